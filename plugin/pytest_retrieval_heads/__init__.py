@@ -1,0 +1,1 @@
+"""The pytest plugin: thin hooks over the library `retrieval_heads`."""

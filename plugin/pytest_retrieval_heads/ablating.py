@@ -1,0 +1,178 @@
+"""Before and after an ablation: heads that fit the model, then accuracy by arm, a table, pictures, expectations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_retrieval_heads.detection import identity_of
+from retrieval_heads.ablation import MODES, NONE, check
+from retrieval_heads.config import Expect, Settings
+from retrieval_heads.controls import QUESTIONS, Control, mean_of, measure
+from retrieval_heads.effect import Effect, effect_of, to_json
+from retrieval_heads.engine.client import Address, Answer, EngineClient
+from retrieval_heads.errors import ConfigError, ResultsError
+from retrieval_heads.haystack import read_text
+from retrieval_heads.results import Record
+from retrieval_heads.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """What an ablate suite came to.
+
+    Args:
+        suite: Its name.
+        effect: Accuracy by arm; `None` when it cannot be told.
+        broken: Expectations that do not hold, a sentence each.
+        controls: By arm, other behaviour under its mask; empty where it was not measured.
+        error: Why there are no figures.
+        path: The file written.
+    """
+
+    suite: str
+    effect: Effect | None
+    broken: Sequence[str]
+    controls: Mapping[str, Control]
+    error: str | None
+    path: Path | None
+
+
+def check_heads(suites: Mapping[str, Mapping[str, Any]], info: Mapping[str, Any]) -> None:
+    """See that the heads which suites name are heads of the engine's model.
+
+    Args:
+        suites: Resolved settings by kind and name.
+        info: What the engine says of itself.
+
+    Raises:
+        ConfigError: A suite's are not, or too few others are left for a control.
+    """
+    layers = {layer["number"]: layer["heads"] for layer in info.get("layers", ())}
+    shape = {number: layers[number] for number in info.get("maskable_layers", ())}
+    for suite, said in suites.items():
+        settings = Settings.model_validate(said)
+        ablate = settings.ablate if settings.kind == "ablate" else None
+        if ablate is not None and isinstance(ablate.heads, list):
+            try:
+                check(ablate.heads, ablate.top, shape)
+            except ConfigError as error:
+                raise ConfigError(f"{suite}: ablate: {error}") from None
+
+
+def finish(
+    suite: str,
+    settings: Settings,
+    records: Sequence[Record],
+    controls: Mapping[str, Control],
+    facts: Mapping[str, Any],
+    folder: RunFolder,
+    suffix: str,
+) -> Ablated:
+    """Compute a suite's figures and write `ablation.json`.
+
+    Args:
+        suite: Its name.
+        settings: Its settings.
+        records: Its records.
+        controls: What `controls` measured.
+        facts: What `run.json` says.
+        folder: The run's folder.
+        suffix: Behind the file's name, when the run has several ablate suites.
+    """
+    assert settings.ablate is not None
+    expected = len(settings.expect.drop_exceeds_random) if settings.expect else 0
+    try:
+        effect = effect_of(records, settings.ablate.until)
+    except ResultsError as error:
+        return Ablated(suite, None, [f"expected figures, and {error}"] * bool(expected), {}, str(error), None)
+    told = to_json(effect, {"suite": suite, **identity_of(facts), "seed": settings.ablate.seed})
+    told["controls"] = {arm: asdict(control) for arm, control in controls.items()}
+    path = folder.write_json(f"ablation{suffix}.json", told)
+    broken = list(_broken(settings.expect, effect)) if settings.expect else []
+    return Ablated(suite, effect, broken, controls, None, path)
+
+
+def controls(address: Address, records: Sequence[Record]) -> dict[str, Control]:
+    """Measure other behaviour under the masks that a suite's records hold.
+
+    Raises:
+        RetrievalHeadsError: The engine refuses or is gone, or the haystack cannot be read.
+    """
+
+    def ask(*arguments: Any, **options: Any) -> Answer:
+        client = EngineClient(address)
+        try:
+            return client.ask(*arguments, **options)
+        finally:
+            client.close()
+
+    masks: dict[str, dict[str, Any] | None] = {}
+    for record in records:
+        if record.recipe is not None:
+            said = {**record.mask.model_dump(mode="json"), "reference": record.recipe.hash} if record.mask else None
+            masks.setdefault(record.arm or NONE, said)
+    sources = [record.recipe.haystack for record in records if record.recipe is not None]
+    return measure(ask, masks, read_text(sources[0])) if sources else {}
+
+
+def draw(ablated: Ablated, records: Sequence[Record], folder: Path, title: str, suffix: str) -> list[Path]:
+    """Draw accuracy by count, and each arm's cells.
+
+    Raises:
+        ResultsError: It cannot be drawn.
+    """
+    from retrieval_heads.plots import ablation_curve, niah_heatmap
+
+    if ablated.effect is None:
+        return []
+    return [
+        *ablation_curve(ablated.effect, folder / f"ablation{suffix}.png", title=title),
+        *niah_heatmap(records, folder / f"ablation_cells{suffix}.png", title=title),
+    ]
+
+
+def table(ablated: Ablated) -> Iterator[str]:
+    """Accuracy by arm with its interval and the drop against the unmasked arm."""
+    effect = ablated.effect
+    if effect is None:
+        yield str(ablated.error)
+        yield from (f"broken: {sentence}" for sentence in ablated.broken)
+        return
+    more = f"{'perplexity':>12}{'closed book':>13}" if ablated.controls else ""
+    yield f"{'arm':>10}{'cells':>7}{'accuracy':>19}{'drop':>20}{more}"
+    for group in effect.groups:
+        line = f"{group.name:>10}{group.cells:>7}{group.accuracy!s:>19}{group.drop or ''!s:>20}"
+        if found := [ablated.controls[arm] for arm in group.masks if arm in ablated.controls]:
+            control = mean_of(found)
+            line += f"{control.perplexity:>12.1f}{control.closed_book:>13.2f}"
+        yield line.rstrip()
+    yield "intervals are 95 %"
+    if ablated.controls:
+        yield f"perplexity is that of the haystack's end; closed book: {len(QUESTIONS)} questions that need no context"
+    for group in effect.groups:
+        if len(group.draws) > 1:
+            least, most = min(group.draws.values()), max(group.draws.values())
+            yield f"{group.name}: {len(group.draws)} draws, accuracy {least:.2f} to {most:.2f}"
+    for count, excess in effect.excess.items():
+        yield f"masking the top {count} costs {excess} more accuracy than masking {count} others of the same layers"
+    if len(effect.groups) > 3:
+        where = f"the top {effect.reached}" if effect.reached else "none of these counts"
+        yield f"accuracy falls to {100 * effect.until:g} % of the unmasked with {where}"
+    yield f"mode {effect.mode}: {MODES.get(effect.mode, effect.mode)}"
+    yield from effect.notes
+    yield from (f"broken: {sentence}" for sentence in ablated.broken)
+
+
+def _broken(expect: Expect, effect: Effect) -> Iterator[str]:
+    for count, least in sorted(expect.drop_exceeds_random.items()):
+        more = effect.excess.get(count)
+        if more is None:
+            yield f"expected the drop of the top {count} and of {count} others, and not both were measured"
+        elif more.value < least:
+            yield (
+                f"expected masking the top {count} to cost {least:g} more accuracy than masking {count} others; "
+                f"it cost {more} more"
+            )

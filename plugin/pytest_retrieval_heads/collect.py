@@ -1,0 +1,146 @@
+"""From a suite file to pytest items, one for each cell, and what an item does with its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest._code.code import ReprExceptionInfo, ReprFileLocation, ReprTracebackNative
+
+from retrieval_heads.engine.client import EngineDied
+from retrieval_heads.errors import RetrievalHeadsError
+from retrieval_heads.results import Record
+from retrieval_heads.suite import Cell, Suite, load_suite
+
+if TYPE_CHECKING:
+    from pytest_retrieval_heads.run import Run
+
+
+class LowScore(Exception):
+    """A cell whose answer did not retrieve the needle."""
+
+
+class CellFailed(Exception):
+    """A cell that could not be asked or scored."""
+
+
+class SuiteFile(pytest.File):
+    """A suite's YAML file; one that the config stands in place of has no items."""
+
+    def __init__(self, *, run: Run, is_replaced: bool, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._run = run
+        self._is_replaced = is_replaced
+
+    def collect(self) -> Iterator[CellItem]:
+        """One item for each cell, in the suite's order.
+
+        Raises:
+            CollectError: The suite cannot be used; one sentence for each mistake.
+        """
+        if self._is_replaced:
+            return
+        try:
+            suite = load_suite(self.path, self._run.config_data, self._run.sets)
+        except RetrievalHeadsError as error:
+            raise self.CollectError(str(error)) from None
+        for cell in suite.cells:
+            name = f"{suite.settings.kind}[{cell.name}]"
+            # The id is given, not derived: pytest 9.2's --lf does not find derived ids with a bracket in them.
+            yield CellItem.from_parent(
+                self, name=name, nodeid=f"{self.nodeid}::{name}", run=self._run, suite=suite, cell=cell
+            )
+
+
+class CellItem(pytest.Item):
+    """One question to the engine."""
+
+    def __init__(self, *, run: Run, suite: Suite, cell: Cell, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._run = run
+        self.suite = suite
+        self.cell = cell
+        self.record: Record | None = None
+        mark = getattr(pytest.mark, suite.settings.kind)
+        depth = int(cell.depth) if cell.depth == int(cell.depth) else cell.depth
+        needle = suite.needles[cell.needle].name
+        arm = {"arm": cell.arm} if cell.arm else {}
+        self.add_marker(mark(length=cell.length, depth=depth, needle=needle, seed=cell.seed, **arm))
+
+    @property
+    def key(self) -> str:
+        """Names this cell to the engine."""
+        return f"{self.suite.name}::{self.cell.id}"
+
+    def runtest(self) -> None:
+        """Wait for the cell's result, score it and judge it.
+
+        Raises:
+            LowScore: The answer did not retrieve the needle.
+            CellFailed: The cell could not be asked or scored.
+            EngineDied: The engine is gone.
+        """
+        self.record = record = self._run.record(self)
+        if record.status == "skipped":
+            pytest.skip(record.reason)
+        if record.status == "error":
+            raise CellFailed(record.reason)
+        self.user_properties.append((record.metric, record.scores[record.metric]))
+        if record.status == "low":
+            if self._run.verdict(self.suite) != "cell":
+                pytest.xfail(record.reason)
+            raise LowScore(record.reason)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """About ten lines on a failed cell, none of them a traceback."""
+        if isinstance(excinfo.value, LowScore) and self.record is not None:
+            return self._told(f"{describe_low(self.record)}\n    engine    {self._run.log}")
+        if isinstance(excinfo.value, CellFailed):
+            return self._told(f"{excinfo.value}\n\n{self._where()}")
+        if isinstance(excinfo.value, EngineDied):
+            return self._told(self._run.obituary(excinfo.value))
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where editors jump to, and the headline of a failure."""
+        return self.path, 0, f"{self.suite.name}::{self.name}"
+
+    def _told(self, text: str) -> ReprExceptionInfo:
+        """A text whose first line is its summary: in pytest's short summary, which CI services show untrimmed, in
+        JUnit XML and with --tb=line. A plain string would stand there whole; this also passes through xdist.
+        """
+        return ReprExceptionInfo(
+            reprtraceback=ReprTracebackNative([f"{text}\n"]),
+            reprcrash=ReprFileLocation(str(self.path), 1, text.partition("\n")[0]),
+        )
+
+    def _where(self) -> str:
+        return f"    suite     {self.suite.path}\n    engine    {self._run.log}"
+
+
+def describe_low(record: Record) -> str:
+    """What a user wants to know of an answer that did not retrieve its needle."""
+    start, end = record.needle_span or (0, 0)
+    place = (
+        f"tokens {start}–{end} of {record.prompt_tokens}, "
+        f"depth {record.achieved_depth:.1f} % (asked {record.document_depth:g} %)"
+    )
+    return "\n".join(
+        [
+            record.reason,
+            "",
+            f"    question  {record.question}",
+            f"    expected  {record.reference}",
+            f"    answer    {_shown(record.text)} ({record.finish_reason} after {len(record.token_ids)} tokens)",
+            f"    score     {record.metric} {record.scores[record.metric]:.3f}, passes above {record.threshold:g}; "
+            f"ROUGE-L {record.rougeL:.3f}, substring {record.scores['substring']:g}",
+            f"    needle    {place}",
+        ]
+    )
+
+
+def _shown(text: str) -> str:
+    shown = " ".join(text.split())
+    return repr(shown if len(shown) <= 300 else f"{shown[:300]}…")

@@ -1,0 +1,425 @@
+"""What one process of a session does for all: launch the engine, write the run's files, tell the user.
+
+That is the plain pytest process, or under xdist the controller, which itself collects and asks nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from pytest_retrieval_heads import ablating, detection, terminal
+from pytest_retrieval_heads.judging import Judge, report_of
+from pytest_retrieval_heads.plan import NO_MODEL, Plan
+from pytest_retrieval_heads.plugin import config_file, verdict_of
+from retrieval_heads import __version__
+from retrieval_heads.config import Settings
+from retrieval_heads.controls import Control
+from retrieval_heads.engine.client import EngineProcess
+from retrieval_heads.engine.stored import StoredAnswers
+from retrieval_heads.errors import ConfigError, EngineError, ResultsError, RetrievalHeadsError
+from retrieval_heads.gates import Verdict, to_json, to_markdown
+from retrieval_heads.results import Record, read_records
+from retrieval_heads.runs import RunFolder, read_facts
+
+_TIME = "%Y-%m-%dT%H:%M:%S%z"
+
+
+class Host:
+    """The session's one engine and one folder, and the hooks that only their owner has."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self._config = config
+        self._settings = settings
+        self._facts: dict[str, Any] = {}
+        self.engine = self._engine()
+        self._plan: Plan | None = None
+        self._folder: RunFolder | None = None
+        self._records: list[Record] = []
+        self._pictures: list[Path] = []
+        self._complaints: list[str] = []
+        self._found: list[detection.Found] = []
+        self._ablated: list[ablating.Ablated] = []
+        self._judge: Judge | None = None
+        self._verdict = Verdict(())
+        self._is_judged = False
+        self._baselines: list[Path] = []
+        self._has_broken_suite = False
+        self._began = self._ready = self._answered = time.monotonic()
+        config.pluginmanager.register(self, "rh-host")
+
+    @property
+    def log(self) -> str:
+        """The engine's log, as a user would type its path."""
+        return self._shown(self._folder.log) if self._folder else "no engine.log yet"
+
+    def obituary(self, reason: str) -> str:
+        """How the engine ended, or what a client heard of it, and its last words."""
+        ended = self.engine.obituary(patience=2)
+        return f"the engine {ended or f'failed: {reason}'}{self.engine.log_tail()}"
+
+    def prepare(self, plan: Plan) -> None:
+        """Make the run's folder, launch the engine and wait until the model is loaded.
+
+        Raises:
+            pytest.exit.Exception: That was not possible; one line, exit status 1, or 4 for a usage error.
+        """
+        if plan.error and not (self._is_rescored and plan.error == NO_MODEL):
+            self._exit(plan.error, pytest.ExitCode.USAGE_ERROR)
+        self._began = time.monotonic()
+        self._plan = plan
+        try:
+            self._judge = Judge.of(plan, self._config)
+            folder = self._open_folder(plan)
+            folder.write_config(plan.resolved())
+        except RetrievalHeadsError as error:
+            self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
+        self._folder = folder
+        if self._is_rescored:
+            # What the cells were asked of stays as it was.
+            self._facts |= {"rescored": time.strftime(_TIME), "arguments": list(self._config.invocation_params.args)}
+            self.engine.launch({}, folder.log)
+            self._say(
+                f"rh: {plan.total} cells of {', '.join(plan.suites)}; scoring the answers of {self._shown(folder.path)}"
+            )
+            return
+        self._facts = {
+            "began": time.strftime(_TIME),
+            "retrieval_heads": __version__,
+            "python": platform.python_version(),
+            "arguments": list(self._config.invocation_params.args),
+            "model": plan.model["model"],
+            "engine_args": {key: value for key, value in plan.told_model.items() if value not in (None, {})},
+            "selected_cells": plan.total,
+        }
+        cells = f"{plan.total} cells of {', '.join(plan.suites)}; " if plan.suites else ""
+        self._say(f"rh: {cells}starting the engine, log {self.log}")
+        earlier = str(folder.results) if folder.earlier else None
+        hello = {"model": plan.model, "traced": plan.traced, "haystacks": plan.haystacks, "earlier": earlier}
+        self.engine.launch(hello, folder.log)
+        try:
+            info = self.engine.wait_ready()
+        except EngineError as error:
+            self._facts |= {"status": "the engine did not start"}
+            self._stop(error)
+        self._ready = self._answered = time.monotonic()
+        starting = self._ready - self._began
+        self._facts |= {"engine_start_seconds": round(starting, 2), **info}
+        folder.write_run({**self._facts, "status": "running"})
+        try:
+            ablating.check_heads(plan.suites, info)
+        except ConfigError as error:
+            self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
+        self._say(
+            f"rh: {info['model']} is ready in {starting:.1f} s ({info['dtype']} on {info['device']}, {info['engine']})"
+        )
+
+    def pytest_report_header(self) -> str | None:
+        """One line, when a config is in play."""
+        path = config_file(self._config)
+        return f"rh: {path}, model {self._settings.model.model or '(named by the suite)'}" if path else None
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker where the engine will listen."""
+        node.workerinput["rh"] = asdict(self.engine.address)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember a suite that could not be read: workers would go on with the others."""
+        self._has_broken_suite |= report.failed
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any) -> None:
+        """The first worker has collected: launch what its plan needs."""
+        plan_file = Path(self.engine.address.path).with_name("plan.json")
+        if self.engine.is_launched or not plan_file.exists():
+            return
+        if self._has_broken_suite and not self._config.option.continue_on_collection_errors:
+            self._exit("a suite cannot be used; nothing was started", pytest.ExitCode.INTERRUPTED)
+        self.prepare(Plan.load(plan_file))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write a cell's record as its report arrives."""
+        if report.when != "call":
+            return
+        found = getattr(report, "rh", None)
+        if found is not None and self._folder is not None:
+            record = Record.model_validate(found)
+            if self._folder.write_record(record):
+                self._records.append(record)
+                self._answered = time.monotonic()
+        if (reason := getattr(report, "rh_died", None)) and hasattr(report, "node"):
+            # From a worker: nothing more can be measured. Raised there it would be an internal error.
+            self._stop(EngineError(self.obituary(reason)))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Once every cell is done: the heads, and what was expected of them, while the exit status can still change."""
+        result = yield
+        self._decide(session)
+        return result
+
+    def _decide(self, session: pytest.Session) -> None:
+        """Heads, gates and baseline; once, whether the loop came to its end or was cut short."""
+        if self._folder is None or self._judge is None or self._is_judged:
+            return
+        self._is_judged = True
+        for suite, settings in self._suites("detect").items():
+            suffix = self._suffix("detect", suite)
+            found = detection.finish(suite, settings, self._of("detect", suite), self._facts, self._path, suffix)
+            self._found.append(found)
+            is_judged = verdict_of(settings, self._config) != "none"
+            session.testsfailed += (found.error is not None) + len(found.broken) * is_judged
+        for suite, settings in self._suites("ablate").items():
+            suffix = self._suffix("ablate", suite)
+            mine, controls = self._of("ablate", suite), self._controls(suite, settings)
+            ablated = ablating.finish(suite, settings, mine, controls, self._facts, self._folder, suffix)
+            self._ablated.append(ablated)
+            is_judged = verdict_of(settings, self._config) != "none"
+            session.testsfailed += len(ablated.broken) * is_judged
+        is_judged = any(verdict_of(settings, self._config) != "none" for settings in self._judge.settings.values())
+        if is_judged and self._records and all(record.status == "skipped" for record in self._records):
+            self._complaints.append("no cell was measured: every one was skipped")
+            session.testsfailed += 1
+        try:
+            self._verdict = self._judge.verdict(self._records, self._found, self._facts)
+        except RetrievalHeadsError as error:
+            self._complaints.append(str(error))
+            session.testsfailed += 1
+        if self._verdict.outcomes:
+            self._folder.write_json("gates.json", to_json(self._verdict))
+            session.testscollected += len(self._verdict.outcomes)  # so that progress ends at 100 %
+            self._report_gates()
+        if name := self._config.getoption("rh_save_baseline"):
+            try:
+                if broken := self._verdict.broken:
+                    raise ResultsError(f"no baseline was saved: {len(broken)} of the gates are broken")
+                self._baselines = self._judge.save(name, self._records, self._found, self._facts)
+            except ResultsError as error:
+                self._complaints.append(str(error))
+                session.testsfailed += 1
+
+    def _controls(self, suite: str, settings: Settings) -> Mapping[str, Control]:
+        """Other behaviour under the suite's masks; nothing where no engine can tell."""
+        is_whole = self._plan is not None and len(self._records) == self._plan.total
+        if self._is_rescored or not is_whole or settings.ablate is None or not settings.ablate.controls:
+            return {}
+        try:
+            return ablating.controls(self.engine.address, self._of("ablate", suite))
+        except RetrievalHeadsError as error:
+            self._complaints.append(f"no controls of {suite}: {error}")
+            return {}
+
+    def _report_gates(self) -> None:
+        """Tell pytest of every gate as of a test: its summary, JUnit XML and --lf know it then."""
+        assert self._plan is not None
+        assert self._judge is not None
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_ensure_prefix("gates ", "")
+        for outcome in self._verdict.outcomes:
+            file = Path(self._plan.files[outcome.suite])
+            root = self._config.rootpath
+            name = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+            verdict = verdict_of(self._judge.settings[outcome.suite], self._config)
+            self._config.hook.pytest_runtest_logreport(report=report_of(outcome, name, verdict))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Close the books, draw what was asked for."""
+        if self._folder is None or self._plan is None:
+            return
+        self._decide(session)
+        counts = {status: sum(record.status == status for record in self._records) for status in terminal.STATUSES}
+        self._facts.setdefault("status", "finished" if len(self._records) == self._plan.total else "cut short")
+        self._facts |= {
+            # From the first submission, which follows the engine's start at once, to the last record written.
+            "answer_seconds": round(self._answered - self._ready, 3),
+            "seconds": round(time.monotonic() - self._began, 2),
+            "cells": counts,
+            **({"reused_cells": self._folder.reused} if self._folder.earlier else {}),
+            "exit_status": int(exitstatus),
+        }
+        self._folder.write_run(self._facts)
+        if self._config.getoption("rh_report"):
+            self._draw(self._folder)
+        self._summarize_for_github()
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The grid of scores and the paths of what was written."""
+        if self._folder is None or self._plan is None or not self._plan.suites:
+            return
+        paths = {"results": self._shown(self._folder.results)}
+        paths |= {path.stem: self._shown(path) for found in self._found for path in found.paths[:1]}
+        paths |= {ablated.path.stem: self._shown(ablated.path) for ablated in self._ablated if ablated.path}
+        paths |= {picture.stem: self._shown(picture) for picture in self._pictures if picture.suffix != ".svg"}
+        if self._verdict.outcomes:
+            paths["gates"] = self._shown(self._path / "gates.json")
+        for path in self._baselines:
+            paths[f"baseline of {path.parents[1].name}"] = self._shown(path)
+        notes = []
+        if self._folder.earlier and not self._is_rescored:
+            notes.append(f"{self._folder.reused} of {len(self._records)} answers are those of the earlier run")
+        if self._folder.is_torn:
+            notes.append("the earlier run's last line was incomplete; its cell was asked again")
+        terminal.summary(
+            terminalreporter,
+            self._records,
+            self._found,
+            self._ablated,
+            self._plan.total,
+            paths,
+            notes,
+            self._complaints,
+            self._verdict,
+        )
+
+    def pytest_unconfigure(self) -> None:
+        """Nothing survives the session."""
+        self.engine.end()
+        if self._folder is not None:
+            self._folder.close()
+
+    def _engine(self) -> EngineProcess:
+        """The engine to come, or the stored answers of the run that is scored again."""
+        is_named = self._config.getoption("rh_run")
+        if is_named and not (self._is_rescored or self._config.getoption("rh_resume")):
+            raise pytest.UsageError("rh: --rh-run names the run for --rh-resume or --rh-rescore: give one of them")
+        if not self._is_rescored:
+            return EngineProcess()
+        run = self._earlier_run(self._settings.output_dir)
+        if run is None:
+            raise pytest.UsageError("rh: --rh-rescore: there is no earlier run here; name one with --rh-run")
+        try:
+            self._facts = dict(read_facts(run))
+            return StoredAnswers(read_records(run / "results.jsonl", torn_last_line=True), self._facts)
+        except RetrievalHeadsError as error:
+            raise pytest.UsageError(f"rh: --rh-rescore: {error}") from None
+
+    @property
+    def _is_rescored(self) -> bool:
+        return bool(self._config.getoption("rh_rescore"))
+
+    def _earlier_run(self, output_dir: str | None) -> Path | None:
+        """The folder of the run to go on with: the one named, the settings' own, or the latest."""
+        base = Path(self._config.invocation_params.dir)
+        named = self._config.getoption("rh_run")
+        run = base / Path(named or output_dir or "reports/latest").expanduser()
+        if named and not run.is_dir():
+            raise pytest.UsageError(f"rh: --rh-run {named}: there is no such folder")
+        return run.resolve() if run.is_dir() else None
+
+    def _open_folder(self, plan: Plan) -> RunFolder:
+        """A new run's folder, or that of the run to go on with.
+
+        Raises:
+            ConfigError: It cannot be written, or holds another suite's run.
+        """
+        if self._is_rescored or self._config.getoption("rh_resume"):
+            if run := self._earlier_run(plan.output_dir):
+                return self._take_up(run, plan)
+            self._say("rh: there is no earlier run to resume; starting one")
+        names = list(dict.fromkeys(suite.partition("/")[2] for suite in plan.suites))
+        return RunFolder.create(plan.output_dir, Path(self._config.invocation_params.dir), names)
+
+    def _take_up(self, run: Path, plan: Plan) -> RunFolder:
+        folder = RunFolder(run, resumed=True)
+        stored = {record.suite_id for record in folder.earlier.values()}
+        if stored and not stored & plan.suites.keys():
+            folder.close()
+            raise ConfigError(
+                f"{self._shown(run)} is a run of {', '.join(sorted(stored))}, not of {', '.join(plan.suites)}; "
+                "name the one you mean with --rh-run"
+            )
+        return folder
+
+    def _summarize_for_github(self) -> None:
+        """Append grid and gates to the page that GitHub shows for a job."""
+        path = os.environ.get("GITHUB_STEP_SUMMARY")
+        if not path or not self._records:
+            return
+        try:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(to_markdown(self._verdict, self._records))
+        except OSError as error:
+            self._complaints.append(f"GITHUB_STEP_SUMMARY {path}: cannot be written ({error.strerror})")
+
+    def _draw(self, folder: RunFolder) -> None:
+        from retrieval_heads.pictures import draw_run
+        from retrieval_heads.report import StoredRun, read_ablations
+
+        drawn = draw_run(
+            StoredRun(
+                name=folder.path.name,
+                records=self._records,
+                facts=self._facts,
+                heads={found.suite: found.detection.table(found.suite) for found in self._found if found.detection},
+                ablations=read_ablations(folder.path) if self._ablated else (),
+                gates=to_json(self._verdict) if self._verdict.outcomes else {},
+                config=(folder.path / "config.yaml").read_text(encoding="utf-8"),
+                baseline=self._judge.baseline_records() if self._judge else (),
+            ),
+            folder.path,
+        )
+        self._pictures += drawn.paths
+        self._complaints += drawn.complaints
+        model = Path(str(self._facts["model"])).name
+        for ablated in self._ablated:
+            try:
+                title, suffix = f"{model} · {ablated.suite}", self._suffix("ablate", ablated.suite)
+                records = self._of("ablate", ablated.suite)
+                self._pictures += ablating.draw(ablated, records, folder.path, title, suffix)
+            except RetrievalHeadsError as error:
+                self._complaints.append(f"no picture of {ablated.suite}: {error}")
+
+    def _suites(self, kind: str) -> dict[str, Settings]:
+        """The settings of every suite of a kind that has a record, by name."""
+        with_records = {record.suite_id for record in self._records}
+        return {
+            suite.partition("/")[2]: settings
+            for suite, settings in (self._judge.settings if self._judge else {}).items()
+            if suite in with_records and settings.kind == kind
+        }
+
+    def _suffix(self, kind: str, suite: str) -> str:
+        """Tells the files of several suites of a kind apart."""
+        return f"-{suite}" if len(self._suites(kind)) > 1 else ""
+
+    def _of(self, kind: str, suite: str) -> list[Record]:
+        return [record for record in self._records if (record.kind, record.suite) == (kind, suite)]
+
+    @property
+    def _path(self) -> Path:
+        assert self._folder is not None
+        return self._folder.path
+
+    def _stop(self, error: Exception) -> NoReturn:
+        """End the session with one line and exit status 1, the log's last lines above it."""
+        first, *more = str(error).splitlines()
+        for line in more:
+            self._say(line)
+        self._exit(first, pytest.ExitCode.TESTS_FAILED)
+
+    def _exit(self, line: str, status: pytest.ExitCode) -> NoReturn:
+        """End the session; the engine first, so that no worker goes on waiting for it."""
+        self.engine.end()
+        pytest.exit(f"rh: {line}", returncode=status)
+
+    def _say(self, line: str) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+    def _shown(self, path: Path) -> str:
+        base = Path(self._config.invocation_params.dir)
+        return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)

@@ -1,0 +1,214 @@
+"""What a run as a whole must reach: its suites' gates, and a baseline. Read before anything is started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_retrieval_heads.detection import Found
+from pytest_retrieval_heads.plan import Plan
+from retrieval_heads.config import METRICS, Settings
+from retrieval_heads.errors import ConfigError, ResultsError
+from retrieval_heads.gates import (
+    META_KEYS,
+    PASS_RATE,
+    Baseline,
+    HeadMeans,
+    Outcome,
+    Tolerance,
+    Verdict,
+    agreement,
+    check,
+    compare,
+    load_baseline,
+    parse_gate,
+    parse_max_drop,
+    save_baseline,
+)
+from retrieval_heads.gates.expression import nearest
+from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
+from retrieval_heads.results import Record
+
+_COMPARABLE = (*METRICS, PASS_RATE, "rougeL")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The gates of a plan's suites.
+
+    Args:
+        settings: Each suite's settings, by kind and name.
+        plan: Which cells are selected, and where the suites lie.
+        baselines: What each suite is compared with; empty without a baseline.
+        max_drop: How far a number may fall below its baseline.
+        allow_new: Whether a cell that the baseline lacks is no break.
+    """
+
+    settings: Mapping[str, Settings]
+    plan: Plan
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    max_drop: Mapping[str, Tolerance] = field(default_factory=dict)
+    allow_new: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan, config: pytest.Config) -> Judge:
+        """What options and suites demand.
+
+        Raises:
+            ConfigError: An option cannot be used.
+            ResultsError: A baseline cannot be read.
+        """
+        base = Path(config.invocation_params.dir)
+        named, max_drop = config.getoption("rh_baseline"), config.getoption("rh_max_drop")
+        if not named and (max_drop or config.getoption("rh_allow_new")):
+            raise ConfigError("--rh-max-drop and --rh-allow-new compare with a baseline: give --rh-baseline too")
+        if (saved := config.getoption("rh_save_baseline")) and not re.fullmatch(r"\w[\w.-]*", saved):
+            raise ConfigError(f"--rh-save-baseline {saved}: a name of letters, digits, '.', '-' and '_' is expected")
+        tolerances = parse_max_drop(max_drop or DEFAULT_MAX_DROP)
+        if unknown := [name for name in tolerances if name and name not in _COMPARABLE]:
+            raise ConfigError(f"--rh-max-drop: {unknown[0]!r} cannot be compared; {nearest(unknown[0], _COMPARABLE)}")
+        compared = {suite: _baseline_file(named, base, Path(file)) for suite, file in plan.files.items() if named}
+        # Each file once: suites of a folder share one, and all of them a run.
+        loaded = {file: load_baseline(file) for file in dict.fromkeys(compared.values())}
+        judge = cls(
+            settings={suite: Settings.model_validate(settings) for suite, settings in plan.suites.items()},
+            plan=plan,
+            baselines={suite: loaded[file] for suite, file in compared.items()},
+            max_drop=tolerances,
+            allow_new=config.getoption("rh_allow_new"),
+        )
+        for suite, settings in judge.settings.items():
+            is_gated = named or settings.gates or settings.kind == "ablate"
+            if (config.getoption("rh_verdict") or settings.verdict) == "gates" and not is_gated:
+                raise ConfigError(f"{suite}: the verdict is gates, but there are none and no --rh-baseline is given")
+        return judge
+
+    def verdict(self, records: Sequence[Record], found: Sequence[Found], facts: Mapping[str, Any]) -> Verdict:
+        """Judge a finished run.
+
+        Args:
+            records: All of it.
+            found: What its detect suites came to.
+            facts: What `run.json` says.
+
+        Raises:
+            ConfigError: A tolerance names a number that cannot be compared.
+        """
+        verdict = Verdict(())
+        heads = {each.suite: _means(each) for each in found}
+        for suite in self.settings:
+            mine = [record for record in records if record.suite_id == suite]
+            kind, _, name = suite.partition("/")
+            verdict += self._of_suite(suite, mine, heads.get(name) if kind == "detect" else None, facts)
+        return verdict
+
+    def _of_suite(
+        self, suite: str, records: Sequence[Record], heads: HeadMeans | None, facts: Mapping[str, Any]
+    ) -> Verdict:
+        settings, selected, baseline = self.settings[suite], self.plan.cells[suite], self.baselines.get(suite)
+        before = baseline.heads.get(suite.partition("/")[2]) if baseline else None
+        verdict = check(
+            [parse_gate(gate) for gate in settings.gates],
+            records,
+            selected,
+            allow_skipped=settings.allow_skipped,
+            suite=suite,
+            heads=heads,
+            baseline_heads=before,
+        )
+        if baseline is None:
+            return verdict
+        verdict += compare(
+            records,
+            baseline,
+            max_drop=self.max_drop,
+            meta=meta_of(facts),
+            selected=selected,
+            allow_new=self.allow_new,
+            allow_skipped=settings.allow_skipped,
+            suite=suite,
+        )
+        return verdict + Verdict((), notes=tuple(agreement(suite, heads, before)))
+
+    def baseline_records(self) -> list[Record]:
+        """What the run is compared with; each record once, whichever suites share its file."""
+        found = {
+            (record.suite_id, record.cell): record
+            for baseline in self.baselines.values()
+            for record in baseline.records
+        }
+        return list(found.values())
+
+    def save(
+        self, name: str, records: Sequence[Record], found: Sequence[Found], facts: Mapping[str, Any]
+    ) -> list[Path]:
+        """Store the run as a baseline: a file beside the suites of each folder.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ResultsError: A selected cell has no result, nothing was measured, or a file cannot be written.
+        """
+        has = {(record.suite_id, record.cell) for record in records}
+        missing = sum((suite, cell) not in has for suite, cells in self.plan.cells.items() for cell in cells)
+        if missing:
+            raise ResultsError(f"no baseline was saved: {missing} of {self.plan.total} selected cells have no result")
+        written = []
+        for folder in dict.fromkeys(Path(file).parent for file in self.plan.files.values()):
+            mine = {suite for suite, file in self.plan.files.items() if Path(file).parent == folder}
+            means = {each.suite: means for each in found if f"detect/{each.suite}" in mine and (means := _means(each))}
+            path = folder / "baselines" / f"{name}.jsonl"
+            save_baseline([record for record in records if record.suite_id in mine], meta_of(facts), path, means)
+            written.append(path)
+        return written
+
+
+def meta_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What measured a run, by the keys that comparisons look at."""
+    return {key: str(facts[key]) for key in META_KEYS if facts.get(key) is not None}
+
+
+def report_of(outcome: Outcome, file: str, verdict: str) -> pytest.TestReport:
+    """A gate as a test of its own, so that every tool that reads reports sees it.
+
+    Args:
+        outcome: The gate, judged.
+        file: The suite's file, as in its items' ids.
+        verdict: What decides the exit code; under `none` a broken gate is an xfail.
+    """
+    name, told = f"gate[{outcome.gate}]", replace(outcome, suite="").line()
+    report = pytest.TestReport(
+        nodeid=f"{file}::{name}",
+        location=(file, 0, f"{outcome.suite}::{name}"),
+        keywords={},
+        outcome="passed" if outcome.passed else "skipped" if verdict == "none" else "failed",
+        longrepr=None if outcome.passed else told,
+        when="call",
+        user_properties=[("measured", outcome.measured), ("limit", outcome.limit)],
+    )
+    if report.skipped:
+        report.wasxfail = told
+    return report
+
+
+def _means(found: Found) -> HeadMeans | None:
+    if found.detection is None:
+        return None
+    return {name: estimate.mean for name, estimate in found.detection.estimates.items()}
+
+
+def _baseline_file(named: str, base: Path, suite: Path) -> Path:
+    """A file or run folder where there is one of that path, else the baseline of that name beside the suite."""
+    given = base / Path(named).expanduser()
+    stored = suite.parent / "baselines" / f"{named}.jsonl"
+    if given.exists():
+        return given
+    if stored.exists():
+        return stored
+    raise ResultsError(f"--rh-baseline {named}: there is neither {given} nor {stored}")

@@ -1,0 +1,135 @@
+"""What a session is about to ask: made from its selected items, handed as plain JSON to whoever launches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_retrieval_heads.collect import CellItem
+from retrieval_heads.config import Settings
+from retrieval_heads.files import write_whole
+from retrieval_heads.suite import Suite
+
+NO_MODEL = "no model is named; give --rh-config FILE with `model: {model: NAME}`, or --rh-set model.model=NAME"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The engine that a session needs and the cells that it will ask.
+
+    Args:
+        model: The `model` section, the same for every suite.
+        suites: Each suite's resolved settings, by kind and name: `niah/demo`.
+        files: Each suite's file.
+        haystacks: Their sources.
+        cells: Each suite's selected cells, by `Cell.id`.
+        traced: Whether heads are scored or masked, which takes an engine that nnsight instruments.
+        output_dir: The folder that the settings name.
+        error: Why the session cannot run, in one sentence.
+    """
+
+    model: dict[str, Any]
+    suites: dict[str, dict[str, Any]]
+    files: dict[str, str]
+    haystacks: list[str]
+    cells: dict[str, list[str]]
+    traced: bool
+    output_dir: str | None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, items: Iterable[pytest.Item], settings: Settings) -> Plan | None:
+        """The plan of a session's selected items; `None` when none of them needs the engine."""
+        items = list(items)
+        suites = selected_suites(items)
+        if not suites and not any("rh_engine" in getattr(item, "fixturenames", ()) for item in items):
+            return None
+        return cls.for_all(suites, items, settings)
+
+    @classmethod
+    def for_all(cls, suites: Sequence[Suite], items: Sequence[pytest.Item], settings: Settings) -> Plan:
+        """The plan of suites and their selected items; of none, for an engine that is only asked."""
+        asked = {suite.id: suite.settings for suite in suites}
+        every = [*asked.values()] or [settings]
+        first = every[0]
+        error = None
+        if len(asked) < len(suites):
+            error = "two suites of a kind have the same name: " + ", ".join(str(suite.path) for suite in suites)
+        elif any(other.model != first.model for other in every):
+            error = f"the suites {', '.join(asked)} name different models; one run has one engine"
+        elif any(other.output_dir != first.output_dir for other in every):
+            error = f"the suites {', '.join(asked)} name different output_dirs; one run has one folder"
+        elif first.model.model is None:
+            error = NO_MODEL
+        else:
+            error = next((f"{suite.id}: {broken}" for suite in suites if (broken := _unfound(suite, suites))), None)
+        return cls(
+            model=first.model.model_dump(),
+            suites={suite.id: suite.resolved() for suite in suites},
+            files={suite.id: str(suite.path) for suite in suites},
+            haystacks=sorted({suite.source for suite in suites if not suite.settings.from_results}),
+            cells={suite.id: [item.cell.id for item in cells_of(suite, items)] for suite in suites},
+            traced=any(one.kind in ("detect", "ablate") for one in asked.values()),
+            output_dir=first.output_dir,
+            error=error,
+        )
+
+    @property
+    def total(self) -> int:
+        """How many cells are selected."""
+        return sum(map(len, self.cells.values()))
+
+    def save(self, path: Path) -> None:
+        """Write the plan whole or not at all; every worker writes the same."""
+        write_whole(path, json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a saved plan."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    @property
+    def told_model(self) -> dict[str, Any]:
+        """The `model` section as files of the run say it."""
+        return _told(self.model)
+
+    def resolved(self) -> Mapping[str, Any]:
+        """What `config.yaml` says: one suite's settings, or each suite's by name."""
+        suites = {name: {**settings, "model": _told(settings["model"])} for name, settings in self.suites.items()}
+        if len(suites) == 1:
+            return next(iter(suites.values()))
+        return {"suites": suites} if suites else {"model": self.told_model}
+
+
+def _told(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A `model` section without a hub's token, which belongs into no file."""
+    return {key: value for key, value in model.items() if key != "hf_token"}
+
+
+def awaited(suite: Suite) -> str | None:
+    """The suite whose heads a suite masks: `detect/NAME`."""
+    return suite.settings.ablate.awaited if suite.settings.kind == "ablate" and suite.settings.ablate else None
+
+
+def _unfound(suite: Suite, suites: Sequence[Suite]) -> str | None:
+    """What is wrong when the heads that a suite masks are to be found by one that does not run."""
+    name = awaited(suite)
+    if name is None or name in {other.id for other in suites}:
+        return None
+    return f"the heads of {name} are to be masked, and no cell of that suite is selected; select it too, or name a file"
+
+
+def cells_of(suite: Suite, items: Iterable[pytest.Item]) -> list[CellItem]:
+    """A suite's selected items."""
+    return [item for item in items if isinstance(item, CellItem) and item.suite is suite]
+
+
+def selected_suites(items: Iterable[pytest.Item]) -> list[Suite]:
+    """The suites of the selected items, in order."""
+    found = {id(item.suite): item.suite for item in items if isinstance(item, CellItem)}
+    return list(found.values())

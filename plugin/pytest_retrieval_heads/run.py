@@ -1,0 +1,221 @@
+"""What every process that collects does: read suites, submit the selected cells, ask, score and judge.
+
+That is the plain pytest process, and under xdist each worker: equal clients of the one engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Generator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_retrieval_heads.collect import CellItem, SuiteFile
+from pytest_retrieval_heads.host import Host
+from pytest_retrieval_heads.plan import NO_MODEL, Plan, awaited, cells_of, selected_suites
+from pytest_retrieval_heads.plugin import config_file, verdict_of
+from retrieval_heads.ablation import NONE
+from retrieval_heads.config import Settings, is_whole_suite, overlay, overrides, read_settings, resolve
+from retrieval_heads.engine.client import Address, EngineClient, EngineDied
+from retrieval_heads.errors import EngineError, RetrievalHeadsError
+from retrieval_heads.kinds import kind_of
+from retrieval_heads.results import Record, dump_record
+from retrieval_heads.scoring import load_rouge, score_answer
+from retrieval_heads.suite import Suite
+
+RUN: pytest.StashKey[Run] = pytest.StashKey()
+
+
+class Run:
+    """This session's run, and its hooks."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        path = config_file(config)
+        self._config_path = Path(path).absolute() if path else None
+        self.config_data = read_settings(self._config_path) if self._config_path else {}
+        self.sets = overrides(config.getoption("rh_set"))
+        self.host: Host | None = None
+        if hasattr(config, "workerinput"):
+            address = Address(**config.workerinput["rh"])
+        else:
+            self.host = Host(config, self.settings)
+            address = self.host.engine.address
+        self._plan_file = Path(address.path).with_name("plan.json")
+        self.client = EngineClient(address)
+        if is_whole_suite(self.config_data):
+            self._collect_config()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of config and overrides, without any suite's."""
+        return resolve(overlay(self.config_data, self.sets), str(self._config_path or "--rh-set"))
+
+    @property
+    def log(self) -> str:
+        """Where the engine writes, for failure texts."""
+        return self.host.log if self.host else "engine.log in the run's folder"
+
+    def collect_file(self, parent: pytest.Collector, path: Path) -> SuiteFile:
+        """A suite file's collector; a config that holds a haystack stands in place of the suites of its kind."""
+        kind = self.config_data.get("kind", "niah")
+        is_replaced = is_whole_suite(self.config_data) and path != self._config_path and kind_of(path) == kind
+        collector: SuiteFile = SuiteFile.from_parent(parent, path=path, run=self, is_replaced=is_replaced)
+        return collector
+
+    def engine(self) -> EngineClient:
+        """The shared engine, for whoever asks it; started now if no selected test's arguments told that it is needed.
+
+        Raises:
+            EngineError: It was not started, and a worker cannot start it.
+        """
+        if self.host is None and not self._plan_file.exists():
+            by_name = "no engine was started for this session; under xdist a test names rh_engine in its arguments"
+            raise EngineError(by_name if self.settings.model.model else NO_MODEL)
+        if self.host is not None and not self.host.engine.is_launched:
+            self.host.prepare(Plan.for_all([], [], self.settings))
+        return self.client
+
+    def verdict(self, suite: Suite) -> str:
+        """What fails a run: `--rh-verdict`, else the suite's own, else its gates where it has some, else each cell."""
+        return verdict_of(suite.settings, self._config)
+
+    def record(self, item: CellItem) -> Record:
+        """Wait for a cell's result and score it.
+
+        Raises:
+            EngineDied: The engine is gone; no further cell is tried.
+        """
+        try:
+            result = self.client.result(item.key)
+        except EngineDied as error:
+            # One failed cell, then one line; under xdist this ends the worker's loop, and the controller says it.
+            item.session.shouldfail = f"rh: {self.obituary(error).splitlines()[0]}"
+            raise
+        except RetrievalHeadsError as error:
+            result = {"status": "error", "reason": str(error)}
+        return _record(item, result)
+
+    def obituary(self, error: EngineDied) -> str:
+        """How the engine ended, and where to read on."""
+        return self.host.obituary(str(error)) if self.host else f"{error}; see {self.log}"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """A worker leaves its plan to the controller, before xdist tells it that collection is done."""
+        if self.host is None and (plan := Plan.of(session.items, self.settings)):
+            plan.save(self._plan_file)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Start the engine and hand it every selected cell; outside of any item's time."""
+        stopped = session.testsfailed and not session.config.option.continue_on_collection_errors
+        if session.items and not stopped and not session.config.option.collectonly:
+            suites = selected_suites(session.items)
+            if suites:
+                # While the engine starts, nobody waits for these imports; later they would take its cores from it.
+                threading.Thread(target=load_rouge).start()
+            if self.host and (plan := Plan.of(session.items, self.settings)):
+                self.host.prepare(plan)
+            try:
+                for suite in suites:
+                    self._submit(suite, session.items)
+            except EngineDied as error:
+                session.shouldfail = f"rh: {error}"
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Put the record on the report, as plain builtins: it crosses from worker to controller."""
+        report = yield
+        if isinstance(item, CellItem) and call.when == "call":
+            died = str(call.excinfo.value) if call.excinfo and isinstance(call.excinfo.value, EngineDied) else None
+            record = json.loads(dump_record(item.record)) if item.record else None
+            vars(report).update(rh=record, rh_died=died)
+        return report
+
+    def pytest_unconfigure(self) -> None:
+        """Hang up."""
+        self.client.close()
+
+    def _submit(self, suite: Suite, items: list[pytest.Item]) -> None:
+        mine = cells_of(suite, items)
+        question = suite.question()
+        if name := awaited(suite):
+            found_by = [item.key for item in items if isinstance(item, CellItem) and item.suite.id == name]
+            question["ablate"]["awaits"] = found_by
+        self.client.submit(question, ({**asdict(item.cell), "key": item.key} for item in mine))
+
+    def _collect_config(self) -> None:
+        """Have pytest collect the config file itself, alone where no other path was asked for."""
+        path = str(self._config_path)
+        args = self._config.args
+        if any(os.path.abspath(arg.partition("::")[0]) == path for arg in args):  # noqa: PTH100 - as pytest does
+            return
+        if self._config.args_source is not pytest.Config.ArgsSource.ARGS:
+            args.clear()
+        args.append(path)
+
+
+def _record(item: CellItem, result: dict[str, Any]) -> Record:
+    suite, cell = item.suite, item.cell
+    if cell.stored is not None:
+        return _stored_record(item, cell.stored, result)
+    needle, scoring = suite.needles[cell.needle], suite.settings.scoring
+    fields: dict[str, Any] = {
+        "kind": suite.settings.kind,
+        "suite": suite.name,
+        "cell": cell.id,
+        "context_length": cell.length,
+        "document_depth": cell.depth,
+        "needle": needle.needle,
+        "needle_name": needle.name,
+        "answer_span": needle.answer_span,
+        "question": needle.question,
+        "reference": needle.reference,
+        "seed": cell.seed,
+        "arm": "" if cell.arm == NONE else cell.arm,
+        "metric": scoring.metric,
+        "threshold": scoring.threshold,
+        **{key: value for key, value in result.items() if key != "answer"},
+        **result.get("answer", {}),
+    }
+    if result["status"] == "done":
+        fields |= _judged(fields)
+    return Record.model_validate(fields)
+
+
+def _stored_record(item: CellItem, stored: Mapping[str, Any], result: Mapping[str, Any]) -> Record:
+    """A stored answer keeps its scores; new are the heads'."""
+    fields = {**stored, "kind": "detect", "suite": item.suite.name, "cell": item.cell.id}
+    fields |= {"prompt": None, "heads": None, "replay": None}
+    if result["status"] == "done":
+        fields |= {key: value for key, value in result.items() if key not in ("status", "answer", "request")}
+    else:
+        fields |= {"status": result["status"], "reason": result["reason"]}
+    return Record.model_validate(fields)
+
+
+def _judged(fields: dict[str, Any]) -> dict[str, Any]:
+    """Scores and status of an answer."""
+    try:
+        scores = score_answer(fields["text"], fields["reference"], fields["question"])
+    except RetrievalHeadsError as error:
+        return {"status": "error", "reason": str(error)}
+    metric, threshold = fields["metric"], fields["threshold"]
+    passed = scores[metric] > threshold
+    low = f"{metric} {scores[metric]:.3f} is not above {threshold:g}: the answer does not hold the needle"
+    return {
+        "scores": scores,
+        "rougeL": scores["rougeL_f"],
+        "passed": passed,
+        "status": "pass" if passed else "low",
+        "reason": "" if passed else low,
+    }

@@ -1,0 +1,156 @@
+"""What a user reads in the terminal: the grid of scores, and where everything was written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from pytest_retrieval_heads import ablating, detection
+from retrieval_heads.gates import Verdict
+from retrieval_heads.gates import lines as gate_lines
+from retrieval_heads.results import Record, finite_mean
+
+STATUSES = ("pass", "low", "skipped", "error")
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def summary(
+    reporter: pytest.TerminalReporter,
+    records: Sequence[Record],
+    detections: Sequence[detection.Found],
+    ablations: Sequence[ablating.Ablated],
+    selected: int,
+    paths: Mapping[str, str],
+    notes: Sequence[str],
+    complaints: Sequence[str],
+    verdict: Verdict,
+) -> None:
+    """Write the section that ends a run.
+
+    Args:
+        reporter: pytest's own.
+        records: Every record of the run.
+        detections: What its detect suites came to.
+        ablations: What its ablate suites came to.
+        selected: How many cells were selected, with or without a record.
+        paths: What was written, by a short name.
+        notes: What is worth knowing of the run, a sentence each.
+        complaints: What could not be made, a sentence each.
+        verdict: The gates.
+    """
+    width = reporter._tw.fullwidth
+    for suite_id in dict.fromkeys(record.suite_id for record in records):
+        mine = [record for record in records if record.suite_id == suite_id]
+        kind, _, suite = suite_id.partition("/")
+        found = next((found for found in detections if kind == "detect" and found.suite == suite), None)
+        ablated = next((ablated for ablated in ablations if kind == "ablate" and ablated.suite == suite), None)
+        if found is not None:
+            heading, lines = "retrieval heads", [*detection.table(found), *totals(mine)]
+        elif ablated is not None:
+            heading, lines = "ablation", [*ablating.table(ablated), *totals(mine)]
+        else:
+            heading, lines = "needle in a haystack", [*grid(mine, width), *totals(mine)]
+        reporter.section(f"{heading}: {suite}", "-")
+        for line in lines:
+            reporter.write_line(line, red=line.startswith("broken"))
+    if missing := selected - len(records):
+        reporter.write_line(f"{missing} of {selected} selected cells have no result", yellow=True)
+    for note in notes:
+        reporter.write_line(note)
+    if verdict.outcomes:
+        reporter.section("gates", "-")
+        for line in gate_lines(verdict, width):
+            reporter.write_line(line, red=line.startswith("FAIL"), yellow=line.startswith("WARN"))
+    for complaint in complaints:
+        reporter.write_line(complaint, yellow=True)
+    longest = max(map(len, paths), default=0)
+    for name, path in paths.items():
+        reporter.write_line(f"{name:<{longest}}  {path}")
+
+
+def totals(records: Sequence[Record]) -> list[str]:
+    """How many cells ended how, and the mean score; skipped cells are named."""
+    counts = {status: sum(record.status == status for record in records) for status in STATUSES}
+    named = {"pass": "retrieved", "low": "below the threshold", "skipped": "skipped", "error": "in error"}
+    told = ", ".join(f"{counts[status]} {named[status]}" for status in STATUSES if counts[status])
+    measured = [record for record in records if record.scores]
+    lines = [f"{len(records)} {'cell' if len(records) == 1 else 'cells'}: {told}"]
+    if measured:
+        metric = measured[0].metric
+        mean = finite_mean([record.scores[metric] for record in measured])
+        lines[0] += f"; mean {metric} {mean:.3f}"
+    reasons: dict[str, list[Record]] = {}
+    for record in records:
+        if record.status == "skipped":
+            reasons.setdefault(record.reason, []).append(record)
+    for reason, skipped in reasons.items():
+        depths = ", ".join(f"{depth:g}" for depth in sorted({record.document_depth for record in skipped}))
+        lines.append(f"skipped: length {skipped[0].context_length} at depths {depths}: {reason}")
+    return lines
+
+
+def grid(records: Sequence[Record], width: int) -> list[str]:
+    """Lengths down, depths across, the passing metric's mean in each cell.
+
+    Args:
+        records: Of one suite; needles and seeds are averaged.
+        width: Columns of the terminal. Numbers get shorter, then become bars, so that the grid fits.
+
+    Returns:
+        Lines. `-` is a skipped cell, `!` one in error, blank one without a result.
+    """
+    lengths = sorted({record.context_length for record in records})
+    depths = sorted({record.document_depth for record in records})
+    cells: dict[tuple[int, float], list[Record]] = {}
+    for record in records:
+        cells.setdefault((record.context_length, record.document_depth), []).append(record)
+    room = (width - 16) // max(1, len(depths))
+    heads = [f"{depth:g}" for depth in depths]
+    if room >= max(5, max(map(len, heads)) + 1):
+        column, show = min(room, 8), _digits
+    elif room >= max(4, max(map(len, heads)) + 1):
+        column, show = room, _percent
+    else:
+        column, show, heads = 1, _bar, []
+    top = "".join(f"{head:>{column}}" for head in heads)
+    if not heads:
+        top = f"  depth {depths[0]:g} to {depths[-1]:g} %"
+    lines = [f"{'tokens':>8}{top}{'mean':>8}" if heads else f"{'tokens':>8}{top}"]
+    if heads:
+        lines.insert(0, f"{'':8}{'depth %':>{column * len(heads)}}")
+    for length in lengths:
+        row = [cells.get((length, depth), []) for depth in depths]
+        shown = "".join(f"{show(cell):>{column}}" for cell in row)
+        mean = finite_mean([value for cell in row for value in _values(cell)])
+        lines.append(f"{length:>8}{' ' * (column == 1)}{shown}{'' if math.isnan(mean) else f'{mean:8.2f}'}")
+    return lines
+
+
+def _values(cell: Sequence[Record]) -> list[float]:
+    return [record.scores[record.metric] for record in cell if record.scores]
+
+
+def _sign(cell: Sequence[Record]) -> str:
+    """A cell without a score."""
+    if not cell:
+        return ""
+    return "!" if any(record.status == "error" for record in cell) else "-"
+
+
+def _digits(cell: Sequence[Record]) -> str:
+    values = _values(cell)
+    return f"{finite_mean(values):.2f}" if values else _sign(cell)
+
+
+def _percent(cell: Sequence[Record]) -> str:
+    values = _values(cell)
+    return f"{100 * finite_mean(values):.0f}" if values else _sign(cell)
+
+
+def _bar(cell: Sequence[Record]) -> str:
+    values = _values(cell)
+    if not values:
+        return _sign(cell) or " "
+    return _BARS[min(len(_BARS) - 1, int(finite_mean(values) * len(_BARS)))]

@@ -1,0 +1,1 @@
+"""The subcommands of `retrieval-heads`, a module each."""

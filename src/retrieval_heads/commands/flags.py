@@ -1,0 +1,91 @@
+"""Any setting as a flag: `--model.max-model-len 16384` is `--rh-set model.max_model_len=16384`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from retrieval_heads.errors import ConfigError
+
+_LISTS = ("sweep.context_lengths", "sweep.document_depths", "sweep.seeds")
+
+
+def split_settings(arguments: Sequence[str], options: type[Any]) -> tuple[list[str], list[str]]:
+    """Tell a command's own options from flags that set settings.
+
+    Args:
+        arguments: The command line.
+        options: The dataclass of the command's options.
+
+    Returns:
+        The options with whatever stands before the first setting, and the settings, each with the values behind it.
+    """
+    names = [field.name.replace("_", "-") for field in fields(options)]
+    known = {"--help", *(f"--{name}" for name in names), *(f"--no-{name}" for name in names)}
+    own: list[str] = []
+    settings: list[str] = []
+    target = own
+    for argument in arguments:
+        if argument.startswith("--"):
+            target = own if argument.partition("=")[0] in known else settings
+        elif argument == "-h":
+            target = own
+        target.append(argument)
+    return own, settings
+
+
+def assignments(flags: Sequence[str]) -> list[str]:
+    """Flags that no option claimed, as assignments for `--rh-set`.
+
+    `--section.key VALUE` and `--section.key=VALUE` set a key, several values make a list, no value is true, and
+    `--section.no-key` is false. Dashes in a key mean underscores.
+
+    Raises:
+        ConfigError: A value stands without a flag.
+    """
+    made = []
+    for key, values in _pairs(flags):
+        section, _, name = key.rpartition(".")
+        if not values and name.startswith("no_"):
+            made.append(f"{section}{'.' if section else ''}{name.removeprefix('no_')}=false")
+        else:
+            made.append(f"{key}={_written(key, values)}")
+    return made
+
+
+def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    key, values = "", list[str]()
+    for flag in flags:
+        if flag.startswith("--"):
+            if key:
+                yield key, values
+            name, found, value = flag[2:].partition("=")
+            key, values = name.replace("-", "_"), [value] if found else []
+        elif not key:
+            raise ConfigError(f"{flag!r} is neither a suite nor an option; a setting is written --section.key VALUE")
+        else:
+            values.append(flag)
+    if key:
+        yield key, values
+
+
+def _written(key: str, values: Sequence[str]) -> str:
+    if not values:
+        return "true"
+    texts = [_scalar(value) for value in values]
+    is_list = len(texts) > 1 or (key in _LISTS and not texts[0].lstrip().startswith(("[", "{")))
+    return f"[{', '.join(texts)}]" if is_list else texts[0]
+
+
+def _scalar(value: str) -> str:
+    """The value as YAML; a text that YAML would take for more than it says is quoted."""
+    try:
+        read: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        read = {}
+    is_meant = not isinstance(read, dict | list) or value.lstrip().startswith(("{", "["))
+    return value if is_meant and read is not None and "\n" not in value else json.dumps(value, ensure_ascii=False)

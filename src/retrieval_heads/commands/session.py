@@ -1,0 +1,122 @@
+"""`retrieval-heads niah`, `detect` and `ablate`: the pytest session that a user would type."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import tyro
+
+from retrieval_heads.commands.flags import assignments, split_settings
+from retrieval_heads.config import is_whole_suite, read_settings
+from retrieval_heads.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a session of one kind of suite is told; every further `--section.key VALUE` overrides a setting."""
+
+    suites: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Suite files or folders; `suites/KIND` where neither they nor the config say what to ask."""
+    config: Path | None = None
+    """YAML config: the model under test, and what overrides the suites."""
+    report: bool = True
+    """Draw the pictures and report.html."""
+    verdict: Literal["cell", "gates", "none"] | None = None
+    """What fails the run; a config that says itself what to ask fails by errors alone, suites as in pytest."""
+    baseline: str | None = None
+    """Compare with an earlier run's folder, a results file or a saved baseline."""
+    resume: bool = False
+    """Go on with the latest run: what it has answered is not asked again."""
+
+
+@dataclass(frozen=True)
+class Niah(Session):
+    """Ask for needles in haystacks, as `pytest suites/niah --rh-config FILE` does.
+
+    Any setting is a flag, and what follows a lone -- goes to pytest.
+
+    Example: retrieval-heads niah --config configs/qwen.yaml --model.max-model-len 16384 --output-dir ./results
+    """
+
+
+@dataclass(frozen=True)
+class Detect(Session):
+    """Score every attention head on whether it copies the needle, as `pytest suites/detect --rh-config FILE` does.
+
+    Any setting is a flag, and what follows a lone -- goes to pytest.
+
+    Example: retrieval-heads detect --config configs/qwen.yaml --sweep.context-lengths 1024 4096
+    """
+
+
+@dataclass(frozen=True)
+class Ablate(Session):
+    """Mask heads and ask again, as `pytest suites/ablate --rh-config FILE` does; detect suites may stand beside.
+
+    Any setting is a flag, and what follows a lone -- goes to pytest.
+
+    Example: retrieval-heads ablate suites/detect/demo.yaml suites/ablate/demo.yaml --config configs/smollm2.yaml
+    """
+
+
+KINDS: dict[str, type[Session]] = {"niah": Niah, "detect": Detect, "ablate": Ablate}
+
+
+def run_session(kind: str, arguments: Sequence[str], program: str) -> NoReturn:
+    """Become the pytest session that the arguments ask for.
+
+    Args:
+        kind: `niah`, `detect` or `ablate`.
+        arguments: The command line behind the subcommand.
+        program: What it was called as, for `--help`.
+
+    Raises:
+        ConfigError: There is nothing to ask, or an argument cannot be used.
+    """
+    command = [sys.executable, "-m", "pytest", *pytest_arguments(kind, arguments, program)]
+    sys.stdout.flush()
+    # In place of this process: an interrupt, the exit status and the terminal are pytest's own.
+    os.execv(sys.executable, command)
+
+
+def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[str]:
+    """What pytest is to be called with.
+
+    Raises:
+        ConfigError: There is nothing to ask, or an argument cannot be used.
+    """
+    arguments = list(arguments)
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    ours, passed_on = arguments[:at], arguments[at + 1 :]
+    own, settings = split_settings(ours, KINDS[kind])
+    session = tyro.cli(KINDS[kind], prog=program, args=own)
+    data = read_settings(session.config) if session.config else {}
+    is_suite = is_whole_suite(data)
+    if is_suite and (own := data.get("kind", "niah")) != kind:
+        raise ConfigError(f"{session.config} is a config of kind {own}; call retrieval-heads {own}")
+    suites = list(session.suites)
+    if not suites and not is_suite:
+        suites = [f"suites/{kind}"]
+        if not Path(suites[0]).is_dir():
+            raise ConfigError(
+                f"nothing to ask: name a suite, or a config that holds a haystack (there is no folder {suites[0]})"
+            )
+    # An ablation may take its heads from a detect suite of the same run.
+    made = [*suites, "-m", "ablate or detect" if kind == "ablate" else kind]
+    if session.config:
+        made += ["--rh-config", str(session.config)]
+    for assignment in assignments(settings):
+        made += ["--rh-set", assignment]
+    verdict = session.verdict
+    if verdict is None and is_suite and not session.baseline and not {"verdict", "gates"} & data.keys():
+        verdict = "none"  # a config of the predecessor's kind is a measurement, no test
+    made += ["--rh-report"] if session.report else []
+    made += ["--rh-verdict", verdict] if verdict else []
+    made += ["--rh-baseline", session.baseline] if session.baseline else []
+    made += ["--rh-resume"] if session.resume else []
+    return made + passed_on

@@ -1,0 +1,109 @@
+"""`retrieval-heads validate`: what a run would ask and cost, and whether its prompts are sound."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from retrieval_heads.commands.flags import assignments, split_settings
+from retrieval_heads.config import is_whole_suite, overrides, read_settings
+from retrieval_heads.errors import ConfigError, RetrievalHeadsError
+from retrieval_heads.kinds import KINDS, is_suite
+from retrieval_heads.planning import earlier_run, plan_suite
+from retrieval_heads.soundness import Check, check_prompts
+from retrieval_heads.suite import Suite, load_suite
+
+
+@dataclass(frozen=True)
+class Validate:
+    """Check suites and a config and print the plan, without starting an engine; exit status 1 where something is wrong.
+
+    Any setting is a flag, as in `niah` and `detect`.
+
+    Example: retrieval-heads validate suites/niah --config configs/qwen.yaml --model.max-model-len 16384
+    """
+
+    suites: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Suite files or folders; `suites` where neither they nor the config say what to ask."""
+    config: Path | None = None
+    """YAML config: the model under test, and what overrides the suites."""
+
+
+def validate(arguments: Sequence[str], program: str) -> None:
+    """Print the plan of the suites that the arguments name.
+
+    Args:
+        arguments: The command line behind the subcommand.
+        program: What it was called as, for `--help`.
+
+    Raises:
+        ConfigError: There is nothing to check, or a suite or config cannot be used.
+    """
+    own, settings = split_settings(arguments, Validate)
+    asked = tyro.cli(Validate, prog=program, args=own)
+    found = False
+    for suite in _suites(asked, overrides(assignments(settings))):
+        found = _show(suite) or found
+    if found:
+        sys.exit(1)
+
+
+def _suites(asked: Validate, sets: Mapping[str, Any]) -> list[Suite]:
+    config = read_settings(asked.config) if asked.config else {}
+    named = list(asked.suites)
+    if not named and asked.config and is_whole_suite(config):
+        return [load_suite(asked.config, config, sets)]
+    named = named or [Path("suites")]
+    files = []
+    for path in named:
+        if not path.exists():
+            raise ConfigError(f"{path}: no such suite or folder; name a suite, or a config that holds a haystack")
+        inside = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+        files += [file for file in inside if file == path or is_suite(file)]
+    if not files:
+        raise ConfigError(f"{', '.join(map(str, named))}: no suite of kind {', '.join(KINDS)} there")
+    return [load_suite(file, config, sets) for file in files]
+
+
+def _show(suite: Suite) -> bool:
+    """Print one suite's plan; whether something is wrong with it."""
+    print(f"{suite.id}  ({suite.path})")
+    model = suite.settings.model.model_dump()
+    checks: list[Check] = []
+    for name, text in _grid(suite):
+        _line(name, text)
+    if model["model"] is None or suite.settings.from_results:
+        _line("model", model["model"] or "not named: give --config FILE for tokens, memory and checks")
+        return False
+    try:
+        from retrieval_heads.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(model)
+        earlier = earlier_run(Path("reports"), model["model"])
+        plan = plan_suite(suite, tokenizer, earlier)
+        for name, text in plan.lines(earlier):
+            _line(name, text)
+        checks = list(check_prompts(suite, tokenizer))
+    except RetrievalHeadsError as error:
+        checks.append(Check("prompts", str(error), is_wrong=True))
+    for check in checks:
+        _line(check.name, f"{'WRONG: ' if check.is_wrong else ''}{check.told}")
+    return any(check.is_wrong for check in checks)
+
+
+def _grid(suite: Suite) -> Iterator[tuple[str, str]]:
+    lengths = sorted({cell.length for cell in suite.cells})
+    depths = {cell.depth for cell in suite.cells}
+    parts = [f"{len(lengths)} lengths from {lengths[0]:,} to {lengths[-1]:,} tokens", f"{len(depths)} depths"]
+    for count, noun in ((len(suite.needles), "needles"), (len({cell.seed for cell in suite.cells}), "seeds")):
+        parts += [f"{count} {noun}"] if count > 1 else []
+    yield "cells", f"{len(suite.cells):,}: {' × '.join(parts)}"
+
+
+def _line(name: str, text: str) -> None:
+    print(f"  {name:<15}{text}")

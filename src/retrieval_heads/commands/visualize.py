@@ -1,0 +1,168 @@
+"""`retrieval-heads visualize`: pictures and report from stored files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from retrieval_heads.errors import ResultsError
+from retrieval_heads.gates import load_baseline
+from retrieval_heads.heads import HeadTable, overlap
+from retrieval_heads.pictures import draw_heads
+from retrieval_heads.report import StoredRun, load_run, write_report
+from retrieval_heads.results import Record
+
+_TOP = 10
+
+
+@dataclass(frozen=True)
+class VisualizeNiah:
+    """Draw heatmap, profiles and report of NIAH results; several runs are overlaid, two are compared cell by cell.
+
+    Example: retrieval-heads visualize niah --results reports/main/results.jsonl reports/latest/results.jsonl
+    """
+
+    results: tuple[Path, ...]
+    """One or more results.jsonl (the predecessor's as well) or run folders."""
+    output: Path = Path("heatmap.png")
+    """The heatmap; .png and .svg are both written, and everything else beside it."""
+    title: str = ""
+    """Heading, such as the model's name."""
+    metric: str | None = None
+    """The score to draw; left out, the one that decides whether a cell passed."""
+    baseline: Path | None = None
+    """An earlier run, its results or a saved baseline, for the report to compare with."""
+
+    def run(self) -> None:
+        """Draw, and print what was written."""
+        from retrieval_heads.plots import difference_map, niah_heatmap, profiles
+
+        runs = _named([(path, load_run(path)) for path in self.results])
+        records = {name: _cells(run, name) for name, run in runs.items()}
+        folder, written = self.output.parent, list[Path]()
+        for name, each in records.items():
+            target = self.output if len(runs) == 1 else _beside(self.output, name)
+            written += niah_heatmap(each, target, metric=self.metric, title=self.title or _title(runs[name], name))
+        overlaid = next(iter(records.values())) if len(records) == 1 else records
+        written += profiles(overlaid, folder / "profiles.png", metric=self.metric, title=self.title)
+        if len(runs) == 2:
+            first, second = records
+            written += difference_map(
+                records[first],
+                records[second],
+                folder / "difference.png",
+                metric=self.metric,
+                title=self.title,
+                names=(first, second),
+            )
+        *earlier, last = runs.values()
+        if len(runs) <= 2:
+            before = load_baseline(self.baseline).records if self.baseline else earlier[0].records if earlier else ()
+            written.append(write_report(replace(last, baseline=before), folder / "report.html"))
+        _tell(written)
+
+
+@dataclass(frozen=True)
+class VisualizeDetect:
+    """Draw head heatmaps and score distributions, with a report of one run; several are compared by their best heads.
+
+    Example: retrieval-heads visualize detect --results reports/latest/detected-agg.json
+    """
+
+    results: tuple[Path, ...]
+    """One or more heads.json, detected.json, detected-agg.json (the predecessor's as well) or run folders."""
+    output: Path = Path("detect_heatmap.png")
+    """The heatmap; .png and .svg are both written, and everything else beside it."""
+    title: str = ""
+    """Heading, such as the model's name."""
+
+    def run(self) -> None:
+        """Draw, and print what was written."""
+        runs = _named([(path, load_run(path)) for path in self.results])
+        tables = {
+            name if len(run.heads) == 1 else f"{name}-{suite}": table
+            for name, run in runs.items()
+            for suite, table in run.heads.items()
+        }
+        if not tables:
+            raise ResultsError(f"{', '.join(map(str, self.results))}: no file of heads there")
+        folder, written = self.output.parent, list[Path]()
+        for name, table in tables.items():
+            title = self.title or str(table.facts.get("model") or name)
+            suffix = "" if len(tables) == 1 else f"-{name}"
+            written += draw_heads(table, self.output, title, suffix)
+        if len(runs) == 1:
+            written.append(write_report(next(iter(runs.values())), folder / "report.html"))
+        for (first, one), (second, other) in combinations(tables.items(), 2):
+            shared = overlap(_best(one), _best(other))
+            print(f"{first} and {second}: {100 * shared:.0f} % of the top {_TOP} heads in common")
+        _tell(written)
+
+
+@dataclass(frozen=True)
+class Visualize:
+    """Draw pictures and report.html from stored results: `visualize niah` or `visualize detect`.
+
+    Example: retrieval-heads visualize niah --results reports/latest/results.jsonl
+    """
+
+
+def visualize(arguments: Sequence[str], program: str) -> None:
+    """Draw what the arguments name.
+
+    Args:
+        arguments: The command line behind `visualize`.
+        program: What it was called as, for `--help`.
+
+    Raises:
+        ResultsError: A file cannot be read, or a picture not be drawn.
+    """
+    kinds: dict[str, Any] = {"niah": VisualizeNiah, "detect": VisualizeDetect}
+    tyro.extras.subcommand_cli_from_dict(kinds, prog=program, args=list(arguments), description=Visualize.__doc__).run()
+
+
+def _named(runs: Sequence[tuple[Path, StoredRun]]) -> dict[str, StoredRun]:
+    """Each run by a short name of its own: its folder's, its file's where several lie in one, else with a number."""
+    folders = [(path.resolve() if path.is_dir() else path.resolve().parent) for path, _ in runs]
+    by_file = len(set(folders)) < len(runs)
+    named: dict[str, StoredRun] = {}
+    for (path, run), folder in zip(runs, folders, strict=True):
+        name = path.stem if by_file and not path.is_dir() else folder.name
+        number, made = 1, name
+        while made in named:
+            number += 1
+            made = f"{name}-{number}"
+        named[made] = run
+    return named
+
+
+def _cells(run: StoredRun, name: str) -> Sequence[Record]:
+    """The records of needles that were asked for; those behind heads where there is nothing else."""
+    niah = [record for record in run.records if record.kind == "niah"]
+    if not run.records:
+        raise ResultsError(f"{name}: no results.jsonl there")
+    return niah or run.records
+
+
+def _title(run: StoredRun, name: str) -> str:
+    return Path(str(run.facts.get("model") or name)).name
+
+
+def _best(table: HeadTable) -> list[tuple[int, int]]:
+    score = "copy" if "copy" in table.estimates else next(iter(table.estimates))
+    return [(table.layers[row].number, head) for row, head in table.ranked(score)[:_TOP]]
+
+
+def _beside(output: Path, name: str) -> Path:
+    return output.with_name(f"{output.stem}-{name}{output.suffix}")
+
+
+def _tell(written: Sequence[Path]) -> None:
+    for path in written:
+        if path.suffix != ".svg":
+            print(f"wrote {path}")

@@ -1,0 +1,1 @@
+"""The engine process, what talks to it, and what crosses between them."""

@@ -1,0 +1,256 @@
+"""From a submitted cell to a request, and from its answer to the cell's result."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from retrieval_heads.config import Needle, Prompt
+from retrieval_heads.engine.vllm import Finished
+from retrieval_heads.errors import ConfigError, EngineError, PromptError
+from retrieval_heads.haystack import Haystack, read_text
+from retrieval_heads.heads import SCORES
+from retrieval_heads.prompt import BuiltPrompt, Frame, PromptBuilder, Tokenizer
+from retrieval_heads.results import Record
+
+REFERENCE_TOKENS = 4096
+REFERENCE_PIECE = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """A cell's prompt, ready to be sent.
+
+    Args:
+        ids: The prompt's token ids.
+        sampling: vLLM's sampling parameters.
+        facts: What the cell's result says of the prompt.
+        mask: The heads that have no say in the answer, as `retrieval_heads.ablation.as_mask` makes them.
+    """
+
+    ids: list[int]
+    sampling: dict[str, Any]
+    facts: dict[str, Any]
+    mask: dict[str, Any] | None = None
+
+    def rows(self, answer: list[int]) -> dict[str, Any]:
+        """What a probe needs to know: the fields of `retrieval_heads.tracing.probe.Rows`."""
+        start, end = self.facts["needle_span"]
+        return {
+            "prompt_tokens": len(self.ids),
+            "answer": answer,
+            "needle_span": [start, end],
+            "needle": self.ids[start:end],
+            "question_span": list(self.facts["question_span"]),
+        }
+
+
+class CellSkipped(Exception):
+    """A cell that cannot be asked of this model, which is no failure of the model."""
+
+
+class CellBuilder:
+    """Builds the requests of one engine's cells; each haystack is tokenized once.
+
+    Args:
+        tokenizer: The tested model's.
+        model: The `model` section of the settings.
+        identity: What tells this engine's answers from another's: model, revision, dtype, engine version.
+        max_model_len: Tokens that prompt and answer may take together.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, model: Mapping[str, Any], identity: Mapping[str, Any], max_model_len: int
+    ) -> None:
+        self._prompts = PromptBuilder(
+            tokenizer, _template_text(model.get("chat_template")), model.get("chat_template_kwargs") or {}
+        )
+        self._identity = identity
+        self._max_model_len = max_model_len
+        self._haystack = lru_cache(maxsize=4)(self._read_haystack)
+        self._frame = lru_cache(maxsize=256)(self._make_frame)
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        """What builds the prompts."""
+        return self._prompts
+
+    def tokenize(self, sources: Iterable[str]) -> None:
+        """Read and tokenize haystacks that will be asked for, before anybody waits for a cell.
+
+        One that cannot be read is passed over here: each of its cells will say so.
+        """
+        for source in sources:
+            with contextlib.suppress(PromptError):
+                self._haystack(source)
+
+    def request(
+        self, question: Mapping[str, Any], cell: Mapping[str, Any], mask: dict[str, Any] | None = None
+    ) -> Request:
+        """Build a cell's prompt.
+
+        Args:
+            question: `Suite.question()` of the cell's suite.
+            cell: The fields of a `Cell`.
+            mask: The heads that its arm masks.
+
+        Raises:
+            CellSkipped: Prompt and answer do not fit the model.
+            PromptError: The cell has no room for its needle, or the template refuses the wording.
+        """
+        needle = Needle.model_validate(question["needles"][cell["needle"]])
+        sampling = {key: value for key, value in question["generation"].items() if value is not None}
+        sampling.setdefault("max_tokens", 4 * len(self._prompts.needle_tokens(needle)[0]))
+        length, limit = int(cell["length"]), self._max_model_len
+        if length + sampling["max_tokens"] > limit:
+            raise CellSkipped(
+                f"{length} prompt tokens and {sampling['max_tokens']} answer tokens do not fit max_model_len {limit}"
+            )
+        haystack = self._haystack(question["source"])
+        frame = self._frame(Prompt.model_validate(question["prompt"]).model_dump_json(), needle.question)
+        prompt = self._prompts.build(
+            haystack, frame, needle, length, cell["depth"], seed=cell["seed"], boundary=question["boundary"]
+        )
+        if mask is not None and mask["mode"] == "mean":
+            mask = {**mask, "reference": haystack.hash}
+        return Request(prompt.ids, sampling, self._facts(prompt, haystack, frame, sampling, mask), mask)
+
+    def reference(self, source: str) -> tuple[str, list[list[int]]]:
+        """The text whose mean stands in for a masked head's output: its name, and the haystack's first tokens in
+        pieces.
+        """
+        haystack = self._haystack(source)
+        ids, size = haystack.tokens.ids[:REFERENCE_TOKENS], min(REFERENCE_PIECE, self._max_model_len - 1)
+        return haystack.hash, [list(ids[start : start + size]) for start in range(0, len(ids), size)]
+
+    def stored(self, record: Record) -> Request:
+        """The request whose answer a record holds, rebuilt from its recipe, or as the predecessor tells it.
+
+        Raises:
+            PromptError: The prompt that comes out is not the one that was sent, or holds no needle.
+        """
+        if record.recipe is None:
+            return self._predecessors(record)
+        haystack = self._haystack(record.recipe.haystack)
+        wording = Prompt.model_validate({"messages": record.recipe.wording})
+        frame = self._frame(wording.model_dump_json(), record.question)
+        needle = Needle(needle=record.needle, question=record.question, answer_span=record.answer_span)
+        prompt = self._prompts.rebuild(haystack, frame, needle, record.context_length, record.recipe)
+        return Request(prompt.ids, {}, self._facts(prompt, haystack, frame, {}))
+
+    def _predecessors(self, record: Record) -> Request:
+        """Its records hold the prompt's text; its needle is where that text says so."""
+        if record.prompt is None:
+            raise PromptError("the record holds neither a recipe nor a prompt")
+        said = record.needle.strip()
+        found = record.prompt.count(said) if said else 0
+        if found != 1:
+            raise PromptError(f"the stored prompt holds the needle {found} times; once is needed")
+        tokens = self._prompts.text(record.prompt)
+        start = record.prompt.index(said)
+        span = tokens.span(start, start + len(said))
+        facts = {
+            "prompt_tokens": len(tokens.ids),
+            "needle_span": span,
+            "question_span": (0, 0),  # its records do not hold the question: `query` is not measured
+        }
+        return Request(list(tokens.ids), {}, facts)
+
+    def ask(self, prompt: Any, *, chat: bool) -> list[int]:
+        """Token ids of a free question: a user's message or messages, or with `chat` off the text itself.
+
+        Raises:
+            PromptError: The chat template refuses the messages.
+        """
+        if not chat:
+            return self._prompts.encode_start(str(prompt))
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        return self._prompts.encode_start(self._prompts.render(messages))
+
+    def _facts(
+        self,
+        prompt: BuiltPrompt,
+        haystack: Haystack,
+        frame: Frame,
+        sampling: Mapping[str, Any],
+        mask: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        sent = json.dumps([prompt.hash, sampling, self._identity, *([mask] if mask else [])], sort_keys=True)
+        return {
+            "request": hashlib.sha256(sent.encode()).hexdigest(),
+            **({"mask": mask} if mask else {}),
+            "prompt_tokens": len(prompt.ids),
+            "achieved_depth": round(prompt.achieved_depth, 4),
+            "needle_span": prompt.needle_span,
+            "question_span": prompt.question_span,
+            "around": prompt.context.around,
+            "recipe": {
+                "haystack": haystack.source,
+                "hash": haystack.hash,
+                "tokens": len(haystack.tokens.ids),
+                "offset": prompt.context.offset,
+                "insertion": prompt.context.insertion,
+                "repeats": prompt.context.repeats,
+                "wording": frame.wording,
+                "template_hash": frame.hash,
+                "prompt_hash": prompt.hash,
+            },
+        }
+
+    def _read_haystack(self, source: str) -> Haystack:
+        try:
+            return Haystack.of(source, read_text(source), self._prompts.tokenize)
+        except ConfigError as error:
+            raise PromptError(f"haystack: {error}") from None
+
+    def _make_frame(self, prompt: str, question: str) -> Frame:
+        return self._prompts.frame(Prompt.model_validate_json(prompt), question)
+
+
+def answer_of(finished: Finished) -> dict[str, Any]:
+    """A finished request's answer, without the request's name."""
+    told = ("text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens", "seconds")
+    answer = {name: getattr(finished, name) for name in told}
+    return answer if finished.prompt_logprob is None else {**answer, "prompt_logprob": finished.prompt_logprob}
+
+
+def scores_of(finished: Finished, request: Request, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a finished replay says of a cell: `heads` and `replay`.
+
+    Raises:
+        EngineError: The probe failed, or a layer's queries or keys hold NaN.
+    """
+    if finished.error is not None or finished.head_scores is None:
+        raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
+    scores = dict(zip(SCORES, finished.head_scores.tolist(), strict=True))
+    for layer, heads in enumerate(scores["mass"]):
+        if broken := [head for head, value in enumerate(heads) if not math.isfinite(value)]:
+            where = f"{layers[layer]['path']}, head {', '.join(map(str, broken))}"
+            raise EngineError(f"the heads were not scored: NaN in the queries or keys of {where}")
+    if request.facts["question_span"][0] == request.facts["question_span"][1]:
+        del scores["query"]
+    return {
+        "heads": {name: [[round(value, 8) for value in heads] for heads in rows] for name, rows in scores.items()},
+        "replay": {
+            "cached_tokens": finished.cached_tokens,
+            "computed_tokens": finished.prompt_tokens - finished.cached_tokens,
+            "seconds": finished.seconds,
+        },
+    }
+
+
+def _template_text(template: str | None) -> str | None:
+    """A chat template's text, from a file or as it stands."""
+    if template is None or "{" in template:
+        return template
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except OSError as error:
+        raise EngineError(f"model.chat_template: {template!r} cannot be read ({error.strerror})") from None

@@ -1,0 +1,277 @@
+"""What pytest talks to: launching the engine process, and asking it.
+
+Imports neither torch nor vllm. The process that launches the engine holds a pipe to it; the engine ends when that
+pipe closes, so that no kill of the launcher, however hard, leaves it behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retrieval_heads.engine.messages import Message, receive, send
+from retrieval_heads.errors import EngineError
+
+_LOG_LINES = 12
+
+
+class EngineDied(EngineError):
+    """The engine process is gone, or can do no more."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an engine listens, and the key that it asks for; plain builtins, so that it crosses to workers."""
+
+    path: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to one prompt.
+
+    Args:
+        text: The answer.
+        token_ids: Its ids, the end-of-sequence token included when it was produced.
+        finish_reason: `stop` or `length`.
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: How many of those the prefix cache gave.
+        seconds: From the first work on the request to its last token.
+        prompt_logprob: Mean log probability of the prompt's tokens, where `prompt_logprobs=0` asked for it.
+    """
+
+    text: str
+    token_ids: list[int] = field(repr=False)
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+    prompt_logprob: float | None = None
+
+
+class EngineClient:
+    """A connection to the engine; one per process, one question at a time."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._connection: socket.socket | None = None
+        self._is_gone = False
+
+    def connect(self, *, patience: float = 60.0) -> None:
+        """Connect, waiting for the engine's socket to appear.
+
+        Args:
+            patience: Seconds to wait.
+
+        Raises:
+            EngineDied: Nothing listens there.
+        """
+        if self._connection is not None:
+            return
+        if self._is_gone:
+            raise EngineDied("the engine process is gone")
+        give_up = time.monotonic() + patience
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(self._address.path)
+                send(connection, {"key": self._address.key})
+            except OSError as error:
+                connection.close()
+                if time.monotonic() > give_up or not Path(self._address.path).parent.exists():
+                    raise EngineDied(f"nothing listens for the engine ({error.strerror})") from None
+                time.sleep(0.05)
+            else:
+                self._connection = connection
+                return
+
+    def wait_ready(self) -> Mapping[str, Any]:
+        """Wait until the model is loaded; what the engine says of itself (model, dtype, device, versions).
+
+        Raises:
+            EngineError: It could not be loaded.
+        """
+        info: Mapping[str, Any] = self._call({"do": "ready"})["info"]
+        return info
+
+    def submit(self, question: Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> None:
+        """Hand cells to the engine; cells that it knows already are left as they are.
+
+        Raises:
+            EngineError: A cell of that key is known with other contents.
+        """
+        self._call({"do": "submit", "question": question, "cells": list(cells)})
+
+    def result(self, key: str) -> Message:
+        """Wait for the result of a submitted cell."""
+        found: Message = self._call({"do": "result", "key": key})["result"]
+        return found
+
+    def ask(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int = 64,
+        chat: bool = True,
+        mask: Mapping[str, Any] | None = None,
+        **sampling: Any,
+    ) -> Answer:
+        """Ask the shared engine anything.
+
+        Args:
+            prompt: A user's message, or a list of messages with `role` and `content`.
+            max_tokens: The answer's budget.
+            chat: Put the prompt into the model's chat template; `False` sends the text as it is.
+            mask: Heads that have no say in it, such as `{"mode": "zero", "heads": [[18, 7]]}`; in a session with a
+                suite of kind detect or ablate, whose engine can mask.
+            **sampling: More of vLLM's `SamplingParams`; greedy where nothing is said.
+
+        Raises:
+            EngineError: The engine refused the prompt or a sampling parameter.
+        """
+        message = {"do": "ask", "prompt": prompt, "chat": chat, "mask": mask}
+        sampling = {"temperature": 0.0, **sampling, "max_tokens": max_tokens}
+        return Answer(**self._call({**message, "sampling": sampling})["answer"])
+
+    def counters(self) -> Mapping[str, Any]:
+        """How much the engine has done: `submitted`, `finished`, `steps`, and its `process`."""
+        return self._call({"do": "counters"})
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _call(self, message: Message) -> Message:
+        self.connect()
+        assert self._connection is not None
+        try:
+            send(self._connection, message)
+            reply = receive(self._connection)
+        except OSError:
+            reply = None
+        except BaseException:
+            self.close()  # an interrupt between question and reply leaves the connection out of step
+            raise
+        if reply is None:
+            self.close()
+            self._is_gone = True  # nobody will listen there again: the next question need not wait for it
+            raise EngineDied("the engine process is gone")
+        if "error" in reply:
+            raise (EngineDied if reply.get("is_fatal") else EngineError)(reply["error"])
+        return reply
+
+
+class EngineProcess:
+    """Launches one engine process and ends it.
+
+    The socket lies in a private folder of its own with a short name: UNIX socket paths hold 108 bytes at most.
+    """
+
+    server = "retrieval_heads.engine.server"
+    """The module that the process runs."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="rh-"))
+        self.address = Address(str(self._folder / "engine.sock"), secrets.token_hex(16))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: Path | None = None
+        self._is_ended = False
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether the process was started, dead or alive."""
+        return self._process is not None
+
+    def launch(self, settings: Mapping[str, Any], log: Path) -> None:
+        """Start the process; returns at once, before the model is loaded.
+
+        Args:
+            settings: What to load: `model` as in the settings, `traced` for a run that scores heads, `haystacks`, the
+                sources that cells will name, and `earlier`, results of an earlier run whose answers are used again.
+            log: Where everything goes that the engine prints.
+        """
+        self._log = log
+        hello = {**settings, "socket": self.address.path, "key": self.address.key}
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self.server],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches pytest, which then ends the engine in order.
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        # A process that died at once is reported when somebody connects.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(hello).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def wait_ready(self) -> Mapping[str, Any]:
+        """Wait until the model is loaded.
+
+        Raises:
+            EngineError: It was not, with the last lines of the log.
+        """
+        client = EngineClient(self.address)
+        try:
+            while not Path(self.address.path).exists() and self.obituary() is None:
+                time.sleep(0.02)
+            client.connect(patience=1.0)
+            return client.wait_ready()
+        except EngineDied:
+            raise EngineError(f"the engine did not start: {self.obituary(patience=5)}{self.log_tail()}") from None
+        except EngineError as error:
+            raise EngineError(f"the engine did not start: {error}{self.log_tail()}") from None
+        finally:
+            client.close()
+
+    def obituary(self, *, patience: float = 0) -> str | None:
+        """How the process ended; `None` while it runs.
+
+        Args:
+            patience: Seconds to wait for its end: a process hangs up before it is gone.
+        """
+        if self._process is None:
+            return "it was never launched"
+        try:
+            code = self._process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            return None
+        return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+
+    def log_tail(self) -> str:
+        """The log's last lines, indented, below a line that names the log."""
+        if self._log is None:
+            return ""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        shown = [line[:160] for line in lines if line.strip()][-_LOG_LINES:]
+        return "".join(f"\n    {line}" for line in [f"last lines of {self._log}:", *shown]) if shown else ""
+
+    def end(self) -> None:
+        """End the process and everything it started. Nothing in it is worth waiting for."""
+        if self._process is not None and not self._is_ended:
+            self._is_ended = True  # its process id may be another's from here on
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,173 @@
+"""The engine's side of the engine process: what happens to a job from its prompt to its result.
+
+A cell is asked and answered, unless an earlier run did so and its answer is to be used again. A cell of a detect
+suite is then replayed at once, ahead of everything that waits, and its heads scored. A stored answer is replayed
+alone. A cell of an ablation waits until the heads that it masks are known.
+"""
+
+from __future__ import annotations
+
+import queue
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from retrieval_heads.ablation import NONE
+from retrieval_heads.engine.cells import CellBuilder, CellSkipped, Request, answer_of, scores_of
+from retrieval_heads.engine.masks import Masks
+from retrieval_heads.engine.messages import Message
+from retrieval_heads.engine.server import Server
+from retrieval_heads.engine.stored import result_of
+from retrieval_heads.engine.vllm import Finished
+from retrieval_heads.errors import EngineError, RetrievalHeadsError
+from retrieval_heads.results import Record
+
+Then = Callable[[Finished], None]
+
+_REPLAY = "replay "
+
+
+@dataclass
+class Loop:
+    """Keeps the engine fed from the server's queue and hands results back.
+
+    Args:
+        server: Where jobs come from and results go.
+        engine: A `retrieval_heads.engine.vllm.Engine`.
+        builder: Builds cells' prompts, a bounded number ahead of the engine.
+        earlier: Records of an earlier run, by the name of their cell: one whose request is the same is not asked again.
+    """
+
+    server: Server
+    engine: Any
+    builder: CellBuilder
+    earlier: Mapping[str, Record] = field(default_factory=dict)
+    in_flight: dict[str, Then] = field(default_factory=dict)
+    """What to do as each request finishes."""
+    held: dict[str, list[str]] = field(default_factory=dict)
+    """Masked cells by suite, while what they mask is not known."""
+    released: deque[str] = field(default_factory=deque)
+    """Those of them that can start now."""
+    references: dict[str, int] = field(default_factory=dict)
+    """By haystack, how many pieces of the reference of a mask of mode `mean` are yet to be measured."""
+
+    def __post_init__(self) -> None:
+        self.masks = Masks(self.server, self.engine)
+
+    def run(self) -> None:
+        """Step for ever."""
+        ahead = 2 * self.engine.max_requests
+        while True:
+            while len(self.in_flight) < ahead:
+                try:
+                    key = self._next()
+                except queue.Empty:
+                    break
+                self._guarded(key, self._start, key)
+            if not self.in_flight:
+                continue
+            for finished in self.engine.step():
+                then, key = self.in_flight.pop(finished.id), finished.id.removeprefix(_REPLAY)
+                if key in self.server.jobs:
+                    self._guarded(key, then, finished)
+                else:  # a reference, which many jobs need
+                    then(finished)
+            self.server.steps += 1
+
+    def _next(self) -> str:
+        """The next job to start; waits for one only when there is nothing else to do.
+
+        Raises:
+            queue.Empty: There is none now.
+        """
+        for suite, keys in list(self.held.items()):
+            if self._can_mask(self.server.jobs[keys[0]].ask["question"]):
+                self.released.extend(self.held.pop(suite))
+        return self.released.popleft() if self.released else self.server.waiting.get(block=not self.in_flight)
+
+    def _guarded(self, key: str, action: Callable[[Any], None], argument: Any) -> None:
+        """Do what may go wrong for one job alone: it is told, and the others go on."""
+        try:
+            action(argument)
+        except CellSkipped as reason:
+            self.server.finish(key, {"status": "skipped", "reason": str(reason)})
+        except RetrievalHeadsError as error:
+            self.server.finish(key, {"status": "error", "reason": str(error)})
+        except Exception as error:  # a mistake of ours or of a user's prompt; the log says where
+            traceback.print_exc()
+            self.server.finish(key, {"status": "error", "reason": f"{type(error).__name__}: {error}"})
+
+    def _start(self, key: str) -> None:
+        job = self.server.jobs[key].ask
+        if job["do"] == "ask":
+            request = Request(self.builder.ask(job["prompt"], chat=job["chat"]), job["sampling"], {}, job["mask"])
+            self._send(key, request, partial(self._answered, key, request))
+        elif (stored := job["cell"].get("stored")) is not None:
+            record = Record.model_validate(stored)
+            self._replay(key, self.builder.stored(record), {"token_ids": record.token_ids})
+        else:
+            self._start_cell(key, job["question"], job["cell"])
+
+    def _start_cell(self, key: str, question: Message, cell: Message) -> None:
+        mask = None
+        if question["kind"] == "ablate" and cell["arm"] != NONE:
+            if not self._can_mask(question):
+                self.held.setdefault(question["suite"], []).append(key)
+                return
+            mask = self.masks.choose(question["ablate"], cell["arm"])
+        request = self.builder.request(question, cell, mask)
+        is_traced = question["kind"] == "detect"
+        known = self.earlier.get(key)
+        if known and known.request == request.facts["request"] and (known.heads or not is_traced):
+            self.server.finish(key, result_of(known))
+            return
+        self._send(key, request, partial(self._to_replay if is_traced else self._answered, key, request))
+
+    def _send(self, key: str, request: Request, then: Then) -> None:
+        self.engine.add(key, request.ids, request.sampling, request.mask)
+        self.in_flight[key] = then
+
+    def _can_mask(self, question: Message) -> bool:
+        """Whether a suite's masks are known; has the reference measured where they need one."""
+        ablate, source = question["ablate"], question["source"]
+        if not self.masks.are_known(ablate):
+            return False
+        if ablate["mode"] == "mean" and source not in self.references:
+            name, pieces = self.builder.reference(source)
+            self.references[source] = len(pieces)
+            for number, ids in enumerate(pieces):
+                request = f"reference {number} of {source}"
+                self.engine.measure(request, ids, name)
+                self.in_flight[request] = partial(self._measured, source)
+        return not self.references.get(source)
+
+    def _measured(self, source: str, finished: Finished) -> None:
+        if finished.error is not None:
+            raise RuntimeError(f"the mean of the heads' output was not measured: {finished.error}")
+        self.references[source] -= 1
+
+    def _answered(self, key: str, request: Request, finished: Finished) -> None:
+        if finished.error is not None:
+            raise EngineError(f"the heads were not masked: {finished.error}")
+        self.server.finish(key, {"status": "done", **request.facts, "answer": answer_of(finished)})
+
+    def _to_replay(self, key: str, request: Request, finished: Finished) -> None:
+        self._replay(key, request, answer_of(finished))
+
+    def _replay(self, key: str, request: Request, answer: Message) -> None:
+        said = answer["token_ids"]
+        if not said:
+            raise EngineError("the answer has no tokens, so that there is nothing to score heads on")
+        rows = request.rows(said)
+        start, end = rows["question_span"]
+        first = min(len(request.ids) - 1, start if start < end else len(request.ids))
+        name = f"{_REPLAY}{key}"
+        self.engine.replay(name, [*request.ids, *said[:-1]], rows, first)
+        self.in_flight[name] = partial(self._scored, key, request, answer)
+
+    def _scored(self, key: str, request: Request, answer: Message, finished: Finished) -> None:
+        scores = scores_of(finished, request, self.engine.layers)
+        self.server.finish(key, {"status": "done", **request.facts, **scores, "answer": answer})

@@ -1,0 +1,91 @@
+"""Which heads an ablation's cell masks, once they are known: said by the suite, or found by another of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from retrieval_heads.ablation import Arm, NoSuchDraw, as_mask, heads_of
+from retrieval_heads.config import Needle
+from retrieval_heads.engine.cells import CellSkipped
+from retrieval_heads.engine.server import Job, Server
+from retrieval_heads.heads import Head, Layer, aggregate
+from retrieval_heads.results import Record
+from retrieval_heads.scoring import score_answer
+
+
+@dataclass
+class Masks:
+    """Chooses masks for the engine's loop.
+
+    Args:
+        server: Knows what the samples of a detect suite came to.
+        engine: A `retrieval_heads.engine.vllm.Engine`.
+    """
+
+    server: Server
+    engine: Any
+    _ranked: dict[tuple[str, ...], Sequence[Head]] = field(default_factory=dict)
+
+    def are_known(self, ablate: Mapping[str, Any]) -> bool:
+        """Whether every sample that an ablation waits for has its result.
+
+        Args:
+            ablate: The `ablate` part of a suite's question.
+        """
+        jobs = self.server.jobs
+        return all(key in jobs and jobs[key].result is not None for key in ablate.get("awaits", ()))
+
+    def choose(self, ablate: Mapping[str, Any], arm: str) -> dict[str, Any] | None:
+        """The mask of an arm; `None` for the unmasked one.
+
+        Args:
+            ablate: The `ablate` part of a suite's question.
+            arm: The arm's name.
+
+        Raises:
+            CellSkipped: There is no such draw, since there are too few others.
+            ConfigError: The heads are not this model's, or too many.
+            ResultsError: The suite that was to find them found none.
+        """
+        layers, maskable = self.engine.layers, set(self.engine.maskable)
+        shape = {layer["number"]: layer["heads"] for layer in layers if layer["number"] in maskable}
+        chosen = Arm.of(arm)
+        if not chosen.count:
+            return None
+        ranked = [(layer, head) for layer, head in ablate["heads"]] or self._found(tuple(ablate["awaits"]))
+        try:
+            heads = heads_of(chosen, ranked, shape, ablate["seed"])
+        except NoSuchDraw as reason:
+            raise CellSkipped(str(reason)) from None
+        return as_mask(heads, ablate["mode"])
+
+    def _found(self, keys: tuple[str, ...]) -> Sequence[Head]:
+        """The heads that the samples of these keys rank, best first."""
+        if keys not in self._ranked:
+            samples = [_sample(self.server.jobs[key]) for key in keys]
+            detection = aggregate(samples, [Layer(**layer) for layer in self.engine.layers])
+            self._ranked[keys] = [head for head, _ in detection.ranked()]
+        return self._ranked[keys]
+
+
+def _sample(job: Job) -> Record:
+    """What a detection needs to know of a sample: its heads' scores, and whether it counts."""
+    result, question, cell = job.result or {}, job.ask["question"], job.ask["cell"]
+    needle = Needle.model_construct(**question["needles"][cell["needle"]])
+    passed = False
+    if result.get("heads") is not None:
+        if cell.get("stored") is not None:
+            passed = bool(cell["stored"]["passed"])
+        else:
+            scoring = question["scoring"]
+            scores = score_answer(result["answer"]["text"], needle.reference, needle.question)
+            passed = scores[scoring["metric"]] > scoring["threshold"]
+    return Record(
+        context_length=cell["length"],
+        document_depth=cell["depth"],
+        needle=needle.needle,
+        heads=result.get("heads"),
+        passed=passed,
+    )

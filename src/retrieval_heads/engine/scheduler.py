@@ -1,0 +1,51 @@
+"""A scheduler that can keep a request's last tokens out of the prefix cache's reach.
+
+A replay's prompt is a prompt and its answer, all of which the generation may have left in the cache; the rows that
+are to be scored have to be computed. A request says in its `extra_args` how many tokens may be read from the cache.
+Checked on vLLM 0.26.0 and 0.32.0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+ARGUMENT = "rh_max_cached_tokens"
+
+
+class _Capped:
+    """Limits what the KV cache manager finds for a request that asks for it."""
+
+    kv_cache_manager: Any
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        manager = self.kv_cache_manager
+        find, get = manager.coordinator.find_longest_cache_hit, manager.get_computed_blocks
+        limit: int | None = None
+
+        def find_capped(block_hashes: Any, max_cache_hit_length: int, *more: Any) -> Any:
+            length = max_cache_hit_length if limit is None else min(max_cache_hit_length, limit)
+            return find(block_hashes, length, *more)
+
+        def get_capped(request: Any) -> Any:
+            nonlocal limit
+            parameters = request.sampling_params
+            limit = ((parameters and parameters.extra_args) or {}).get(ARGUMENT)
+            try:
+                return get(request)
+            finally:
+                limit = None
+
+        manager.coordinator.find_longest_cache_hit = find_capped
+        manager.get_computed_blocks = get_capped
+
+
+class CappedScheduler(_Capped, Scheduler):
+    """vLLM's scheduler with the cap."""
+
+
+class CappedAsyncScheduler(_Capped, AsyncScheduler):
+    """vLLM's asynchronous scheduler with the cap: keeps the GPU fed while the host prepares the next step."""

@@ -1,0 +1,220 @@
+"""The engine process: owns the one vLLM engine of a run and answers every client of it.
+
+Started by `retrieval_heads.engine.client.EngineProcess`. Its first line of standard input says what to load; when
+standard input ends, the launcher is gone and so is this process with everything it started. The main thread steps
+the engine; a thread for each client waits for results. Everything submitted is in flight at once, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from retrieval_heads.engine.messages import Message, receive, send
+from retrieval_heads.errors import RetrievalHeadsError
+
+
+@dataclass
+class Job:
+    """Something asked of the engine, and its result once there is one."""
+
+    payload: str
+    """What was asked, as canonical JSON: the same key with another payload is a mistake."""
+    ask: Message
+    result: Message | None = None
+
+
+@dataclass
+class Server:
+    """Clients' side of the engine process: takes jobs in, gives results out.
+
+    Messages, by their `do`:
+
+    - `ready`: replies when the model is loaded, with `info`, or with `error`.
+    - `submit`: `question` and `cells`, each with a `key`; known keys are left as they are.
+    - `result`: waits for the `result` of a `key`.
+    - `ask`: `prompt`, `chat`, `sampling`; waits for the `answer`.
+    - `counters`: how much was done.
+    """
+
+    key: str
+    jobs: dict[str, Job] = field(default_factory=dict)
+    waiting: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    info: Message | None = None
+    failure: str | None = None
+    steps: int = 0
+
+    def listen(self, path: str) -> None:
+        """Accept clients, each in a thread of its own."""
+        listener = socket.socket(socket.AF_UNIX)
+        before = os.umask(0o177)
+        listener.bind(path)
+        os.umask(before)
+        listener.listen(128)
+        threading.Thread(target=self._accept, args=[listener], daemon=True).start()
+
+    def started(self, info: Message) -> None:
+        """The model is loaded."""
+        with self.changed:
+            self.info = info
+            self.changed.notify_all()
+
+    def failed(self, reason: str) -> None:
+        """The engine can do no more: everything that waits, and everything yet to come, is told why."""
+        with self.changed:
+            self.failure = reason
+            self.changed.notify_all()
+
+    def finish(self, key: str, result: Message) -> None:
+        """A job's result; whoever waits for it gets it."""
+        with self.changed:
+            self.jobs[key].result = result
+            self.changed.notify_all()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=self._serve, args=[connection], daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                opening = receive(connection)
+                if opening is None or opening.get("key") != self.key:
+                    return
+                while (message := receive(connection)) is not None:
+                    send(connection, self._reply(message))
+            except OSError:
+                return  # a client that left; what it asked for stays readable
+
+    def _reply(self, message: Message) -> Message:
+        actions: Mapping[str, Callable[[Message], Message]] = {
+            "ready": self._ready,
+            "submit": self._submit,
+            "result": self._result,
+            "ask": self._ask,
+            "counters": self._counters,
+        }
+        action = actions.get(str(message.get("do")))
+        if action is None:
+            return {"error": f"the engine cannot do {message.get('do')!r}"}
+        return action(message)
+
+    def _ready(self, _: Message) -> Message:
+        with self.changed:
+            self.changed.wait_for(lambda: self.info is not None or self.failure is not None)
+            return {"error": self.failure} if self.failure else {"info": self.info}
+
+    def _submit(self, message: Message) -> Message:
+        asked = {"do": "cell", "question": message["question"]}
+        with self.changed:
+            for cell in message["cells"]:
+                job = {**asked, "cell": cell}
+                payload = json.dumps(job, sort_keys=True)
+                known = self.jobs.get(cell["key"])
+                if known is None:
+                    self._take_in(cell["key"], payload, job)
+                elif known.payload != payload:
+                    return {"error": f"cell {cell['key']} was submitted before with other contents"}
+        return {}
+
+    def _result(self, message: Message) -> Message:
+        if message["key"] not in self.jobs:
+            return {"error": f"cell {message['key']} was never submitted"}
+        result = self._wait(message["key"])
+        return self._fatal() if result is None else {"result": result}
+
+    def _ask(self, message: Message) -> Message:
+        with self.changed:
+            key = f"ask {len(self.jobs)}"
+            self._take_in(key, "", message)
+        result = self._wait(key)
+        if result is None:
+            return self._fatal()
+        return {"error": result["reason"]} if "reason" in result else {"answer": result["answer"]}
+
+    def _counters(self, _: Message) -> Message:
+        with self.changed:
+            finished = sum(job.result is not None for job in self.jobs.values())
+            return {
+                "submitted": len(self.jobs),
+                "finished": finished,
+                "steps": self.steps,
+                "process": os.getpid(),
+            }
+
+    def _fatal(self) -> Message:
+        return {"error": self.failure, "is_fatal": True}
+
+    def _take_in(self, key: str, payload: str, ask: Message) -> None:
+        self.jobs[key] = Job(payload, ask)
+        self.waiting.put(key)
+
+    def _wait(self, key: str) -> Message | None:
+        job = self.jobs[key]
+        with self.changed:
+            self.changed.wait_for(lambda: job.result is not None or self.failure is not None)
+            return job.result
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    hello = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    server = Server(hello["key"])
+    server.listen(hello["socket"])
+    try:
+        run = _load(server, hello)
+        run()
+    except RetrievalHeadsError as error:
+        server.failed(str(error))
+    except BaseException as error:
+        traceback.print_exc()
+        server.failed(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+    threading.Event().wait()  # clients read why; the launcher ends this process
+
+
+def _load(server: Server, hello: Message) -> Callable[[], None]:
+    from retrieval_heads.engine.cells import CellBuilder
+    from retrieval_heads.engine.loop import Loop
+    from retrieval_heads.engine.stored import complete_answers
+    from retrieval_heads.engine.vllm import Engine
+    from retrieval_heads.models import locate_model
+
+    model = dict(hello["model"])
+    name, template = model.pop("model"), model.pop("chat_template", None)
+    kwargs = model.pop("chat_template_kwargs", None)
+    engine = Engine(locate_model(name), model, traced=hello["traced"])
+    identity = {"model": name, **{key: engine.info[key] for key in ("model_revision", "dtype", "engine")}}
+    builder = CellBuilder(
+        engine.tokenizer,
+        {"chat_template": template, "chat_template_kwargs": kwargs},
+        identity,
+        engine.max_model_len,
+    )
+    builder.tokenize(hello.get("haystacks", ()))
+    # Read before anybody is told that the engine is ready, and may write there.
+    earlier = complete_answers(Path(hello["earlier"])) if hello.get("earlier") else {}
+    server.started({"model": name, **engine.info})
+    return Loop(server, engine, builder, earlier).run
+
+
+def _end_with_launcher() -> None:
+    """Wait for the end of standard input, then end this process and everything it started."""
+    while sys.stdin.buffer.read(1 << 16):
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""The one place that touches vLLM's engine. Checked on vLLM 0.26.0 and 0.32.0."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from retrieval_heads.errors import EngineError
+
+SUPPORTED = ((0, 26), (0, 32))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished request.
+
+    Args:
+        id: As it was given to `Engine.add`.
+        text: The answer.
+        token_ids: Its ids, the end-of-sequence token included when it was produced.
+        finish_reason: `stop` or `length`.
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: How many of those the prefix cache gave.
+        seconds: From the first step that worked on it to its last token.
+        head_scores: A replay's, as `retrieval_heads.tracing.probe.Probe.result` makes them.
+        prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
+        error: Why a replay's probe failed, or a mask.
+    """
+
+    id: str
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+    head_scores: Any = None
+    prompt_logprob: float | None = None
+    error: str | None = None
+
+
+class Engine:
+    """vLLM's engine, stepped by hand in this process.
+
+    Args:
+        model: A folder or a hub name.
+        arguments: vLLM's engine arguments, as the user gave them.
+        traced: Have nnsight instrument it, so that requests can be probed or masked. It is slower (7–9 % on CPU) and
+            eager.
+
+    Raises:
+        EngineError: This vLLM is not supported, has no such argument, or has no layer that could be probed; vLLM's
+            own errors come as they are.
+    """
+
+    def __init__(self, model: str, arguments: Mapping[str, Any], *, traced: bool = False) -> None:
+        # The engine core in this process: its steps are ours to order, and one kill ends everything.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        self.version = _supported_version()
+        from vllm import SamplingParams
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        _refuse_unknown("model", arguments, EngineArgs, f"engine argument in vLLM {self.version}")
+        defaults: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": False}
+        if current_platform.is_cpu() and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            # The default fraction of memory can be refused; this holds 186,000 tokens of SmolLM2-135M. Said as an
+            # argument it also spares an eager engine its warm-up.
+            defaults["kv_cache_memory_bytes"] = 4 << 30
+        arguments = {**defaults, **arguments}
+        self.layers: list[dict[str, Any]] = []
+        self.unscored: dict[str, str] = {}
+        self.maskable: list[int] = []
+        self._edits: list[str] | None = None
+        if traced:
+            self._engine = self._traced(model, arguments)
+        else:
+            # The batch sizes that vLLM gives `LLM`, not the smaller ones of a bare engine.
+            self._engine = LLMEngine.from_engine_args(
+                EngineArgs(model=model, **arguments), usage_context=UsageContext.LLM_CLASS
+            )
+        self._sampling_params = SamplingParams
+        config = self._engine.vllm_config
+        self.max_model_len: int = config.model_config.max_model_len
+        self.max_requests: int = config.scheduler_config.max_num_seqs
+        self.tokenizer: Any = self._engine.get_tokenizer()
+        hf_config = config.model_config.hf_config
+        self.info: dict[str, Any] = {
+            "engine": f"vllm {self.version}",
+            "model_revision": config.model_config.revision or getattr(hf_config, "_commit_hash", None) or "",
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "device": current_platform.get_device_name() or current_platform.device_type,
+            "architecture": ", ".join(getattr(hf_config, "architectures", None) or ["unknown"]),
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_requests,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+            "block_size": config.cache_config.block_size,
+            "enable_prefix_caching": bool(config.cache_config.enable_prefix_caching),
+            "enforce_eager": bool(config.model_config.enforce_eager),
+            **(
+                {"layers": self.layers, "unscored_layers": self.unscored, "maskable_layers": self.maskable}
+                if traced
+                else {}
+            ),
+        }
+
+    def _traced(self, model: str, arguments: Mapping[str, Any]) -> Any:
+        from vllm.platforms import current_platform
+
+        from retrieval_heads.tracing.traced import TracedModel
+
+        scheduler = "CappedScheduler" if current_platform.is_cpu() else "CappedAsyncScheduler"
+        asked = {
+            "enable_chunked_prefill": True,
+            # Replays go ahead of waiting prompts, while what they need is still in the cache.
+            "scheduling_policy": "priority",
+            "scheduler_cls": f"retrieval_heads.engine.scheduler.{scheduler}",
+            **arguments,
+        }
+        traced = TracedModel(model, asked)
+        self.layers, self.unscored = [asdict(layer) for layer in traced.layers], traced.unscored
+        self.maskable = traced.maskable
+        self._edits = []
+        return traced.engine
+
+    def replay(self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int) -> None:
+        """Queue a replay, ahead of everything that waits: one forward over a prompt and its answer, probed.
+
+        Args:
+            request: Its name.
+            ids: Prompt and answer, without the answer's last token.
+            rows: The fields of `retrieval_heads.tracing.probe.Rows`.
+            first_row: The first token that must be computed rather than read from the cache.
+
+        Raises:
+            EngineError: vLLM refuses the request.
+        """
+        from retrieval_heads.engine import scheduler
+        from retrieval_heads.tracing import probe
+
+        probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.ARGUMENT: first_row}
+        self._add(request, ids, {"max_tokens": 1, "temperature": 0.0, "extra_args": probed}, priority=-1)
+
+    def add(
+        self,
+        request: str,
+        ids: Sequence[int],
+        sampling: Mapping[str, Any],
+        mask: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Queue a request.
+
+        Args:
+            request: Its name.
+            ids: Its prompt.
+            sampling: vLLM's sampling parameters.
+            mask: The heads that have no say in it: `mode`, `heads` as [layer, head], and for the mode `mean` the
+                name of a `reference` that has been measured.
+
+        Raises:
+            EngineError: vLLM has no such sampling parameter, refuses the request, or cannot mask a head.
+        """
+        _refuse_unknown("generation", sampling, self._sampling_params, f"sampling parameter in vLLM {self.version}")
+        edited: dict[str, Any] = {}
+        salt = None
+        if mask is not None:
+            edited, salt = self._masked(mask, len(ids))
+        elif self._edits is not None:
+            # Without a list of edits, nnsight runs every one on every request.
+            edited = {"nnsight_edits": self._edits}
+        if edited:
+            sampling = {**sampling, "extra_args": {**(sampling.get("extra_args") or {}), **edited}}
+        self._add(request, ids, sampling, salt=salt)
+
+    def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
+        """Queue a piece of a reference text: every head's output on its tokens goes into that reference's mean.
+
+        Raises:
+            EngineError: vLLM refuses the request.
+        """
+        from retrieval_heads.tracing import ablate
+
+        edited = {"nnsight_edits": [ablate.REFERENCE_EDIT], ablate.ARGUMENT: {"reference": reference}}
+        # Tokens that came from the cache would be missing from the mean: the salt keeps it out.
+        self._add(request, ids, {"max_tokens": 1, "temperature": 0.0, "extra_args": edited}, priority=-1, salt=request)
+
+    def _masked(self, mask: Mapping[str, Any], prompt_tokens: int) -> tuple[dict[str, Any], str]:
+        """The `extra_args` of a masked request, and its cache salt: without one, its keys would be read by requests
+        that are masked otherwise or not at all, and theirs by it.
+        """
+        from retrieval_heads.tracing import ablate
+
+        if self._edits is None:
+            raise EngineError("this engine cannot mask heads: no suite of kind detect or ablate is selected")
+        places = {layer: place for place, layer in enumerate(self.maskable)}
+        if unknown := [layer for layer, _ in mask["heads"] if layer not in places]:
+            raise EngineError(f"the heads of layer {unknown[0]} cannot be masked: it has no output projection")
+        fields = {
+            "mode": mask["mode"],
+            "heads": [[places[layer], head] for layer, head in mask["heads"]],
+            "reference": mask.get("reference", ""),
+            "prompt_tokens": prompt_tokens,
+        }
+        salted = fields if mask["mode"] == "uniform" else {**fields, "prompt_tokens": 0}
+        return {"nnsight_edits": [ablate.EDIT], ablate.ARGUMENT: fields}, json.dumps(salted, sort_keys=True)
+
+    def _add(
+        self,
+        request: str,
+        ids: Sequence[int],
+        sampling: Mapping[str, Any],
+        *,
+        priority: int = 0,
+        salt: str | None = None,
+    ) -> None:
+        from vllm import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt = TokensPrompt(prompt_token_ids=list(ids))
+        if salt is not None:
+            prompt["cache_salt"] = salt
+        try:
+            parameters = self._sampling_params(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
+            self._engine.add_request(request, prompt, parameters, priority=priority)
+        except (ValueError, TypeError) as error:
+            raise EngineError(f"vLLM refuses the request: {error}") from None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is unfinished."""
+        return bool(self._engine.has_unfinished_requests())
+
+    def step(self) -> list[Finished]:
+        """Run the model once over whatever is scheduled; the requests that this finished."""
+        return [_finished(output) for output in self._engine.step() if output.finished]
+
+
+def _finished(output: Any) -> Finished:
+    answer, times = output.outputs[0], output.metrics
+    return Finished(
+        id=output.request_id,
+        text=answer.text,
+        token_ids=list(answer.token_ids),
+        finish_reason=answer.finish_reason or "",
+        prompt_tokens=len(output.prompt_token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+        seconds=round(times.last_token_ts - times.scheduled_ts, 4),
+        head_scores=(getattr(output, "saves", None) or {}).get("head_scores"),
+        prompt_logprob=_mean_logprob(output.prompt_token_ids, output.prompt_logprobs),
+        error=_last_line(getattr(output, "nnsight_error", None)),
+    )
+
+
+def _mean_logprob(ids: Sequence[int], logprobs: Sequence[Any] | None) -> float | None:
+    """Over a prompt's tokens but the first, which nothing predicts."""
+    if not logprobs:
+        return None
+    told = [each[token].logprob for token, each in zip(ids, logprobs, strict=True) if each is not None]
+    return sum(told) / len(told) if told else None
+
+
+def _last_line(error: Any) -> str | None:
+    """What nnsight caught in the worker, without its traceback."""
+    if error is None:
+        return None
+    text = error.get("message") or str(error) if isinstance(error, dict) else str(error)
+    return text.strip().splitlines()[-1] if text.strip() else "the probe failed"
+
+
+def _supported_version() -> str:
+    try:
+        from vllm import __version__ as version
+    except ImportError as error:
+        raise EngineError(
+            f"vLLM cannot be imported ({error}); install one build of it: "
+            "pip install 'pytest-retrieval-heads[cuda]' or 'pytest-retrieval-heads[cpu]'"
+        ) from None
+    parts = version.split(".")
+    try:
+        number = (int(parts[0]), int(parts[1]))
+    except (ValueError, IndexError):
+        number = (0, 0)
+    if not SUPPORTED[0] <= number <= SUPPORTED[1]:
+        oldest, newest = (".".join(map(str, bound)) for bound in SUPPORTED)
+        raise EngineError(f"vLLM {version} is not supported; versions {oldest} to {newest} are")
+    return str(version)
+
+
+def _refuse_unknown(section: str, given: Mapping[str, Any], target: Any, what: str) -> None:
+    accepted = list(inspect.signature(target).parameters)
+    for key in given:
+        if key not in accepted:
+            close = difflib.get_close_matches(key, accepted, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise EngineError(f"{section}.{key}: there is no such {what}{hint}")

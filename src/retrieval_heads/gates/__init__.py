@@ -1,0 +1,57 @@
+"""Gates: thresholds on a run's numbers, and comparison with a baseline.
+
+Nothing here is green by default: a cell without a result, a NaN, an empty run break the gate. The module
+imports neither numpy nor scipy until a drop has to be told from noise.
+"""
+
+from retrieval_heads.gates.baseline import (
+    BASELINE_SCHEMA,
+    META_KEYS,
+    Baseline,
+    load_baseline,
+    meta_differences,
+    save_baseline,
+)
+from retrieval_heads.gates.expression import Aggregate, Agreement, EffectiveLength, Gate, parse_gate
+from retrieval_heads.gates.fall import FEWEST_PAIRS
+from retrieval_heads.gates.head_agreement import TOP_HEADS, HeadAgreement, HeadMeans, agreement, compare_heads
+from retrieval_heads.gates.number import FIELDS, PASS_RATE, number_names, stored_number
+from retrieval_heads.gates.regression import compare
+from retrieval_heads.gates.render import GATES_SCHEMA, lines, to_json, to_markdown
+from retrieval_heads.gates.threshold import check
+from retrieval_heads.gates.tolerance import Tolerance, parse_max_drop
+from retrieval_heads.gates.verdict import Outcome, Verdict
+
+__all__ = [
+    "BASELINE_SCHEMA",
+    "FEWEST_PAIRS",
+    "FIELDS",
+    "GATES_SCHEMA",
+    "META_KEYS",
+    "PASS_RATE",
+    "TOP_HEADS",
+    "Aggregate",
+    "Agreement",
+    "Baseline",
+    "EffectiveLength",
+    "Gate",
+    "HeadAgreement",
+    "HeadMeans",
+    "Outcome",
+    "Tolerance",
+    "Verdict",
+    "agreement",
+    "check",
+    "compare",
+    "compare_heads",
+    "lines",
+    "load_baseline",
+    "meta_differences",
+    "number_names",
+    "parse_gate",
+    "parse_max_drop",
+    "save_baseline",
+    "stored_number",
+    "to_json",
+    "to_markdown",
+]

@@ -1,0 +1,211 @@
+"""The baseline file: what a run scored, one short line a cell, small enough to commit.
+
+The first line is a header: schema, number of cells, what measured them (`META_KEYS`), and with a detection the
+mean scores of its heads. The others are
+`Record`s of which only the fields below are kept; answers and prompts are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from retrieval_heads.errors import ResultsError
+from retrieval_heads.files import write_whole
+from retrieval_heads.gates.head_agreement import HeadMeans
+from retrieval_heads.gates.selection import cell_name, last_of_each, place
+from retrieval_heads.heads import SCHEMA as HEADS_SCHEMA
+from retrieval_heads.results import Record, read_records
+
+BASELINE_SCHEMA: Final = "retrieval-heads-baseline/1"
+META_KEYS: Final = ("model", "model_revision", "dtype", "engine", "device")
+"""What measured the cells: keys of the header, and of a run folder's `run.json`."""
+
+_KEPT: Final = (
+    "cell",
+    "suite",
+    "kind",
+    "status",
+    "context_length",
+    "document_depth",
+    "needle_name",
+    "seed",
+    "arm",
+    "metric",
+    "threshold",
+    "passed",
+    "rougeL",
+    "scores",
+)
+_SAVE_AGAIN = "save it again with --rh-save-baseline"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Stored scores to compare with, and what measured them."""
+
+    records: tuple[Record, ...]
+    meta: Mapping[str, str] = field(default_factory=dict)
+    heads: Mapping[str, HeadMeans] = field(default_factory=dict)
+    """Mean head scores of each detect suite, by its name; a head without a score is NaN."""
+
+
+def save_baseline(
+    records: Iterable[Record],
+    meta: Mapping[str, str],
+    path: Path,
+    heads: Mapping[str, HeadMeans] | None = None,
+) -> None:
+    """Write a baseline file, whole or not at all.
+
+    Args:
+        records: A run's records; of several for one cell the last is kept. Skipped cells and those in error
+            are kept as such, and compare as cells that the baseline lacks.
+        meta: Values of `META_KEYS`, and others that a comparison is to warn of.
+        path: The file; its folder is made.
+        heads: Mean head scores of each detect suite, by its name.
+
+    Raises:
+        ResultsError: Nothing was measured, a value is NaN, or the file cannot be written.
+    """
+    kept, _ = last_of_each(records)
+    if not any(record.status in ("pass", "low") for record in kept.values()):
+        raise ResultsError(f"{path}: no baseline was written, because no cell was measured")
+    header: dict[str, Any] = {"schema": BASELINE_SCHEMA, "cells": len(kept)}
+    header |= {key: value for key, value in meta.items() if key not in header}
+    if heads:
+        header["heads"] = {suite: {name: _plain_rows(rows) for name, rows in of.items()} for suite, of in heads.items()}
+    lines = [json.dumps(header, ensure_ascii=False)]
+    for record in sorted(kept.values(), key=_order):
+        try:
+            lines.append(json.dumps(_kept_fields(record), ensure_ascii=False, allow_nan=False))
+        except ValueError:
+            raise ResultsError(
+                f"{path}: no baseline was written, because a score of cell {place(record)} is not a number"
+            ) from None
+    try:
+        write_whole(path, ("\n".join(lines) + "\n").encode())
+    except OSError as error:
+        raise ResultsError(f"{path}: the baseline cannot be written ({error.strerror or error})") from None
+
+
+def load_baseline(path: Path) -> Baseline:
+    """Read a baseline file, a `results.jsonl` or a run folder.
+
+    A results file's meta is read from the `run.json` beside it, where there is one.
+
+    Raises:
+        ResultsError: The file is missing, empty, torn or of another schema.
+    """
+    file = path / "results.jsonl" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise ResultsError(f"{path}: no results.jsonl in this folder; expected a run folder or a baseline file")
+    lines = _lines(file)
+    header = _object(lines[0], f"{file}:1")
+    schema = str(header.get("schema", ""))
+    if schema == BASELINE_SCHEMA:
+        return _read_baseline(file, header, lines[1:])
+    if schema.startswith(BASELINE_SCHEMA.split("/")[0]):
+        raise ResultsError(f"{file}: baseline of schema {schema!r}; this version reads {BASELINE_SCHEMA!r}")
+    return Baseline(tuple(read_records(file)), _run_meta(file.with_name("run.json")), dict(_run_heads(file.parent)))
+
+
+def meta_differences(baseline: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """A warning for each key of `META_KEYS`, or beside them, that the two sides do not share."""
+    if current and not baseline:
+        return ["the baseline does not say which model and engine measured it"]
+    keys = dict.fromkeys((*META_KEYS, *baseline, *current))
+    return [
+        f"{key} differs: {baseline.get(key, 'unknown')} in the baseline, {current.get(key, 'unknown')} now"
+        for key in keys
+        if baseline.get(key) != current.get(key)
+    ]
+
+
+def _read_baseline(file: Path, header: Mapping[str, Any], lines: Sequence[str]) -> Baseline:
+    records = tuple(_record(line, f"{file}:{number}") for number, line in enumerate(lines, start=2))
+    expected = header.get("cells", len(records))
+    if not records:
+        raise ResultsError(f"{file}: the baseline holds no cell; {_SAVE_AGAIN}")
+    if len(records) != expected:
+        raise ResultsError(f"{file}: holds {len(records)} of its {expected} cells; {_SAVE_AGAIN}")
+    meta = {key: str(value) for key, value in header.items() if key not in ("schema", "cells", "heads")}
+    heads = header.get("heads", {})
+    return Baseline(records, meta, {suite: _scored_rows(scores) for suite, scores in heads.items()})
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        return Record.model_validate({"needle": "", **_object(line, where)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ResultsError(f"{where}: {key}: {first['msg']}; {_SAVE_AGAIN}") from None
+
+
+def _kept_fields(record: Record) -> dict[str, Any]:
+    data = record.model_dump(include=set(_KEPT), exclude_none=True) | {"cell": cell_name(record)}
+    return {name: data[name] for name in _KEPT if data.get(name, "") != ""}
+
+
+def _order(record: Record) -> tuple[str | float, ...]:
+    place = (record.context_length, record.document_depth)
+    return (record.suite, record.needle_name, *place, record.arm, record.seed, record.cell)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ResultsError(f"{file}: no such baseline") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{file}: the baseline cannot be read ({error})") from None
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise ResultsError(f"{file}: the baseline is empty; {_SAVE_AGAIN}")
+    return lines
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise ResultsError(f"{where}: not a JSON object ({error}); {_SAVE_AGAIN}") from None
+    if not isinstance(data, dict):
+        raise ResultsError(f"{where}: expected a JSON object, found {type(data).__name__}; {_SAVE_AGAIN}")
+    return data
+
+
+def _plain_rows(rows: Any) -> list[list[float | None]]:
+    return [[round(float(value), 6) if math.isfinite(value) else None for value in row] for row in rows]
+
+
+def _scored_rows(scores: Mapping[str, Any]) -> HeadMeans:
+    return {
+        name: [[math.nan if value is None else float(value) for value in row] for row in rows]
+        for name, rows in scores.items()
+    }
+
+
+def _run_heads(folder: Path) -> Iterator[tuple[str, HeadMeans]]:
+    """The mean head scores of a run folder's detections; a file that is none of ours is passed over."""
+    for file in sorted(folder.glob("heads*.json")):
+        data = _object(file.read_text(encoding="utf-8"), str(file))
+        if data.get("schema") == HEADS_SCHEMA and "suite" in data:
+            yield data["suite"], _scored_rows({name: score["mean"] for name, score in data["scores"].items()})
+
+
+def _run_meta(file: Path) -> dict[str, str]:
+    """What a run folder says of itself; a run without it is still a baseline, and the comparison warns."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    known = data if isinstance(data, dict) else {}
+    return {key: str(known[key]) for key in META_KEYS if known.get(key) is not None}

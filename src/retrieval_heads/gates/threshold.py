@@ -1,0 +1,177 @@
+"""Thresholds: does a run reach what its suite demands?"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from retrieval_heads.errors import ConfigError
+from retrieval_heads.gates.expression import (
+    OWN_METRIC,
+    SLACK,
+    Aggregate,
+    Agreement,
+    EffectiveLength,
+    Gate,
+    Group,
+    How,
+    nearest,
+)
+from retrieval_heads.gates.head_agreement import HeadMeans, judge_heads
+from retrieval_heads.gates.number import number_names, stored_number
+from retrieval_heads.gates.selection import Gap, Selection, Values, describe, name_gaps, place, select, valued
+from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, plain
+from retrieval_heads.results import Record, finite_mean
+
+
+@dataclass(frozen=True)
+class _Measured:
+    value: float
+    blamed: Values
+    """The cells that a broken gate names its worst of."""
+    where: str = ""
+
+
+def check(
+    gates: Iterable[Gate],
+    records: Iterable[Record],
+    selected: Collection[str],
+    *,
+    allow_skipped: bool = False,
+    suite: str = "",
+    heads: HeadMeans | None = None,
+    baseline_heads: HeadMeans | None = None,
+) -> Verdict:
+    """Judge the gates of one suite.
+
+    A gate breaks when its value is beyond the limit, and also when a selected cell has no result, is in
+    error, lacks the number or holds NaN, and when nothing was measured.
+
+    Args:
+        gates: The suite's gates.
+        records: The suite's records; those of cells that were not selected are left out.
+        selected: Names of the cells that were to be measured (`Record.cell`).
+        allow_skipped: A skipped cell stays out of means instead of breaking the gate.
+        suite: Stands before each line, where there are several suites.
+        heads: The run's mean head scores by name, each `[layers, heads]`; for gates on heads.
+        baseline_heads: The baseline's.
+
+    Raises:
+        ConfigError: A gate names a number that no measured cell holds.
+    """
+    cells = select(records, selected, allow_skipped=allow_skipped)
+    outcomes = tuple(
+        judge_heads(gate, gate.measure, heads, baseline_heads, cells, suite)
+        if isinstance(gate.measure, Agreement)
+        else _judge(gate, cells, suite)
+        for gate in gates
+    )
+    return Verdict(outcomes, cells.warnings)
+
+
+def _judge(gate: Gate, cells: Selection, suite: str) -> Outcome:
+    name = gate.measure.number
+    known = number_names(cells.measured)
+    if cells.measured and name != OWN_METRIC and name not in known:
+        raise ConfigError(f"gate '{gate}': unknown number {name!r}; {nearest(name, known)}")
+    values, unvalued = valued(cells.measured, partial(stored_number, name=name), name)
+    gaps = [*cells.gaps, *unvalued]
+    if not values:
+        return _unmeasured(gate, gaps, cells.total, suite)
+    measured = _measure(gate, values, cells.allowed)
+    passed = gate.holds(measured.value) and not gaps
+    sentence = f"{gate.measure} is {plain(measured.value, gate.limit)}{measured.where}, must be {gate.requirement}"
+    if gaps:
+        sentence += f", but {describe(gaps, cells.total)}"
+    worst = () if passed else _worst(gate, gaps, measured)
+    return Outcome(str(gate), passed, measured.value, gate.limit, sentence, worst, suite)
+
+
+def _unmeasured(gate: Gate, gaps: list[Gap], total: int, suite: str) -> Outcome:
+    why = f": {describe(gaps, total)}" if gaps else ""
+    sentence = f"{gate.measure} has no value, must be {gate.requirement}: nothing was measured{why}"
+    return Outcome(str(gate), False, None, gate.limit, sentence, tuple(name_gaps(gaps))[:WORST_SHOWN], suite)
+
+
+def _measure(gate: Gate, values: Values, allowed: tuple[Record, ...]) -> _Measured:
+    match gate.measure:
+        case EffectiveLength(share):
+            return _effective_length(share, values, {record.context_length for record in allowed})
+        case Aggregate(how, over=over) if over is not None:
+            return _over_groups(how, over, values)
+        case Aggregate(how):
+            return _Measured(_aggregate(how, [value for _, value in values]), values)
+        case Agreement():
+            raise AssertionError("judge_heads judges these")
+
+
+def _over_groups(how: How, over: Group, values: Values) -> _Measured:
+    groups: defaultdict[str, Values] = defaultdict(list)
+    for record, value in values:
+        groups[_group(record, over)].append((record, value))
+    means = {group: _mean(members) for group, members in groups.items()}
+    found = _aggregate(how, list(means.values()))
+    if how not in ("min", "max"):
+        return _Measured(found, values)
+    group = next(group for group, mean in means.items() if mean == found)
+    return _Measured(found, groups[group], f" at {over} {group}")
+
+
+def _group(record: Record, over: Group) -> str:
+    match over:
+        case "length":
+            return str(record.context_length)
+        case "depth":
+            return f"{record.document_depth:g}"
+        case "needle":
+            return record.needle_name or record.needle
+
+
+def _effective_length(share: float, values: Values, skipped_lengths: set[int]) -> _Measured:
+    rows: defaultdict[int, Values] = defaultdict(list)
+    for record, value in values:
+        rows[record.context_length].append((record, value))
+    best = max(_mean(row) for row in rows.values())
+    reached = 0
+    for length in sorted({*rows, *skipped_lengths}):
+        if length not in rows:
+            return _Measured(reached, values, f" (length {length} was skipped)")
+        mean = _mean(rows[length])
+        # With a best mean of 0 every row would hold its share of nothing.
+        if best <= 0 or mean < share * best - SLACK:
+            return _Measured(reached, rows[length], f" ({plain(mean)} at {length}, best {plain(best)})")
+        reached = length
+    return _Measured(reached, values)
+
+
+def _aggregate(how: How, values: list[float]) -> float:
+    match how:
+        case "mean":
+            return finite_mean(values)
+        case "median":
+            return statistics.median(values)
+        case "min":
+            return min(values)
+        case "max":
+            return max(values)
+
+
+def _mean(values: Values) -> float:
+    return finite_mean([value for _, value in values])
+
+
+def _worst(gate: Gate, gaps: list[Gap], measured: _Measured) -> tuple[str, ...]:
+    """Gaps first; then places, because one place may hold several seeds and needles."""
+    places: defaultdict[tuple[int, float], Values] = defaultdict(list)
+    for record, value in measured.blamed:
+        places[(record.context_length, record.document_depth)].append((record, value))
+    means = {at: _mean(held) for at, held in places.items()}
+    if isinstance(gate.measure, Aggregate):  # a cell that is within the limit by itself is not to blame
+        means = {at: mean for at, mean in means.items() if not gate.holds(mean)}
+    sign = 1 if gate.wants_high else -1
+    ranked = sorted(means, key=lambda at: (sign * means[at], at))
+    named = [f"{place(places[at][0][0])} {plain(means[at], gate.limit)}" for at in ranked]
+    return tuple([*name_gaps(gaps), *named][:WORST_SHOWN])

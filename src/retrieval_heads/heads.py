@@ -1,0 +1,402 @@
+"""Head scores: their names, how samples become one figure a head, and the files they are kept in.
+
+A head is (layer, head): the layer's number in the model and the query head's in it. Scores are `[layers, heads]`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrieval_heads.errors import ResultsError
+from retrieval_heads.files import write_whole
+from retrieval_heads.results import HeadScores, Record
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SCHEMA = "retrieval-heads-heads/1"
+
+SCORES = {
+    "copy": "distinct needle tokens that were the head's argmax while the model emitted that very token, over the "
+    "needle's length (arXiv 2404.15574)",
+    "copy_reference": "the same counted at each step, as the paper's code does: a repeated answer counts again",
+    "mass": "attention weight on the needle, mean over the answer's steps",
+    "query": "attention weight from the question's tokens to the needle, mean over them (arXiv 2506.09944)",
+}
+"""Every score and its definition."""
+
+RETRIEVAL_THRESHOLD = 0.1
+"""A retrieval head is one with a mean `copy` of at least this (arXiv 2404.15574)."""
+
+# What is stored: sums of rounded shares would put a mean of 0.1 below the threshold.
+_DIGITS = 6
+_RESAMPLES = 1000
+_SPLITS = 100
+
+Head = tuple[int, int]
+Ranked = tuple[Head, float]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A scored layer: its module's path, its number in the model, its query heads, and its window if it has one."""
+
+    path: str
+    number: int
+    heads: int
+    sliding_window: int | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score of every head over the counted samples, each `[layers, heads]`."""
+
+    mean: NDArray[Any]
+    low: NDArray[Any]
+    """Lower end of the bootstrap 95 % interval of the mean."""
+    high: NDArray[Any]
+    """Its upper end."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The heads of one detection run.
+
+    Args:
+        layers: The scored layers, in the order of the scores' rows.
+        counted: Records whose answer retrieved the needle; they alone are averaged.
+        samples: Every record with head scores.
+        estimates: By score; a score that some counted sample lacks is not among them.
+    """
+
+    layers: tuple[Layer, ...]
+    counted: tuple[Record, ...]
+    samples: tuple[Record, ...]
+    estimates: Mapping[str, Estimate]
+
+    def ranked(self, score: str = "copy") -> list[Ranked]:
+        """Every head with its mean, best first; ties in the order of layer, then head."""
+        mean = self.estimates[score].mean
+        heads = [
+            ((layer.number, head), float(mean[row, head]))
+            for row, layer in enumerate(self.layers)
+            for head in range(layer.heads)
+        ]
+        return rank(heads)
+
+    def stability(self, top: int = 10) -> float | None:
+        """How far the ranking depends on the samples: the share of the `top` heads by `copy` that two random halves
+        of the counted samples have in common, mean over 100 seeded splits; `None` below two samples.
+        """
+        import numpy as np
+
+        if len(self.counted) < 2:
+            return None
+        values = _stacked(self.counted, "copy").reshape(len(self.counted), -1)
+        top = min(top, values.shape[1])
+        random = np.random.default_rng(0)
+        overlaps = []
+        for _ in range(_SPLITS):
+            order = random.permutation(len(values))
+            halves = (order[: len(order) // 2], order[len(order) // 2 :])
+            first, second = (np.argsort(-values[half].mean(0), kind="stable")[:top] for half in halves)
+            overlaps.append(len(np.intersect1d(first, second)) / top)
+        return float(np.mean(overlaps))
+
+    def table(self, suite: str) -> HeadTable:
+        """The means as `heads.json` tells them, rounded as there."""
+        estimates = {
+            name: Estimate(*(getattr(estimate, part).round(_DIGITS) for part in ("mean", "low", "high")))
+            for name, estimate in self.estimates.items()
+        }
+        return HeadTable(suite, self.layers, estimates, len(self.counted), len(self.samples), self.stability())
+
+    def retrieval_heads(self) -> int:
+        """How many heads have a mean `copy` of at least `RETRIEVAL_THRESHOLD`."""
+        return int((self.estimates["copy"].mean.round(_DIGITS) >= RETRIEVAL_THRESHOLD).sum())
+
+
+@dataclass(frozen=True)
+class HeadTable:
+    """Mean head scores as any head file tells them.
+
+    Args:
+        suite: The detect suite's name; empty where the file does not say.
+        layers: The scored layers, in the order of the scores' rows.
+        estimates: By score; NaN where a head has no score, and for the ends of intervals that the file lacks.
+        counted: Samples that were averaged.
+        measured: Samples with head scores.
+        stability: See `Detection.stability`.
+        facts: What the file says of the run: model, dtype and so on.
+    """
+
+    suite: str
+    layers: tuple[Layer, ...]
+    estimates: Mapping[str, Estimate]
+    counted: int | None = None
+    measured: int | None = None
+    stability: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def ranked(self, score: str) -> list[tuple[int, int]]:
+        """Every scored head as (row, head), best first; ties in the order of layer, then head."""
+        mean = self.estimates[score].mean
+        heads = [
+            ((row, head), float(mean[row, head]))
+            for row, layer in enumerate(self.layers)
+            for head in range(layer.heads)
+            if not math.isnan(mean[row, head])
+        ]
+        return [head for head, _ in rank(heads)]
+
+
+def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
+    """Average the head scores of the samples whose answer retrieved the needle.
+
+    The interval is the percentile bootstrap of the mean over samples (Efron and Tibshirani 1993, section 13.3), 1000
+    seeded resamples; as one product of resampled counts and scores, since scipy's takes minutes on 5,000 heads.
+
+    Raises:
+        ResultsError: No sample counts, or samples are of other models.
+    """
+    samples = tuple(record for record in records if record.heads is not None)
+    counted = tuple(record for record in samples if record.passed)
+    if not counted:
+        raise ResultsError(
+            f"none of the {len(records)} samples retrieved its needle, so no head can be scored; "
+            "ask easier cells (shorter, or another needle)"
+        )
+    shape = [layer.heads for layer in layers]
+    if any([len(row) for row in heads] != shape for record in counted for heads in (record.heads or {}).values()):
+        raise ResultsError("the samples' heads are not those of this model's layers: they are of other models")
+    measured = [name for name in SCORES if all(record.heads and name in record.heads for record in counted)]
+    return Detection(tuple(layers), counted, samples, {name: _estimate(_stacked(counted, name)) for name in measured})
+
+
+def rank(heads: Iterable[Ranked]) -> list[Ranked]:
+    """Best first; ties in the order of layer, then head."""
+    return sorted(heads, key=lambda ranked: (-ranked[1], ranked[0]))
+
+
+def overlap(first: Sequence[Head], second: Sequence[Head]) -> float:
+    """The share of the longer list's heads that both lists hold."""
+    return len(set(first) & set(second)) / max(len(first), len(second), 1)
+
+
+def write_heads(detection: Detection, folder: Path, facts: Mapping[str, Any], suffix: str = "") -> list[Path]:
+    """Write a detection in every form that is read elsewhere.
+
+    Args:
+        detection: What was measured.
+        folder: The run's folder.
+        facts: What `heads.json` says of the run: model, revision, dtype, engine.
+        suffix: Behind each file's name, when a run has several detect suites.
+
+    Returns:
+        `heads.json` (everything), `detected.json` and `detected-agg.json` (the predecessor's form, `copy`), and
+        `head_score.json` (the paper's form, `copy_reference`).
+    """
+    copies = {
+        layer.path: {
+            str(head): [record.heads["copy"][row][head] for record in detection.counted if record.heads]
+            for head in range(layer.heads)
+        }
+        for row, layer in enumerate(detection.layers)
+    }
+    means = {
+        path: {head: math.fsum(all_) / len(all_) for head, all_ in heads.items()} for path, heads in copies.items()
+    }
+    paper = {
+        f"{layer.number}-{head}": [
+            record.heads["copy_reference"][row][head] for record in detection.counted if record.heads
+        ]
+        for row, layer in enumerate(detection.layers)
+        for head in range(layer.heads)
+    }
+    contents: dict[str, Any] = {
+        "heads": _everything(detection, facts),
+        "detected": copies,
+        "detected-agg": means,
+        "head_score": paper,
+    }
+    written = []
+    for name, content in contents.items():
+        path = folder / f"{name}{suffix}.json"
+        write_whole(path, (json.dumps(content, ensure_ascii=False) + "\n").encode())
+        written.append(path)
+    return written
+
+
+def read_ranked(path: Path) -> list[Ranked]:
+    """The heads of any head file with their mean scores, best first; ties in the order of layer, then head.
+
+    Args:
+        path: `heads.json`, `detected.json` or `detected-agg.json` (ours or the predecessor's), or the paper's form
+            `{"layer-head": [scores]}`.
+
+    Raises:
+        ResultsError: The file is missing, empty, or of none of these forms.
+    """
+    data = _read_object(path)
+    try:
+        return rank(_heads_in(data))
+    except _MALFORMED:
+        raise _no_heads(path) from None
+
+
+def read_table(path: Path) -> HeadTable:
+    """Every score of any head file that `read_ranked` accepts.
+
+    Raises:
+        ResultsError: The file is missing, empty, of none of these forms, or a score is no number.
+    """
+    data = _read_object(path)
+    try:
+        table = _whole_table(data) if "schema" in data else _plain_table(data)
+    except _MALFORMED:
+        raise _no_heads(path) from None
+    if all(math.isnan(value) for estimate in table.estimates.values() for value in estimate.mean.flat):
+        raise ResultsError(f"{path}: no head has a score that is a number")
+    return table
+
+
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ResultsError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict) or not data:
+        raise ResultsError(f"{path}: holds no heads")
+    return data
+
+
+def _no_heads(path: Path) -> ResultsError:
+    return ResultsError(
+        f"{path}: not a file of heads; accepted are heads.json, detected.json, detected-agg.json and the paper's "
+        'form {"layer-head": [scores]}'
+    )
+
+
+def _whole_table(data: Mapping[str, Any]) -> HeadTable:
+    """What `heads.json` says."""
+    import numpy as np
+
+    if data["schema"] != SCHEMA:
+        raise ValueError(data["schema"])
+    layers = tuple(Layer(**layer) for layer in data["layers"])
+    most = max(layer.heads for layer in layers)
+
+    def rows(part: Sequence[Sequence[float]]) -> NDArray[Any]:
+        return np.array([[*row, *[math.nan] * (most - len(row))] for row in part], dtype=np.float64)
+
+    estimates = {
+        name: Estimate(rows(score["mean"]), rows(score["low"]), rows(score["high"]))
+        for name, score in data["scores"].items()
+    }
+    told = {"schema", "definitions", "layers", "ranked", "scores", "samples", "suite"}
+    return HeadTable(
+        str(data.get("suite", "")),
+        layers,
+        estimates,
+        data.get("counted"),
+        data.get("measured"),
+        data.get("stability_top_10"),
+        {key: value for key, value in data.items() if key not in told},
+    )
+
+
+def _plain_table(data: Mapping[str, Any]) -> HeadTable:
+    """One mean a head: the predecessor's `copy` (or the paper's per-step count) and nothing else."""
+    import numpy as np
+
+    means = dict(_heads_in(data))
+    numbers = sorted({layer for layer, _ in means})
+    most = 1 + max(head for _, head in means)
+    mean = np.full((len(numbers), most), math.nan)
+    row_of = {number: row for row, number in enumerate(numbers)}
+    for (layer, head), value in means.items():
+        mean[row_of[layer], head] = value
+    unknown = np.full(mean.shape, math.nan)
+    name = "copy" if all(isinstance(value, Mapping) for value in data.values()) else "copy_reference"
+    layers = tuple(Layer("", number, most) for number in numbers)
+    return HeadTable("", layers, {name: Estimate(mean, unknown, unknown)})
+
+
+def _heads_in(data: Mapping[str, Any]) -> Iterable[Ranked]:
+    if "schema" in data:
+        if data["schema"] != SCHEMA:
+            raise ValueError(data["schema"])
+        mean = data["scores"]["copy"]["mean"]
+        for layer, row in zip(data["layers"], mean, strict=True):
+            yield from (((int(layer["number"]), head), float(value)) for head, value in enumerate(row))
+        return
+    for name, value in data.items():
+        if isinstance(value, Mapping):  # the predecessor's: module path, then head
+            number = _layer_number(name)
+            yield from (((number, int(head)), _mean(scores)) for head, scores in value.items())
+        else:  # the paper's: "layer-head"
+            layer, head = name.split("-")
+            yield (int(layer), int(head)), _mean(value)
+
+
+def _layer_number(path: str) -> int:
+    """The first part of a module path that is a number, as in `model.layers.3.self_attn.attn`."""
+    return next(int(part) for part in [*path.split("."), path] if part.isdigit() or part == path)
+
+
+def _mean(scores: Any) -> float:
+    return math.fsum(scores) / len(scores) if isinstance(scores, list) else float(scores)
+
+
+def _stacked(records: Sequence[Record], score: str) -> NDArray[Any]:
+    """`[samples, layers, heads]`."""
+    import numpy as np
+
+    stacked: list[HeadScores] = [record.heads for record in records if record.heads is not None]
+    return np.array([heads[score] for heads in stacked], dtype=np.float64)
+
+
+def _estimate(values: NDArray[Any]) -> Estimate:
+    import numpy as np
+
+    samples = len(values)
+    random = np.random.default_rng(0)
+    counts = random.multinomial(samples, np.full(samples, 1 / samples), size=_RESAMPLES)
+    means = counts @ values.reshape(samples, -1) / samples
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return Estimate(values.mean(0), low.reshape(values.shape[1:]), high.reshape(values.shape[1:]))
+
+
+def _everything(detection: Detection, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        **facts,
+        "definitions": SCORES,
+        "layers": [vars(layer) for layer in detection.layers],
+        "counted": len(detection.counted),
+        "measured": len(detection.samples),
+        "stability_top_10": detection.stability(),
+        "retrieval_heads": detection.retrieval_heads(),
+        "ranked": [[*head, round(value, _DIGITS)] for head, value in detection.ranked()],
+        "scores": {
+            name: {
+                part: [[round(float(value), _DIGITS) for value in row] for row in getattr(estimate, part)]
+                for part in ("mean", "low", "high")
+            }
+            for name, estimate in detection.estimates.items()
+        },
+        "samples": [
+            {"cell": record.cell, "counted": bool(record.passed), "scores": record.heads}
+            for record in detection.samples
+        ],
+    }

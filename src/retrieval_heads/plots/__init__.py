@@ -1,0 +1,12 @@
+"""Pictures of a run, each written as PNG and SVG from the numbers that are stored.
+
+The only part of the library that imports matplotlib; it needs no display and leaves pyplot's state alone.
+"""
+
+from retrieval_heads.plots.ablation import ablation_curve
+from retrieval_heads.plots.curves import profiles, score_distribution
+from retrieval_heads.plots.difference import difference_map
+from retrieval_heads.plots.heads import head_heatmap
+from retrieval_heads.plots.niah import niah_heatmap
+
+__all__ = ["ablation_curve", "difference_map", "head_heatmap", "niah_heatmap", "profiles", "score_distribution"]

@@ -1,0 +1,256 @@
+"""Curves: how few heads retrieve, and how scores fall with length and depth."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike
+from scipy.stats import bootstrap
+
+from retrieval_heads.errors import ResultsError
+from retrieval_heads.plots.grid import MEASURED, Sample, measured_samples, metric_label
+from retrieval_heads.plots.heads import checked_scores
+from retrieval_heads.plots.layout import Page, arrange, new_figure, text_width
+from retrieval_heads.plots.saving import save
+from retrieval_heads.plots.style import HEADS, INK, PAPER, counted, line_look, shorten, styled
+from retrieval_heads.results import Record, finite_mean
+
+_RESAMPLES = 2000
+# Whiskers up to this many points on an axis, a band beyond.
+_MAX_WHISKERS = 24
+_MAX_WHISKERED_RUNS = 4
+# Resampled values held at once: bounds memory to some 16 MB.
+_BATCH_VALUES = 2_000_000
+
+
+def score_distribution(mean_scores: ArrayLike, path: Path, *, threshold: float = 0.1, title: str = "") -> list[Path]:
+    """Draw the heads' scores from highest to lowest, with the line that makes a retrieval head.
+
+    Args:
+        mean_scores: Mean scores `[layers, heads]`; NaN where a layer was not scored.
+        path: Where to write, with or without `.png` or `.svg`; both are written.
+        threshold: A retrieval head scores at least this (0.1 in arXiv 2404.15574).
+        title: Heading, such as the model's name.
+
+    Returns:
+        The two paths written.
+
+    Raises:
+        ResultsError: Not `[layers, heads]`, no number in it, or a folder that cannot be written.
+    """
+    return save(distribution_figure(mean_scores, threshold=threshold, title=title), path)
+
+
+def profiles(
+    records: Sequence[Record] | Mapping[str, Sequence[Record]],
+    path: Path,
+    *,
+    metric: str | None = None,
+    title: str = "",
+) -> list[Path]:
+    """Draw the mean score against context length and against needle depth, with 95 % bootstrap intervals.
+
+    Args:
+        records: Of one run, or of several by name, which are overlaid.
+        path: Where to write, with or without `.png` or `.svg`; both are written.
+        metric: Name of a score; `None` takes each record's own metric.
+        title: Heading, such as model and suite.
+
+    Returns:
+        The two paths written.
+
+    Raises:
+        ResultsError: A run without a measured record, a cell twice in one, scores of different names, a score
+            that is absent or NaN, or an unwritable folder.
+    """
+    return save(profiles_figure(records, metric=metric, title=title), path)
+
+
+@styled()
+def distribution_figure(mean_scores: ArrayLike, *, threshold: float = 0.1, title: str = "") -> Figure:
+    """Build the figure of `score_distribution`."""
+    array = checked_scores(mean_scores, "mean score")
+    scores = np.sort(array[~np.isnan(array)])[::-1]
+    above = int((scores >= threshold).sum())
+    figure = new_figure()
+    axes = figure.add_subplot()
+    ranks = np.arange(1, len(scores) + 1)
+    top = max(float(scores[0]), threshold) * 1.12
+    axes.plot(ranks, scores, color=HEADS(0.72), linewidth=2, zorder=3, label="scores")
+    axes.scatter(ranks[:30], scores[:30], s=14, color=HEADS(0.72), zorder=4)
+    if above:
+        axes.fill_between(ranks[:above], threshold, scores[:above], color=HEADS(0.3), alpha=0.55, linewidth=0)
+    axes.axhline(threshold, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=2, label="threshold")
+    axes.set_xscale("log")
+    axes.set_xlim(0.85, max(len(scores), 2) * 1.15)
+    axes.set_ylim(min(0.0, float(scores[-1])), top)
+    ticks = [10**power for power in range(int(math.log10(len(scores))) + 1)]
+    if len(scores) / ticks[-1] > 2:
+        ticks.append(len(scores))
+    axes.minorticks_off()
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.grid(axis="y")
+    axes.set_xlabel("Heads, from the highest score")
+    axes.set_ylabel("Mean score")
+    axes.annotate(
+        f"retrieval head: {threshold:g} or more",
+        (axes.get_xlim()[1], threshold),
+        xytext=(-2, 4),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=INK,
+        path_effects=[withStroke(linewidth=3, foreground=PAPER)],
+        zorder=5,
+    )
+    unscored = array.size - len(scores)
+    share = f"{100 * above / len(scores):.1f} %"
+    subtitle = f"{above:,} of {counted(len(scores), 'head')} ({share}) at or above {threshold:g}"
+    if unscored:
+        subtitle += f" · {counted(unscored, 'head')} not scored"
+    arrange(Page(figure, [[axes]], (5.8, 3.2), title or "How few heads retrieve", subtitle))
+    return figure
+
+
+@styled()
+def profiles_figure(
+    records: Sequence[Record] | Mapping[str, Sequence[Record]], *, metric: str | None = None, title: str = ""
+) -> Figure:
+    """Build the figure of `profiles`."""
+    runs = dict(records) if isinstance(records, Mapping) else {"": records}
+    if not runs:
+        raise ResultsError("there is nothing to plot: no run was given")
+    samples = {name: _measured(name, members, metric) for name, members in runs.items()}
+    metrics = sorted({s.metric for members in samples.values() for s in members})
+    if len(metrics) > 1:
+        raise ResultsError(f"the records count by different scores ({', '.join(metrics)}); choose one as metric")
+    figure = new_figure()
+    by_length, by_depth = figure.add_subplot(), figure.add_subplot()
+    width, height = 4.6, 3.2
+    for index, members in enumerate(samples.values()):
+        _curve(by_length, [(s.record.context_length, s.value) for s in members], index, len(samples))
+        _curve(by_depth, [(s.record.document_depth, s.value) for s in members], index, len(samples))
+    everything = [s for members in samples.values() for s in members]
+    _length_axis(figure, by_length, sorted({s.record.context_length for s in everything}), width)
+    by_depth.set_xlim(-4, 104)
+    by_depth.set_xticks([0, 25, 50, 75, 100])
+    by_depth.set_xlabel("Needle depth (%)")
+    values = [s.value for s in everything]
+    for axes in (by_length, by_depth):
+        axes.set_ylim(min(-0.03, *values), max(1.03, *values))
+        axes.grid(axis="y")
+    by_length.set_ylabel(f"Mean {metric_label(metrics[0])}")
+    facts = [counted(len(everything), "measured record")]
+    left_out = sum(map(len, runs.values())) - len(everything)
+    if left_out:
+        facts.append(f"{left_out:,} skipped or in error left out")
+    if len(everything) > 1:
+        facts.append("mean with its 95 % bootstrap interval")
+    legend = [
+        Line2D([], [], label=shorten(name, 60), **line_look(index))
+        for index, name in enumerate(runs)
+        if len(runs) > 1 or name
+    ]
+    title = title or "Score by context length and needle depth"
+    arrange(Page(figure, [[by_length, by_depth]], (width, height), title, " · ".join(facts), legend))
+    return figure
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of the mean (seeded).
+
+    Args:
+        values: Scores of one length or depth.
+
+    Returns:
+        Lower and upper end; `None` for fewer than two values, and an interval of no width for equal values.
+    """
+    if len(values) < 2:
+        return None
+    sample = np.asarray(values, dtype=float)
+    found = bootstrap(
+        (sample,),
+        np.mean,
+        method="percentile",
+        n_resamples=_RESAMPLES,
+        batch=max(1, _BATCH_VALUES // len(sample)),
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _measured(name: str, records: Sequence[Record], metric: str | None) -> list[Sample]:
+    try:
+        measured = [s for s in measured_samples(records, metric) if s.state == MEASURED]
+    except ResultsError as error:
+        raise ResultsError(f"run {name!r}: {error}" if name else str(error)) from None
+    if not measured:
+        raise ResultsError(f"{f'run {name!r}' if name else 'the run'} has no measured record: nothing to plot")
+    return measured
+
+
+def _curve(axes: Axes, points: Sequence[tuple[float, float]], index: int, runs: int) -> None:
+    groups: dict[float, list[float]] = defaultdict(list)
+    for x, value in points:
+        groups[x].append(value)
+    xs = sorted(groups)
+    means = [finite_mean(groups[x]) for x in xs]
+    # Without an interval (one value) the whisker has no length: a point alone says "no interval".
+    ends = [interval(groups[x]) or (mean, mean) for x, mean in zip(xs, means, strict=True)]
+    low, high = [end[0] for end in ends], [end[1] for end in ends]
+    look = line_look(index)
+    # Whiskers of neighbours stand side by side; of more runs or points they would be a thicket.
+    whiskers = len(xs) == 1 or (len(xs) <= _MAX_WHISKERS and runs <= _MAX_WHISKERED_RUNS)
+    figure: Any = axes.figure
+    shift = (index - (runs - 1) / 2) * 2.5 if whiskers else 0.0
+    beside = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
+    if whiskers:
+        axes.vlines(xs, low, high, color=look["color"], linewidth=1.3, transform=beside, label="interval")
+    else:
+        axes.fill_between(
+            xs, low, high, color=look["color"], alpha=0.2 / math.sqrt(runs), linewidth=0, label="interval"
+        )
+    axes.plot(
+        xs,
+        means,
+        **{**look, "marker": look["marker"] if len(xs) <= _MAX_WHISKERS else None},
+        markeredgecolor=PAPER,
+        markeredgewidth=0.6,
+        transform=beside,
+        zorder=3,
+        label="mean",
+    )
+
+
+def _length_axis(figure: Figure, axes: Axes, lengths: Sequence[int], width: float) -> None:
+    low, high = lengths[0], lengths[-1]
+    wide = high / max(low, 1) >= 8
+    if wide:
+        axes.set_xscale("log", base=2)
+    position = np.log2(np.maximum(lengths, 1)) if wide else np.asarray(lengths, dtype=float)
+    margin = 0.05 * (position[-1] - position[0]) or 1.0
+    ends = position[0] - margin, position[-1] + margin
+    axes.set_xlim(*(2.0 ** np.asarray(ends) if wide else ends))
+    axes.minorticks_off()
+    points = mpl.rcParams["xtick.labelsize"]
+    pitch = max(text_width(figure, f"{length:,}", points) for length in lengths) + 0.1
+    shown: list[int] = []
+    inches = (position - ends[0]) / (ends[1] - ends[0]) * width
+    # From the longest down: the far end is what the picture is about.
+    for index in reversed(range(len(lengths))):
+        if not shown or inches[shown[-1]] - inches[index] >= pitch:
+            shown.append(index)
+    axes.set_xticks([lengths[i] for i in shown], [f"{lengths[i]:,}" for i in shown])
+    axes.set_xlabel(f"Context length (tokens{', log scale' if wide else ''})")

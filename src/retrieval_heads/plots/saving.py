@@ -1,0 +1,49 @@
+"""Writing a figure as PNG and SVG, whole files or none."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from retrieval_heads.errors import ResultsError
+from retrieval_heads.files import write_whole
+from retrieval_heads.plots.style import styled
+
+FORMATS = ("png", "svg")
+
+
+@styled()
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write the figure as `path` with the endings `.png` and `.svg`.
+
+    Args:
+        figure: What a `*_figure` function built.
+        path: With or without one of the two endings; missing folders are made.
+
+    Returns:
+        The two paths written.
+
+    Raises:
+        ResultsError: The folder cannot be written.
+    """
+    # Only our own endings are cut: `heatmap-qwen2.5` has no suffix `.5`.
+    stem = path.name[:-4] if path.suffix.lower() in {".png", ".svg"} else path.name
+    # Both are rendered before either is written, so that a failure leaves no lone file.
+    pictures = {path.with_name(f"{stem}.{form}"): _render(figure, form) for form in FORMATS}
+    for target, content in pictures.items():
+        try:
+            write_whole(target, content)
+        except OSError as error:
+            raise ResultsError(
+                f"{target}: the picture cannot be written ({error.strerror or error}); choose another folder"
+            ) from None
+    return list(pictures)
+
+
+def _render(figure: Figure, form: str) -> bytes:
+    buffer = BytesIO()
+    # No date: the same numbers give the same bytes.
+    figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+    return buffer.getvalue()

@@ -1,0 +1,100 @@
+const WORST_FIRST = ["error", "skipped", "unpaired"];
+
+/** A suite's length × depth heatmap with its choices. */
+function cellSection(suite) {
+  const name = suite.name || "Needle in a haystack";
+  const title = suite.kind === "detect" ? `${name}: samples behind the heads` : `${name}: score by length and depth`;
+  const section = make("section", { "aria-label": title }, make("h2", { textContent: title }));
+  const map = new Heatmap(title);
+  const chosen = { metric: suite.metric, needle: "", seed: "", arm: "", compare: "" };
+  const below = make("div", {});
+  const update = (key) => (value) => {
+    chosen[key] = value;
+    draw();
+  };
+  const distinct = (pick) => [...new Set(suite.records.map(pick))];
+  const controls = make("div", { className: "controls" });
+  if (suite.metrics.length > 1) controls.append(choice("Score", suite.metrics.map((each) => [each, scoreName(each)]), chosen.metric, update("metric")));
+  if (suite.isCompared) controls.append(choice("Show", [["", "this run"], ["yes", "change against the baseline"]], "", update("compare")));
+  if (suite.questions.length > 1) {
+    const needles = suite.questions.map((asked, index) => [String(index), asked.name || asked.needle.trim().slice(0, 40)]);
+    controls.append(choice("Needle", [["", "all, mean"], ...needles], "", update("needle")));
+  }
+  const seeds = distinct((record) => record.seed || 0).sort((first, second) => first - second);
+  if (seeds.length > 1) controls.append(choice("Seed", [["", "all, mean"], ...seeds.map((seed) => [String(seed), String(seed)])], "", update("seed")));
+  const arms = distinct((record) => record.arm || "-");
+  chosen.arm = ["-", "none"].find((arm) => arms.includes(arm)) || arms[0]; // no mean over arms: they differ by design
+  if (arms.length > 1) controls.append(choice("Masked heads", arms.map((arm) => [arm, arm === "-" ? "none" : arm]), chosen.arm, update("arm")));
+  if (controls.childElementCount) section.append(controls);
+  section.append(map.element, below);
+
+  function draw() {
+    const grid = cellGrid(suite, chosen, map);
+    map.show(grid);
+    const label = chosen.compare ? `change in ${scoreName(chosen.metric)}` : scoreName(chosen.metric);
+    below.replaceChildren(legend(grid, label));
+  }
+  return [section, draw];
+}
+
+function cellGrid(suite, chosen, map) {
+  const lengths = [...new Set(suite.records.map((record) => record.length))].sort((first, second) => first - second);
+  const depths = [...new Set(suite.records.map((record) => record.depth))].sort((first, second) => first - second);
+  const places = new Map();
+  for (const record of suite.records) {
+    const fits =
+      (chosen.needle === "" || record.question === Number(chosen.needle)) &&
+      (chosen.seed === "" || (record.seed || 0) === Number(chosen.seed)) &&
+      (chosen.arm === "" || (record.arm || "-") === chosen.arm);
+    if (!fits) continue;
+    const key = `${record.depth}/${record.length}`;
+    if (places.has(key)) places.get(key).push(record);
+    else places.set(key, [record]);
+  }
+  const metric = suite.metrics.indexOf(chosen.metric);
+  const valueOf = (record) => {
+    const now = record.scores[metric] ?? null;
+    if (!chosen.compare || now === null) return now;
+    const before = record.baseline ? record.baseline[metric] ?? null : null;
+    return before === null ? null : now - before;
+  };
+  const stateOf = (record) => (["error", "skipped"].includes(record.status) ? record.status : "unpaired");
+  const cells = depths.map((depth) =>
+    lengths.map((length) => {
+      const records = places.get(`${depth}/${length}`) || [];
+      const values = records.map(valueOf).filter((value) => value !== null);
+      if (values.length) return { value: mean(values), partial: values.length < records.length, records };
+      const states = records.map(stateOf);
+      return { state: WORST_FIRST.find((state) => states.includes(state)) || "missing", records };
+    }),
+  );
+  const values = cells.flat().filter((cell) => !cell.state).map((cell) => Math.abs(cell.value));
+  const limit = Math.max(0.1, ...(values.length < 1e5 ? values : [1]));
+  const diverging = darkPage.matches ? DATA.colours.differencesOnDark : DATA.colours.differences;
+  return {
+    rows: depths.map(plain),
+    columns: lengths.map(count),
+    rowTitle: "Needle depth (%)",
+    columnTitle: "Context length (tokens)",
+    cell: (row, column) => cells[row][column],
+    colours: chosen.compare ? diverging : DATA.colours.scores,
+    low: chosen.compare ? -limit : 0,
+    high: chosen.compare ? limit : 1,
+    signed: Boolean(chosen.compare),
+    tell(row, column) {
+      const { records, value, state } = cells[row][column];
+      const title = `${count(lengths[column])} tokens, depth ${plain(depths[row])} %`;
+      if (!records.length) return [title, "not in the results"];
+      const several = records.length > 1 ? `, mean of ${counted(records.length, "record")}` : "";
+      const label = scoreName(chosen.metric);
+      const shown = state ? LOOKS[state].label : `${chosen.compare ? "change in " : ""}${label} ${score(value, Boolean(chosen.compare))}${several}`;
+      const first = records.find((record) => record.characters) || records[0];
+      const words = first.answer.map(([, text]) => text).join("").slice(0, 400).trim();
+      return [title, shown, words || first.reason || "The answer is empty."];
+    },
+    open(row, column) {
+      const { records } = cells[row][column];
+      if (records.length) openRecord(suite, records, 0, () => map.element.focus());
+    },
+  };
+}

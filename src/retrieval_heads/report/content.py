@@ -1,0 +1,138 @@
+"""What the page's scripts draw: records and heads as plain builtins, with nothing said twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from retrieval_heads import colours
+from retrieval_heads.errors import ResultsError
+from retrieval_heads.heads import RETRIEVAL_THRESHOLD, HeadTable
+from retrieval_heads.heads import SCORES as HEAD_SCORES
+from retrieval_heads.report.matching import marked
+from retrieval_heads.report.stored import StoredRun
+from retrieval_heads.results import Record
+
+MAX_TEXT = 20_000
+"""Characters of an answer that the page holds; `results.jsonl` has them all."""
+
+
+def content(run: StoredRun) -> dict[str, Any]:
+    """Everything that the page's scripts read.
+
+    Raises:
+        ResultsError: A score is NaN or infinite.
+    """
+    before = {(record.suite_id, record.cell): record for record in run.baseline if record.cell}
+    by_suite: dict[str, list[Record]] = {}
+    for record in run.records:
+        by_suite.setdefault(record.suite_id, []).append(record)
+    return {
+        "colours": {
+            "scores": colours.SCORES,
+            "heads": colours.HEADS,
+            "headsOnDark": colours.HEADS_ON_DARK,
+            "differences": colours.DIFFERENCES,
+            "differencesOnDark": colours.DIFFERENCES_ON_DARK,
+        },
+        "suites": [_suite(records, before) for records in by_suite.values()],
+        "heads": [_heads(name, table) for name, table in run.heads.items()],
+    }
+
+
+def _suite(records: Sequence[Record], before: Mapping[tuple[str, str], Record]) -> dict[str, Any]:
+    metrics = sorted({name for record in records for name in record.scores})
+    own = next((record.metric for record in records if record.metric), metrics[0] if metrics else "")
+    questions: dict[tuple[Any, ...], int] = {}
+    rows = []
+    for record in records:
+        asked = (record.needle_name, record.needle, record.question, record.reference, record.answer_span)
+        number = questions.setdefault(asked, len(questions))
+        rows.append(_record(record, number, metrics, before.get((record.suite_id, record.cell))))
+    keys = ("name", "needle", "question", "expected", "span")
+    return {
+        "kind": records[0].kind,
+        "name": records[0].suite,
+        "metric": own,
+        "metrics": metrics,
+        "threshold": next((record.threshold for record in records if record.threshold is not None), None),
+        "questions": [dict(zip(keys, asked, strict=True)) for asked in questions],
+        "records": rows,
+        "isCompared": any("baseline" in row for row in rows),
+    }
+
+
+def _record(record: Record, question: int, metrics: Sequence[str], before: Record | None) -> dict[str, Any]:
+    said = {
+        "question": question,
+        "length": record.context_length,
+        "depth": record.document_depth,
+        "status": record.status,
+        "scores": _scores(record, metrics),
+        "answer": marked(record.text[:MAX_TEXT], record.reference, record.question),
+        "characters": len(record.text),
+    }
+    # What is absent takes no room; a page of 10,000 records has to be small.
+    more: dict[str, Any] = {
+        "achieved": record.achieved_depth,
+        "seed": record.seed or None,
+        "arm": record.arm or None,
+        "reason": record.reason or None,
+        "baseline": _scores(before, metrics) if before else None,
+        "around": record.around or _around(record),
+        "finish": record.finish_reason or None,
+        "promptTokens": record.prompt_tokens,
+        "answerTokens": len(record.token_ids) or None,
+        "cachedTokens": record.cached_tokens,
+        "needleSpan": record.needle_span,
+        "seconds": record.seconds,
+        "cell": record.cell or None,
+        "request": record.request or None,
+    }
+    if record.recipe:
+        more["haystack"] = {"source": record.recipe.haystack, "offset": record.recipe.offset}
+    return said | {key: value for key, value in more.items() if value is not None}
+
+
+def _around(record: Record) -> tuple[str, str] | None:
+    """The predecessor's records hold the whole prompt."""
+    needle = record.needle.strip()
+    if not record.prompt or not needle or record.prompt.count(needle) != 1:
+        return None
+    before, _, after = record.prompt.partition(needle)
+    return before[-240:], after[:240]
+
+
+def _scores(record: Record, metrics: Sequence[str]) -> list[float | None]:
+    for name, value in record.scores.items():
+        if not math.isfinite(value):
+            raise ResultsError(f"record {record.cell!r}: score {name} is {value}, not a number; run the cell again")
+    if record.status not in ("pass", "low"):
+        return [None] * len(metrics)
+    return [round(record.scores[name], 4) if name in record.scores else None for name in metrics]
+
+
+def _heads(name: str, table: HeadTable) -> dict[str, Any]:
+    return {
+        "name": name,
+        "threshold": RETRIEVAL_THRESHOLD,
+        "layers": [
+            {"number": layer.number, "heads": layer.heads}
+            | ({"window": layer.sliding_window} if layer.sliding_window is not None else {})
+            for layer in table.layers
+        ],
+        "scores": {
+            score: {
+                "definition": HEAD_SCORES.get(score, ""),
+                "mean": _rows(estimate.mean),
+                "low": _rows(estimate.low),
+                "high": _rows(estimate.high),
+            }
+            for score, estimate in table.estimates.items()
+        },
+    }
+
+
+def _rows(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
+    return [[round(float(value), 4) if math.isfinite(value) else None for value in row] for row in values]

@@ -1,0 +1,222 @@
+"""The words and figures at the top and the end of a report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from retrieval_heads.ablation import NONE
+from retrieval_heads.heads import RETRIEVAL_THRESHOLD, HeadTable
+from retrieval_heads.report.stored import StoredRun
+from retrieval_heads.results import Record, finite_mean
+
+_IDENTITY = {
+    "model": "Model",
+    "model_revision": "Revision",
+    "architecture": "Architecture",
+    "dtype": "Precision",
+    "device": "Device",
+    "engine": "Engine",
+    "max_model_len": "Longest prompt and answer",
+    "tensor_parallel_size": "Tensor parallel",
+    "enable_prefix_caching": "Prefix caching",
+    "enforce_eager": "Eager",
+    "retrieval_heads": "retrieval-heads",
+    "python": "Python",
+    "began": "Began",
+    "rescored": "Scored again",
+    "status": "Status",
+    "engine_start_seconds": "Engine start (s)",
+    "answer_seconds": "Answers (s)",
+    "seconds": "Whole run (s)",
+    "arguments": "Arguments",
+}
+
+
+def overview(run: StoredRun) -> dict[str, Any]:
+    """What the template shows besides the pictures.
+
+    Returns:
+        `title`, `subtitle`, `figures` (each suite's, as name and label, value, note), `gates`, `ablations` (tables),
+        `settings` (name and value) and `config`.
+    """
+    facts = run.facts or next((table.facts for table in run.heads.values()), {})
+    suites: dict[str, list[Record]] = {}
+    for record in run.records:
+        suites.setdefault(record.suite_id, []).append(record)
+    names = dict.fromkeys([*(suite.partition("/")[2] for suite in suites), *run.heads])
+    model = str(facts.get("model") or "").rstrip("/").rpartition("/")[2]
+    figures = [
+        (_titled(suite), list(_cells(_unmasked(records), run.baseline)))
+        for suite, records in suites.items()
+        if suite.removeprefix("detect/") not in run.heads or not suite.startswith("detect/")
+    ]
+    figures += [(f"{name}: heads", list(_heads(table))) for name, table in run.heads.items()]
+    return {
+        "title": model or run.name,
+        "subtitle": [part for part in (", ".join(filter(None, names)), *_subtitle(facts)) if part],
+        "figures": figures,
+        "gates": _gates(run.gates),
+        "ablations": [_ablation(each) for each in run.ablations],
+        "settings": [
+            (label, _shown(facts[key])) for key, label in _IDENTITY.items() if facts.get(key) not in (None, "")
+        ],
+        "config": run.config,
+        "is_compared": bool(run.baseline),
+    }
+
+
+def _titled(suite: str) -> str:
+    kind, _, name = suite.partition("/")
+    told = {"detect": "samples", "ablate": "nothing masked"}
+    return f"{name or kind}: {told[kind]}" if kind in told else name or "needle in a haystack"
+
+
+def _unmasked(records: Sequence[Record]) -> Sequence[Record]:
+    return [record for record in records if record.arm in ("", NONE)] or records
+
+
+def _subtitle(facts: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("dtype", "device", "engine"):
+        if facts.get(key):
+            yield str(facts[key])
+    try:
+        yield datetime.fromisoformat(str(facts.get("began"))).strftime("%-d %B %Y, %H:%M")
+    except ValueError:
+        return
+
+
+def _cells(records: Sequence[Record], baseline: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
+    count = Counter[str](record.status for record in records)
+    measured = [record for record in records if record.status in ("pass", "low") and _score(record) is not None]
+    named = {"low": "below the threshold", "skipped": "skipped", "error": "in error"}
+    rest = [f"{count[status]:,} {words}" for status, words in named.items() if count[status]]
+    yield "retrieved", f"{count['pass']:,} of {len(records):,}", ", ".join(rest)
+    if not measured:
+        return
+    mean = finite_mean([_score(record) or 0.0 for record in measured])
+    yield "mean score", f"{mean:.3f}", measured[0].metric.replace("_", " ")
+    before = {(record.suite_id, record.cell): _score(record) for record in baseline}
+    pairs = [
+        ((_score(record) or 0.0), old)
+        for record in measured
+        if (old := before.get((record.suite_id, record.cell))) is not None
+    ]
+    if pairs:
+        change = finite_mean([new - old for new, old in pairs])
+        yield (
+            "against the baseline",
+            f"{change:+.3f}".replace("-", "−"),
+            f"mean change over {len(pairs):,} cells in both",
+        )
+    by_length: dict[int, list[float]] = {}
+    for record in measured:
+        by_length.setdefault(record.context_length, []).append(_score(record) or 0.0)
+    if len(by_length) > 1:
+        means = {length: finite_mean(values) for length, values in by_length.items()}
+        worst = min(means, key=lambda length: (means[length], length))
+        if means[worst] < max(means.values()):
+            yield "weakest length", f"{worst:,}", f"tokens, mean {means[worst]:.3f}"
+
+
+def _score(record: Record) -> float | None:
+    return record.scores.get(record.metric)
+
+
+def _heads(table: HeadTable) -> Iterator[tuple[str, str, str]]:
+    name = "copy" if "copy" in table.estimates else next(iter(table.estimates))
+    mean = table.estimates[name].mean
+    ranked = table.ranked(name)
+    yield (
+        "retrieval heads",
+        f"{int((mean >= RETRIEVAL_THRESHOLD).sum()):,} of {len(ranked):,}",
+        f"mean {name} of {RETRIEVAL_THRESHOLD:g} or more",
+    )
+    row, head = ranked[0]
+    yield "best head", f"{table.layers[row].number}-{head}", f"layer-head, mean {name} {mean[row, head]:.3f}"
+    if table.counted is not None:
+        yield (
+            "samples counted",
+            f"{table.counted:,} of {table.measured or table.counted:,}",
+            "their answer held the needle",
+        )
+    if table.stability is not None:
+        yield "stable", f"{100 * table.stability:.0f} %", "of the top 10 agree between random halves of the samples"
+
+
+def _ablation(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of an ablation: accuracy by arm, its drop, and other behaviour under the same masks."""
+    controls = told.get("controls") or {}
+    rows = []
+    for group in told["groups"]:
+        found = [controls[arm] for arm in group["masks"] if arm in controls]
+        draws = group["draws"].values()
+        rows.append(
+            [
+                group["name"].replace("_", " "),
+                f"{group['cells']:,}",
+                _interval(group["accuracy"]),
+                _interval(group["drop"]) if group["drop"] else "",
+                f"{min(draws):.2f} to {max(draws):.2f}" if len(draws) > 1 else "",
+                *(
+                    f"{finite_mean([each[name] for each in found]):{shape}}" if found else ""
+                    for name, shape in (("perplexity", ".1f"), ("closed_book", ".2f"))
+                    if controls
+                ),
+            ]
+        )
+    excess = [
+        f"The top {count} cost {_interval(value)} more accuracy than {count} others of the same layers."
+        for count, value in (told.get("excess") or {}).items()
+    ]
+    return {
+        "suite": str(told["suite"]),
+        "mode": str(told["mode"]),
+        "columns": ["arm", "cells", "accuracy", "drop", "draws", *(["perplexity", "closed book"] if controls else [])],
+        "rows": rows,
+        "notes": [*excess, *map(str, told.get("notes") or [])],
+    }
+
+
+def _interval(estimate: Mapping[str, float]) -> str:
+    text = f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    return text.replace("-", "−")
+
+
+def _gates(gates: Mapping[str, Any]) -> dict[str, Any]:
+    outcomes = [
+        {
+            "suite": str(gate.get("suite", "")),
+            "gate": str(gate.get("gate", "")),
+            "passed": bool(gate.get("passed")),
+            "sentence": str(gate.get("sentence", "")),
+            "worst": ", ".join(map(str, gate.get("worst", []))),
+        }
+        for gate in gates.get("gates", [])
+    ]
+    broken = sum(not outcome["passed"] for outcome in outcomes)
+    if not outcomes:
+        headline = ""
+    elif broken:
+        headline = f"{broken} of {len(outcomes)} gates broken"
+    else:
+        headline = f"all {len(outcomes)} gates hold" if len(outcomes) > 1 else "the gate holds"
+    return {
+        # Broken ones first: they are what a reader came for.
+        "outcomes": sorted(outcomes, key=lambda outcome: outcome["passed"]),
+        "headline": headline,
+        "broken": broken,
+        "warnings": [str(warning) for warning in gates.get("warnings", [])],
+        "notes": [str(note) for note in gates.get("notes", [])],
+    }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,246 @@
+"""The records of a run (`results.jsonl`): one line per cell, the contract every later step reads.
+
+A line is written and flushed as its cell finishes, by one process alone. Readers accept the records of the
+predecessor (PyPI `retrieval-heads`) too: its fields have the same names here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retrieval_heads.errors import ResultsError
+
+SCHEMA = "retrieval-heads/1"
+
+Status = Literal["pass", "low", "skipped", "error"]
+Span = tuple[int, int]
+
+
+class Recipe(BaseModel):
+    """What rebuilds the exact prompt of a record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    haystack: str
+    """Source of the haystack: a folder, `package:NAME/PATH` or `pydoc`."""
+    hash: str
+    """SHA-256 of the haystack's text."""
+    tokens: int
+    """Tokens in the haystack by the tested tokenizer, before any repetition."""
+    offset: int
+    """Haystack token at which the context starts (the seed chooses it)."""
+    insertion: int
+    """Haystack tokens that stand before the needle."""
+    repeats: int
+    """How often the haystack was started again because it was too short (0: long enough)."""
+    wording: list[dict[str, str]]
+    """The prompt's messages, `{context}` and `{question}` in them."""
+    template_hash: str
+    """SHA-256 of the prompt's wording, the chat template and its arguments."""
+    prompt_hash: str
+    """SHA-256 of the prompt's token ids as little-endian int32."""
+
+
+class Replay(BaseModel):
+    """The forward over prompt and answer in which heads were scored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    cached_tokens: int
+    """Of its tokens, those that the prefix cache gave."""
+    computed_tokens: int
+    """Those that were computed."""
+    seconds: float
+    """From its first step to its last."""
+
+
+class Mask(BaseModel):
+    """Which heads had no say in an answer (ablation)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    mode: str
+    """How they were masked; see `retrieval_heads.ablation.MODES`."""
+    heads: list[tuple[int, int]]
+    """Each [layer, head]."""
+
+
+HeadScores = dict[str, list[list[float]]]
+"""Scores by name, each `[layers][heads]`; see `retrieval_heads.heads`."""
+
+
+class Record(BaseModel):
+    """One cell's question, answer and scores.
+
+    Positions are token positions in the prompt; spans are half open, `[start, end)`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    """Version of this format."""
+    kind: str = "niah"
+    """`niah`, `detect` or `ablate`."""
+    suite: str = ""
+    """Name of the suite the cell belongs to."""
+    cell: str = ""
+    """Names the question asked; the same cell of another model's run has the same name."""
+    request: str = ""
+    """Hash of what was sent: prompt ids, sampling, model and its revision, dtype, engine version, mask."""
+    status: Status = "pass"
+    """`pass`, `low` (below the threshold), `skipped` (never asked) or `error`."""
+    reason: str = ""
+    """Why a cell is `low`, `skipped` or in `error`: one sentence."""
+    context_length: int
+    """Tokens of the whole prompt as requested, chat template and question inside."""
+    document_depth: float
+    """Requested depth in percent: 0 is the start of the haystack, 100 its end."""
+    achieved_depth: float | None = None
+    """100 × needle start / haystack tokens, needle excluded."""
+    prompt_tokens: int | None = None
+    """Tokens of the prompt as sent; equals `context_length`."""
+    needle: str
+    """The inserted text as the suite gives it."""
+    needle_name: str = ""
+    """Short name of the needle, as in the item's name."""
+    needle_span: Span | None = None
+    """The needle's tokens (or those of `answer_span`), surrounding white space excluded."""
+    answer_span: str | None = None
+    """The part of the needle that must be said, where the suite gives one."""
+    question: str = ""
+    """The question asked."""
+    question_span: Span | None = None
+    """The question's tokens."""
+    reference: str = ""
+    """The expected answer that `scores` compare with."""
+    seed: int = 0
+    """Chooses the offset into the haystack."""
+    arm: str = ""
+    """Which heads were masked (ablation): `top_10`, `random_10_draw_2`; empty: none."""
+    mask: Mask | None = None
+    """The heads of the arm, and how they were masked."""
+    text: str = ""
+    """The answer."""
+    token_ids: list[int] = []
+    """The answer's token ids, the end-of-sequence token included when it was produced."""
+    finish_reason: str = ""
+    """`stop` or `length`, as the engine says."""
+    rougeL: float | None = None  # noqa: N815 - the predecessor's field
+    """ROUGE-L F-measure of the answer against the reference, 0–1 (the predecessor's field)."""
+    scores: dict[str, float] = {}
+    """Every score by name, 0–1; see `retrieval_heads.scoring`."""
+    metric: str = ""
+    """The score that decides `passed`."""
+    threshold: float | None = None
+    """`passed` means the metric is above this."""
+    passed: bool | None = None
+    """Whether the answer retrieved the needle; `None` where nothing was measured."""
+    recipe: Recipe | None = None
+    """How to rebuild the prompt; `None` in records of the predecessor."""
+    around: tuple[str, str] | None = None
+    """The haystack's text just before and just after the needle."""
+    prompt: str | None = None
+    """The prompt's text: only in records of the predecessor."""
+    needle_idx: int | None = None
+    """Where the predecessor inserted the needle, in tokens of its context."""
+    cached_tokens: int | None = None
+    """Prompt tokens that the prefix cache gave."""
+    heads: HeadScores | None = None
+    """Every head's scores on this cell (detection); the layers are those of `run.json`."""
+    replay: Replay | None = None
+    """How the heads were scored (detection)."""
+    seconds: float | None = None
+    """From the engine's first work on the request to its last token, other requests beside it."""
+
+    @property
+    def suite_id(self) -> str:
+        """Names the suite beside those of other kinds: `niah/demo`."""
+        return f"{self.kind}/{self.suite}"
+
+
+def parse_record(line: str, where: str) -> Record:
+    """Read one line of a results file.
+
+    Args:
+        line: One JSON object, ours or the predecessor's.
+        where: Names the line in errors, such as `results.jsonl:3`.
+
+    Raises:
+        ResultsError: The line is no JSON object, of another schema, or lacks a field.
+    """
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise ResultsError(f"{where}: not a JSON object ({error})") from None
+    if not isinstance(data, dict):
+        raise ResultsError(f"{where}: a record is a JSON object, found {type(data).__name__}")
+    schema = data.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise ResultsError(f"{where}: schema {schema!r} is not read by this version, which reads {SCHEMA!r}")
+    try:
+        return Record.model_validate(_from_predecessor(data) if "schema" not in data else data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ResultsError(f"{where}: {key}: {first['msg']}") from None
+
+
+def read_records(path: Path, *, torn_last_line: bool = False) -> list[Record]:
+    """Read a results file.
+
+    Args:
+        path: A `results.jsonl`, ours or the predecessor's.
+        torn_last_line: Drop a last line that a killed run left incomplete, instead of raising.
+
+    Raises:
+        ResultsError: The file is missing, empty, or has a line that is no record.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # an answer may hold U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path}: cannot be read ({error})") from None
+    records = list(_parse_lines(lines, path, torn_last_line))
+    if not records:
+        raise ResultsError(f"{path}: holds no record")
+    return records
+
+
+def dump_record(record: Record) -> str:
+    """One line of `results.jsonl`, without the line end."""
+    data = record.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
+def finite_mean(values: list[float]) -> float:
+    """Arithmetic mean; NaN for no values, so that an empty grid is never a score of 0."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _parse_lines(lines: list[str], path: Path, torn_last_line: bool) -> Iterator[Record]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield parse_record(line, f"{path}:{number}")
+        except ResultsError:
+            if torn_last_line and number == len(lines):
+                return
+            raise
+
+
+def _from_predecessor(data: dict[str, Any]) -> dict[str, Any]:
+    """Its needle is the reference, and its ROUGE-L is the score that counts (pass above 0.5)."""
+    needle, score = data.get("needle"), data.get("rougeL")
+    if not isinstance(needle, str) or not isinstance(score, int | float | None):
+        return data
+    said = {**data, "schema": SCHEMA, "reference": needle.strip(), "metric": "rougeL_f", "threshold": 0.5}
+    if score is None:
+        return {**said, "status": "skipped", "reason": "the record holds no rougeL"}
+    passed = score > 0.5
+    return {**said, "scores": {"rougeL_f": float(score)}, "passed": passed, "status": "pass" if passed else "low"}

@@ -1,0 +1,93 @@
+"""Whether a model's tokenizer makes sound prompts of a suite: what is looked at before an hour of GPU is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from retrieval_heads.config import Needle
+from retrieval_heads.scoring import score_answer
+from retrieval_heads.suite import Suite
+
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at, and what was found."""
+
+    name: str
+    told: str
+    is_wrong: bool = False
+
+
+def check_prompts(suite: Suite, tokenizer: Any) -> Iterator[Check]:
+    """Look at the first prompt of each needle, and at what an echo of its question would score.
+
+    Args:
+        suite: Its model is named.
+        tokenizer: The model's.
+
+    Raises:
+        PromptError: A prompt cannot be built.
+    """
+    from retrieval_heads.engine.cells import CellBuilder
+    from retrieval_heads.tokenizer import load_generation
+
+    model = suite.settings.model.model_dump()
+    builder = CellBuilder(tokenizer, model, {}, 1 << 60)
+    for index, needle in enumerate(suite.needles):
+        cell = next(cell for cell in suite.cells if cell.needle == index)
+        request = builder.request(suite.question(), asdict(cell))
+        if index == 0:
+            frame = builder.prompts.frame(suite.settings.prompt, needle.question)
+            yield _first_token(request.ids, tokenizer)
+            head, tail = tokenizer.decode(list(frame.head)), tokenizer.decode(list(frame.tail))
+            yield Check("template", f"{_cut(head)!r} … {_cut(tail, from_end=True)!r}")
+            yield _stop(tokenizer, load_generation(model))
+        start, end = request.facts["needle_span"]
+        yield _round_trip(needle, tokenizer.decode(request.ids[start:end]))
+        yield _echo(suite, needle)
+
+
+def _first_token(ids: list[int], tokenizer: Any) -> Check:
+    bos = getattr(tokenizer, "bos_token_id", None)
+    count = 0
+    while bos is not None and count < len(ids) and ids[count] == bos:
+        count += 1
+    added = list(tokenizer("a", add_special_tokens=True).input_ids)[:1]
+    is_wrong = count > 1 or (count == 0 and bos is not None and added == [bos])
+    return Check("first token", f"{count} × {_named(tokenizer, bos) if bos is not None else 'no such token'}", is_wrong)
+
+
+def _stop(tokenizer: Any, generation: Any) -> Check:
+    ids = getattr(generation, "eos_token_id", None)
+    ids = ids if isinstance(ids, list) else [ids]
+    every = {each for each in [*ids, getattr(tokenizer, "eos_token_id", None)] if each is not None}
+    told = ", ".join(_named(tokenizer, each) for each in sorted(every))
+    return Check("stop tokens", told or "none: every answer runs to max_tokens", is_wrong=not every)
+
+
+def _named(tokenizer: Any, token: int) -> str:
+    return f"{tokenizer.decode([token])} ({token})"
+
+
+def _round_trip(needle: Needle, decoded: str) -> Check:
+    said = needle.answer_span or needle.needle.strip()
+    if decoded.strip() == said.strip():
+        return Check("needle", f"{needle.name}: comes back from its tokens as written")
+    return Check("needle", f"{needle.name}: comes back from its tokens as {_cut(decoded)!r}", is_wrong=True)
+
+
+def _echo(suite: Suite, needle: Needle) -> Check:
+    scoring = suite.settings.scoring
+    value = score_answer(needle.question, needle.reference, needle.question)[scoring.metric]
+    told = (
+        f"{needle.name}: the question alone scores {value:.2f} ({scoring.metric}, {scoring.threshold:g} must be passed)"
+    )
+    return Check("echo", told, is_wrong=value > scoring.threshold)
+
+
+def _cut(text: str, *, from_end: bool = False) -> str:
+    return text[-_SHOWN:] if from_end else text[:_SHOWN]

@@ -1,0 +1,1 @@
+"""What runs inside vLLM's worker: head scores from the paged KV cache."""

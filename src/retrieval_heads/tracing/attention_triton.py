@@ -1,0 +1,542 @@
+"""Scores of attention rows against a paged KV cache: the Triton kernel, with the contract of `attention`.
+
+K is read from the block table once for all rows of a KV head: the rows of the query heads that share it are one
+matrix (`BLOCK_M` rows, "lines" here), and programs that need the same keys run side by side, so that only the
+first of them reads from memory and the others from the L2 cache. Long contexts are split over programs; a second
+launch merges their parts (as Flash-Decoding does; online softmax, arXiv 1805.02867). The span is scored by further
+programs of the same kernel, over its keys alone.
+
+Import it where CUDA is, or with TRITON_INTERPRET=1 (Triton's interpreter, on CPU) set before the import.
+"""
+
+# ruff: noqa: N803 - in a kernel, capitals are what is known at compile time (Triton's own custom).
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# Kernels are Triton's language, not Python: their arguments have no Python types.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from retrieval_heads.tracing.attention import FP8, RowScores, check_layers, seen_keys
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+NO_WINDOW = 1 << 30
+ALIGNED = tl.constexpr(16)  # elements from layer to layer, so that a load may be 16 bytes wide in each
+
+LOG2E = tl.constexpr(1.0 / math.log(2.0))
+LN2 = tl.constexpr(math.log(2.0))
+NO_SCORE = tl.constexpr(-3.0e38)  # below every score; finite, so that -inf - NO_SCORE is -inf and not NaN
+NO_POSITION = tl.constexpr(2**31 - 1)
+# A guessed maximum serves while the true one is within these powers of two of it: float32 holds 2**±126.
+TOO_LOW = tl.constexpr(100.0)
+TOO_HIGH = tl.constexpr(-60.0)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the work is cut; every choice gives the same result up to float32 rounding."""
+
+    block_m: int
+    """Lines (rows × query heads of one KV head) in a program: a power of two, 16 or more."""
+    block_n: int
+    """Keys in a step: a power of two, 16 or more."""
+    warps: int
+    """Of a program."""
+    stages: int
+    """Steps whose keys are on their way at once, plus one."""
+    registers: int
+    """At most, for a thread; 128 lets 16 warps share a multiprocessor."""
+    programs: int
+    """Programs to aim at: what the device runs at once. More would start later and pay their start again."""
+    steps: int = 64
+    """Steps of a program at most. Where more are to do than this, programs are more than run at once, and short
+    enough that the last of them do not leave the device half idle for long."""
+
+
+def tiling(lines: int, head_size: int, cache_bytes: int, float32: bool, multiprocessors: int) -> Tiling:
+    """Choose by shape; by reasons and not by an autotuner, so that no user waits for one.
+
+    With `block_n` 32 a thread holds 16 scores with their maximum, position and sum in about 115 registers, and two
+    programs of 8 warps (or four of 4) share a multiprocessor: one computes while another waits. With 64 keys it is
+    about 200, and one. Stages keep some 50 KB a multiprocessor on the way, which is what its share of the memory
+    bandwidth × latency takes.
+
+    Args:
+        lines: Rows × query heads of a KV head.
+        head_size: Elements of a key.
+        cache_bytes: Bytes of an element of the cache.
+        float32: Whether products are float32: no tensor cores, so small tiles, or registers spill.
+        multiprocessors: Of the device.
+    """
+    padded = triton.next_power_of_2(head_size)
+    if float32:
+        return Tiling(16, 32, warps=4, stages=2, registers=255, programs=4 * multiprocessors)
+    block_m = min(128, max(16, triton.next_power_of_2(lines)))
+    block_n = 64 if block_m == 16 and padded <= 128 else 32
+    stages = 3 if block_n * padded * cache_bytes > 8192 else 4
+    if block_m == 128:
+        return Tiling(block_m, block_n, 8, stages, registers=128, programs=2 * multiprocessors)
+    return Tiling(block_m, block_n, 4, stages, registers=128, programs=4 * multiprocessors)
+
+
+def score_rows(
+    q: Tensor,
+    k_cache: Tensor,
+    block_ids: Tensor,
+    first_position: int,
+    *,
+    scale: float,
+    span: tuple[int, int],
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    k_scale: float | Tensor | None = None,
+    cut: Tiling | None = None,
+) -> RowScores:
+    """Score consecutive query rows against one request's keys in a paged cache, in two launches.
+
+    Nothing waits for the device. Arguments, result and errors are those of `attention.score_rows`; products of
+    16-bit (and fp8) keys with 16-bit queries run on tensor cores and add up in float32, all others are float32.
+
+    Args:
+        cut: How to cut the work; None chooses by shape (`tiling`).
+    """
+    scores = score_layers(
+        q[None],
+        [k_cache],
+        block_ids,
+        first_position,
+        scale=scale,
+        span=span,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        sinks=None if sinks is None else sinks[None],
+        alibi_slopes=alibi_slopes,
+        k_scale=k_scale,
+        cut=cut,
+    )
+    return RowScores(scores.argmax[0], scores.logsumexp[0], scores.span_logsumexp[0])
+
+
+def score_layers(
+    q: Tensor,
+    k_caches: Sequence[Tensor],
+    block_ids: Tensor,
+    first_position: int,
+    *,
+    scale: float,
+    span: tuple[int, int],
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    k_scale: float | Tensor | None = None,
+    cut: Tiling | None = None,
+) -> RowScores:
+    """Score the same rows in several layers at once, in two launches for all: `attention.score_layers` on CUDA.
+
+    A layer's keys of a few thousand tokens are read in less time than two launches take; all layers' are not.
+
+    Args:
+        cut: How to cut the work; None chooses by shape (`tiling`).
+    """
+    cache = check_layers(
+        q,
+        k_caches,
+        block_ids,
+        first_position,
+        scale=scale,
+        span=span,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        sinks=sinks,
+        alibi_slopes=alibi_slopes,
+        k_scale=k_scale,
+    )
+    layers, rows, heads, head_size = q.shape
+    kv_heads, block_size = cache.shape[1:3]
+    if cache.dtype == torch.uint8:
+        cache = cache.view(FP8)
+    if k_scale is not None and not isinstance(k_scale, Tensor):
+        scale, k_scale = scale * k_scale, None
+    half = q.dtype in (torch.float16, torch.bfloat16) and cache.dtype in (q.dtype, FP8)
+    # The interpreter multiplies bfloat16 wrongly (as the integers it keeps them in); products in float32 are the same.
+    dot = (tl.float16 if q.dtype == torch.float16 else tl.bfloat16) if half and not INTERPRETED else tl.float32
+    group = heads // kv_heads
+    cut = cut or tiling(rows * group, head_size, cache.element_size(), not half, _multiprocessors(q.device))
+
+    line_tiles = triton.cdiv(rows * group, cut.block_m)
+    first_seen, end = seen_keys(rows, first_position, sliding_window)
+    first_tile = first_seen // cut.block_n
+    tiles = triton.cdiv(end, cut.block_n) - first_tile
+    splits = max(cut.programs // (line_tiles * kv_heads * layers), triton.cdiv(tiles, cut.steps))
+    tiles_per_split = triton.cdiv(tiles, splits)
+    splits = triton.cdiv(tiles, tiles_per_split)
+    span_start, span_end = max(span[0], first_seen), min(span[1], end)
+    span_splits = 0
+    if span_start < span_end:
+        span_tiles = triton.cdiv(span_end, cut.block_n) - span_start // cut.block_n
+        span_splits = triton.cdiv(span_tiles, tiles_per_split)
+
+    parts = torch.empty((2, layers, splits + span_splits, rows * heads), dtype=torch.float32, device=q.device)
+    positions = torch.empty(parts.shape[1:], dtype=torch.int32, device=q.device)
+    _score_split[(line_tiles * kv_heads, splits + span_splits, layers)](
+        q,
+        cache,
+        _offsets(tuple(one.data_ptr() for one in k_caches), cache.element_size(), q.device),
+        block_ids.contiguous(),
+        parts,
+        positions,
+        None if alibi_slopes is None else alibi_slopes.contiguous(),
+        k_scale,
+        first_position,
+        rows,
+        NO_WINDOW if sliding_window is None else min(sliding_window, NO_WINDOW),
+        first_tile,
+        tiles_per_split,
+        splits,
+        span_start,
+        span_end,
+        scale,
+        soft_cap or 0.0,
+        *q.stride(),
+        *cache.stride(),
+        k_scale.stride(0) if isinstance(k_scale, Tensor) and k_scale.numel() > 1 else 0,
+        HEADS=heads,
+        GROUP=group,
+        HEAD_SIZE=head_size,
+        BLOCK_SIZE=block_size,
+        CAPPED=bool(soft_cap),
+        DOT=dot,
+        BLOCK_M=cut.block_m,
+        BLOCK_N=cut.block_n,
+        BLOCK_D=triton.next_power_of_2(head_size),
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+        maxnreg=cut.registers,
+    )
+    sums = torch.empty((2, layers, rows, heads), dtype=torch.float32, device=q.device)
+    argmax = torch.empty((layers, rows, heads), dtype=torch.int32, device=q.device)
+    padded_splits = triton.next_power_of_2(splits)
+    block = max(4, min(32, 4096 // padded_splits))
+    _merge_splits[(triton.cdiv(rows * heads, block), layers)](
+        parts,
+        positions,
+        None if sinks is None else sinks.contiguous(),
+        sums,
+        argmax,
+        rows * heads,
+        splits,
+        span_splits,
+        HEADS=heads,
+        SPLITS=padded_splits,
+        SPAN_SPLITS=triton.next_power_of_2(max(1, span_splits)),
+        BLOCK=block,
+    )
+    return RowScores(argmax=argmax, logsumexp=sums[0], span_logsumexp=sums[1])
+
+
+@lru_cache
+def _offsets(pointers: tuple[int, ...], element_bytes: int, device: torch.device) -> Tensor | None:
+    """How far each layer's cache is from the first one's, in elements; copied to the device once for a model."""
+    if len(pointers) == 1:
+        return None
+    offsets, odd = zip(*(divmod(one - pointers[0], element_bytes) for one in pointers), strict=True)
+    if any(odd) or any(offset % ALIGNED.value for offset in offsets):
+        raise ValueError(f"the layers' caches do not begin whole multiples of {ALIGNED.value} elements apart")
+    return torch.tensor(offsets, dtype=torch.int64, device=device)
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 4
+
+
+@triton.jit(
+    do_not_specialize=[  # they change with every request: one compilation serves all values
+        "first_position",
+        "rows",
+        "window",
+        "first_tile",
+        "tiles_per_split",
+        "splits",
+        "span_start",
+        "span_end",
+    ],
+    do_not_specialize_on_alignment=["block_ids"],  # a row of vLLM's block table starts anywhere
+)
+def _score_split(
+    q,
+    k,
+    k_offsets,
+    block_ids,
+    parts,
+    positions,
+    alibi_slopes,
+    k_scale,
+    first_position,
+    rows,
+    window,
+    first_tile,
+    tiles_per_split,
+    splits,
+    span_start,
+    span_end,
+    scale,
+    soft_cap,
+    q_layer,
+    q_row,
+    q_head,
+    q_element,
+    k_block,
+    k_head,
+    k_key,
+    k_element,
+    k_scale_layer,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    CAPPED: tl.constexpr,
+    DOT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One part: greatest score, its position and log2-sum-exp2 of `BLOCK_M` lines over a range of keys.
+
+    Grid: line tiles × KV heads (neighbours read the same blocks), splits, layers. Programs beyond `splits` take the
+    span's keys. Parts: `[2, layers, splits, rows × heads]`, the greatest score (in the scores' own unit) and the log2
+    of the sum; positions: `[layers, splits, rows × heads]`.
+
+    Every line keeps maximum, position and sum for each of `BLOCK_N` columns (key modulo BLOCK_N) rather than for
+    the line, so that a step needs nothing from another thread. Exponents are taken against the maximum of the
+    program's first step, not a running one: that is a third fewer instructions a score, and scores are what the
+    kernel waits for when rows are many. A later score far above the guess is noticed at the end, and the sums
+    are taken again against the true maximum.
+    """
+    line_tiles = (rows * GROUP + BLOCK_M - 1) // BLOCK_M
+    first_line = tl.program_id(0) % line_tiles * BLOCK_M
+    kv_head = tl.program_id(0) // line_tiles
+    split = tl.program_id(1)
+    layer = tl.program_id(2)
+    line = first_line + tl.arange(0, BLOCK_M)
+    row = line // GROUP
+    head = kv_head * GROUP + line % GROUP
+    real = row < rows
+    position = first_position + row
+    oldest = first_position + first_line // GROUP
+    newest = first_position + tl.minimum(rows - 1, (first_line + BLOCK_M - 1) // GROUP)
+
+    # Keys of this program: [low, high) where some row sees them, in steps [tile, end_tile).
+    if split < splits:
+        low = 0
+        high = newest + 1
+        tile = first_tile + split * tiles_per_split
+    else:
+        low = span_start
+        high = tl.minimum(span_end, newest + 1)
+        tile = span_start // BLOCK_N + (split - splits) * tiles_per_split
+    end_tile = tl.minimum(tile + tiles_per_split, (high + BLOCK_N - 1) // BLOCK_N)
+    low = tl.maximum(low, oldest - window + 1)
+    tile = tl.maximum(tile, low // BLOCK_N)
+    first_block = low // BLOCK_SIZE
+    last_block = tl.maximum(high - 1, 0) // BLOCK_SIZE
+    # Steps within these need no mask: all their keys are seen by all rows.
+    all_from = tl.maximum(low, newest - window + 1)
+    all_until = tl.minimum(high, oldest + 1)
+
+    element = tl.arange(0, BLOCK_D)
+    present = element < HEAD_SIZE
+    q += layer.to(tl.int64) * q_layer
+    q_lines = tl.load(
+        q + (row * q_row + head * q_head)[:, None] + (element * q_element)[None, :],
+        mask=real[:, None] & present[None, :],
+        other=0.0,
+    ).to(DOT)
+    k += kv_head.to(tl.int64) * k_head
+    if k_offsets is not None:
+        k += tl.multiple_of(tl.load(k_offsets + layer), ALIGNED)
+    if k_scale is not None:
+        scale *= tl.load(k_scale + layer * k_scale_layer)
+    slope = tl.load(alibi_slopes + head, mask=real, other=0.0).to(tl.float32) if alibi_slopes is not None else 0.0
+    # Without cap and ALiBi scores stay products, and `scale` joins the exponent's factor: no instruction of its own.
+    to_log2 = LOG2E if CAPPED or alibi_slopes is not None else scale * LOG2E
+
+    column = tl.arange(0, BLOCK_N)
+    best = tl.full([BLOCK_M, BLOCK_N], NO_SCORE, tl.float32)
+    best_step = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    guess = tl.zeros([BLOCK_M], tl.float32)
+    # A step's block ids are loaded one step ahead: loaded in the step, they would halve how far ahead K can be.
+    block = _blocks(block_ids, tile, column, first_block, last_block, BLOCK_SIZE, BLOCK_N)
+    for t in range(tile, end_tile):
+        keys = _keys(k, block, t, column, element, k_block, k_key, k_element, HEAD_SIZE, BLOCK_SIZE, BLOCK_N)
+        block = _blocks(block_ids, t + 1, column, first_block, last_block, BLOCK_SIZE, BLOCK_N)
+        product = tl.dot(q_lines, tl.trans(keys.to(DOT)), input_precision="ieee")
+        start = t * BLOCK_N
+        key = start + column
+        score = _score(product, key, position, scale, soft_cap, slope, CAPPED, alibi_slopes is not None)
+        rank = score if alibi_slopes is not None else product
+        if (start < all_from) | (start + BLOCK_N > all_until):
+            seen = (key < high)[None, :] & (key >= low)[None, :]
+            seen &= (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)
+            score = tl.where(seen, score, float("-inf"))
+            rank = tl.where(seen, rank, float("-inf"))
+        if t == tile:
+            highest = tl.max(score, 1)
+            guess = tl.where(highest > NO_SCORE, highest, 0.0) * to_log2
+        total += tl.exp2(score * to_log2 - guess[:, None])
+        better = rank > best
+        best_step = tl.where(better, start, best_step)
+        best = tl.where(better, rank, best)
+
+    greatest = tl.max(best, 1)
+    where = tl.min(tl.where(best == greatest[:, None], best_step + column[None, :], NO_POSITION), 1)
+    # A soft cap is monotone, so the greatest product has the greatest score.
+    highest = greatest
+    if CAPPED and alibi_slopes is None:
+        highest = _capped(greatest * scale, soft_cap)
+    highest = tl.where(greatest > NO_SCORE, highest * to_log2, guess)
+    wrong = (highest - guess > TOO_LOW) | (highest - guess < TOO_HIGH)
+    if tl.max(wrong.to(tl.int32), 0) > 0:
+        guess = tl.where(wrong, highest, guess)
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for t in tl.range(tile, end_tile, num_stages=1):
+            block = _blocks(block_ids, t, column, first_block, last_block, BLOCK_SIZE, BLOCK_N)
+            keys = _keys(k, block, t, column, element, k_block, k_key, k_element, HEAD_SIZE, BLOCK_SIZE, BLOCK_N)
+            product = tl.dot(q_lines, tl.trans(keys.to(DOT)), input_precision="ieee")
+            key = t * BLOCK_N + column
+            score = _score(product, key, position, scale, soft_cap, slope, CAPPED, alibi_slopes is not None)
+            seen = (key < high)[None, :] & (key >= low)[None, :]
+            seen &= (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)
+            total += tl.exp2(tl.where(seen, score * to_log2 - guess[:, None], float("-inf")))
+
+    count = rows * HEADS
+    part = (layer * tl.num_programs(1) + split) * count + row * HEADS + head
+    tl.store(parts + part, greatest, mask=real)
+    tl.store(positions + part, where, mask=real)
+    parts += tl.num_programs(2) * tl.num_programs(1) * count
+    tl.store(parts + part, guess + tl.log2(tl.sum(total, 1)), mask=real)
+
+
+@triton.jit
+def _blocks(block_ids, t, column, first_block, last_block, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Cache block of each key of step t: one id where a step lies within a block, else `[BLOCK_N]`.
+
+    Beyond the keys that are seen it is the first or last of them: an id there may be anything.
+    """
+    if BLOCK_SIZE % BLOCK_N == 0:
+        block = t * BLOCK_N // BLOCK_SIZE
+    elif BLOCK_N % BLOCK_SIZE == 0:
+        block = t * (BLOCK_N // BLOCK_SIZE) + column // BLOCK_SIZE
+    else:
+        block = (t * BLOCK_N + column) // BLOCK_SIZE
+    return tl.load(block_ids + tl.minimum(tl.maximum(block, first_block), last_block))
+
+
+@triton.jit
+def _keys(
+    k,
+    block,
+    t,
+    column,
+    element,
+    k_block,
+    k_key,
+    k_element,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """K of step t: `[BLOCK_N, BLOCK_D]`, zeros beyond the head size. Offsets of blocks pass 2**31 elements."""
+    if BLOCK_SIZE % BLOCK_N == 0:
+        offset = block.to(tl.int64) * k_block + (t * BLOCK_N % BLOCK_SIZE + column) * k_key
+    elif BLOCK_N % BLOCK_SIZE == 0:
+        offset = block.to(tl.int64) * k_block + column % BLOCK_SIZE * k_key
+    else:
+        offset = block.to(tl.int64) * k_block + (t * BLOCK_N + column) % BLOCK_SIZE * k_key
+    return tl.load(k + offset[:, None] + (element * k_element)[None, :], mask=(element < HEAD_SIZE)[None, :], other=0.0)
+
+
+@triton.jit
+def _score(product, key, position, scale, soft_cap, slope, CAPPED: tl.constexpr, ALIBI: tl.constexpr):
+    """Score of each product: scaled, capped, biased; the product itself where there is neither cap nor ALiBi."""
+    if CAPPED:
+        product = _capped(product * scale, soft_cap)
+    elif ALIBI:
+        product = product * scale
+    if ALIBI:
+        product += slope[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
+    return product
+
+
+@triton.jit
+def _capped(score, cap):
+    """cap × tanh(score / cap), by exp2, which is one instruction; overflow and underflow of it give ±cap."""
+    return cap - 2.0 * cap / (1.0 + tl.exp2(score * (2.0 * LOG2E / cap)))
+
+
+@triton.jit(do_not_specialize=["count", "splits", "span_splits"])
+def _merge_splits(
+    parts,
+    positions,
+    sinks,
+    sums,
+    argmax,
+    count,
+    splits,
+    span_splits,
+    HEADS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPAN_SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Merge the parts of `BLOCK` of a layer's `count` (row, head) pairs and write them in nats."""
+    layer = tl.program_id(1)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    real = index < count
+    first_part = layer * (splits + span_splits) * count
+    split = tl.arange(0, SPLITS)
+    part = first_part + split[:, None] * count + index[None, :]
+    given = (split < splits)[:, None] & real[None, :]
+    greatest = tl.load(parts + part, mask=given, other=NO_SCORE)
+    where = tl.load(positions + part, mask=given, other=NO_POSITION)
+    winner = tl.min(tl.where(greatest == tl.max(greatest, 0)[None, :], where, NO_POSITION), 0)
+
+    parts += tl.num_programs(1) * (splits + span_splits) * count
+    total = _logsumexp2(tl.load(parts + part, mask=given, other=float("-inf")))
+    span_split = tl.arange(0, SPAN_SPLITS)
+    part = first_part + (splits + span_split)[:, None] * count + index[None, :]
+    given = (span_split < span_splits)[:, None] & real[None, :]
+    span_total = _logsumexp2(tl.load(parts + part, mask=given, other=float("-inf")))
+
+    undefined = (total != total) | (total == float("-inf")) | (total == float("inf"))
+    total = tl.where(undefined, float("nan"), total)
+    span_total = tl.where(undefined, float("nan"), span_total)
+    winner = tl.where(undefined, -1, winner)
+    if sinks is not None:
+        sink = tl.load(sinks + layer * HEADS + index % HEADS, mask=real, other=0.0).to(tl.float32) * LOG2E
+        higher = tl.maximum(total, sink)
+        total = higher + tl.log2(tl.exp2(total - higher) + tl.exp2(sink - higher))
+    index += layer * count
+    tl.store(argmax + index, winner, mask=real)
+    tl.store(sums + index, total * LN2, mask=real)
+    tl.store(sums + tl.num_programs(1) * count + index, span_total * LN2, mask=real)
+
+
+@triton.jit
+def _logsumexp2(values):
+    """log2 of the sum of exp2 over the first axis; -inf where all are."""
+    highest = tl.max(values, 0)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    return highest + tl.log2(tl.sum(tl.exp2(values - highest[None, :]), 0))

@@ -1,0 +1,113 @@
+"""Reading keys out of vLLM's paged KV cache, whatever order a backend packs them in.
+
+On CUDA the cache is `[blocks, kv_heads, block_size, 2 × head_size]` and K is its first half. On CPU the same shape
+holds K packed for the instruction set, and a plain slice returns garbage without an error. So the order is never
+assumed: keys that say where they stand are written through the layer's own writer into a scratch block, and read
+back; the order found is what the real cache is read with. Checked on vLLM 0.26.0 and 0.32.0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrieval_heads.tracing.attention import FP8
+
+_DIGIT = 8  # 1 to 8 are exact in every float type of a cache, float8 included
+
+
+class UnreadableCache(Exception):
+    """A cache whose packing is no plain order of its keys."""
+
+
+@dataclass(frozen=True)
+class KeyOrder:
+    """Where a layer's keys lie inside one (block, head) cell `[block_size, 2 × head_size]` of its cache.
+
+    Args:
+        shape: `[block_size, head_size]` of a cell's keys.
+        strides: Elements of a cell from a position to the next and from a channel to the next; `None` where the
+            order is no such grid.
+        offsets: `[block_size × head_size]`: each key element's place in the flattened cell, position by position.
+    """
+
+    shape: tuple[int, int]
+    strides: tuple[int, int] | None
+    offsets: Tensor
+
+    def view(self, kv_cache: Tensor) -> Tensor | None:
+        """The keys of a cache, `[blocks, kv_heads, block_size, head_size]`, without a copy; `None` if they lie on
+        no grid, and `read` is to copy them instead.
+        """
+        width = kv_cache.shape[3]
+        if self.strides == (width, 1):
+            return kv_cache[..., : self.shape[1]]
+        if self.strides is None or kv_cache.stride()[2:] != (width, 1):
+            return None
+        strides = (*kv_cache.stride()[:2], *self.strides)
+        return kv_cache.as_strided((*kv_cache.shape[:2], *self.shape), strides, kv_cache.storage_offset())
+
+    def read(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
+        """Copy the keys of some blocks, `[len(block_ids) × block_size, kv_heads, head_size]`."""
+        cells = kv_cache.index_select(0, block_ids).flatten(2).index_select(2, self.offsets)
+        return cells.unflatten(2, self.shape).transpose(1, 2).flatten(0, 1)
+
+
+def key_order(attention: Any) -> KeyOrder:
+    """Find the order of a layer's keys by writing keys that say where they stand.
+
+    Args:
+        attention: vLLM's `Attention` module, its cache bound.
+
+    Raises:
+        UnreadableCache: What comes back is not what was written.
+    """
+    cache, size = attention.kv_cache, int(attention.head_size)
+    _, heads, block_size, _ = cache.shape
+    scratch = torch.zeros_like(cache[:1])
+    slots = torch.arange(block_size, dtype=torch.int64, device=cache.device)
+    count = block_size * size
+    place = torch.arange(count, device=cache.device)
+    found = torch.zeros(scratch[0].shape[0], scratch[0, 0].numel(), dtype=torch.int64, device=cache.device)
+    written = torch.zeros_like(found, dtype=torch.bool)
+    scale, step = 1, 0
+    while scale < count or step == 0:
+        digits = (place // scale % _DIGIT + 1).view(block_size, 1, size)
+        keys = digits.expand(block_size, heads, size).to(attention.dtype).contiguous()
+        attention.impl.do_kv_cache_update(attention, keys, torch.zeros_like(keys), scratch, slots)
+        read = _floats(scratch[0].flatten(1)).round().to(torch.int64)
+        written = read > 0
+        found += (read - 1).clamp(min=0) * scale
+        scale, step = scale * _DIGIT, step + 1
+    offsets = []
+    for head in range(heads):
+        at = written[head].nonzero().flatten()
+        order = torch.full((count,), -1, dtype=torch.int64, device=cache.device)
+        if at.numel() == count:
+            order[found[head, at].clamp(max=count - 1)] = at
+        if at.numel() != count or bool((order < 0).any()):
+            raise UnreadableCache(
+                f"{type(attention.impl).__name__} packs keys of {cache.dtype} in an order that cannot be read"
+            )
+        offsets.append(order)
+    if any(not torch.equal(order, offsets[0]) for order in offsets[1:]):
+        raise UnreadableCache(f"{type(attention.impl).__name__} packs the keys of each head in another order")
+    return KeyOrder((block_size, size), _grid(offsets[0], block_size, size), offsets[0])
+
+
+def _grid(offsets: Tensor, positions: int, channels: int) -> tuple[int, int] | None:
+    order = offsets.view(positions, channels)
+    across = int(order[1, 0] - order[0, 0]) if positions > 1 else 0
+    along = int(order[0, 1] - order[0, 0]) if channels > 1 else 0
+    grid = (
+        torch.arange(positions, device=order.device)[:, None] * across
+        + torch.arange(channels, device=order.device) * along
+    )
+    return (across, along) if torch.equal(order, grid) and along > 0 and across > 0 else None
+
+
+def _floats(values: Tensor) -> Tensor:
+    return values.view(FP8).float() if values.dtype == torch.uint8 else values.float()

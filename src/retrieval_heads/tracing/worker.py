@@ -1,0 +1,61 @@
+"""vLLM workers whose model runner nnsight instruments, and who can be asked for that runner from a traced block.
+
+A block that nnsight runs inside the forward has no handle on the runner, which knows block tables, positions and
+each request's parameters; so the worker leaves it in this module. Checked on vLLM 0.26.0 and 0.32.0 with
+nnsight 0.8.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnsight.modeling.vllm.model_runners.GPUModelRunner import NNsightGPUModelRunner
+from nnsight.modeling.vllm.workers.GPUWorker import NNsightGPUWorker
+from vllm.platforms import current_platform
+
+_runner: Any = None
+
+
+def runner() -> Any:
+    """The model runner of this process's worker."""
+    return _runner
+
+
+class TracedGPUWorker(NNsightGPUWorker):
+    """nnsight's worker on CUDA."""
+
+    def init_device(self) -> None:
+        """Build the runner and remember it."""
+        global _runner
+        super().init_device()
+        _runner = self.model_runner
+
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    class TracedCPUModelRunner(NNsightGPUModelRunner, CPUModelRunner):
+        """vLLM's CPU runner with nnsight's steps round it: both derive from the same GPU runner."""
+
+    class TracedCPUWorker(CPUWorker):
+        """What nnsight has for CUDA alone, on CPU."""
+
+        collect_nnsight = NNsightGPUWorker.collect_nnsight
+        nnsight_request_count = NNsightGPUWorker.nnsight_request_count
+        nnsight_register = NNsightGPUWorker.nnsight_register
+        nnsight_clear_registered = NNsightGPUWorker.nnsight_clear_registered
+
+        def init_device(self) -> None:
+            """Build the runner, have nnsight instrument it, and remember it."""
+            global _runner
+            super().init_device()
+            if type(self.model_runner) is not CPUModelRunner:
+                raise NotImplementedError(f"nnsight cannot instrument {type(self.model_runner).__qualname__}")
+            self.model_runner.__class__ = TracedCPUModelRunner
+            _runner = self.model_runner
+
+
+def worker_class() -> str:
+    """The name that vLLM is given for its worker."""
+    return f"{__name__}.{'TracedCPUWorker' if current_platform.is_cpu() else 'TracedGPUWorker'}"

@@ -1,0 +1,78 @@
+"""Answers of masked and unmasked requests, alone and together, as `python ablation_run.py ASKED ANSWERED`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from probe_run import finish
+
+from retrieval_heads.engine.vllm import Engine
+
+Answers = dict[str, tuple[list[int], int]]
+
+
+def main(asked: str, answered: str) -> None:
+    told: dict[str, Any] = json.loads(Path(asked).read_text(encoding="utf-8"))
+    engine = Engine(told["model"], told["arguments"], traced=True)
+    for number, ids in enumerate(told["reference"]):
+        engine.measure(f"reference {number}", ids, "text")
+    finish(engine)
+    requests = {(name, prompt): (told["prompts"][prompt], mask) for name, prompt, mask in told["requests"]}
+    for (name, prompt), (ids, mask) in requests.items():
+        engine.add(f"{name} {prompt}", ids, told["sampling"], mask)
+    found: dict[str, Any] = {"together": answers(engine), "alone": {}}
+    if told["alone"]:
+        assert engine._engine.reset_prefix_cache()
+        for (name, prompt), (ids, mask) in requests.items():
+            if prompt == told["alone"]:
+                engine.add(f"{name} {prompt}", ids, told["sampling"], mask)
+            found["alone"] |= answers(engine)
+    if told["weighed"]:
+        name, prompt = told["weighed"]
+        ids, mask = requests[name, prompt]
+        engine.add("weighed", ids, {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}, mask)
+        found["logprob"] = finish(engine)["weighed"].prompt_logprob
+    if told["unsalted"]:
+        name, prompt = told["unsalted"]
+        found["unsalted"] = unsalted(engine, *requests[name, prompt], told["sampling"])
+    Path(answered).write_text(json.dumps(found), encoding="utf-8")
+    sys.stdout.flush()
+    os._exit(0)  # nothing of the engine is worth an orderly end
+
+
+def unsalted(engine: Engine, ids: list[int], mask: dict[str, Any], sampling: dict[str, Any]) -> Answers:
+    """What the cache does to masked and unmasked requests, as shipped and with the salt left out."""
+    edited, _ = engine._masked(mask, len(ids))
+    without = {**sampling, "extra_args": edited}
+    found: Answers = {}
+    assert engine._engine.reset_prefix_cache()
+    engine.add("unmasked first", ids, sampling)
+    found |= answers(engine)
+    engine.add("masked, salted", ids, sampling, mask)
+    found |= answers(engine)
+    engine.add("masked again, salted", ids, sampling, mask)
+    found |= answers(engine)
+    engine._add("masked, unsalted", ids, without)
+    found |= answers(engine)
+    assert engine._engine.reset_prefix_cache()
+    engine._add("masked first, unsalted", ids, without)
+    finish(engine)
+    engine.add("unmasked after it", ids, sampling)
+    return found | answers(engine)
+
+
+def answers(engine: Engine) -> Answers:
+    """Token ids of each request's answer, and how many tokens of its prompt the cache gave."""
+    found = {}
+    for name, each in finish(engine).items():
+        assert each.error is None, each.error
+        found[name] = each.token_ids, each.cached_tokens
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

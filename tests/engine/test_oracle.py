@@ -1,0 +1,158 @@
+"""Detection on models whose heads were built by hand finds what was built, and stops doing so when it makes a mistake.
+
+The whole path is the real one: vLLM answers, a replay is probed, the scores are read from the cell's result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracle import PREVIOUS_TOKEN, Prompt, build
+from oracle_run import DESIGNS, MASKED, MASKED_PROMPT, MISTAKEN, MISTAKEN_PROMPT, MODES, PROMPTS, request_of
+
+from retrieval_heads.engine.cells import scores_of
+from retrieval_heads.engine.vllm import Finished
+from retrieval_heads.heads import RETRIEVAL_THRESHOLD, Layer, aggregate
+from retrieval_heads.results import Record
+
+pytestmark = pytest.mark.engine
+
+HERE = Path(__file__).parent
+CASES = [pytest.param(design, prompt, id=f"{design}-{prompt}") for design in DESIGNS for prompt in PROMPTS]
+SEEN = [case for case in CASES if DESIGNS[case.values[0]].copying(PROMPTS[case.values[1]])]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the engine found, by design."""
+    out = tmp_path_factory.mktemp("oracle") / "found.pt"
+    done = subprocess.run(
+        [sys.executable, str(HERE / "oracle_run.py"), str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found: dict[str, Any] = torch.load(out)
+    return found
+
+
+def scores(run: dict[str, Any], replay: dict[str, Any], prompt: Prompt) -> dict[str, Any]:
+    """What a cell's result says, each `[layers][heads]`; the replay's argmax positions are left out."""
+    named = None if replay["head_scores"] is None else replay["head_scores"][:4]
+    heads: dict[str, Any] = scores_of(Finished(**{**replay, "head_scores": named}), request_of(prompt), run["layers"])
+    return heads["heads"]
+
+
+def faults(design: str, prompt: Prompt, copy: list[list[float]]) -> list[str]:
+    """What is wrong with the `copy` of heads."""
+    planted = DESIGNS[design].copying(prompt)
+    return [
+        f"L{layer}H{head} {'copies' if (layer, head) in planted else 'does not copy'}, and scores {value}"
+        for layer, values in enumerate(copy)
+        for head, value in enumerate(values)
+        if (value < 0.99 if (layer, head) in planted else value > RETRIEVAL_THRESHOLD)
+    ]
+
+
+def test_the_windows_hide_the_needle_in_some_prompts_and_not_in_others() -> None:
+    copying = {len(DESIGNS["windows"].copying(prompt)) for prompt in PROMPTS.values()}
+    assert copying == {1, 3}
+    assert len(DESIGNS["several"].copying(PROMPTS["200-0.5"])) == 5
+
+
+def test_a_model_is_the_same_file_each_time(tmp_path: Path) -> None:
+    folders = [build(DESIGNS["several"], tmp_path / name) for name in ("one", "other")]
+    names = [{path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in each.iterdir()} for each in folders]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(("design", "prompt"), CASES)
+def test_it_says_the_needle_where_a_copying_head_sees_it(runs: Any, design: str, prompt: str) -> None:
+    says_it = runs[design]["answers"][prompt] == PROMPTS[prompt].needle
+    assert says_it == bool(DESIGNS[design].copying(PROMPTS[prompt]))
+
+
+@pytest.mark.parametrize(("design", "prompt"), CASES)
+def test_the_planted_heads_copy_and_no_other_does(runs: Any, design: str, prompt: str) -> None:
+    run = runs[design]
+    found = scores(run, run["replays"][prompt], PROMPTS[prompt])
+    assert not faults(design, PROMPTS[prompt], found["copy"])
+
+
+@pytest.mark.parametrize(("design", "prompt"), SEEN)
+def test_every_head_looks_where_it_was_built_to_look(runs: Any, design: str, prompt: str) -> None:
+    asked, built = PROMPTS[prompt], DESIGNS[design]
+    positions = runs[design]["replays"][prompt]["head_scores"][4:].long()
+    assert len(positions) == len(asked.needle)
+    expected = {
+        (row, layer, head): look
+        for layer, kinds in enumerate(built.heads)
+        for head, kind in enumerate(kinds)
+        for row in range(len(asked.needle))
+        if (look := asked.looks(kind, row, built.window_of(layer))) is not None
+    }
+    assert {place: int(positions[place]) for place in expected} == expected
+
+
+@pytest.mark.parametrize(("design", "prompt"), SEEN)
+def test_every_heads_mass_is_what_lies_in_the_needle(runs: Any, design: str, prompt: str) -> None:
+    asked, built, run = PROMPTS[prompt], DESIGNS[design], runs[design]
+    found = scores(run, run["replays"][prompt], asked)["mass"]
+    expected = {
+        (layer, head): mass
+        for layer, kinds in enumerate(built.heads)
+        for head, kind in enumerate(kinds)
+        if (mass := asked.mass(kind, built.window_of(layer))) is not None
+    }
+    assert len(expected) > 16
+    assert {(layer, head): found[layer][head] for layer, head in expected} == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_detection_returns_the_planted_heads_alone(runs: Any, design: str) -> None:
+    run, built = runs[design], DESIGNS[design]
+    records = [
+        Record(
+            context_length=len(prompt.ids),
+            document_depth=0,
+            needle="",
+            passed=run["answers"][name] == prompt.needle,
+            heads=scores(run, run["replays"][name], prompt),
+        )
+        for name, prompt in PROMPTS.items()
+    ]
+    detection = aggregate(records, [Layer(**layer) for layer in run["layers"]])
+    copied = [built.copying(prompt) for prompt in PROMPTS.values() if built.copying(prompt)]
+    assert len(detection.counted) == len(copied)
+    heads = {head for each in copied for head in each}
+    planted = {head: np.mean([head in each for each in copied]) for head in heads}
+    best = {head: mean for head, mean in detection.ranked() if mean > RETRIEVAL_THRESHOLD}
+    assert best == pytest.approx(planted, abs=0.01)
+    assert detection.retrieval_heads() == len(planted)
+
+
+@pytest.mark.parametrize(("mistake", "design"), MISTAKEN)
+def test_a_mistaken_detector_is_found_out(runs: Any, mistake: str, design: str) -> None:
+    run, prompt = runs[design], PROMPTS[MISTAKEN_PROMPT]
+    right = scores(run, run["replays"][MISTAKEN_PROMPT], prompt)["copy"]
+    wrong = scores(run, run["mistakes"][mistake], prompt)["copy"]
+    assert not faults(design, prompt, right)
+    assert faults(design, prompt, wrong)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("design", MASKED)
+def test_masking_a_head_of_the_circuit_loses_the_needle_and_masking_others_does_not(
+    runs: Any, design: str, mode: str
+) -> None:
+    built, needle = DESIGNS[design], PROMPTS[MASKED_PROMPT].needle
+    says_it = {name: runs[design]["masked"][f"{mode} {name}"] == needle for name in MASKED[design]}
+    needed = set(built.circuit)
+    if mode == "uniform":  # masks from the prompt's last token on, and previous words are written before
+        needed -= set(built.of(PREVIOUS_TOKEN))
+    assert says_it == {name: not needed & set(heads) for name, heads in MASKED[design].items()}

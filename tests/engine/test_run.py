@@ -1,0 +1,263 @@
+"""Whole runs, from the command line to the files and the exit status."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from retrieval_heads.cli import main
+from retrieval_heads.prompt import hash_ids
+from retrieval_heads.results import SCHEMA, read_records
+from retrieval_heads.suite import load_suite
+
+if TYPE_CHECKING:
+    from conftest import Outcome, OwnProject, Started
+
+pytestmark = pytest.mark.engine
+
+CHECKOUT = Path(__file__).parents[2]
+SMOLLM2 = str(CHECKOUT / "configs/smollm2.yaml")
+CI = CHECKOUT / "suites/niah/ci.yaml"
+
+
+def test_run_ends_well_and_leaves_no_process(ci_run: Outcome) -> None:
+    assert ci_run.exit_status == 0, ci_run.output
+    assert ci_run.left == []
+
+
+def test_records_are_the_cells_of_the_suite_in_order(ci_run: Outcome) -> None:
+    suite = load_suite(CI)
+    records = list(ci_run.records.values())
+
+    assert [record.cell for record in records] == [cell.id for cell in suite.cells]
+    assert {record.schema_ for record in records} == {SCHEMA}
+    assert all(record.status in ("pass", "low") for record in records)
+    assert sum(record.status == "pass" for record in records) >= 9  # it is a small model
+
+
+def test_run_json_says_what_ran(ci_run: Outcome) -> None:
+    facts, records = ci_run.facts, ci_run.records.values()
+
+    assert facts["status"] == "finished"
+    assert facts["exit_status"] == 0
+    assert facts["model"] == "SmolLM2-135M-Instruct"
+    assert facts["dtype"] == "float32"
+    assert facts["engine"].startswith("vllm 0.")
+    assert facts["device"] == "cpu"
+    assert facts["engine_args"]["max_model_len"] == facts["max_model_len"] == 8192
+    assert facts["selected_cells"] == sum(facts["cells"].values()) == len(records) == 18
+    assert facts["cells"]["pass"] == sum(record.status == "pass" for record in records)
+    assert 0 < facts["answer_seconds"] < facts["seconds"]
+    assert facts["engine_start_seconds"] + facts["answer_seconds"] <= facts["seconds"] + 0.1
+
+
+def test_reconstruct_prints_the_prompt_that_was_sent(ci_run: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    record = list(ci_run.records.values())[4]
+    assert record.recipe is not None
+    main(["reconstruct", str(ci_run.folder), "--cell", record.cell, "--ids"])
+    assert hash_ids(json.loads(capsys.readouterr().out)) == record.recipe.prompt_hash
+    main(["reconstruct", str(ci_run.folder), "--cell", record.cell])
+    before, after = record.around or ("", "")
+    assert f"{before}\n{record.needle.strip()}\n{after}" in capsys.readouterr().out
+
+
+def test_validate_foresees_what_the_cache_saves(ci_run: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    block = ci_run.facts["block_size"]
+    main(["validate", str(CI), "--config", SMOLLM2, "--model.dtype", "float32", "--model.block-size", str(block)])
+    told = capsys.readouterr().out
+    records = ci_run.records.values()
+    assert f"{sum(record.prompt_tokens or 0 for record in records):,}; " in told
+    foreseen = int(told.partition("; ")[2].partition(" to compute")[0].replace(",", ""))
+    computed = sum((record.prompt_tokens or 0) - (record.cached_tokens or 0) for record in records)
+    assert foreseen == pytest.approx(computed, rel=0.1)
+    assert "1 × <|im_start|>" in told
+    assert "<|im_end|>" in told
+
+
+def test_config_yaml_is_a_suite_of_the_same_cells(ci_run: Outcome, run_pytest: Callable[..., Outcome]) -> None:
+    written = ci_run.folder / "config.yaml"
+    again = run_pytest("--rh-config", str(written), "--co", "-q")
+    shipped, resolved = load_suite(CI), load_suite(written)
+
+    assert [cell.id for cell in resolved.cells] == [cell.id for cell in shipped.cells]
+    assert resolved.settings.model.engine_args["dtype"] == "float32"
+    assert resolved.settings.generation.max_tokens == 48  # smollm2.yaml lies over the suite
+    assert again.exit_status == 0, again.output
+    assert [line.partition("::")[2] for line in again.output.splitlines() if "::" in line] == [
+        f"niah[{cell.name}]" for cell in shipped.cells
+    ]
+
+
+def test_config_yaml_finds_the_haystack_wherever_it_is_read(
+    own_project: OwnProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    resolved = load_suite(own_project.outcome.folder / "config.yaml")
+
+    assert [cell.id for cell in resolved.cells] == list(own_project.outcome.records)
+
+
+def test_heatmap_shows_the_scores(ci_run: Outcome) -> None:
+    from matplotlib.image import imread
+
+    pixels = imread(ci_run.folder / "heatmap.png")[..., :3]
+    drawing = (ci_run.folder / "heatmap.svg").read_text(encoding="utf-8")
+
+    assert min(pixels.shape[:2]) >= 300
+    assert len({tuple(pixel) for pixel in (pixels[::3, ::3].reshape(-1, 3) * 255).astype(int)}) > 20
+    assert 0.02 < (pixels.mean(axis=2) < 0.9).mean() < 0.98  # neither blank nor a slab
+    assert all(f">{shown}<" in drawing for shown in ("512", "1,024", "2,048"))
+    assert "SmolLM2-135M-Instruct" in drawing
+    assert str(Path("reports") / ci_run.folder.name / "heatmap.png") in ci_run.output
+
+
+def test_terminal_shows_the_engine_the_grid_and_the_paths(ci_run: Outcome) -> None:
+    lines = ci_run.output.splitlines()
+
+    assert "Traceback" not in ci_run.output
+    assert sum("rh: 18 cells of niah/ci; starting the engine, log reports/" in line for line in lines) == 1
+    assert sum("rh: SmolLM2-135M-Instruct is ready in " in line for line in lines) == 1
+    assert [line.split()[0] for line in lines if line.split()[:1] in (["512"], ["1024"], ["2048"])] == [
+        "512",
+        "1024",
+        "2048",
+    ]
+    assert any(line.startswith("results  ") and line.endswith("results.jsonl") for line in lines)
+
+
+def test_two_workers_ask_the_same_on_one_engine(ci_run: Outcome, ci_run_of_two_workers: Outcome) -> None:
+    alone, shared = ci_run.records, ci_run_of_two_workers.records
+    compared = ("status", "text", "token_ids", "finish_reason", "scores", "needle_span", "recipe", "request")
+
+    assert shared.keys() == alone.keys()
+    for cell, record in shared.items():
+        assert {key: getattr(record, key) for key in compared} == {key: getattr(alone[cell], key) for key in compared}
+    assert ci_run_of_two_workers.output.count("starting the engine") == 1
+    assert ci_run_of_two_workers.engine_log.count("Initializing a V1 LLM engine") == 1
+    assert ci_run_of_two_workers.left == []
+
+
+def test_low_cells_fail_the_run_and_are_described(ci_run_of_two_workers: Outcome) -> None:
+    low = [record for record in ci_run_of_two_workers.records.values() if record.status == "low"]
+    output = ci_run_of_two_workers.output
+
+    assert low, "SmolLM2 is expected to miss some of these cells"
+    assert ci_run_of_two_workers.exit_status == 1
+    assert f"{len(low)} failed, {18 - len(low)} passed" in output
+    assert output.count("    question  ") == output.count("    needle    ") == len(low)
+    assert "Traceback" not in output
+
+
+def test_own_test_shares_the_engine_with_the_suite(own_project: OwnProject) -> None:
+    outcome = own_project.outcome
+
+    assert outcome.exit_status == 0, outcome.output
+    assert "test_own.py ." in outcome.output
+    assert "7 passed, 3 skipped" in outcome.output
+    assert outcome.engine_log.count("Initializing a V1 LLM engine") == 1
+    assert outcome.left == []
+
+
+def test_cells_beyond_the_model_are_skipped_recorded_and_named(own_project: OwnProject) -> None:
+    outcome = own_project.outcome
+    skipped = [record for record in outcome.records.values() if record.status == "skipped"]
+    reason = "5000 prompt tokens and 40 answer tokens do not fit max_model_len 1024"
+
+    assert [(record.context_length, record.document_depth) for record in skipped] == [
+        (5000, 0),
+        (5000, 50),
+        (5000, 100),
+    ]
+    assert {record.reason for record in skipped} == {reason}
+    assert all(record.passed is None and not record.scores for record in skipped)
+    assert outcome.facts["cells"] == {"pass": 6, "low": 0, "skipped": 3, "error": 0}
+    assert f"skipped: length 5000 at depths 0, 50, 100: {reason}" in outcome.output
+
+
+def test_unknown_engine_argument_is_named_with_the_nearest_valid_one(run_pytest: Callable[..., Outcome]) -> None:
+    outcome = run_pytest(str(CI), "--rh-config", SMOLLM2, "--rh-set", "model.max_model_length=100")
+    naming = [line for line in outcome.output.splitlines() if "max_model_length" in line]
+
+    assert outcome.exit_status == 1
+    assert len(naming) == 1, outcome.output
+    assert "model.max_model_length: there is no such engine argument in vLLM" in naming[0]
+    assert "did you mean 'max_model_len'?" in naming[0]
+    assert "Traceback" not in outcome.output
+    assert outcome.left == []
+
+
+def test_missing_model_folder_is_named(run_pytest: Callable[..., Outcome]) -> None:
+    outcome = run_pytest(str(CI), "--rh-config", SMOLLM2, "--rh-set", "model.model=./no-such-model")
+    naming = [line for line in outcome.output.splitlines() if "no folder" in line]
+
+    assert outcome.exit_status == 1
+    assert len(naming) == 1, outcome.output
+    assert "model.model: no folder './no-such-model'" in naming[0]
+    assert "Traceback" not in outcome.output
+    assert outcome.left == []
+
+
+def test_killed_engine_is_one_error_and_keeps_finished_cells(
+    start_pytest: Callable[..., Started], tmp_path: Path
+) -> None:
+    """Under two workers; without, tests/plugin has the same with a stand-in."""
+    suite = yaml.safe_load(CI.read_text(encoding="utf-8"))
+    suite["sweep"] = {"context_lengths": [256], "document_depths": list(range(0, 100, 5))}
+    suite |= {"generation": {"max_tokens": 24}, "verdict": "none"}
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
+    # One request at a time, so that there is a middle of the run to be killed in.
+    run = start_pytest("many.yaml", "--rh-config", SMOLLM2, "--rh-set", "model.max_num_seqs=1", "-n", "2")
+    while not (found := list(tmp_path.glob("reports/latest/results.jsonl"))) or found[0].read_text().count("\n") < 3:
+        assert run.process.poll() is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.05)
+    (engine,) = (one for one in run.processes() if "retrieval_heads.engine.server" in one.cmdline())
+    engine.kill()
+    killed = time.monotonic()
+    outcome = run.finish()
+
+    records = read_records(outcome.folder / "results.jsonl")
+    facts = json.loads((outcome.folder / "run.json").read_text(encoding="utf-8"))
+    assert outcome.exit_status == 1, outcome.output
+    assert time.monotonic() - killed < 30
+    assert outcome.left == []
+    assert 3 <= len(records) < 40
+    assert {record.status for record in records} <= {"pass", "low"}
+    assert facts["status"] == "cut short"
+    assert facts["selected_cells"] == 40
+    assert outcome.output.count("ended by signal SIGKILL") >= 1, outcome.output
+    assert "1 failed" in outcome.output
+    assert f"{40 - len(records)} of 40 selected cells have no result" in outcome.output
+    assert "Traceback" not in outcome.output
+    assert "INTERNALERROR" not in outcome.output
+
+
+def test_killed_run_resumes_to_what_an_undisturbed_one_gives(
+    start_pytest: Callable[..., Started], run_pytest: Callable[..., Outcome], tmp_path: Path, ci_run: Outcome
+) -> None:
+    arguments = [str(CI), "--rh-config", SMOLLM2, "--rh-set", "model.dtype=float32", "--rh-verdict", "none"]
+    # One request at a time, so that there is a middle of the run to be killed in.
+    run = start_pytest(*arguments, "--rh-set", "model.max_num_seqs=1")
+    while not (found := list(tmp_path.glob("reports/latest/results.jsonl"))) or found[0].read_text().count("\n") < 4:
+        assert run.process.poll() is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.05)
+    run.process.kill()
+    assert run.finish().left == []
+    kept = len(found[0].read_text().splitlines())
+
+    resumed = run_pytest(*arguments, "--rh-resume")
+
+    compared = ("request", "status", "text", "token_ids", "scores")
+    assert resumed.exit_status == 0, resumed.output
+    assert f"{kept} of 18 answers are those of the earlier run" in resumed.output
+    assert resumed.records.keys() == ci_run.records.keys()
+    for cell, record in resumed.records.items():
+        assert {key: getattr(record, key) for key in compared} == {
+            key: getattr(ci_run.records[cell], key) for key in compared
+        }
+    assert len((resumed.folder / "results.jsonl").read_text(encoding="utf-8").splitlines()) == 18

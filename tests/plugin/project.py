@@ -1,0 +1,145 @@
+"""What a user has, in a pytester folder: suites, a config and a stand-in engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_in_engine
+import yaml
+from stand_in_engine import FERRY, VARIABLE, Behaviour
+
+import toy_tokenizer
+from retrieval_heads.engine.client import EngineProcess
+from retrieval_heads.results import Record, read_records
+
+CONFTEST = """\
+import os
+import sys
+
+from retrieval_heads.engine.client import EngineProcess
+
+EngineProcess.server = "stand_in_engine"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # nltk, which stems words, takes a second for scipy where there is one; nothing in a worker uses it.
+    sys.modules.setdefault("scipy", None)
+"""
+
+NEEDLE = {"needle": FERRY, "question": "When does the ferry to Oslo leave?"}
+PATHS = os.pathsep.join(str(Path(module.__file__).parent) for module in (stand_in_engine, toy_tokenizer))
+
+
+class Project:
+    """A user's project: `suites/niah/*.yaml`, `config.yaml`, and the engine's behaviour.
+
+    Its suite has lengths 128 and 256 at depths 0, 50 and 100: six cells.
+    """
+
+    def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pytester = pytester
+        self.path = pytester.path
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(EngineProcess, "server", "stand_in_engine")
+        monkeypatch.setenv("PYTHONPATH", PATHS, prepend=os.pathsep)
+        # Other people's plugins take two seconds of every start and every worker where no bytecode is written.
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:typeguard -p no:anyio")
+        # With one of the first two set, pytest does not trim its summary; into the third's file every run writes;
+        # the fourth says that this process is a worker of xdist, which a user's session is not.
+        for variable in ("CI", "BUILD_NUMBER", "GITHUB_STEP_SUMMARY", "PYTEST_XDIST_WORKER"):
+            monkeypatch.delenv(variable, raising=False)
+        pytester.makeconftest(CONFTEST)
+        self.write("tales/a.txt", "Once upon a time there was a boat. It sailed far away. Nobody saw it again.\n" * 20)
+        self.write("config.yaml", {"model": {"model": "toy"}})
+        self.behave()
+
+    def write(self, name: str, content: str | dict[str, Any]) -> Path:
+        """Write a file, as YAML where it is no text."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False), "utf-8")
+        return path
+
+    def suite(self, name: str = "tale", **keys: Any) -> Path:
+        """Write a suite; top-level keys are replaced, `None` leaves one out."""
+        data = {
+            "kind": "niah",
+            "haystack": "tales",
+            "needles": [NEEDLE],
+            "sweep": {"context_lengths": [128, 256], "document_depths": [0, 50, 100]},
+            "generation": {"max_tokens": 16},
+        }
+        data |= keys
+        return self.write(f"suites/niah/{name}.yaml", {key: value for key, value in data.items() if value is not None})
+
+    def behave(self, **behaviour: Any) -> None:
+        """Tell the engine of the next runs what to do."""
+        told = Behaviour(starts=str(self.path / "starts"), **behaviour)
+        self._monkeypatch.setenv(VARIABLE, told.environment())
+
+    def run(self, *arguments: str, config: bool = True, suites: bool = True) -> pytest.RunResult:
+        """Run pytest in this process over `suites` with the config."""
+        return self.pytester.runpytest_inprocess(*self._arguments(arguments, config, suites))
+
+    def spawn(self, *arguments: str, config: bool = True, suites: bool = True) -> pytest.RunResult:
+        """Run pytest in a process of its own."""
+        return self.pytester.runpytest_subprocess(*self._arguments(arguments, config, suites), timeout=60)
+
+    def popen(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start pytest in a process and session of its own and leave it running; what it prints goes to `printed`."""
+        command = [sys.executable, "-m", "pytest", *self._arguments(arguments, config=True, suites=True)]
+        with (self.path / "printed").open("wb") as printed:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # As from a terminal: whoever runs these tests in the background has Ctrl-C ignored, which is inherited.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+
+    def _arguments(self, arguments: tuple[str, ...], config: bool, suites: bool) -> list[str]:
+        where = ["suites"] if suites else []
+        what = ["--rh-config", "config.yaml"] if config else []
+        return [*where, *arguments, *what]
+
+    @property
+    def starts(self) -> list[int]:
+        """The process ids of the engines that were started."""
+        file = self.path / "starts"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    @property
+    def latest(self) -> Path:
+        """The folder of the newest run."""
+        return self.path / "reports" / "latest"
+
+    def records(self) -> list[Record]:
+        """The newest run's records, in the order of their cells."""
+        return sorted(read_records(self.latest / "results.jsonl"), key=lambda record: record.cell)
+
+    def facts(self) -> dict[str, Any]:
+        """The newest run's `run.json`."""
+        facts: dict[str, Any] = json.loads((self.latest / "run.json").read_text("utf-8"))
+        return facts
+
+
+def is_gone(process: int, *, patience: float = 3.0) -> bool:
+    """Whether a process ended; a zombie that nobody waits for has."""
+    give_up = time.monotonic() + patience
+    while time.monotonic() < give_up:
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False

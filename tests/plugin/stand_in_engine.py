@@ -1,0 +1,205 @@
+"""The engine process with everything real but vLLM: server, loop and cell builder on a toy tokenizer.
+
+Run with `python -m stand_in_engine` in place of `retrieval_heads.engine.server`. It answers with the needle when it
+finds one in the prompt. What else it does is told by `RH_STAND_IN`, an environment variable with JSON (`Behaviour`).
+It proves nothing about models, only about what stands around them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from retrieval_heads import models
+from retrieval_heads.engine import server, vllm
+from retrieval_heads.engine.vllm import Finished
+from retrieval_heads.errors import EngineError
+from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
+
+VARIABLE = "RH_STAND_IN"
+FERRY = "The ferry to Oslo leaves at dawn."
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What the stand-in does.
+
+    Args:
+        starts: A file that gets a line, the process id, for each start.
+        needles: What it answers with when it finds it in a prompt; else `answer`.
+        answer: What it says when it finds none, or is asked at one of `wrong_lengths`.
+        wrong_lengths: Prompt lengths at which it answers wrongly.
+        fail: A message to fail with at the start; `crash` ends the process there.
+        start_seconds: How long the start takes.
+        delay: Seconds for each answer, one after the other; at 0 all are answered in one step.
+        die_after: How many answers it gives before it is killed; `fail_after`, before its step raises.
+        tokenizer: `words` or `bytes`.
+        retrieval_heads: Heads that copy, of four layers of four: masked, it answers wrongly.
+        asked: A file that gets a line for each engine, at its end: how many requests it was given.
+    """
+
+    starts: str = os.devnull
+    needles: Sequence[str] = (FERRY,)
+    answer: str = "I do not know."
+    wrong_lengths: Sequence[int] = ()
+    fail: str | None = None
+    crash: bool = False
+    start_seconds: float = 0
+    delay: float = 0
+    die_after: int | None = None
+    fail_after: int | None = None
+    tokenizer: str = "words"
+    retrieval_heads: Sequence[Sequence[int]] = ()
+    asked: str | None = None
+
+    def environment(self) -> str:
+        """For `VARIABLE`."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_environment(cls) -> Behaviour:
+        """What the process was told."""
+        return cls(**json.loads(os.environ.get(VARIABLE) or "{}"))
+
+
+@dataclass
+class Engine:
+    """In place of `retrieval_heads.engine.vllm.Engine`."""
+
+    model: str
+    arguments: Mapping[str, Any]
+    traced: bool = False
+    waiting: list[tuple[str, Sequence[int]]] = field(default_factory=list)
+    masked: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    replayed: set[str] = field(default_factory=set)
+    weighed: set[str] = field(default_factory=set)
+    answered: int = 0
+    asked: int = 0
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        self.told = Behaviour.from_environment()
+        if self.told.asked and Path(self.told.asked).exists():
+            self.number = len(Path(self.told.asked).read_text().split())
+        time.sleep(self.told.start_seconds)
+        if self.told.crash:
+            print("the last words of the engine", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.told.fail:
+            raise EngineError(self.told.fail)
+        self.tokenizer: ToyTokenizer = ByteTokenizer() if self.told.tokenizer == "bytes" else WordTokenizer()
+        self.max_model_len = int(self.arguments.get("max_model_len", 8192))
+        self.max_requests = 8
+        self.info = {
+            "engine": "stand-in 0",
+            "model_revision": "main",
+            "dtype": "float32",
+            "device": "no device",
+            "max_model_len": self.max_model_len,
+            **({"layers": self.layers, "maskable_layers": self.maskable} if self.traced else {}),
+        }
+
+    layers = tuple({"path": f"layers.{number}", "number": number, "heads": 4} for number in range(4))
+    maskable = (0, 1, 2, 3)
+
+    def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
+        """Queue a piece of a reference."""
+        self.waiting.append((request, ids))
+
+    def replay(self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int) -> None:
+        """Queue a replay."""
+        self.replayed.add(request)
+        self.waiting.append((request, ids))
+
+    def add(
+        self,
+        request: str,
+        ids: Sequence[int],
+        sampling: Mapping[str, Any],
+        mask: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Queue a request."""
+        if mask is not None:
+            self.masked[request] = mask
+        if "prompt_logprobs" in sampling:
+            self.weighed.add(request)
+        if "temprature" in sampling:
+            raise EngineError("generation.temprature: there is no such sampling parameter")
+        self.waiting.append((request, ids))
+        self.asked += 1
+        if self.told.asked:
+            told = Path(self.told.asked)
+            before = told.read_text().split("\n")[: self.number] if told.exists() else []
+            told.write_text("\n".join([*before, str(self.asked)]))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is unfinished."""
+        return bool(self.waiting)
+
+    def step(self) -> list[Finished]:
+        """Answer everything that waits, or with a delay the first of it."""
+        time.sleep(self.told.delay)
+        count = 1 if self.told.delay else len(self.waiting)
+        for limit in (self.told.die_after, self.told.fail_after):
+            if limit is not None:
+                count = min(count, limit - self.answered)
+        if self.waiting and count <= 0:
+            self._wait_for_records()
+            if self.told.fail_after is not None:
+                raise RuntimeError("the stand-in's step fails")
+            os.kill(os.getpid(), signal.SIGKILL)
+        batch, self.waiting = self.waiting[:count], self.waiting[count:]
+        self.answered += len(batch)
+        return [self._finished(request, ids) for request, ids in batch]
+
+    def _wait_for_records(self) -> None:
+        """Until what was answered stands in the run's results, so that tests can count it."""
+        results = Path("reports/latest/results.jsonl")
+        give_up = time.monotonic() + 20
+        while results.read_bytes().count(b"\n") < self.answered and time.monotonic() < give_up:
+            time.sleep(0.05)
+
+    def _finished(self, request: str, ids: Sequence[int]) -> Finished:
+        prompt, answer = self.tokenizer.decode(ids), self.told.answer
+        heads = [list(head) for head in self.told.retrieval_heads]
+        is_blind = any(list(head) in heads for head in self.masked.get(request, {}).get("heads", ()))
+        if len(ids) not in self.told.wrong_lengths and not is_blind:
+            answer = next((needle for needle in self.told.needles if needle in prompt), answer)
+        return Finished(
+            id=request,
+            text=answer,
+            token_ids=self.tokenizer.encode(answer),
+            finish_reason="stop",
+            prompt_tokens=len(ids),
+            cached_tokens=0,
+            seconds=0.25,
+            prompt_logprob=-2.0 if request in self.weighed else None,
+            head_scores=self._head_scores() if request in self.replayed else None,
+        )
+
+    def _head_scores(self) -> Any:
+        """1 for a head that copies, else 0, by every score."""
+        copying = [list(head) for head in self.told.retrieval_heads]
+        scores = [[float([layer, head] in copying) for head in range(4)] for layer in range(4)]
+        return SimpleNamespace(tolist=lambda: [scores] * 4)
+
+
+def main() -> None:
+    """Serve, with the stand-in where vLLM would be."""
+    with Path(Behaviour.from_environment().starts).open("a") as starts:
+        starts.write(f"{os.getpid()}\n")
+    setattr(vllm, "Engine", Engine)  # noqa: B010 - not for a type checker to judge
+    setattr(models, "locate_model", str)  # noqa: B010
+    server.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""What a run leaves behind: its folder, its files, its terminal summary."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from project import NEEDLE, Project
+
+from retrieval_heads.results import SCHEMA, read_records
+
+
+def test_results_hold_a_record_a_cell(project: Project, workers: list[str]) -> None:
+    project.suite()
+    project.run(*workers).assert_outcomes(passed=6)
+    records = project.records()
+    assert [(record.context_length, record.document_depth) for record in records] == [
+        (128, 0), (128, 100), (128, 50), (256, 0), (256, 100), (256, 50),
+    ]  # fmt: skip
+    for record in records:
+        assert record.schema_ == SCHEMA
+        assert (record.kind, record.suite, record.status, record.passed) == ("niah", "tale", "pass", True)
+        assert record.prompt_tokens == record.context_length
+        assert record.cell.endswith(f"/seed_0/len_{record.context_length}/depth_{record.document_depth:g}")
+        assert (record.text, record.finish_reason, record.rougeL) == (NEEDLE["needle"], "stop", 1.0)
+        assert (record.seconds, record.cached_tokens) == (0.25, 0)
+        assert len(record.token_ids) == 8
+        assert record.needle_span is not None
+        assert record.needle_span[1] - record.needle_span[0] == 8
+        assert record.recipe is not None
+        assert record.recipe.haystack == str(project.path / "tales")
+        assert record.achieved_depth is not None
+
+
+def test_a_cells_request_is_the_same_in_every_run_and_for_no_other(project: Project) -> None:
+    project.suite()
+    project.run()
+    first = {record.cell: record.request for record in project.records()}
+    project.run("-k", "depth_50")
+    second = {record.cell: record.request for record in project.records()}
+    assert len(set(first.values())) == 6
+    assert second.items() <= first.items()
+    project.run("--rh-set", "generation.seed=1")
+    assert not {record.request for record in project.records()} & set(first.values())
+
+
+def test_a_short_haystack_is_repeated_and_the_record_says_so(project: Project) -> None:
+    project.suite(sweep={"context_lengths": [128, 4000], "document_depths": [50]})
+    project.run().assert_outcomes(passed=2)
+    repeats = {record.context_length: record.recipe.repeats for record in project.records() if record.recipe}
+    assert repeats[128] == 0
+    assert repeats[4000] >= 5
+
+
+def test_a_hubs_token_stays_out_of_the_files(project: Project) -> None:
+    project.suite()
+    project.write("config.yaml", {"model": {"model": "toy", "hf_token": "hf_secret"}})
+    project.run().assert_outcomes(passed=6)
+    files = [path for path in project.latest.resolve().iterdir() if path.is_file()]
+    assert {"config.yaml", "run.json", "results.jsonl"} <= {path.name for path in files}
+    assert not [path for path in files if b"hf_secret" in path.read_bytes()]
+
+
+def test_run_json_says_what_ran_where(project: Project, workers: list[str]) -> None:
+    project.suite()
+    project.behave(wrong_lengths=[256])
+    project.run(*workers)
+    facts = project.facts()
+    assert facts["status"] == "finished"
+    assert facts["exit_status"] == 1
+    assert facts["cells"] == {"pass": 3, "low": 3, "skipped": 0, "error": 0}
+    assert facts["selected_cells"] == 6
+    assert facts["model"] == "toy"
+    assert facts["engine_args"] == {"model": "toy"}
+    assert {"dtype": "float32", "device": "no device", "engine": "stand-in 0"}.items() <= facts.items()
+    assert {"began", "seconds", "engine_start_seconds", "python", "retrieval_heads", "model_revision"} <= set(facts)
+    assert facts["arguments"][:1] == ["suites"]
+
+
+def test_config_yaml_is_what_it_came_to_and_runs_again(project: Project) -> None:
+    project.suite(scoring={"threshold": 0.9})
+    project.run("--rh-set", "sweep.document_depths=[25]", "--rh-set", "model.max_model_len=512")
+    first = project.latest.resolve()
+    settings = yaml.safe_load((first / "config.yaml").read_text("utf-8"))
+    assert settings["model"] == {"model": "toy", "max_model_len": 512, "chat_template_kwargs": {}}
+    assert settings["sweep"] == {"context_lengths": [128, 256], "document_depths": [25.0], "seeds": [0]}
+    assert settings["scoring"] == {"metric": "rouge1_recall_novel", "threshold": 0.9}
+    project.run("--rh-config", str(first / "config.yaml"), suites=False, config=False).assert_outcomes(passed=2)
+    again = [(record.cell, record.request) for record in project.records()]
+    assert again == sorted((record.cell, record.request) for record in read_records(first / "results.jsonl"))
+
+
+def test_config_yaml_of_several_suites_has_each(project: Project) -> None:
+    project.suite("one")
+    project.suite("two", sweep={"context_lengths": [128], "document_depths": [0]})
+    project.run().assert_outcomes(passed=7)
+    settings = yaml.safe_load((project.latest / "config.yaml").read_text("utf-8"))
+    assert list(settings["suites"]) == ["niah/one", "niah/two"]
+    assert len(project.starts) == 1
+    assert {record.suite for record in project.records()} == {"one", "two"}
+
+
+def test_the_log_is_the_engines_own(project: Project) -> None:
+    project.suite()
+    result = project.run()
+    assert (project.latest / "engine.log").exists()
+    result.stdout.fnmatch_lines(["rh: 6 cells of niah/tale; starting the engine, log reports/*-tale/engine.log"])
+
+
+def test_output_dir_is_taken_as_it_is_and_earlier_results_are_kept(project: Project) -> None:
+    project.suite()
+    for depth in (0, 50):
+        project.run("--rh-set", "output_dir=./results/toy", "-k", f"depth_{depth}").assert_outcomes(
+            passed=2, deselected=4
+        )
+    folder = project.path / "results" / "toy"
+    assert not (project.path / "reports").exists()
+    assert {record.document_depth for record in read_records(folder / "results.jsonl")} == {50}
+    (earlier,) = folder.glob("results-*.jsonl")
+    assert {record.document_depth for record in read_records(earlier)} == {0}
+
+
+def test_latest_is_the_newest_run(project: Project) -> None:
+    project.suite()
+    for _ in range(2):
+        project.run("-k", "len_128-depth_50")
+    folders = sorted(path for path in (project.path / "reports").iterdir() if not path.is_symlink())
+    assert len(folders) == 2
+    assert project.latest.resolve() == max(folders, key=lambda path: path.stat().st_mtime_ns)
+    assert os.readlink(project.latest) == project.latest.resolve().name, "the folder can be moved"  # noqa: PTH115
+
+
+def test_a_second_run_does_not_write_to_the_same_folder(project: Project, workers: list[str]) -> None:
+    from retrieval_heads.runs import RunFolder
+
+    project.suite()
+    running = RunFolder(project.path / "results")
+    result = project.run("--rh-set", "output_dir=results", *workers)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["*rh: *results: another run is writing to this folder; give output_dir another*"])
+    assert project.starts == []
+    running.close()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(project: Project) -> None:
+    project.suite()
+    project.write("file", "")
+    result = project.run("--rh-set", "output_dir=file/run")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["*rh: *file/run: the run's folder cannot be written (Not a directory)*"])
+
+
+def test_the_summary_is_a_grid_of_scores(project: Project) -> None:
+    project.suite()
+    project.behave(wrong_lengths=[256])
+    project.run().stdout.fnmatch_lines(
+        [
+            "-* needle in a haystack: tale -*",
+            "*depth %",
+            "  tokens       0      50     100    mean",
+            "     128    1.00    1.00    1.00    1.00",
+            "     256    0.00    0.00    0.00    0.00",
+            "6 cells: 3 retrieved, 3 below the threshold; mean rouge1_recall_novel 0.500",
+            "results  reports/*-tale/results.jsonl",
+        ],
+        consecutive=True,
+    )
+
+
+def test_the_grid_fits_a_narrow_terminal(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lengths, depths = list(range(128, 128 + 32)), {"min": 0, "max": 100, "intervals": 20}
+    project.suite(sweep={"context_lengths": lengths, "document_depths": depths})
+    result = project.run("--rh-verdict", "none")
+    result.assert_outcomes(passed=32 * 21)
+    grid = [line for line in result.outlines if line.strip().startswith("1") and "█" in line]
+    assert len(grid) == 32
+    assert max(map(len, grid)) <= 60
+
+
+@pytest.mark.usefixtures("drawing")
+def test_the_report_is_pictures_and_a_page(project: Project) -> None:
+    project.suite()
+    result = project.run("--rh-report")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["heatmap *reports/*-tale/heatmap.png", "report *reports/*-tale/report.html"])
+    assert (project.latest / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    assert (project.latest / "heatmap.svg").exists()
+    page = (project.latest / "report.html").read_text()
+    assert "6 of 6" in page
+    assert page.count('"cell":"niah/tales/') == 6
+
+
+@pytest.mark.usefixtures("drawing")
+def test_the_report_of_several_suites_has_a_heatmap_each(project: Project) -> None:
+    project.suite("one")
+    project.suite("two")
+    project.run("--rh-report", "-k", "len_128").assert_outcomes(passed=6, deselected=6)
+    drawn = sorted(path.name for path in project.latest.glob("*.png"))
+    assert drawn == ["heatmap-one.png", "heatmap-two.png", "profiles-one.png", "profiles-two.png"]
+
+
+def test_strict_warnings_find_nothing_left_open(project: Project) -> None:
+    project.suite()
+    result = project.spawn("-W", "error")
+    assert result.ret == 0, result.stdout.str() + result.stderr.str()
+    result.stderr.no_fnmatch_line("*ResourceWarning*")
+
+
+def test_no_temporary_folder_stays(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    project.suite()
+    project.spawn().assert_outcomes(passed=6)
+    assert list(tmp_path.glob("rh-*")) == []
+    assert json.loads((project.latest / "run.json").read_text())["status"] == "finished"

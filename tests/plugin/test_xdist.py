@@ -1,0 +1,80 @@
+"""One engine and one set of files, however pytest-xdist shares out the cells."""
+
+from __future__ import annotations
+
+import pytest
+from project import Project
+
+MODES = [
+    ["-n", "0"],
+    ["-p", "no:xdist"],
+    *(["-n", "2", "--dist", mode] for mode in ("load", "worksteal", "loadscope", "loadfile", "loadgroup")),
+]
+
+
+def told(project: Project) -> dict[str, tuple[object, ...]]:
+    """What every way of sharing out must give the same: cells, requests, answers, scores."""
+    return {one.cell: (one.request, one.text, one.scores, one.status, one.recipe) for one in project.records()}
+
+
+@pytest.fixture
+def two_suites(project: Project) -> Project:
+    """Twelve cells of two suites, of which half are answered wrongly."""
+    project.suite("tale", gates=["mean(pass_rate) >= 0.4"])
+    project.suite("other", gates=["mean(pass_rate) >= 0.4"])
+    project.behave(wrong_lengths=[256], asked="asked")
+    return project
+
+
+@pytest.mark.parametrize("mode", MODES, ids=" ".join)
+def test_every_way_gives_the_same(two_suites: Project, mode: list[str]) -> None:
+    two_suites.run().assert_outcomes(passed=6 + 2, xfailed=6)
+    plain = told(two_suites)
+    result = two_suites.run(*mode)
+    result.assert_outcomes(passed=6 + 2, xfailed=6)
+    assert told(two_suites) == plain
+    assert len(two_suites.starts) == 2
+    assert (two_suites.path / "asked").read_text().split() == ["12", "12"]
+    assert len((two_suites.latest / "results.jsonl").read_text().splitlines()) == 12
+
+
+def test_all_cells_are_in_flight_at_once(project: Project) -> None:
+    """Each answer takes 0.2 s and they come one by one: whoever waited for a cell before asking the next loses."""
+    project.suite()
+    project.behave(delay=0.2)
+    project.run("-n", "2").assert_outcomes(passed=6)
+    assert project.facts()["answer_seconds"] < 6 * 0.2 + 1.5
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_asked_twice(project: Project) -> None:
+    project.suite()
+    project.behave(asked="asked")
+    project.pytester.makepyfile(
+        test_crash="""
+        import os
+
+        def test_crash(rh_engine):
+            os._exit(1)
+        """
+    )
+    result = project.run("test_crash.py", "-n", "2")
+    assert result.parseoutcomes() == {"passed": 6, "failed": 1}
+    assert (project.path / "asked").read_text().split() == ["6"]
+    assert len(project.records()) == 6
+
+
+def test_stopping_at_the_first_failure_ends_the_engine(project: Project) -> None:
+    project.suite()
+    project.behave(wrong_lengths=[128], delay=0.3)
+    result = project.run("-x", "-n", "2")
+    assert result.ret == pytest.ExitCode.INTERRUPTED  # as xdist does it
+    assert 1 <= len(project.records()) < 6
+    assert project.facts()["status"] == "cut short"
+
+
+def test_a_start_that_fails_is_one_line(project: Project) -> None:
+    project.suite()
+    project.behave(fail="no such model")
+    result = project.run("-n", "2")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert sum("the engine did not start: no such model" in line for line in result.outlines) == 1

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from retrieval_heads.errors import ResultsError
+from retrieval_heads.heads import Layer, aggregate, overlap, rank, read_ranked, write_heads
+from retrieval_heads.results import HeadScores, Record
+
+LAYERS = [Layer("model.model.layers.0.self_attn.attn", 0, 3), Layer("model.model.layers.2.self_attn.attn", 2, 3)]
+
+
+def sample(copy: list[list[float]], *, passed: bool = True, **scores: list[list[float]]) -> Record:
+    heads: HeadScores = {"copy": copy, "copy_reference": copy, "mass": copy, **scores}
+    return Record(
+        context_length=512, document_depth=50, needle="n", cell=f"c{copy}{passed}", passed=passed, heads=heads
+    )
+
+
+def samples(count: int = 12, seed: int = 0) -> list[Record]:
+    random = np.random.default_rng(seed)
+    return [sample(random.random((2, 3)).round(3).tolist()) for _ in range(count)]
+
+
+def test_only_samples_that_retrieved_are_averaged() -> None:
+    low = sample([[1.0] * 3] * 2, passed=False)
+    found = aggregate([sample([[0.2, 0, 0], [0, 0, 0.6]]), sample([[0.4, 0, 0], [0, 0, 0.2]]), low], LAYERS)
+    assert found.estimates["copy"].mean.tolist() == [[pytest.approx(0.3), 0, 0], [0, 0, pytest.approx(0.4)]]
+    assert len(found.counted) == 2
+    assert len(found.samples) == 3
+
+
+def test_no_counted_sample_is_an_error_that_says_so() -> None:
+    with pytest.raises(ResultsError, match="none of the 2 samples retrieved its needle"):
+        aggregate([sample([[0.5] * 3] * 2, passed=False)] * 2, LAYERS)
+
+
+def test_a_score_that_one_counted_sample_lacks_is_left_out() -> None:
+    with_query = sample([[0.1] * 3] * 2, query=[[0.2] * 3] * 2)
+    assert "query" in aggregate([with_query, with_query], LAYERS).estimates
+    assert "query" not in aggregate([with_query, sample([[0.1] * 3] * 2)], LAYERS).estimates
+
+
+def test_intervals_are_those_of_scipys_percentile_bootstrap() -> None:
+    records = samples(30)
+    found = aggregate(records, LAYERS).estimates["copy"]
+    values = np.array([record.heads["copy"] for record in records if record.heads])
+    expected = stats.bootstrap(
+        (values,), np.mean, axis=0, method="percentile", n_resamples=5000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    np.testing.assert_allclose(found.low, expected.low, atol=0.02)
+    np.testing.assert_allclose(found.high, expected.high, atol=0.02)
+    assert (found.low < found.mean).all()
+    assert (found.mean < found.high).all()
+
+
+def test_ranking_puts_ties_in_the_order_of_layer_then_head() -> None:
+    heads = [((2, 1), 0.5), ((0, 2), 0.5), ((2, 0), 0.9), ((0, 1), 0.5)]
+    assert [head for head, _ in rank(heads)] == [(2, 0), (0, 1), (0, 2), (2, 1)]
+
+
+def test_rows_are_named_by_their_layers_number_in_the_model() -> None:
+    found = aggregate([sample([[0, 0, 0], [0, 0.7, 0]])] * 2, LAYERS)
+    assert found.ranked()[0] == ((2, 1), 0.7)
+
+
+def test_stability_is_high_where_samples_agree_and_low_where_they_are_noise() -> None:
+    layers = [Layer(f"layers.{number}.attn", number, 10) for number in range(10)]
+    fixed = np.linspace(0, 1, 100).reshape(10, 10)
+    random = np.random.default_rng(0)
+    agreeing = [sample((fixed + random.normal(0, 1e-4, (10, 10))).tolist()) for _ in range(20)]
+    noise = [sample(random.random((10, 10)).tolist()) for _ in range(20)]
+    steady, shaky = (aggregate(records, layers).stability(10) for records in (agreeing, noise))
+    assert steady == 1
+    assert shaky is not None
+    assert shaky < 0.3
+    assert aggregate(agreeing[:1], layers).stability() is None
+
+
+def test_head_files_are_written_in_every_form_and_read_back_the_same(tmp_path: Path) -> None:
+    found = aggregate([*samples(), sample([[0.9] * 3] * 2, passed=False)], LAYERS)
+    paths = {path.name: path for path in write_heads(found, tmp_path, {"model": "m"}, "-demo")}
+    assert sorted(paths) == ["detected-agg-demo.json", "detected-demo.json", "head_score-demo.json", "heads-demo.json"]
+    expected = found.ranked()
+    for path in paths.values():
+        ranked = read_ranked(path)
+        assert [head for head, _ in ranked] == [head for head, _ in expected], path
+        np.testing.assert_allclose([value for _, value in ranked], [value for _, value in expected], atol=1e-6)
+    assert len(json.loads(paths["detected-demo.json"].read_text())[LAYERS[0].path]["0"]) == 12
+
+
+def test_published_files_of_the_papers_form_give_their_means_in_rank_order(tmp_path: Path) -> None:
+    """The form of the files beside the paper's code: `{"layer-head": [score of each sample]}`."""
+    file = tmp_path / "Llama-2-7b-80k.json"
+    file.write_text(json.dumps({"11-15": [0.9, 0.94], "16-19": [1.0, 0.886], "8-26": [0.8], "0-0": [0, 0], "0-1": [0]}))
+    ranked = read_ranked(file)
+    assert [head for head, _ in ranked] == [(16, 19), (11, 15), (8, 26), (0, 0), (0, 1)]
+    assert [value for _, value in ranked[:3]] == pytest.approx([0.943, 0.92, 0.8])
+
+
+def test_the_predecessors_aggregate_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "detected-agg.json"
+    file.write_text(json.dumps({"model.model.layers.18.self_attn.attn": {"6": 0.7, "7": 0.65}}))
+    assert read_ranked(file) == [((18, 6), 0.7), ((18, 7), 0.65)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "not JSON"),
+        ("{}", "holds no heads"),
+        ("[1]", "holds no heads"),
+        ('{"a": 1}', "not a file of heads"),
+        ('{"schema": "other/1"}', "not a file of heads"),
+        ('{"1-2": []}', "not a file of heads"),
+    ],
+)
+def test_a_file_that_is_none_of_these_is_one_clear_sentence(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "heads.json"
+    file.write_text(content)
+    with pytest.raises(ResultsError, match=said) as caught:
+        read_ranked(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"gone\.json: cannot be read"):
+        read_ranked(tmp_path / "gone.json")
+
+
+def test_overlap_is_a_share_of_the_longer_list() -> None:
+    assert overlap([(0, 1), (0, 2)], [(0, 2), (0, 3)]) == 0.5
+    assert overlap([(0, 1)], [(0, 1), (0, 2)]) == 0.5
+
+
+def test_heads_of_another_shape_than_the_layers_are_not_averaged(tmp_path: Path) -> None:
+    records: list[Any] = [sample([[0.1] * 3] * 2), sample([[0.1] * 4] * 2)]
+    with pytest.raises(ResultsError, match="other models"):
+        aggregate(records, LAYERS)

@@ -1,0 +1,83 @@
+"""What is imported when: pytest's own process stays light, and a session that asks nothing of us pays nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HEAVY = {"torch", "vllm", "nnsight", "transformers", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "nltk"}
+CONFTEST = """\
+import json, sys, time
+
+import pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    began = time.process_time()
+    result = yield
+    session.config.collecting = time.process_time() - began
+    return result
+
+def pytest_unconfigure(config):
+    found = {"modules": sorted(sys.modules), "rh": config.pluginmanager.hasplugin("pytest_retrieval_heads.plugin")}
+    found["collecting"] = getattr(config, "collecting", None)
+    with open("found.json", "w") as file:
+        json.dump(found, file)
+"""
+
+
+def session(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """A pytest session with no plugin but ours; its result, and what its process had imported in the end."""
+    (folder / "conftest.py").write_text(CONFTEST)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "pytest_retrieval_heads.plugin", "-p", "no:cacheprovider", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads((folder / "found.json").read_text())
+    assert found["rh"]
+    return done, found
+
+
+def test_installed_but_unused_imports_nothing(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text("def test_mine():\n    pass\n")
+    (tmp_path / "compose.yaml").write_text("kind: Deployment\n")
+    done, found = session(tmp_path)
+    assert done.returncode == 0, done.stdout
+    modules = set(found["modules"])
+    assert not modules & (HEAVY | {"pydantic", "yaml", "rouge_score", "regex"})
+    assert {name for name in modules if name.startswith(("retrieval_heads", "pytest_retrieval_heads"))} == {
+        "pytest_retrieval_heads",
+        "pytest_retrieval_heads.plugin",
+    }
+
+
+def test_ten_thousand_cells_are_collected_lightly(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(
+        "kind: niah\nhaystack: pydoc\nmodel: m\n"
+        "needles: [{needle: The ferry leaves at dawn., question: When?}]\n"
+        "sweep: {context_lengths: {min: 1000, max: 1099, intervals: 99}, document_depths: {min: 0, max: 99}}\n"
+    )
+    done, found = session(tmp_path, "suite.yaml", "--co", "-q")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "10000 tests collected" in done.stdout
+    assert not set(found["modules"]) & HEAVY
+    assert found["collecting"] < 5, "seconds of processor time; about 1 on a machine with nothing else to do"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["config", "suite", "haystack", "prompt", "results", "runs", "gates", "scoring", "engine.client", "engine.server"],
+)
+def test_light_modules_import_nothing_heavy(module: str) -> None:
+    code = f"import sys, retrieval_heads.{module}; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not set(modules) & (HEAVY | {"pytest"})

@@ -102,7 +102,13 @@ class Host:
         cells = f"{plan.total} cells of {', '.join(plan.suites)}; " if plan.suites else ""
         self._say(f"rh: {cells}starting the engine, log {self.log}")
         earlier = str(folder.results) if folder.earlier else None
-        hello = {"model": plan.model, "traced": plan.traced, "haystacks": plan.haystacks, "earlier": earlier}
+        hello = {
+            "model": plan.model,
+            "replicas": plan.replicas,
+            "traced": plan.traced,
+            "haystacks": plan.haystacks,
+            "earlier": earlier,
+        }
         self.engine.launch(hello, folder.log)
         try:
             info = self.engine.wait_ready()
@@ -117,8 +123,10 @@ class Host:
             ablating.check_heads(plan.suites, info)
         except ConfigError as error:
             self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
+        several = f"{info['replicas']} replicas of " if "replicas" in info else ""
         self._say(
-            f"rh: {info['model']} is ready in {starting:.1f} s ({info['dtype']} on {info['device']}, {info['engine']})"
+            f"rh: {several}{info['model']} {'are' if several else 'is'} ready in {starting:.1f} s "
+            f"({info['dtype']} on {info['device']}, {info['engine']})"
         )
 
     def pytest_report_header(self) -> str | None:

@@ -24,6 +24,7 @@ class Plan:
 
     Args:
         model: The `model` section, the same for every suite.
+        replicas: How many engines, or `auto`.
         suites: Each suite's resolved settings, by kind and name: `niah/demo`.
         files: Each suite's file.
         haystacks: Their sources.
@@ -34,6 +35,7 @@ class Plan:
     """
 
     model: dict[str, Any]
+    replicas: int | str
     suites: dict[str, dict[str, Any]]
     files: dict[str, str]
     haystacks: list[str]
@@ -62,6 +64,8 @@ class Plan:
             error = "two suites of a kind have the same name: " + ", ".join(str(suite.path) for suite in suites)
         elif any(other.model != first.model for other in every):
             error = f"the suites {', '.join(asked)} name different models; one run has one engine"
+        elif any(other.engine != first.engine for other in every):
+            error = f"the suites {', '.join(asked)} name different engine.replicas; one run has one engine"
         elif any(other.output_dir != first.output_dir for other in every):
             error = f"the suites {', '.join(asked)} name different output_dirs; one run has one folder"
         elif first.model.model is None:
@@ -70,6 +74,7 @@ class Plan:
             error = next((f"{suite.id}: {broken}" for suite in suites if (broken := _unfound(suite, suites))), None)
         return cls(
             model=first.model.model_dump(),
+            replicas=first.engine.replicas,
             suites={suite.id: suite.resolved() for suite in suites},
             files={suite.id: str(suite.path) for suite in suites},
             haystacks=sorted({suite.source for suite in suites if not suite.settings.from_results}),
@@ -103,7 +108,7 @@ class Plan:
         suites = {name: {**settings, "model": _told(settings["model"])} for name, settings in self.suites.items()}
         if len(suites) == 1:
             return next(iter(suites.values()))
-        return {"suites": suites} if suites else {"model": self.told_model}
+        return {"suites": suites} if suites else {"model": self.told_model, "engine": {"replicas": self.replicas}}
 
 
 def _told(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,6 +90,20 @@ class Model(Section):
         return dict(self.model_extra or {})
 
 
+class Engine(Section):
+    """The engine that every suite of a run is asked on."""
+
+    replicas: Literal["auto"] | int = 1
+    """How many engines, each on a GPU of its own; `auto`: as many as there are GPUs, or one on a CPU."""
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _some(cls, replicas: Any) -> Any:
+        if replicas != "auto" and (type(replicas) is not int or replicas < 1):
+            raise ValueError(f"expected auto or a number of engines, 1 or more; found {replicas!r}")
+        return replicas
+
+
 class Haystack(Section):
     """Where the text comes from. `needle` and `retrieval_question` are the predecessor's place for them."""
 
@@ -347,6 +361,7 @@ class Settings(Section):
 
     kind: Kind = "niah"
     model: Model = Model()
+    engine: Engine = Engine()
     haystack: Annotated[Haystack, BeforeValidator(_plain_haystack)] | None = None
     needles: list[Needle] = []
     sweep: Sweep = Sweep()

@@ -12,13 +12,14 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from retrieval_heads import models
 from retrieval_heads.engine import server, vllm
+from retrieval_heads.engine.client import EngineProcess
 from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
@@ -43,6 +44,9 @@ class Behaviour:
         tokenizer: `words` or `bytes`.
         retrieval_heads: Heads that copy, of four layers of four: masked, it answers wrongly.
         asked: A file that gets a line for each engine, at its end: how many requests it was given.
+        gpus: The GPUs that can be seen; `None` for a CPU.
+        bad_gpu: The one on which an engine fails, crashes or dies, and no other does.
+        served: A file that gets a line for each request: the engine's GPU and the request's name.
     """
 
     starts: str = os.devnull
@@ -58,6 +62,9 @@ class Behaviour:
     tokenizer: str = "words"
     retrieval_heads: Sequence[Sequence[int]] = ()
     asked: str | None = None
+    gpus: Sequence[str] | None = None
+    bad_gpu: str | None = None
+    served: str = os.devnull
 
     def environment(self) -> str:
         """For `VARIABLE`."""
@@ -80,12 +87,16 @@ class Engine:
     masked: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     replayed: set[str] = field(default_factory=set)
     weighed: set[str] = field(default_factory=set)
+    measured: set[str] = field(default_factory=set)
     answered: int = 0
     asked: int = 0
     number: int = 0
 
     def __post_init__(self) -> None:
         self.told = Behaviour.from_environment()
+        self.gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        if self.told.bad_gpu not in (None, self.gpu):
+            self.told = replace(self.told, fail=None, crash=False, die_after=None, fail_after=None)
         if self.told.asked and Path(self.told.asked).exists():
             self.number = len(Path(self.told.asked).read_text().split())
         time.sleep(self.told.start_seconds)
@@ -111,6 +122,7 @@ class Engine:
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
         """Queue a piece of a reference."""
+        self.measured.add(reference)
         self.waiting.append((request, ids))
 
     def replay(self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int) -> None:
@@ -127,12 +139,16 @@ class Engine:
     ) -> None:
         """Queue a request."""
         if mask is not None:
+            if mask["mode"] == "mean" and mask["reference"] not in self.measured:
+                raise EngineError("the mean was never measured here")
             self.masked[request] = mask
         if "prompt_logprobs" in sampling:
             self.weighed.add(request)
         if "temprature" in sampling:
             raise EngineError("generation.temprature: there is no such sampling parameter")
         self.waiting.append((request, ids))
+        with Path(self.told.served).open("a") as served:
+            served.write(f"{self.gpu}\t{request}\n")
         self.asked += 1
         if self.told.asked:
             told = Path(self.told.asked)
@@ -194,9 +210,12 @@ class Engine:
 
 def main() -> None:
     """Serve, with the stand-in where vLLM would be."""
-    with Path(Behaviour.from_environment().starts).open("a") as starts:
+    behaviour = Behaviour.from_environment()
+    with Path(behaviour.starts).open("a") as starts:
         starts.write(f"{os.getpid()}\n")
     setattr(vllm, "Engine", Engine)  # noqa: B010 - not for a type checker to judge
+    setattr(vllm, "visible_gpus", lambda: behaviour.gpus)  # noqa: B010
+    EngineProcess.server = "stand_in_engine"
     setattr(models, "locate_model", str)  # noqa: B010
     server.main()
 

@@ -114,6 +114,19 @@ def test_a_mistake_is_one_sentence_with_file_line_and_key(file: Path, wrong: str
     ("line", "sentence"),
     [
         ("verdikt: none", "verdikt: unknown key; did you mean 'verdict'?"),
+        (
+            "engine: {replicas: 0}",
+            "engine.replicas: expected auto or a number of engines, 1 or more; found 0",
+        ),
+        (
+            "engine: {replicas: many}",
+            "engine.replicas: expected auto or a number of engines, 1 or more; found 'many'",
+        ),
+        (
+            "engine: {replicas: true}",
+            "engine.replicas: expected auto or a number of engines, 1 or more; found True",
+        ),
+        ("engine: {replica: 2}", "engine.replica: unknown key; did you mean 'replicas'?"),
         ("verdict: cells", "verdict: input should be 'cell', 'gates' or 'none', found 'cells'"),
         ("boundary: word", "boundary: input should be 'sentence' or 'token', found 'word'"),
         ("scoring: {metric: rouge1}", "scoring.metric: unknown metric 'rouge1'; did you mean 'rouge1_f'?"),

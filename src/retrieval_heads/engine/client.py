@@ -121,6 +121,18 @@ class EngineClient:
         found: Message = self._call({"do": "result", "key": key})["result"]
         return found
 
+    def finished(self, after: int) -> tuple[list[tuple[str, Message]], int]:
+        """Wait for results, whichever come first.
+
+        Args:
+            after: How many are known already.
+
+        Returns:
+            Those beyond these, each with its key, as they came; and the steps that the engine has done.
+        """
+        reply = self._call({"do": "finished", "after": after})
+        return [(key, result) for key, result in reply["results"]], reply["steps"]
+
     def ask(
         self,
         prompt: str | Sequence[Mapping[str, str]],
@@ -181,13 +193,20 @@ class EngineProcess:
     """Launches one engine process and ends it.
 
     The socket lies in a private folder of its own with a short name: UNIX socket paths hold 108 bytes at most.
+
+    Args:
+        within: The folder of an engine process, where that launches this one as a replica. It listens in there and
+            stays in that one's process group: whatever ends the one ends both, and nothing else need.
     """
 
     server = "retrieval_heads.engine.server"
     """The module that the process runs."""
+    name = "the engine"
+    """What errors call it."""
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="rh-"))
+    def __init__(self, within: Path | None = None) -> None:
+        self._is_replica = within is not None
+        self._folder = Path(tempfile.mkdtemp(prefix="rh-", dir=within))
         self.address = Address(str(self._folder / "engine.sock"), secrets.token_hex(16))
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
@@ -203,11 +222,12 @@ class EngineProcess:
 
         Args:
             settings: What to load: `model` as in the settings, `traced` for a run that scores heads, `haystacks`, the
-                sources that cells will name, and `earlier`, results of an earlier run whose answers are used again.
+                sources that cells will name, `earlier`, results of an earlier run whose answers are used again, and
+                `replicas`, how many engines or `auto`.
             log: Where everything goes that the engine prints.
         """
         self._log = log
-        hello = {**settings, "socket": self.address.path, "key": self.address.key}
+        hello = {**settings, "socket": self.address.path, "key": self.address.key, "log": str(log)}
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self.server],
@@ -215,7 +235,7 @@ class EngineProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 # A session of its own: Ctrl-C reaches pytest, which then ends the engine in order.
-                start_new_session=True,
+                start_new_session=not self._is_replica,
             )
         assert self._process.stdin is not None
         # A process that died at once is reported when somebody connects.
@@ -236,9 +256,9 @@ class EngineProcess:
             client.connect(patience=1.0)
             return client.wait_ready()
         except EngineDied:
-            raise EngineError(f"the engine did not start: {self.obituary(patience=5)}{self.log_tail()}") from None
+            raise EngineError(f"{self.name} did not start: {self.obituary(patience=5)}{self.log_tail()}") from None
         except EngineError as error:
-            raise EngineError(f"the engine did not start: {error}{self.log_tail()}") from None
+            raise EngineError(f"{self.name} did not start: {error}{self.log_tail()}") from None
         finally:
             client.close()
 

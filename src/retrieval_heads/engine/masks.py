@@ -21,7 +21,7 @@ class Masks:
 
     Args:
         server: Knows what the samples of a detect suite came to.
-        engine: A `retrieval_heads.engine.vllm.Engine`.
+        engine: A `retrieval_heads.engine.vllm.Engine`; for `found` alone, whatever knows its `layers`.
     """
 
     server: Server
@@ -54,15 +54,19 @@ class Masks:
         chosen = Arm.of(arm)
         if not chosen.count:
             return None
-        ranked = [(layer, head) for layer, head in ablate["heads"]] or self._found(tuple(ablate["awaits"]))
+        ranked = [(layer, head) for layer, head in ablate["heads"]] or self.found(tuple(ablate["awaits"]))
         try:
             heads = heads_of(chosen, ranked, shape, ablate["seed"])
         except NoSuchDraw as reason:
             raise CellSkipped(str(reason)) from None
         return as_mask(heads, ablate["mode"])
 
-    def _found(self, keys: tuple[str, ...]) -> Sequence[Head]:
-        """The heads that the samples of these keys rank, best first."""
+    def found(self, keys: tuple[str, ...]) -> Sequence[Head]:
+        """The heads that the samples of these keys rank, best first.
+
+        Raises:
+            ResultsError: None of the samples counts.
+        """
         if keys not in self._ranked:
             samples = [_sample(self.server.jobs[key]) for key in keys]
             detection = aggregate(samples, [Layer(**layer) for layer in self.engine.layers])

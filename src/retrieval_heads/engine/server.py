@@ -1,4 +1,4 @@
-"""The engine process: owns the one vLLM engine of a run and answers every client of it.
+"""The engine process: owns the one vLLM engine of a run, or its replicas, and answers every client of it.
 
 Started by `retrieval_heads.engine.client.EngineProcess`. Its first line of standard input says what to load; when
 standard input ends, the launcher is gone and so is this process with everything it started. The main thread steps
@@ -42,6 +42,7 @@ class Server:
     - `ready`: replies when the model is loaded, with `info`, or with `error`.
     - `submit`: `question` and `cells`, each with a `key`; known keys are left as they are.
     - `result`: waits for the `result` of a `key`.
+    - `finished`: waits for results of more cells than `after`; replies with those beyond.
     - `ask`: `prompt`, `chat`, `sampling`; waits for the `answer`.
     - `counters`: how much was done.
     """
@@ -49,6 +50,8 @@ class Server:
     key: str
     jobs: dict[str, Job] = field(default_factory=dict)
     waiting: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+    done: list[str] = field(default_factory=list)
+    """Keys of the cells that have a result, as they came."""
     changed: threading.Condition = field(default_factory=threading.Condition)
     info: Message | None = None
     failure: str | None = None
@@ -79,6 +82,8 @@ class Server:
         """A job's result; whoever waits for it gets it."""
         with self.changed:
             self.jobs[key].result = result
+            if self.jobs[key].ask["do"] == "cell":
+                self.done.append(key)
             self.changed.notify_all()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -102,6 +107,7 @@ class Server:
             "ready": self._ready,
             "submit": self._submit,
             "result": self._result,
+            "finished": self._finished,
             "ask": self._ask,
             "counters": self._counters,
         }
@@ -133,6 +139,13 @@ class Server:
             return {"error": f"cell {message['key']} was never submitted"}
         result = self._wait(message["key"])
         return self._fatal() if result is None else {"result": result}
+
+    def _finished(self, message: Message) -> Message:
+        after = message["after"]
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.done) > after or self.failure is not None)
+            results = [[key, self.jobs[key].result] for key in self.done[after:]]
+        return {"results": results, "steps": self.steps} if results else self._fatal()
 
     def _ask(self, message: Message) -> Message:
         with self.changed:
@@ -170,6 +183,7 @@ class Server:
 def main() -> None:
     """Serve until standard input ends."""
     hello = json.loads(sys.stdin.buffer.readline())
+    _stay_at(hello.get("place") or {})
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     server = Server(hello["key"])
     server.listen(hello["socket"])
@@ -184,7 +198,21 @@ def main() -> None:
     threading.Event().wait()  # clients read why; the launcher ends this process
 
 
+def _stay_at(place: Message) -> None:
+    """Use only the devices or cores of a replica's place; before anything is loaded that looks for them."""
+    os.environ.update(place.get("environment", {}))
+    if place.get("cores"):
+        os.sched_setaffinity(0, place["cores"])
+
+
 def _load(server: Server, hello: Message) -> Callable[[], None]:
+    if hello.get("replicas", 1) != 1:
+        from retrieval_heads.engine.replicas import Router, places
+
+        found = places(hello["replicas"], hello["model"])
+        if len(found) > 1:
+            return Router.launched(server, hello, found).run
+
     from retrieval_heads.engine.cells import CellBuilder
     from retrieval_heads.engine.loop import Loop
     from retrieval_heads.engine.stored import complete_answers

@@ -44,6 +44,26 @@ class Finished:
     error: str | None = None
 
 
+def visible_gpus() -> list[str] | None:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; `None` where vLLM computes elsewhere.
+
+    CUDA is not initialised.
+
+    Raises:
+        EngineError: There is no vLLM, or not one that is supported.
+    """
+    _supported_version()
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cuda_alike():
+        return None
+    import torch
+
+    count = torch.cuda.device_count()
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [one.strip() for one in said.split(",")][:count] if said else [str(number) for number in range(count)]
+
+
 class Engine:
     """vLLM's engine, stepped by hand in this process.
 

@@ -1,0 +1,308 @@
+"""Several engines behind one engine process, which loads none itself: it hands jobs on, and their results back.
+
+Each replica is an engine process like any other, on GPUs or cores of its own. To whoever asks, nothing differs from
+one engine. Which replica asks a cell is `retrieval_heads.engine.routing`'s to say. The heads that a detect suite found
+are handed over with the cells that mask them, so that any replica may ask these.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+from retrieval_heads.ablation import NONE
+from retrieval_heads.engine import vllm
+from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
+from retrieval_heads.engine.masks import Masks
+from retrieval_heads.engine.messages import Message
+from retrieval_heads.engine.routing import ANSWER, Asked, share_out
+from retrieval_heads.engine.server import Server
+from retrieval_heads.engine.stored import complete_answers
+from retrieval_heads.errors import ConfigError, EngineError, RetrievalHeadsError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a replica computes.
+
+    Args:
+        name: For users, such as `GPU 0`.
+        environment: Variables that keep it there.
+        cores: Numbers of the processor cores that it keeps to; empty for all.
+    """
+
+    name: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cores: Sequence[int] = ()
+
+
+def places(replicas: int | str, model: Mapping[str, Any]) -> list[Place]:
+    """Where the replicas of a model compute.
+
+    Args:
+        replicas: How many, or `auto`: as many as the visible GPUs hold, and one on a CPU.
+        model: The `model` section of the settings; an engine takes `tensor_parallel_size` GPUs for each of its
+            pipeline's stages.
+
+    Raises:
+        ConfigError: There are too few GPUs or cores.
+        EngineError: There is no vLLM to ask.
+    """
+    gpus = vllm.visible_gpus()
+    if gpus is None:
+        return _cpu_places(1 if replicas == "auto" else int(replicas))
+    each = int(model.get("tensor_parallel_size") or 1) * int(model.get("pipeline_parallel_size") or 1)
+    count = max(1, len(gpus) // each) if replicas == "auto" else int(replicas)
+    if count > 1 and count * each > len(gpus):
+        raise ConfigError(
+            f"engine.replicas: {count} replicas of {_counted(each, 'GPU')} need {count * each}, "
+            f"and {_counted(len(gpus), 'GPU')} can be seen"
+        )
+    taken = [",".join(gpus[number * each : (number + 1) * each]) for number in range(count)]
+    return [Place(f"GPU {ids}", {"CUDA_VISIBLE_DEVICES": ids}) for ids in taken]
+
+
+def _cpu_places(count: int) -> list[Place]:
+    # Threads of one core, and cores of one socket, stay together: replicas would slow each other down.
+    cores = sorted(os.sched_getaffinity(0), key=_where)
+    if count > len(cores):
+        raise ConfigError(
+            f"engine.replicas: {count} replicas need a core each, and {_counted(len(cores), 'core')} can be used"
+        )
+    bounds = [number * len(cores) // count for number in range(count + 1)]
+    shares = [sorted(cores[start:end]) for start, end in pairwise(bounds)]
+    return [Place(f"core {','.join(map(str, share))}", cores=share) for share in shares]
+
+
+def _where(core: int) -> tuple[int, ...]:
+    folder = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
+    files = [folder / name for name in ("physical_package_id", "core_id")]
+    return (*(int(file.read_text()) for file in files if file.exists()), core)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+class Replica(EngineProcess):
+    """One engine of several.
+
+    Args:
+        within: The folder of the engine process that launches it.
+        name: For users, such as `replica 1 of 2`.
+    """
+
+    def __init__(self, within: Path, name: str) -> None:
+        super().__init__(within)
+        self.name = name
+        self.asker = EngineClient(self.address)
+        """The connection that cells are submitted through."""
+        self.outstanding: dict[str, int] = {}
+        """Tokens of the jobs that it was given and has not answered, by their key."""
+        self.steps = 0
+
+    @property
+    def load(self) -> int:
+        """Tokens that it still has to compute, about."""
+        return sum(self.outstanding.values())
+
+
+@dataclass
+class Router:
+    """Hands the server's jobs on to replicas.
+
+    Args:
+        server: Where jobs come from and results go.
+        replicas: Engines that are ready.
+        info: What the first of them says of itself; they are all alike.
+        earlier: Names of the cells that an earlier run answered, which cost next to nothing.
+    """
+
+    server: Server
+    replicas: Sequence[Replica]
+    info: Mapping[str, Any]
+    earlier: frozenset[str] = frozenset()
+    held: dict[str, list[str]] = field(default_factory=dict)
+    """Masked cells by suite, while what they mask is not known."""
+    cached: dict[str, list[int]] = field(default_factory=dict)
+    """By prefix, how far each replica has read it or will have."""
+    measured: dict[str, Replica] = field(default_factory=dict)
+    """By haystack's hash, who knows its means, which masks of mode `mean` put in place of heads."""
+    routing: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.masks = Masks(self.server, self)
+
+    @classmethod
+    def launched(cls, server: Server, hello: Message, places: Sequence[Place]) -> Router:
+        """Launch a replica at each place, and wait until all are ready.
+
+        Args:
+            server: Is told of them.
+            hello: What this process was told to load.
+            places: At least one.
+
+        Raises:
+            EngineError: One did not start; the others end with this process.
+        """
+        log, folder = Path(hello["log"]), Path(hello["socket"]).parent
+        count = len(places)
+        replicas = [Replica(folder, f"replica {number} of {count}") for number in range(1, count + 1)]
+        for number, (replica, place) in enumerate(zip(replicas, places, strict=True), start=1):
+            own = log.with_stem(f"{log.stem}-{number}")
+            if not hello.get("earlier"):
+                own.write_bytes(b"")  # an earlier run's, in a folder that is used again
+            replica.launch({**hello, "replicas": 1, "place": asdict(place)}, own)
+        earlier = frozenset(complete_answers(Path(hello["earlier"]))) if hello.get("earlier") else frozenset[str]()
+        pool = ThreadPoolExecutor(count)
+        ready = [pool.submit(replica.wait_ready) for replica in replicas]
+        for one in as_completed(ready):
+            one.result()  # the first that fails is told at once
+        infos = [one.result() for one in ready]
+        devices = [f"{info['device']}, {place.name}" for info, place in zip(infos, places, strict=True)]
+        server.started({**infos[0], "replicas": count, "devices": devices})
+        return cls(server, replicas, infos[0], earlier)
+
+    @property
+    def layers(self) -> Sequence[Mapping[str, Any]]:
+        """The model's layers whose heads are scored."""
+        layers: Sequence[Mapping[str, Any]] = self.info["layers"]
+        return layers
+
+    def run(self) -> None:
+        """Hand on for ever."""
+        for replica in self.replicas:
+            threading.Thread(target=self._follow, args=[replica], daemon=True).start()
+        while True:
+            keys = self._taken()
+            with self.routing:
+                self._route(keys)
+
+    def _taken(self) -> list[str]:
+        """Everything that waits, once there is something: a submission is taken in as a whole."""
+        keys = [self.server.waiting.get()]
+        with self.server.changed:
+            while True:
+                try:
+                    keys.append(self.server.waiting.get_nowait())
+                except queue.Empty:
+                    return keys
+
+    def _follow(self, replica: Replica) -> None:
+        """Give out a replica's results as they come."""
+        client, known = EngineClient(replica.address), 0
+        try:
+            while True:
+                results, replica.steps = client.finished(known)
+                known += len(results)
+                for key, result in results:
+                    if (result.get("mask") or {}).get("mode") == "mean":
+                        self.measured.setdefault(result["recipe"]["hash"], replica)
+                    self.server.finish(key, result)
+                self.server.steps = sum(one.steps for one in self.replicas)
+                with self.routing:
+                    for key, _ in results:
+                        del replica.outstanding[key]
+                    self._release()
+        except EngineError as error:
+            self._fail(replica, error)
+        except Exception as error:  # a mistake of ours: without this thread nobody would ever be answered
+            traceback.print_exc()
+            self.server.failed(f"{type(error).__name__}: {error}")
+
+    def _route(self, keys: Iterable[str]) -> None:
+        cells = []
+        for key in keys:
+            ask = self.server.jobs[key].ask
+            if ask["do"] == "ask":
+                self._ask(key, ask)
+            elif _awaits(ask) and not self.masks.are_known(ask["question"]["ablate"]):
+                self.held.setdefault(ask["question"]["suite"], []).append(key)
+            else:
+                cells.append(key)
+        self._submit(cells)
+
+    def _release(self) -> None:
+        """Hand on the masked cells whose masks are known by now."""
+        for suite, keys in list(self.held.items()):
+            if self.masks.are_known(self.server.jobs[keys[0]].ask["question"]["ablate"]):
+                self._submit(self.held.pop(suite))
+
+    def _submit(self, keys: Sequence[str]) -> None:
+        """Choose a replica for each cell, and submit to each replica its own, in their order."""
+        jobs = [self.server.jobs[key].ask for key in keys]
+        limits = (0 if key in self.earlier else int(self.info["max_model_len"]) for key in keys)
+        asked = [Asked.of(job["question"], job["cell"], limit) for job, limit in zip(jobs, limits, strict=True)]
+        chosen = share_out(asked, [replica.load for replica in self.replicas], self.cached)
+        mine: list[dict[str, Message]] = [{} for _ in self.replicas]
+        for key, job, cell, number in zip(keys, jobs, asked, chosen, strict=True):
+            mine[number][key] = job
+            self.replicas[number].outstanding[key] = cell.work
+            read = self.cached.setdefault(cell.prefix, [0] * len(self.replicas))
+            read[number] = max(read[number], cell.insertion)
+        for replica, given in zip(self.replicas, mine, strict=True):
+            self._submit_to(replica, given)
+
+    def _submit_to(self, replica: Replica, jobs: Mapping[str, Message]) -> None:
+        # Cells that were submitted together share one question object.
+        for _, group in groupby(jobs.items(), key=lambda job: (id(job[1]["question"]), _awaits(job[1]))):
+            these = dict(group)
+            first = next(iter(these.values()))
+            try:
+                question = self._with_heads(first["question"]) if _awaits(first) else first["question"]
+                replica.asker.submit(question, [job["cell"] for job in these.values()])
+            except EngineDied as error:
+                self._fail(replica, error)
+            except RetrievalHeadsError as error:  # no heads were found
+                for key in these:
+                    del replica.outstanding[key]
+                    self.server.finish(key, {"status": "error", "reason": str(error)})
+
+    def _with_heads(self, question: Message) -> Message:
+        """The question of cells whose heads another suite has found, with these in place of that suite."""
+        ablate = question["ablate"]
+        heads = self.masks.found(tuple(ablate["awaits"]))
+        return {**question, "ablate": {**ablate, "heads": heads, "awaits": ()}}
+
+    def _ask(self, key: str, ask: Message) -> None:
+        """Ask a free question from a thread of its own: there are no more of them than clients."""
+        least = min(self.replicas, key=lambda replica: replica.load)
+        replica = self.measured.get((ask["mask"] or {}).get("reference", ""), least)
+        replica.outstanding[key] = ANSWER
+        threading.Thread(target=self._answer, args=[key, ask, replica], daemon=True).start()
+
+    def _answer(self, key: str, ask: Message, replica: Replica) -> None:
+        client = EngineClient(replica.address)
+        try:
+            answer = client.ask(ask["prompt"], chat=ask["chat"], mask=ask["mask"], **ask["sampling"])
+            result = {"status": "done", "answer": asdict(answer)}
+        except EngineDied as error:
+            self._fail(replica, error)
+            return
+        except EngineError as error:
+            result = {"status": "error", "reason": str(error)}
+        finally:
+            client.close()
+        with self.routing:
+            del replica.outstanding[key]
+        self.server.finish(key, result)
+
+    def _fail(self, replica: Replica, error: EngineError) -> None:
+        """One replica that is gone ends the run, as one engine would; the first is told."""
+        if self.server.failure is None:
+            ended = replica.obituary(patience=2)
+            self.server.failed(f"{replica.name} {ended or f'failed: {error}'}{replica.log_tail()}")
+
+
+def _awaits(job: Message) -> bool:
+    """Whether a cell masks heads that another suite of the run finds."""
+    question = job["question"]
+    return question["kind"] == "ablate" and job["cell"]["arm"] != NONE and bool(question["ablate"].get("awaits"))

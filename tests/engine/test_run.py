@@ -143,6 +143,24 @@ def test_two_workers_ask_the_same_on_one_engine(ci_run: Outcome, ci_run_of_two_w
     assert ci_run_of_two_workers.left == []
 
 
+def test_two_replicas_answer_as_one_engine(own_project: OwnProject, run_pytest: Callable[..., Outcome]) -> None:
+    arguments = [str(own_project.suite), "--rh-config", str(own_project.config), "--rh-set", "engine.replicas=2"]
+    outcome = run_pytest(*arguments)
+    alone, shared = own_project.outcome.records, outcome.records
+    compared = ("status", "reason", "text", "token_ids", "finish_reason", "scores", "needle_span", "recipe", "request")
+    logs = [(outcome.folder / f"engine-{number}.log").read_text(encoding="utf-8") for number in (1, 2)]
+
+    assert outcome.exit_status == 0, outcome.output
+    assert shared.keys() == alone.keys()
+    for cell, record in shared.items():
+        assert {key: getattr(record, key) for key in compared} == {key: getattr(alone[cell], key) for key in compared}
+    assert outcome.facts["replicas"] == 2
+    assert len(set(outcome.facts["devices"])) == 2
+    assert [log.count("Initializing a V1 LLM engine") for log in logs] == [1, 1]
+    assert "Initializing a V1 LLM engine" not in outcome.engine_log
+    assert outcome.left == []
+
+
 def test_low_cells_fail_the_run_and_are_described(ci_run_of_two_workers: Outcome) -> None:
     low = [record for record in ci_run_of_two_workers.records.values() if record.status == "low"]
     output = ci_run_of_two_workers.output

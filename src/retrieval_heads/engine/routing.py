@@ -156,8 +156,6 @@ class _Parts:
     def level(self) -> bool:
         """Move cells from the replica that is done last to the one that is done first, if that is worth it."""
         last, first = self._loads.index(max(self._loads)), self._loads.index(min(self._loads))
-        if last == first:
-            return False
         moves = (
             move
             for prefix, part in self.held[last].items()

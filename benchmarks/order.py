@@ -1,10 +1,9 @@
 """How much of their prompts cells share by the order in which they are asked, with room for all and with little.
 
-    python benchmarks/order.py          # SmolLM2 on a CPU; about two minutes on two cores
+    python benchmarks/order.py          # SmolLM2 on a CPU; about three minutes on two cores
 
-Several needles, seeds, lengths and depths. `as sent` is the order of a suite's cells, which the engine is asked in:
-by needle, seed, length and depth, each rising. A JSON line for each order and cache size, with the tokens that the
-prefix cache gave and those that one holding everything would have given.
+Several needles, seeds, lengths and depths, each rising, the last named changing fastest. A JSON line for each order and
+cache size, with the tokens that the prefix cache gave and those that one holding everything would have given.
 """
 
 from __future__ import annotations
@@ -32,9 +31,11 @@ NEEDLES = [
 LENGTHS, DEPTHS, SEEDS = [256, 512, 768], [0, 25, 50, 75, 100], 3
 BYTES_PER_TOKEN = 2 * 30 * 3 * 64 * 2  # SmolLM2-135M's K and V in bfloat16
 ORDERS: dict[str, Callable[[Cell], tuple[Any, ...]]] = {
-    "as sent": lambda cell: (cell.needle, cell.seed, cell.length, cell.depth),
-    "needles together": lambda cell: (cell.seed, cell.length, cell.depth, cell.needle),
-    "deepest and longest first": lambda cell: (cell.seed, -cell.length, -cell.depth, cell.needle),
+    "needle, seed, length, depth": lambda cell: (cell.needle, cell.seed, cell.length, cell.depth),
+    "seed, needle, length, depth": lambda cell: (cell.seed, cell.needle, cell.length, cell.depth),
+    "seed, length, needle, depth": lambda cell: (cell.seed, cell.length, cell.needle, cell.depth),
+    "seed, length, depth, needle": lambda cell: (cell.seed, cell.length, cell.depth, cell.needle),
+    "the same, deepest and longest first": lambda cell: (cell.seed, -cell.length, -cell.depth, cell.needle),
 }
 
 

@@ -163,7 +163,7 @@ class Bench:
         first, second = (self.by_plugin(self.suite([length], [50])).seconds for _ in range(2))
         told = {key: value for key, value in self.info.items() if not key.endswith("layers")}
         times = {"ready_seconds": ready, "first_result_seconds": first, "second_result_seconds": second}
-        self.tell("start", **wanted, length=length, **times, **told)
+        self.tell("start", **{**wanted, "length": length, **times, **told})
 
     def suite(self, lengths: Any, depths: Any, *, seeds: int = 1, kind: str = "niah") -> Suite:
         """A grid that no engine was asked before."""

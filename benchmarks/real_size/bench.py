@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,7 @@ class Sizes:
         depths: Of its needles, in percent.
         answer: Tokens of each answer.
         rounds: Of bare vLLM and the plugin in turn.
+        turns: Of one long sample with and without detection.
         long: Lengths asked one sample at a time, the longest first.
         memory: Length of the sample whose detection's memory is measured.
         cells: Counts of cells of the shortest length, multiples of its depths.
@@ -67,12 +69,15 @@ class Sizes:
     depths: tuple[int, ...] = DEPTHS
     answer: int = 32
     rounds: int = 5
+    turns: int = 3
     long: tuple[int, ...] = (131_072 - 32, 65_536, 32_768, 16_384, 8192, 4096)
     memory: int = 32_768
     cells: tuple[int, ...] = (11, 44, 176, 352)
 
 
-SMALL = Sizes(lengths=(192, 256), depths=(0, 60), answer=6, rounds=1, long=(320, 160), memory=256, cells=(2, 4))
+SMALL = Sizes(
+    lengths=(192, 256), depths=(0, 60), answer=6, rounds=1, turns=1, long=(320, 160), memory=256, cells=(2, 4)
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ class Bench:
         first, second = (self.by_plugin(self.suite([length], [50])).seconds for _ in range(2))
         told = {key: value for key, value in self.info.items() if not key.endswith("layers")}
         times = {"ready_seconds": ready, "first_result_seconds": first, "second_result_seconds": second}
-        self.tell("start", **{**wanted, "length": length, **times, **told})
+        self.tell("start", **{**wanted, "length": length, **times, **told, "by_vllm": _parts_of_start(log)})
 
     def suite(self, lengths: Any, depths: Any, *, seeds: int = 1, kind: str = "niah") -> Suite:
         """A grid that no engine was asked before."""
@@ -313,6 +318,16 @@ class Bench:
                 (folder / file.name).symlink_to(file)
         (folder / "config.json").write_text(json.dumps(QWEN3_8B))
         return str(folder)
+
+
+def _parts_of_start(log: Path) -> dict[str, float]:
+    """Seconds of the engine's own start, as far as this vLLM says them in its log."""
+    said = {
+        "load": r"(?:Loading weights|Model loading) took .*?([\d.]+) s",
+        "profile": r"init engine .* took ([\d.]+) s",
+    }
+    found = {part: re.findall(pattern, log.read_text(errors="replace")) for part, pattern in said.items()}
+    return {part: float(seconds[-1]) for part, seconds in found.items() if seconds}
 
 
 def _tail(log: Path) -> str:

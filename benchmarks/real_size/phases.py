@@ -64,7 +64,7 @@ def long(bench: Bench) -> None:
     bench.use(traced=True)
     for length in bench.sizes.long:
         # The first of a length compiles and allocates for it.
-        for turn in range(-1, bench.sizes.rounds):
+        for turn in range(-1, bench.sizes.turns):
             for kind in ("niah", "detect")[:: 1 if turn % 2 else -1]:
                 took = bench.by_plugin(bench.suite([length], [50], kind=kind))
                 if turn >= 0:
@@ -90,6 +90,8 @@ def growth(bench: Bench) -> None:
 
 def kernel(bench: Bench) -> None:
     """The scoring kernel by itself, against the roofs measured in the same run."""
+    if not bench.is_cpu:
+        bench.stop()
     script = PARTS.parent / "kernel.py"
     for line in bench.child(sys.executable, script, "--cpu" if bench.is_cpu else "--only=roofline"):
         bench.tell("kernel", **{("measured" if key == "what" else key): value for key, value in line.items()})
@@ -131,7 +133,7 @@ def predecessor(bench: Bench, python: str | None) -> None:
     version = "import importlib.metadata as m; print(m.version('retrieval-heads'))"
     found = subprocess.run([python, "-c", version], env={"PYTHONPATH": ""}, capture_output=True, text=True)
     if found.stdout.strip() != "0.1.2":
-        raise NotRun(f"{python} has no retrieval-heads 0.1.2: {(found.stdout + found.stderr).strip()[-200:]}")
+        raise NotRun(f"{python} has no retrieval-heads 0.1.2 but {found.stdout.strip() or 'none'}")
     bench.use(traced=False)
     suite = bench.suite(bench.sizes.lengths, [50])
     samples = []

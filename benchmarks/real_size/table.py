@@ -101,7 +101,7 @@ def _kernel(found: Found) -> str | None:
 def _start(found: Found) -> str | None:
     told = [
         f"{'traced' if line['traced'] else 'plain'} {line['ready_seconds'] + line['first_result_seconds']:.1f} s: "
-        + ", ".join(f"{part} {seconds:.1f}" for part, seconds in line["start_seconds"].items())
+        + ", ".join(f"{part} {seconds:.1f}" for part, seconds in (line["start_seconds"] | line["by_vllm"]).items())
         + f", first result {line['first_result_seconds']:.1f} (second {line['second_result_seconds']:.1f})"
         for line in found.of("start")
     ]

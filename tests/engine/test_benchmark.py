@@ -134,6 +134,7 @@ def test_every_row_of_the_table_has_a_result_or_a_reason(benchmark_run: Benchmar
     assert all(line["ok"] for line in of(benchmark_run, "kernel"))
     (first, *_) = of(benchmark_run, "start")
     assert first["start_seconds"].keys() == {"import", "engine", "tracing", "haystacks"}
+    assert "profile" in first["by_vllm"]
 
 
 def test_nothing_outlives_a_killed_benchmark(tmp_path: Path) -> None:

@@ -247,7 +247,8 @@ class Host:
             "seconds": round(time.monotonic() - self._began, 2),
             "cells": counts,
             **({"reused_cells": self._folder.reused} if self._folder.earlier else {}),
-            **self._done(),
+            # After Ctrl-C nobody waits for an engine that may be stuck.
+            **(self._done() if exitstatus != pytest.ExitCode.INTERRUPTED else {}),
             "exit_status": int(exitstatus),
         }
         self._folder.write_run(self._facts)

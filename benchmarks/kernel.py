@@ -3,6 +3,7 @@
     python benchmarks/kernel.py                      # CUDA: right, fast, and other ways to cut the work
     python benchmarks/kernel.py --only correct --part 0/4    # a quarter of the shapes: compiling is what takes long
     python benchmarks/kernel.py --only speed
+    python benchmarks/kernel.py --only roofline      # the share of the roof that binds, from 8 to 128 rows
     python benchmarks/kernel.py --cpu                # a few small shapes in Triton's interpreter, no times
 
 Needs torch, triton and `src` on PYTHONPATH. Prints one JSON line per measurement, then a table; exits 1 when a result
@@ -351,6 +352,25 @@ def time_all(ceiling: dict[str, Any]) -> None:
     table(lines)
 
 
+def roofline(ceiling: dict[str, Any]) -> None:
+    """Below and beyond the ridge, by which roof binds: the time to read K once, or to multiply it with the rows.
+
+    A byte of a bfloat16 K takes rows × group operations: 2 × rows × query heads × head size over 2 × KV heads × head
+    size, for each key.
+    """
+    for rows, tokens in itertools.product((8, 32, 64, 128), (8192, 32_768, 131_072)):
+        shape = replace(TARGET, rows=rows, tokens=tokens)
+        line = speed(shape, "together", ceiling, stack(shape))
+        if "error" not in line:
+            roof = "copy" if line["of_copy"] >= line["of_matmul"] else "matmul"
+            line |= {
+                "operations_per_byte": shape.flops() / shape.k_bytes(),
+                "roof": roof,
+                "of_roof": line[f"of_{roof}"],
+            }
+        say(line)
+
+
 def sweep_all(ceiling: dict[str, Any]) -> None:
     print("\nhow rows tokens kv_heads | us of_copy of_matmul | block_m block_n warps stages registers programs steps")
     for shape, how in (
@@ -371,7 +391,7 @@ def sweep_all(ceiling: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="small shapes in Triton's interpreter")
-    parser.add_argument("--only", choices=["correct", "speed", "sweep"], help="one of the three parts")
+    parser.add_argument("--only", choices=["correct", "speed", "sweep", "roofline"], help="one of the parts")
     parser.add_argument("--part", default="0/1", help="I/N: every N-th shape of `correct`, from the I-th")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -383,6 +403,8 @@ def main() -> int:
         failed = check_all(*(int(number) for number in options.part.split("/")))
     if options.only != "correct":
         ceiling = say(ceilings())
+        if options.only == "roofline":
+            roofline(ceiling)
         if options.only in (None, "speed"):
             time_all(ceiling)
         if options.only in (None, "sweep"):

@@ -22,7 +22,7 @@ from pytest_retrieval_heads.plugin import config_file, verdict_of
 from retrieval_heads import __version__
 from retrieval_heads.config import Settings
 from retrieval_heads.controls import Control
-from retrieval_heads.engine.client import EngineProcess
+from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.stored import StoredAnswers
 from retrieval_heads.errors import ConfigError, EngineError, ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import Verdict, to_json, to_markdown
@@ -255,12 +255,33 @@ class Host:
             "seconds": round(time.monotonic() - self._began, 2),
             "cells": counts,
             **({"reused_cells": self._folder.reused} if self._folder.earlier else {}),
+            # After Ctrl-C nobody waits for an engine that may be stuck.
+            **(self._done() if exitstatus != pytest.ExitCode.INTERRUPTED else {}),
             "exit_status": int(exitstatus),
         }
         self._folder.write_run(self._facts)
         if self._config.getoption("rh_report"):
             self._draw(self._folder)
         self._summarize_for_github()
+
+    def _done(self) -> dict[str, Any]:
+        """What the engine did, as `retrieval_heads.engine.server.Done` counts it; nothing where none can tell."""
+        if self._is_rescored:
+            return {}
+        client = EngineClient(self.engine.address)
+        try:
+            client.connect(patience=0)
+            told = client.counters()
+        except EngineDied:
+            return {}
+        finally:
+            client.close()
+        if not told["steps"]:
+            return {}
+        share = told["feed_gap_seconds"] / (told["feed_gap_seconds"] + told["step_seconds"])
+        done = {name: told[name] for name in ("prompt_tokens", "cached_tokens", "reusable_tokens", "steps")}
+        seconds = {name: round(told[name], 3) for name in ("step_seconds", "feed_gap_seconds")}
+        return {**done, **seconds, "feed_gap_share": round(share, 5)}
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The grid of scores and the paths of what was written."""
@@ -279,6 +300,7 @@ class Host:
             notes.append(f"{self._folder.reused} of {len(self._records)} answers are those of the earlier run")
         if self._folder.is_torn:
             notes.append("the earlier run's last line was incomplete; its cell was asked again")
+        notes += terminal.done(self._facts)
         terminal.summary(
             terminalreporter,
             self._records,

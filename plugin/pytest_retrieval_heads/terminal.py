@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,21 @@ def summary(
     longest = max(map(len, paths), default=0)
     for name, path in paths.items():
         reporter.write_line(f"{name:<{longest}}  {path}")
+
+
+def done(facts: Mapping[str, Any]) -> list[str]:
+    """What the prefix cache gave, and how long the engine waited for us, in one line; none where no cell was asked.
+
+    Args:
+        facts: Of the run, as `run.json` has them.
+    """
+    if not facts.get("prompt_tokens"):
+        return []
+    cached, best = (facts[name] / facts["prompt_tokens"] for name in ("cached_tokens", "reusable_tokens"))
+    return [
+        f"prefix cache: {cached:.1%} of {facts['prompt_tokens']:,} tokens (at best {best:.1%}); "
+        f"between steps: {facts['feed_gap_share']:.1%}"
+    ]
 
 
 def totals(records: Sequence[Record]) -> list[str]:

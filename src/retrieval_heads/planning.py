@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.results import read_records
-from retrieval_heads.suite import Cell, Suite
+from retrieval_heads.reuse import Reuse
+from retrieval_heads.suite import Suite
 
 DEFAULT_BLOCK = 16
 """Tokens of a block of vLLM's KV cache where the settings do not say (CPU builds use 128)."""
@@ -92,7 +93,7 @@ def plan_suite(suite: Suite, tokenizer: Any, earlier: EarlierRun | None = None) 
     builder = CellBuilder(tokenizer, model, {}, limit)
     question = suite.question()
     block = int(model.get("block_size") or (earlier and earlier.block) or DEFAULT_BLOCK)
-    seen = _Seen(block)
+    reuse = Reuse(block)
     total = computed = 0
     longest, skipped = (0, 0), Counter[str]()
     # On a terminal alone: a log gets the lines of the plan.
@@ -103,42 +104,14 @@ def plan_suite(suite: Suite, tokenizer: Any, earlier: EarlierRun | None = None) 
             skipped[str(reason)] += 1
             continue
         total += len(request.ids)
-        frame = builder.prompts.frame(suite.settings.prompt, suite.needles[cell.needle].question)
-        computed += len(request.ids) - seen.reused(cell, request.facts["recipe"], len(frame.head), len(frame.tail))
+        assert request.prefix is not None
+        computed += len(request.ids) - reuse.add(request.prefix, len(request.ids))
         longest = max(longest, (len(request.ids), int(request.sampling["max_tokens"])))
     try:
         kv_bytes = sum(longest) * kv_bytes_per_token(model)
     except EngineError:
         kv_bytes = None
     return Plan(total, computed, block, longest, kv_bytes, skipped)
-
-
-class _Seen:
-    """The prompts so far, by what decides how long a prefix two of them share."""
-
-    def __init__(self, block: int) -> None:
-        self._block = block
-        self._deepest: dict[Any, int] = {}
-        self._longest: dict[Any, int] = {}
-
-    def reused(self, cell: Cell, recipe: Mapping[str, Any], head: int, tail: int) -> int:
-        """Tokens of this prompt that an earlier one left in the cache, which holds everything; and remember it.
-
-        Two prompts share all up to the needle that stands first; with needles at the same place, all up to the end of
-        the shorter context.
-        """
-        insertion = recipe["insertion"]
-        # An arm of an ablation shares no cache with another.
-        start = (recipe["template_hash"], recipe["hash"], recipe["offset"], cell.arm)
-        place = (*start, cell.needle, insertion)
-        shared = 0
-        if start in self._deepest:
-            shared = head + min(insertion, self._deepest[start])
-        if place in self._longest:
-            shared = max(shared, min(cell.length, self._longest[place]) - tail)
-        self._deepest[start] = max(insertion, self._deepest.get(start, 0))
-        self._longest[place] = max(cell.length, self._longest.get(place, 0))
-        return min(shared, cell.length - 1) // self._block * self._block
 
 
 def earlier_run(reports: Path, model: str) -> EarlierRun | None:

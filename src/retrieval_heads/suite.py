@@ -390,9 +390,10 @@ def _cells(settings: Settings, needles: tuple[Needle, ...], haystack: str, writt
             raise ConfigError(f"{written.at('sweep', key)}: sweep.{key}: {', '.join(twice)} is given twice")
     ablate = settings.ablate if settings.kind == "ablate" else None
     for arm in [arm.name for arm in arms(ablate.top, ablate.draws)] if ablate else [""]:
-        for index, needle in enumerate(needles):
-            asked = f"{settings.kind}/{haystack}/{needle.name}-{_digest(needle)}"
-            for seed in sweep.seeds:
+        # A seed's cells share the start of their contexts: together they find it in the cache before it is evicted.
+        for seed in sweep.seeds:
+            for index, needle in enumerate(needles):
+                asked = f"{settings.kind}/{haystack}/{needle.name}-{_digest(needle)}"
                 prefix = f"{arm}-" if arm else ""
                 prefix += f"{needle.name}-" if len(needles) > 1 else ""
                 prefix += f"seed_{seed}-" if len(sweep.seeds) > 1 else ""

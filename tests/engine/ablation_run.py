@@ -1,4 +1,4 @@
-"""Answers of masked and unmasked requests, alone and together, as `python ablation_run.py ASKED ANSWERED`."""
+"""Answers of masked and unmasked requests and head scores, as `python ablation_run.py ASKED ANSWERED`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ def main(asked: str, answered: str) -> None:
         ids, mask = requests[name, prompt]
         engine.add("weighed", ids, {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}, mask)
         found["logprob"] = finish(engine)["weighed"].prompt_logprob
+    if told["replayed"]:
+        engine.replay("replayed", **told["replayed"])
+        replayed = finish(engine)["replayed"]
+        assert replayed.error is None, replayed.error
+        found["head_scores"] = replayed.head_scores.tolist()
     if told["unsalted"]:
         name, prompt = told["unsalted"]
         found["unsalted"] = unsalted(engine, *requests[name, prompt], told["sampling"])

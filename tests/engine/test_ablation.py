@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from probe_run import build
+from reference import attention_rows, head_scores
 
 from conftest import MODEL
 from retrieval_heads.models import locate_model
@@ -77,6 +78,7 @@ def masked(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPath
         "alone": "300",
         "unsalted": ("zero early", "300"),
         "weighed": ("zero early", "300"),
+        "replayed": None,
     }
     return run(tmp_path_factory.mktemp("masked"), asked)
 
@@ -158,6 +160,15 @@ def in_parallel(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.Tem
     tokenizer.save_pretrained(folder / "model")
     chooser = random.Random(0)
     ids = [[chooser.randrange(1, 250) for _ in range(40)] for _ in range(2)]
+    # A head whose argmax lies in the needle copies, whichever of its tokens that is.
+    prompt, answer = [*ids[1][:10], *[7] * 20, *ids[1][30:40]], [7] * 6
+    rows = {
+        "prompt_tokens": len(prompt),
+        "answer": answer,
+        "needle_span": (10, 30),
+        "needle": prompt[10:30],
+        "question_span": (30, 36),
+    }
     asked = {
         "model": str(folder / "model"),
         "arguments": {
@@ -173,6 +184,7 @@ def in_parallel(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.Tem
         "alone": None,
         "unsalted": None,
         "weighed": None,
+        "replayed": {"ids": [*prompt, *answer[:-1]], "rows": rows, "first_row": 30},
     }
     return run(folder, asked, VLLM_CPU_OMP_THREADS_BIND="0|1")
 
@@ -186,6 +198,18 @@ def test_two_ranks_mask_the_heads_that_one_does(in_parallel: Any) -> None:
     }
     assert {name: in_parallel["together"][f"{name} a"][0] for name in TINY_MASKS} == expected
     assert len({tuple(ids) for ids in expected.values()}) > len(TINY_MASKS) - 3, "masks of this model tell"
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks need two cores")
+def test_two_ranks_score_heads_as_transformers_does(in_parallel: Any) -> None:
+    """As one rank does: `test_heads_reference.py`."""
+    asked = in_parallel["asked"]
+    told = asked["replayed"]
+    expected = head_scores(attention_rows(asked["model"], told["ids"], told["first_row"]), **told["rows"])
+    found = torch.tensor(in_parallel["head_scores"])
+    assert found.shape == (4, 3, 4), "every score of the heads of both ranks, in order"
+    assert len(set(found[0].flatten().tolist())) > 2, "heads of this model differ in what they copy"
+    torch.testing.assert_close(found, torch.stack(list(expected.values())), rtol=0, atol=1e-5)
 
 
 def greedy(

@@ -54,7 +54,19 @@ def test_run_json_says_what_ran(ci_run: Outcome) -> None:
     assert facts["selected_cells"] == sum(facts["cells"].values()) == len(records) == 18
     assert facts["cells"]["pass"] == sum(record.status == "pass" for record in records)
     assert 0 < facts["answer_seconds"] < facts["seconds"]
+    assert facts["start_seconds"].keys() == {"import", "engine", "haystacks"}
+    assert sum(facts["start_seconds"].values()) < facts["engine_start_seconds"]
     assert facts["engine_start_seconds"] + facts["answer_seconds"] <= facts["seconds"] + 0.1
+
+
+def test_run_json_says_what_the_prefix_cache_gave_of_the_best_possible(ci_run: Outcome) -> None:
+    facts, records = ci_run.facts, ci_run.records.values()
+
+    assert facts["prompt_tokens"] == sum(record.prompt_tokens or 0 for record in records)
+    assert facts["cached_tokens"] == sum(record.cached_tokens or 0 for record in records)
+    assert facts["reusable_tokens"] >= facts["cached_tokens"] >= 0.9 * facts["reusable_tokens"] > 0
+    assert 0 < facts["feed_gap_seconds"] < facts["answer_seconds"]
+    assert facts["feed_gap_seconds"] + facts["step_seconds"] < facts["seconds"]
 
 
 def test_reconstruct_prints_the_prompt_that_was_sent(ci_run: Outcome, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,12 +108,14 @@ class Engine:
         self.tokenizer: ToyTokenizer = ByteTokenizer() if self.told.tokenizer == "bytes" else WordTokenizer()
         self.max_model_len = int(self.arguments.get("max_model_len", 8192))
         self.max_requests = 8
+        self.start_seconds = {"engine": self.told.start_seconds}
         self.info = {
             "engine": "stand-in 0",
             "model_revision": "main",
             "dtype": "float32",
             "device": "no device",
             "max_model_len": self.max_model_len,
+            "block_size": 16,
             **({"layers": self.layers, "maskable_layers": self.maskable} if self.traced else {}),
         }
 

@@ -38,8 +38,8 @@ def test_needle_and_seed_are_in_the_name_only_when_there_are_several(project: Pr
     project.suite("single", needles=[BRIDGE], sweep={**sweep, "seeds": [7]})
     assert names(project.run("--co", "-q")) == [
         "suites/niah/several.yaml::niah[ferry-seed_0-len_128-depth_50]",
-        "suites/niah/several.yaml::niah[ferry-seed_7-len_128-depth_50]",
         "suites/niah/several.yaml::niah[bridge-seed_0-len_128-depth_50]",
+        "suites/niah/several.yaml::niah[ferry-seed_7-len_128-depth_50]",
         "suites/niah/several.yaml::niah[bridge-seed_7-len_128-depth_50]",
         "suites/niah/single.yaml::niah[len_128-depth_50]",
     ]

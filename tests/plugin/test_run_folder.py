@@ -77,7 +77,34 @@ def test_run_json_says_what_ran_where(project: Project, workers: list[str]) -> N
     assert facts["engine_args"] == {"model": "toy"}
     assert {"dtype": "float32", "device": "no device", "engine": "stand-in 0"}.items() <= facts.items()
     assert {"began", "seconds", "engine_start_seconds", "python", "retrieval_heads", "model_revision"} <= set(facts)
+    assert facts["start_seconds"].keys() == {"engine", "haystacks"}
     assert facts["arguments"][:1] == ["suites"]
+
+
+def test_run_json_and_summary_say_what_the_cache_gave_and_what_was_possible(
+    project: Project, workers: list[str]
+) -> None:
+    project.suite()
+    result = project.run(*workers)
+    facts = project.facts()
+    prompts = sum(record.prompt_tokens or 0 for record in project.records())
+    assert (facts["prompt_tokens"], facts["cached_tokens"]) == (prompts, 0) == (6 * 192, 0)
+    assert 0 < facts["reusable_tokens"] < prompts
+    assert facts["reusable_tokens"] % 16 == 0, "whole blocks of the stand-in's cache"
+    assert facts["steps"] > 0
+    assert 0 < facts["feed_gap_seconds"] < facts["seconds"]
+    share = facts["reusable_tokens"] / prompts
+    (line,) = (line for line in result.outlines if line.startswith("prefix cache: "))
+    assert line.startswith(f"prefix cache: 0.0% of 1,152 tokens (at best {share:.1%}); between steps: ")
+    assert len(line) <= 80
+
+
+def test_a_run_whose_answers_were_all_there_says_nothing_of_a_cache(project: Project) -> None:
+    project.suite()
+    project.run()
+    result = project.run("--rh-resume")
+    result.stdout.fnmatch_lines(["6 of 6 answers are those of the earlier run"])
+    result.stdout.no_fnmatch_line("prefix cache: *")
 
 
 def test_config_yaml_is_what_it_came_to_and_runs_again(project: Project) -> None:
@@ -164,6 +191,7 @@ def test_the_summary_is_a_grid_of_scores(project: Project) -> None:
             "     128    1.00    1.00    1.00    1.00",
             "     256    0.00    0.00    0.00    0.00",
             "6 cells: 3 retrieved, 3 below the threshold; mean rouge1_recall_novel 0.500",
+            "prefix cache: 0.0% of 1,152 tokens (at best *); between steps: *%",
             "results  reports/*-tale/results.jsonl",
         ],
         consecutive=True,

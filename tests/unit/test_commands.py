@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -310,18 +311,25 @@ class TestValidate:
 
 
 def test_the_planned_reuse_is_what_a_cache_of_every_prefix_gives(project: Path) -> None:
+    # Nothing in it comes twice. Seed 1 happens to start where seed 0 does, seed 2 elsewhere.
+    (project / "tales" / "a.txt").write_text(" ".join(f"Boat{number} sailed away." for number in range(400)))
     sets = {
         "model": {"model": "toy"},
-        "sweep": {"context_lengths": [64, 96, 128, 200], "document_depths": [0, 25, 50, 100]},
+        "sweep": {"context_lengths": [64, 96, 128, 200], "document_depths": [0, 25, 50, 100], "seeds": [0, 1, 2]},
+        "needles": [
+            {"needle": "The ferry to Oslo leaves at dawn.", "question": "When does the ferry to Oslo leave?"},
+            {
+                "needle": " Her key is blue.\n",
+                "question": "What colour is her key, which she keeps in a very safe place?",
+            },
+        ],
     }
     suite = load_suite(project / "suites" / "niah" / "tale.yaml", {}, sets | {"boundary": "token"})
     builder, block = CellBuilder(WordTokenizer(adds_bos=True), {}, {}, 4096), 4
     cached: set[tuple[int, ...]] = set()
     computed = 0
     for cell in suite.cells:
-        ids = builder.request(
-            suite.question(), {"needle": 0, "length": cell.length, "depth": cell.depth, "seed": cell.seed}
-        ).ids
+        ids = builder.request(suite.question(), asdict(cell)).ids
         whole = [tuple(ids[:end]) for end in range(block, len(ids) + 1, block)]
         computed += len(ids) - block * sum(prefix in cached for prefix in whole[: (len(ids) - 1) // block])
         cached.update(whole)

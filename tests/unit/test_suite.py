@@ -123,6 +123,16 @@ def test_cells_are_in_order_and_named_with_the_depth_last(load: Load) -> None:
     ]
 
 
+def test_a_seeds_cells_stand_together_for_they_share_their_start(load: Load) -> None:
+    sweep = {"context_lengths": [512], "document_depths": [50], "seeds": [3, 0]}
+    assert [cell.name for cell in load(needles=[FERRY, BRIDGE], sweep=sweep).cells] == [
+        "ferry-seed_3-len_512-depth_50",
+        "bridge-seed_3-len_512-depth_50",
+        "ferry-seed_0-len_512-depth_50",
+        "bridge-seed_0-len_512-depth_50",
+    ]
+
+
 def test_needle_and_seed_are_named_when_there_are_several(load: Load) -> None:
     sweep = {"context_lengths": [512], "document_depths": [2.5]}
     assert [cell.name for cell in load(needles=[FERRY, BRIDGE], sweep=sweep).cells] == [

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from retrieval_heads.ablation import NONE
 from retrieval_heads.config import Needle, Prompt
 from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import ConfigError, EngineError, PromptError
@@ -19,6 +20,7 @@ from retrieval_heads.haystack import Haystack, read_text
 from retrieval_heads.heads import SCORES
 from retrieval_heads.prompt import BuiltPrompt, Frame, PromptBuilder, Tokenizer
 from retrieval_heads.results import Record
+from retrieval_heads.reuse import Prefix
 
 REFERENCE_TOKENS = 4096
 REFERENCE_PIECE = 1024
@@ -33,12 +35,14 @@ class Request:
         sampling: vLLM's sampling parameters.
         facts: What the cell's result says of the prompt.
         mask: The heads that have no say in the answer, as `retrieval_heads.ablation.as_mask` makes them.
+        prefix: What of the prompt other cells' prompts may share; of a prompt built from a cell.
     """
 
     ids: list[int]
     sampling: dict[str, Any]
     facts: dict[str, Any]
     mask: dict[str, Any] | None = None
+    prefix: Prefix | None = None
 
     def rows(self, answer: list[int]) -> dict[str, Any]:
         """What a probe needs to know: the fields of `retrieval_heads.tracing.probe.Rows`."""
@@ -107,7 +111,8 @@ class CellBuilder:
         """
         needle = Needle.model_validate(question["needles"][cell["needle"]])
         sampling = {key: value for key, value in question["generation"].items() if value is not None}
-        sampling.setdefault("max_tokens", 4 * len(self._prompts.needle_tokens(needle)[0]))
+        inserted = tuple(self._prompts.needle_tokens(needle)[0])
+        sampling.setdefault("max_tokens", 4 * len(inserted))
         length, limit = int(cell["length"]), self._max_model_len
         if length + sampling["max_tokens"] > limit:
             raise CellSkipped(
@@ -120,7 +125,15 @@ class CellBuilder:
         )
         if mask is not None and mask["mode"] == "mean":
             mask = {**mask, "reference": haystack.hash}
-        return Request(prompt.ids, sampling, self._facts(prompt, haystack, frame, sampling, mask), mask)
+        prefix = Prefix(
+            head=frame.head,
+            context=(haystack.hash, prompt.context.offset),
+            insertion=prompt.context.insertion,
+            needle=inserted,
+            tail=frame.tail,
+            salt=_salt(question, cell),
+        )
+        return Request(prompt.ids, sampling, self._facts(prompt, haystack, frame, sampling, mask), mask, prefix)
 
     def reference(self, source: str) -> tuple[str, list[list[int]]]:
         """The text whose mean stands in for a masked head's output: its name, and the haystack's first tokens in
@@ -212,6 +225,15 @@ class CellBuilder:
 
     def _make_frame(self, prompt: str, question: str) -> Frame:
         return self._prompts.frame(Prompt.model_validate_json(prompt), question)
+
+
+def _salt(question: Mapping[str, Any], cell: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Tells apart the masks of cells, which `Engine.add` keeps apart in the prefix cache."""
+    if cell.get("arm", "") in ("", NONE):
+        return None
+    # A mask of this mode is for one length of prompt.
+    is_uniform = question["ablate"]["mode"] == "uniform"
+    return (question["suite"], cell["arm"], cell["length"] if is_uniform else None)
 
 
 def answer_of(finished: Finished) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class EngineClient:
         return Answer(**self._call({**message, "sampling": sampling})["answer"])
 
     def counters(self) -> Mapping[str, Any]:
-        """How much the engine has done: `submitted`, `finished`, `steps`, and its `process`."""
+        """How much the engine has done: `submitted`, `finished`, its `process`, and the fields of `server.Done`."""
         return self._call({"do": "counters"})
 
     def close(self) -> None:

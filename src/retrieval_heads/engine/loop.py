@@ -8,6 +8,7 @@ alone. A cell of an ablation waits until the heads that it masks are known.
 from __future__ import annotations
 
 import queue
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from retrieval_heads.engine.stored import result_of
 from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.results import Record
+from retrieval_heads.reuse import Reuse
 
 Then = Callable[[Finished], None]
 
@@ -56,26 +58,36 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.masks = Masks(self.server, self.engine)
+        self.reuse = Reuse(self.engine.info["block_size"])
 
     def run(self) -> None:
         """Step for ever."""
-        ahead = 2 * self.engine.max_requests
+        ahead, clock = 2 * self.engine.max_requests, time.perf_counter
+        since: float | None = None  # when the engine last had work and no step
         while True:
             while len(self.in_flight) < ahead:
                 try:
                     key = self._next()
                 except queue.Empty:
                     break
+                since = clock() if since is None else since
                 self._guarded(key, self._start, key)
             if not self.in_flight:
+                since = None
                 continue
-            for finished in self.engine.step():
+            began = clock()
+            found = self.engine.step()
+            ended = clock()
+            self.server.done.count_step(ended - began, began - (since or began))
+            since = ended
+            for finished in found:
                 then, key = self.in_flight.pop(finished.id), finished.id.removeprefix(_REPLAY)
                 if key in self.server.jobs:
                     self._guarded(key, then, finished)
                 else:  # a reference, which many jobs need
                     then(finished)
-            self.server.steps += 1
+            if not self.in_flight:
+                since = None  # what it waits for is no work of ours
 
     def _next(self) -> str:
         """The next job to start; waits for one only when there is nothing else to do.
@@ -124,7 +136,10 @@ class Loop:
         if known and known.request == request.facts["request"] and (known.heads or not is_traced):
             self.server.finish(key, result_of(known))
             return
-        self._send(key, request, partial(self._to_replay if is_traced else self._answered, key, request))
+        assert request.prefix is not None
+        reusable = self.reuse.add(request.prefix, len(request.ids))
+        then = partial(self._to_replay if is_traced else self._answered, key, request)
+        self._send(key, request, partial(self._generated, then, reusable))
 
     def _send(self, key: str, request: Request, then: Then) -> None:
         self.engine.add(key, request.ids, request.sampling, request.mask)
@@ -148,6 +163,10 @@ class Loop:
         if finished.error is not None:
             raise RuntimeError(f"the mean of the heads' output was not measured: {finished.error}")
         self.references[source] -= 1
+
+    def _generated(self, then: Then, reusable: int, finished: Finished) -> None:
+        self.server.done.count_prompt(finished.prompt_tokens, finished.cached_tokens, reusable)
+        then(finished)
 
     def _answered(self, key: str, request: Request, finished: Finished) -> None:
         if finished.error is not None:

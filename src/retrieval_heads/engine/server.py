@@ -14,9 +14,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from retrieval_heads.engine.messages import Message, receive, send
@@ -31,6 +32,34 @@ class Job:
     """What was asked, as canonical JSON: the same key with another payload is a mistake."""
     ask: Message
     result: Message | None = None
+
+
+@dataclass
+class Done:
+    """What the engine has done. Written by the thread that steps it; prompts are those of cells that were asked."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    """In the engine's steps."""
+    feed_gap_seconds: float = 0.0
+    """Outside of them while there was work: building prompts, handling results."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of those, what the prefix cache gave."""
+    reusable_tokens: int = 0
+    """What a cache that holds everything would have given, the cells asked in the same order."""
+
+    def count_step(self, seconds: float, gap: float) -> None:
+        """One more step, and the gap before it."""
+        self.steps += 1
+        self.step_seconds += seconds
+        self.feed_gap_seconds += gap
+
+    def count_prompt(self, tokens: int, cached: int, reusable: int) -> None:
+        """One more prompt was answered."""
+        self.prompt_tokens += tokens
+        self.cached_tokens += cached
+        self.reusable_tokens += reusable
 
 
 @dataclass
@@ -55,7 +84,7 @@ class Server:
     changed: threading.Condition = field(default_factory=threading.Condition)
     info: Message | None = None
     failure: str | None = None
-    steps: int = 0
+    done: Done = field(default_factory=Done)
 
     def listen(self, path: str) -> None:
         """Accept clients, each in a thread of its own."""
@@ -162,8 +191,8 @@ class Server:
             return {
                 "submitted": len(self.jobs),
                 "finished": finished,
-                "steps": self.steps,
                 "process": os.getpid(),
+                **asdict(self.done),
             }
 
     def _fatal(self) -> Message:
@@ -230,10 +259,13 @@ def _load(server: Server, hello: Message) -> Callable[[], None]:
         identity,
         engine.max_model_len,
     )
+    began = time.perf_counter()
     builder.tokenize(hello.get("haystacks", ()))
+    took = {**engine.start_seconds, "haystacks": time.perf_counter() - began}
     # Read before anybody is told that the engine is ready, and may write there.
     earlier = complete_answers(Path(hello["earlier"])) if hello.get("earlier") else {}
-    server.started({"model": name, **engine.info})
+    start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}
+    server.started({"model": name, **engine.info, "start_seconds": start_seconds})
     return Loop(server, engine, builder, earlier).run
 
 

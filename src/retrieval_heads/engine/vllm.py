@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,6 +83,7 @@ class Engine:
         # The engine core in this process: its steps are ours to order, and one kill ends everything.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        began = time.perf_counter()
         self.version = _supported_version()
         from vllm import SamplingParams
         from vllm.engine.arg_utils import EngineArgs
@@ -100,6 +102,9 @@ class Engine:
         self.unscored: dict[str, str] = {}
         self.maskable: list[int] = []
         self._edits: list[str] | None = None
+        self.start_seconds = {"import": time.perf_counter() - began}
+        """What the start took: importing vLLM, the engine (load, profile, caches), and what tracing adds to it."""
+        began = time.perf_counter()
         if traced:
             self._engine = self._traced(model, arguments)
         else:
@@ -107,6 +112,7 @@ class Engine:
             self._engine = LLMEngine.from_engine_args(
                 EngineArgs(model=model, **arguments), usage_context=UsageContext.LLM_CLASS
             )
+        self.start_seconds["engine"] = time.perf_counter() - began - self.start_seconds.get("tracing", 0.0)
         self._sampling_params = SamplingParams
         config = self._engine.vllm_config
         self.max_model_len: int = config.model_config.max_model_len
@@ -149,6 +155,7 @@ class Engine:
         traced = TracedModel(model, asked)
         self.layers, self.unscored = [asdict(layer) for layer in traced.layers], traced.unscored
         self.maskable = traced.maskable
+        self.start_seconds["tracing"] = traced.install_seconds
         self._edits = []
         return traced.engine
 

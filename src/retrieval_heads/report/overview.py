@@ -31,6 +31,10 @@ _IDENTITY = {
     "status": "Status",
     "engine_start_seconds": "Engine start (s)",
     "answer_seconds": "Answers (s)",
+    "prompt_tokens": "Prompt tokens",
+    "cached_tokens": "… from the prefix cache",
+    "reusable_tokens": "… from one that holds everything",
+    "feed_gap_share": "Share of time between steps",
     "seconds": "Whole run (s)",
     "arguments": "Arguments",
 }

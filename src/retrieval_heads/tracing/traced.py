@@ -5,6 +5,7 @@ Checked on nnsight 0.8.1 with vLLM 0.26.0 and 0.32.0.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -60,6 +61,7 @@ class TracedModel:
         arguments = {key: value for key, value in arguments.items() if key != "enforce_eager"}
         self._model: Any = _TracedVLLM(model, dispatch=True, **arguments)
         self.engine: Any = self._model.vllm_entrypoint.llm_engine
+        began = time.perf_counter()
         attentions, others = _attentions(self._model)
         if not attentions:
             raise EngineError(
@@ -78,6 +80,7 @@ class TracedModel:
             """Numbers of the layers whose heads can be masked; a mask names a layer by its place among them."""
             if found:
                 _install_mask(self._model, found)
+        self.install_seconds = time.perf_counter() - began
 
 
 def _install(model: Any, attentions: list[Any]) -> None:

@@ -1,0 +1,334 @@
+"""What is measured, on what, and by which way: grids, the plugin's engine, bare vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from retrieval_heads.engine.client import EngineClient, EngineProcess
+from retrieval_heads.heads import SCORES
+from retrieval_heads.models import locate_model
+from retrieval_heads.scoring import load_rouge, score_answer
+from retrieval_heads.suite import Suite, load_suite
+
+PARTS = Path(__file__).parent
+DEPTHS = tuple(range(0, 101, 10))
+QWEN3_8B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 135168,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+class NotRun(Exception):
+    """Why a phase was not run, which is no failure."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is asked.
+
+    Args:
+        lengths: Of the grid's prompts, in tokens.
+        depths: Of its needles, in percent.
+        answer: Tokens of each answer.
+        rounds: Of bare vLLM and the plugin in turn.
+        turns: Of one long sample with and without detection.
+        long: Lengths asked one sample at a time, the longest first.
+        memory: Length of the sample whose detection's memory is measured.
+        cells: Counts of cells of the shortest length, multiples of its depths.
+    """
+
+    lengths: tuple[int, ...] = (4096, 8192, 16_384, 32_768)
+    depths: tuple[int, ...] = DEPTHS
+    answer: int = 32
+    rounds: int = 5
+    turns: int = 3
+    long: tuple[int, ...] = (131_072 - 32, 65_536, 32_768, 16_384, 8192, 4096)
+    memory: int = 32_768
+    cells: tuple[int, ...] = (11, 44, 176, 352)
+
+
+SMALL = Sizes(
+    lengths=(192, 256), depths=(0, 60), answer=6, rounds=1, turns=1, long=(320, 160), memory=256, cells=(2, 4)
+)
+
+
+@dataclass(frozen=True)
+class Took:
+    """One run of a grid.
+
+    Args:
+        seconds: From the first submission to the last result.
+        figures: What the engine counted meanwhile: tokens, and seconds between its steps.
+        results: What each cell came to.
+    """
+
+    seconds: float
+    figures: dict[str, Any]
+    results: list[dict[str, Any]] = field(repr=False, default_factory=list)
+
+
+class Bench:
+    """Bare vLLM, the plugin's engine, and what was measured so far."""
+
+    def __init__(self, *, is_cpu: bool, rounds: int | None = None) -> None:
+        self.is_cpu = is_cpu
+        self.sizes = SMALL if is_cpu else Sizes(rounds=rounds or Sizes.rounds)
+        self.folder = Path(tempfile.mkdtemp(prefix="rh-gpu-"))
+        self.model = locate_model("SmolLM2-135M-Instruct")
+        self.engine_args: dict[str, Any] = {
+            "max_model_len": 512,
+            "dtype": "float32",
+            "enforce_eager": True,
+            "block_size": 32,
+            # Said, it spares vLLM its warm-up.
+            "kv_cache_memory_bytes": 1 << 30,
+        }
+        if not is_cpu:
+            self.model = self._dummy_model()
+            # As many blocks for both: 355,000 tokens of K and V. The grid fills 300,000, and requests were preempted.
+            self.engine_args = {
+                "max_model_len": 131_072,
+                "dtype": "bfloat16",
+                "enforce_eager": True,
+                "load_format": "dummy",
+                "gpu_memory_utilization": 0.45,
+                "kv_cache_memory_bytes": 355_000 * 2 * 36 * 8 * 128 * 2,
+            }
+        self.seed = self.recomputed = 0
+        self.lines: list[dict[str, Any]] = []
+        self.info: dict[str, Any] = {}
+        self._using: dict[str, Any] | None = None
+        self._process: EngineProcess | None = None
+        self._bare: subprocess.Popen[str] | None = None
+        load_rouge()
+
+    def tell(self, what: str, **figures: Any) -> None:
+        """One JSON line."""
+        line = {"what": what, **{k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}}
+        self.lines.append(line)
+        print(json.dumps(line), flush=True)
+
+    def use(self, *, traced: bool, replicas: int = 1, **arguments: Any) -> None:
+        """Have the plugin's engine process run, one at a time; it stays for the phases that follow.
+
+        On a CPU every engine is the traced one, which does what the other does: starting takes most of the time there.
+
+        Raises:
+            NotRun: This tree's engine process knows nothing of replicas.
+        """
+        wanted = {"traced": traced or self.is_cpu, "replicas": replicas, **arguments}
+        if self._using == wanted:
+            return
+        self.stop_engine()
+        log = self.folder / f"engine-{len(self.lines)}.log"
+        self._process = EngineProcess()
+        began = time.monotonic()
+        hello: dict[str, Any] = {"model": {"model": self.model, **self.engine_args, **arguments}}
+        hello |= {
+            "traced": wanted["traced"],
+            "haystacks": ["pydoc"],
+            **({"replicas": replicas} if replicas > 1 else {}),
+        }
+        self._process.launch(hello, log)
+        self.info = dict(self._process.wait_ready())
+        if replicas > 1 and self.info.get("replicas") != replicas:
+            raise NotRun("the engine process starts no replicas")
+        ready = time.monotonic() - began
+        self._client = EngineClient(self._process.address)
+        self._using = wanted
+        length = self.sizes.lengths[0]
+        first, second = (self.by_plugin(self.suite([length], [50])).seconds for _ in range(2))
+        told = {key: value for key, value in self.info.items() if not key.endswith("layers")}
+        times = {"ready_seconds": ready, "first_result_seconds": first, "second_result_seconds": second}
+        self.tell("start", **{**wanted, "length": length, **times, **told, "by_vllm": _parts_of_start(log)})
+
+    def suite(self, lengths: Any, depths: Any, *, seeds: int = 1, kind: str = "niah") -> Suite:
+        """A grid that no engine was asked before."""
+        first, self.seed = self.seed + 1, self.seed + seeds
+        file = self.folder / f"grid-{first}.yaml"
+        content = {
+            "kind": kind,
+            "haystack": "pydoc",
+            "needles": [
+                {
+                    "needle": "The night guard of the Orrin museum keeps a spare key inside the brass telescope.",
+                    "question": "Where does the night guard of the Orrin museum keep a spare key?",
+                }
+            ],
+            "sweep": {
+                "context_lengths": list(lengths),
+                "document_depths": list(depths),
+                "seeds": list(range(first, first + seeds)),
+            },
+            # At the exact token, so that each seed's cells share as much with each other as any other seed's.
+            "boundary": "token",
+            "generation": {"max_tokens": self.sizes.answer, "ignore_eos": True},
+        }
+        file.write_text(yaml.safe_dump(content))
+        return load_suite(file)
+
+    def by_bare(self, suite: Suite) -> Took:
+        """One call of `LLM.generate`; building the prompts is not in it."""
+        if self._bare is None:
+            self._start_bare()
+        reply = self._ask_bare({"suite": str(suite.path)})
+        assert reply.pop("answer_tokens") == [self.sizes.answer] * len(suite.cells)
+        return Took(reply.pop("seconds"), reply)
+
+    def by_plugin(self, suite: Suite, *, one_at_a_time: bool = False) -> Took:
+        """The same through engine process and client; heads are scored where the suite's kind says so."""
+        keys = [f"{suite.path.stem}/{cell.id}" for cell in suite.cells]
+        cells = [{**asdict(cell), "key": key} for cell, key in zip(suite.cells, keys, strict=True)]
+        before, results = self._client.counters(), []
+        began = time.monotonic()
+        for part in [[cell] for cell in cells] if one_at_a_time else [cells]:
+            self._client.submit(suite.question(), part)
+            for cell in part:
+                result = self._client.result(cell["key"])
+                assert result["status"] == "done", result
+                score_answer(result["answer"]["text"], suite.needles[0].reference, suite.needles[0].question)
+                results.append(result)
+        seconds = time.monotonic() - began
+        after = self._client.counters()
+        for result in results:
+            assert len(result["answer"]["token_ids"]) == self.sizes.answer
+            if suite.settings.kind == "detect":
+                self._check_heads(result)
+        counted = ("prompt_tokens", "cached_tokens", "reusable_tokens", "steps", "step_seconds", "feed_gap_seconds")
+        return Took(seconds, {name: after[name] - before[name] for name in counted}, results)
+
+    def memory(self) -> float:
+        """MB in use: of the GPU, or on a CPU by the engine's processes."""
+        if not self.is_cpu:
+            import torch
+
+            free, total = torch.cuda.mem_get_info()
+            return float(total - free) / 1e6
+        engine = psutil.Process(self._client.counters()["process"])
+        return sum(one.memory_info().rss for one in [engine, *engine.children(recursive=True)]) / 1e6
+
+    def gpus(self) -> int:
+        """How many GPUs there are; 0 with `--cpu`."""
+        if self.is_cpu:
+            return 0
+        import torch
+
+        return int(torch.cuda.device_count())
+
+    def child(self, *command: Any, **variables: str) -> list[dict[str, Any]]:
+        """The JSON lines that a command prints.
+
+        Raises:
+            RuntimeError: It failed; its last words.
+        """
+        log = self.folder / f"child-{len(self.lines)}.log"
+        with log.open("w") as errors:
+            done = subprocess.run(
+                [*map(str, command)], env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        if done.returncode:
+            raise RuntimeError(f"{command[1]} ended with {done.returncode}: {done.stdout[-500:]}{_tail(log)}")
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    def stop_engine(self) -> None:
+        """End the plugin's engine."""
+        if self._process is not None:
+            self._process.end()
+        self._process = self._using = None
+
+    def stop(self) -> None:
+        """End everything."""
+        self.stop_engine()
+        if self._bare is not None and self._bare.stdin is not None:
+            self._bare.stdin.close()  # which ends it
+            self._bare.wait()
+        self._bare = None
+
+    def log_tails(self) -> str:
+        """Last words of everything that was started."""
+        return "".join(f"{log.name}: {_tail(log)}\n" for log in sorted(self.folder.glob("*.log")))
+
+    def _start_bare(self) -> None:
+        variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if self.is_cpu else {}
+        with (self.folder / "bare.log").open("w") as log:
+            self._bare = subprocess.Popen(
+                [sys.executable, str(PARTS / "bare.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **variables},
+                start_new_session=True,
+            )
+        self._ask_bare({"model": self.model, "arguments": self.engine_args})
+
+    def _ask_bare(self, message: dict[str, Any]) -> dict[str, Any]:
+        assert self._bare is not None
+        assert self._bare.stdin is not None
+        assert self._bare.stdout is not None
+        self._bare.stdin.write(json.dumps(message) + "\n")
+        self._bare.stdin.flush()
+        line = self._bare.stdout.readline()
+        if not line:
+            self._bare = None
+            raise RuntimeError("bare vLLM ended")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _check_heads(self, result: dict[str, Any]) -> None:
+        """All four scores of all heads; how many tokens a replay computed, which is a block and the rows at most."""
+        heads = sum(layer["heads"] for layer in self.info["layers"])
+        assert {name: sum(map(len, rows)) for name, rows in result["heads"].items()} == dict.fromkeys(SCORES, heads)
+        self.recomputed = max(self.recomputed, result["replay"]["computed_tokens"])
+
+    def _dummy_model(self) -> str:
+        """A folder with Qwen3-8B's shape and SmolLM2's tokenizer."""
+        folder = self.folder / "qwen3-8b-shape"
+        folder.mkdir()
+        for file in Path(self.model).iterdir():
+            if "token" in file.name or file.name in ("vocab.json", "merges.txt", "chat_template.jinja"):
+                (folder / file.name).symlink_to(file)
+        (folder / "config.json").write_text(json.dumps(QWEN3_8B))
+        return str(folder)
+
+
+def _parts_of_start(log: Path) -> dict[str, float]:
+    """Seconds of the engine's own start, as far as this vLLM says them in its log."""
+    said = {
+        "load": r"(?:Loading weights|Model loading) took .*?([\d.]+) s",
+        "profile": r"init engine .* took ([\d.]+) s",
+    }
+    found = {part: re.findall(pattern, log.read_text(errors="replace")) for part, pattern in said.items()}
+    return {part: float(seconds[-1]) for part, seconds in found.items() if seconds}
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]

@@ -1,0 +1,206 @@
+"""The phases of `benchmarks/gpu.py`: each measures some rows of its table and tells what it found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy
+
+from real_size.bench import PARTS, Bench, NotRun, Took
+from retrieval_heads.suite import Suite
+
+
+def rounds(bench: Bench, way: str, kind: str) -> None:
+    """Bare vLLM and the plugin in turn, in another order each time; both warmed up before."""
+    lengths, depths = bench.sizes.lengths, bench.sizes.depths
+    bench.by_bare(bench.suite(lengths[:1], depths[:4]))
+    bench.by_plugin(bench.suite(lengths[:1], depths[:4], kind=kind))
+    runs: list[tuple[str, Callable[[Suite], Took], str]] = [
+        ("bare", bench.by_bare, "niah"),
+        (way, bench.by_plugin, kind),
+    ]
+    for number in range(bench.sizes.rounds):
+        for name, run, asked in runs[:: 1 if number % 2 else -1]:
+            took = run(bench.suite(lengths, depths, kind=asked))
+            bench.tell(name, beside=way, round=number, seconds=took.seconds, **took.figures)
+
+
+def sweep(bench: Bench) -> None:
+    """The grid through the plugin, as a run that scores no heads starts its engine, beside bare vLLM."""
+    bench.use(traced=False)
+    rounds(bench, "sweep", "niah")
+
+
+def single(bench: Bench) -> None:
+    """The grid one cell at a time."""
+    bench.use(traced=False)
+    took = bench.by_plugin(bench.suite(bench.sizes.lengths, bench.sizes.depths), one_at_a_time=True)
+    bench.tell("single", seconds=took.seconds, **took.figures)
+
+
+def memory(bench: Bench) -> None:
+    """What the first detection at this length takes more than its generation: allocated memory is not given back."""
+    bench.use(traced=True)
+    bench.by_plugin(bench.suite([bench.sizes.memory], [50]))
+    before = bench.memory()
+    bench.by_plugin(bench.suite([bench.sizes.memory], [50], kind="detect"))
+    bench.tell("memory", length=bench.sizes.memory, more_mb=bench.memory() - before)
+
+
+def detect(bench: Bench) -> None:
+    """The grid with four scores of every head on each answer, generation included, beside bare vLLM."""
+    bench.use(traced=True)
+    rounds(bench, "detect", "detect")
+    bench.tell("recomputed", at_most=bench.recomputed, block_size=bench.info["block_size"])
+
+
+def long(bench: Bench) -> None:
+    """One sample at a time with and without detection, up to the longest that fits."""
+    bench.use(traced=True)
+    for length in bench.sizes.long:
+        # The first of a length compiles and allocates for it.
+        for turn in range(-1, bench.sizes.turns):
+            for kind in ("niah", "detect")[:: 1 if turn % 2 else -1]:
+                took = bench.by_plugin(bench.suite([length], [50], kind=kind))
+                if turn >= 0:
+                    bench.tell("sample", kind=kind, length=length, round=turn, seconds=took.seconds)
+
+
+def growth(bench: Bench) -> None:
+    """Time against the number of cells, and the exponents of that and of what `long` found."""
+    bench.use(traced=True)
+    length, depths = bench.sizes.lengths[0], bench.sizes.depths
+    for count in bench.sizes.cells:
+        suite = bench.suite([length], depths, seeds=count // len(depths), kind="detect")
+        bench.tell("cells", length=length, cells=count, seconds=bench.by_plugin(suite).seconds)
+    fits = {"cells": [(line["cells"], line["seconds"]) for line in bench.lines if line["what"] == "cells"]}
+    for kind in ("niah", "detect"):
+        samples = [line for line in bench.lines if line["what"] == "sample" and line["kind"] == kind]
+        fits[f"length, {kind}"] = [(line["length"], line["seconds"]) for line in samples]
+    for against, points in fits.items():
+        if len({x for x, _ in points}) > 1:
+            exponent = numpy.polyfit(*numpy.log(numpy.array(points)).T, 1)[0]
+            bench.tell("exponent", against=against, points=len(points), exponent=float(exponent))
+
+
+def kernel(bench: Bench) -> None:
+    """The scoring kernel by itself, against the roofs measured in the same run."""
+    if not bench.is_cpu:
+        bench.stop()
+    script = PARTS.parent / "kernel.py"
+    for line in bench.child(sys.executable, script, "--cpu" if bench.is_cpu else "--only=roofline"):
+        bench.tell("kernel", **{("measured" if key == "what" else key): value for key, value in line.items()})
+
+
+def paper(bench: Bench) -> None:
+    """The paper's algorithm on transformers, on one cell of each length."""
+    if not bench.is_cpu:
+        bench.stop()  # its weights and cache want the room
+    depth = bench.sizes.depths[len(bench.sizes.depths) // 2]
+    lengths = bench.sizes.lengths[:1] if bench.is_cpu else bench.sizes.lengths
+    suite = bench.suite(lengths, [depth], kind="detect")
+    arguments = [] if bench.is_cpu else ["--random"]
+    lines = bench.child(sys.executable, PARTS / "paper.py", suite.path, bench.model, *arguments)
+    for line in lines:
+        scores = line.pop("scores")
+        told = {"cell": line["cell"], "length": line["length"], "seconds": line["seconds"]}
+        bench.tell("paper", **told, layers=len(scores), heads=sum(map(len, scores)))
+        line["scores"] = scores
+    if not bench.is_cpu:
+        return  # its random weights are others than the engine's
+    bench.use(traced=True)
+    ours = bench.by_plugin(suite).results
+    apart = [
+        abs(one - other)
+        for result, line in zip(ours, lines, strict=True)
+        for rows in zip(result["heads"]["copy_reference"], line["scores"], strict=True)
+        for one, other in zip(*rows, strict=True)
+    ]
+    same = all(result["answer"]["token_ids"] == line["answer"] for result, line in zip(ours, lines, strict=True))
+    bench.tell("paper agrees", same_answers=same, apart_at_most=max(apart), highest=max(map(max, lines[0]["scores"])))
+
+
+def predecessor(bench: Bench, python: str | None) -> None:
+    """PyPI's `retrieval-heads` on one cell of each length, where the interpreter of an environment with it is named."""
+    if python is None:
+        raise NotRun("no environment of its own was named: --predecessor PYTHON")
+    variables = {"PYTHONPATH": ""}  # its packages are named as ours
+    version = "import importlib.metadata as m; print(m.version('retrieval-heads'))"
+    found = subprocess.run([python, "-c", version], env={"PYTHONPATH": ""}, capture_output=True, text=True)
+    if found.stdout.strip() != "0.1.2":
+        raise NotRun(f"{python} has no retrieval-heads 0.1.2 but {found.stdout.strip() or 'none'}")
+    bench.use(traced=False)
+    suite = bench.suite(bench.sizes.lengths, [50])
+    samples = []
+    from retrieval_heads.engine.cells import CellBuilder
+    from retrieval_heads.tokenizer import load_tokenizer
+
+    tokenizer: Any = load_tokenizer({"model": bench.model})
+    builder = CellBuilder(tokenizer, {}, {}, 1 << 20)
+    for cell, result in zip(suite.cells, bench.by_plugin(suite).results, strict=True):
+        request = builder.request(suite.question(), asdict(cell))
+        samples.append(
+            {
+                "prompt": tokenizer.decode(request.ids),
+                "needle": suite.needles[0].needle,
+                "needle_token_pos": request.facts["needle_span"][0],
+                "completion_tokens": result["answer"]["token_ids"],
+            }
+        )
+    bench.stop()
+    asked = bench.folder / "predecessor.json"
+    asked.write_text(json.dumps({"model": bench.model, "arguments": bench.engine_args, "samples": samples}))
+    lines = bench.child(python, PARTS / "predecessor.py", asked, **variables)
+    for cell, line in zip(suite.cells, lines, strict=True):
+        bench.tell("predecessor", length=cell.length, **line)
+
+
+def replicas(bench: Bench) -> None:
+    """The grid on two engines, each on a GPU of its own, against one."""
+    _two_gpus(bench)
+    for count in (1, 2):
+        bench.use(traced=False, replicas=count)
+        for number in range(bench.sizes.rounds):
+            took = bench.by_plugin(bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=2))
+            bench.tell("replicas", replicas=count, round=number, seconds=took.seconds, **took.figures)
+
+
+def tensor_parallel(bench: Bench) -> None:
+    """Head scores of two ranks against one, on the same prompts; only cells with the same answer are compared."""
+    _two_gpus(bench)
+    suite = bench.suite(bench.sizes.lengths[:2], bench.sizes.depths, kind="detect")
+    found = {}
+    for ranks in (1, 2):
+        bench.use(traced=True, tensor_parallel_size=ranks)
+        found[ranks] = bench.by_plugin(suite)
+    pairs = [
+        (one["heads"], two["heads"])
+        for one, two in zip(found[1].results, found[2].results, strict=True)
+        if one["answer"]["token_ids"] == two["answer"]["token_ids"]
+    ]
+    apart = {
+        name: max(
+            (float(numpy.abs(numpy.array(one[name]) - numpy.array(two[name])).max()) for one, two in pairs),
+            default=None,
+        )
+        for name in ("copy", "mass", "query")
+    }
+    seconds = {f"seconds_of_{ranks}": took.seconds for ranks, took in found.items()}
+    bench.tell("tensor_parallel", cells=len(suite.cells), same_answers=len(pairs), **seconds, apart_at_most=apart)
+
+
+def start(bench: Bench) -> None:
+    """Engine start to first result, of the plain and of the traced engine; phases before it tell it of theirs."""
+    for traced in (False, True):
+        if not any(line["what"] == "start" and line["traced"] == (traced or bench.is_cpu) for line in bench.lines):
+            bench.use(traced=traced)
+
+
+def _two_gpus(bench: Bench) -> None:
+    if bench.gpus() < 2:
+        raise NotRun(f"two GPUs are needed, {bench.gpus()} are there")

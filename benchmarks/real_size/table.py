@@ -1,0 +1,171 @@
+"""The table of what was measured: a row for each target, told to be not run where nothing was."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+Lines = Sequence[dict[str, Any]]
+
+
+def table(lines: Lines, cells: int) -> Iterator[str]:
+    """Lines of text.
+
+    Args:
+        lines: What the phases told.
+        cells: Of the grid: the paper's algorithm and the predecessor run on some of them alone.
+    """
+    found = Found(lines, cells)
+    for phases, name, target, result in ROWS:
+        told = result(found)
+        if told is None:
+            ended = [line for line in lines if line["what"] == "phase" and line["phase"] in phases.split()]
+            why = "".join(f": {line['why']}" for line in ended if line["why"])
+            told = f"not run{why} (--only {phases})"
+        yield f"{name:<54} {target:<14} {told}"
+
+
+class Found:
+    """What the phases told, by what the rows ask."""
+
+    def __init__(self, lines: Lines, cells: int) -> None:
+        self._lines, self._cells = lines, cells
+
+    def of(self, what: str, **fields: Any) -> list[dict[str, Any]]:
+        """The lines of a kind that have these values."""
+        return [line for line in self._lines if line["what"] == what and fields.items() <= line.items()]
+
+    def median(self, what: str, **fields: Any) -> float | None:
+        """Of the seconds."""
+        seconds = [line["seconds"] for line in self.of(what, **fields)]
+        return statistics.median(seconds) if seconds else None
+
+    def to_bare(self, way: str) -> float | None:
+        """Median of the rounds' own ratios to the bare run beside them."""
+        bare = {line["round"]: line["seconds"] for line in self.of("bare", beside=way)}
+        ratios = [line["seconds"] / bare[line["round"]] for line in self.of(way) if line["round"] in bare]
+        return statistics.median(ratios) if ratios else None
+
+    def whole_grid(self, what: str) -> tuple[float, int] | None:
+        """Seconds of the grid extrapolated from one cell of each length, and how many were measured."""
+        measured = self.of(what)
+        if not measured:
+            return None
+        return statistics.mean(line["seconds"] for line in measured) * self._cells, len(measured)
+
+    def ratio(self, what: str) -> str | None:
+        """Another way's whole grid against detection."""
+        ours, theirs = self.median("detect"), self.whole_grid(what)
+        if ours is None or theirs is None:
+            return None
+        seconds, count = theirs
+        return f"{seconds / ours:.1f} ({seconds:.0f} s, extrapolated from {count} cells to {self._cells})"
+
+
+def _sweep(found: Found) -> str | None:
+    return _ratio(found.to_bare("sweep"), found.median("sweep"))
+
+
+def _single(found: Found) -> str | None:
+    one, together = found.median("single"), found.median("sweep")
+    return _ratio(one / together, one) if one and together else None
+
+
+def _detect(found: Found) -> str | None:
+    detect, sweep = found.to_bare("detect"), found.to_bare("sweep")
+    return _ratio(detect / sweep, found.median("detect")) if detect and sweep else None
+
+
+def _memory(found: Found) -> str | None:
+    return next((f"{line['more_mb']:.0f} MB" for line in found.of("memory")), None)
+
+
+def _long(found: Found) -> str | None:
+    lengths = [line["length"] for line in found.of("sample")]
+    if not lengths:
+        return None
+    length = max(lengths)
+    niah, detect = (found.of("sample", kind=kind, length=length) for kind in ("niah", "detect"))
+    ratio = statistics.median(two["seconds"] / one["seconds"] for one, two in zip(niah, detect, strict=False))
+    return f"{_ratio(ratio, found.median('sample', kind='detect', length=length))} at {length:,} tokens"
+
+
+def _kernel(found: Found) -> str | None:
+    shares = [f"{line['rows']} rows, {line['tokens']:,} keys: {line['of_roof']:.0%} of {line['roof']}"
+              for line in found.of("kernel", measured="speed") if "of_roof" in line]  # fmt: skip
+    right = found.of("kernel", measured="correct")
+    return "; ".join(shares) or (f"{sum(line['ok'] for line in right)} of {len(right)} shapes right" if right else None)
+
+
+def _start(found: Found) -> str | None:
+    told = [
+        f"{'traced' if line['traced'] else 'plain'} {line['ready_seconds'] + line['first_result_seconds']:.1f} s: "
+        + ", ".join(f"{part} {seconds:.1f}" for part, seconds in (line["start_seconds"] | line["by_vllm"]).items())
+        + f", first result {line['first_result_seconds']:.1f} (second {line['second_result_seconds']:.1f})"
+        for line in found.of("start")
+    ]
+    return "; ".join(dict.fromkeys(told)) or None
+
+
+def _reuse(found: Found) -> str | None:
+    return _share(found, "cached_tokens", "reusable_tokens")
+
+
+def _gap(found: Found) -> str | None:
+    return _share(found, "feed_gap_seconds", "step_seconds")
+
+
+def _share(found: Found, part: str, whole: str) -> str | None:
+    told = []
+    for way in ("sweep", "detect"):
+        lines = found.of(way)
+        if lines and sum(line[whole] for line in lines):
+            told.append(f"{way} {sum(line[part] for line in lines) / sum(line[whole] for line in lines):.1%}")
+    return ", ".join(told) or None
+
+
+def _recomputed(found: Found) -> str | None:
+    return next((f"{line['at_most']} tokens, block {line['block_size']}" for line in found.of("recomputed")), None)
+
+
+def _growth(found: Found) -> str | None:
+    return ", ".join(f"{line['against']}: {line['exponent']:.2f}" for line in found.of("exponent")) or None
+
+
+def _replicas(found: Found) -> str | None:
+    one, two = (found.median("replicas", replicas=count) for count in (1, 2))
+    return f"{one / two:.2f}" if one and two else None
+
+
+def _tensor_parallel(found: Found) -> str | None:
+    told = (f"{line['same_answers']} cells, apart {line['apart_at_most']}" for line in found.of("tensor_parallel"))
+    return next(told, None)
+
+
+def _ratio(ratio: float | None, seconds: float | None) -> str | None:
+    return None if ratio is None or seconds is None else f"{ratio:.3f} ({seconds:.2f} s)"
+
+
+ROWS: list[tuple[str, str, str, Callable[[Found], str | None]]] = [
+    ("sweep", "sweep to bare vLLM", "≤ 1.03", _sweep),
+    ("sweep detect", "prefix reuse reached, of the best possible", "reported", _reuse),
+    ("sweep detect", "time between steps, to the steps'", "reported", _gap),
+    ("sweep single", "one cell at a time to the sweep", "≥ 2", _single),
+    ("sweep detect", "detection to the sweep, each by its bare run", "≤ 1.05", _detect),
+    ("detect", "recomputed by a replay at most", "block + answer", _recomputed),
+    ("detect paper", "the paper's algorithm on transformers to detection", "≥ 12", lambda found: found.ratio("paper")),
+    (
+        "detect predecessor",
+        "PyPI's retrieval-heads 0.1.2 to detection",
+        "reported",
+        lambda found: found.ratio("predecessor"),
+    ),
+    ("memory", "extra memory of detection", "≤ 256 MB", _memory),
+    ("long", "longest sample, detection to generation", "≤ 1.05", _long),
+    ("kernel", "scoring kernel, share of the roof that binds", "≥ 60 %, 50 %", _kernel),
+    ("start", "engine start to first result", "reported", _start),
+    ("long growth", "exponents of time", "reported", _growth),
+    ("replicas", "throughput of two replicas to one", "≥ 1.9", _replicas),
+    ("tensor_parallel", "head scores of two ranks to one", "the same", _tensor_parallel),
+]

@@ -1,0 +1,66 @@
+"""The engine's loop: what it counts. No engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from retrieval_heads.engine.cells import Request
+from retrieval_heads.engine.loop import Loop
+from retrieval_heads.engine.server import Server
+from retrieval_heads.engine.vllm import Finished
+from retrieval_heads.reuse import Prefix
+
+BUILDING, STEPPING = 0.02, 0.005
+
+
+class Engine:
+    """Finishes a request a step; ends the loop when there is none left."""
+
+    max_requests = 8
+    info = {"block_size": 16}  # noqa: RUF012 - read alone
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[str, Sequence[int]]] = []
+
+    def add(self, request: str, ids: Sequence[int], sampling: Any, mask: Any) -> None:
+        self.waiting.append((request, ids))
+
+    def step(self) -> list[Finished]:
+        if not self.waiting:
+            raise EOFError
+        time.sleep(STEPPING)
+        request, ids = self.waiting.pop(0)
+        return [Finished(request, "", [1], "stop", len(ids), 16 if request == "2" else 0, 0.0)]
+
+
+class Builder:
+    """Takes its time for each prompt of 50 tokens, of which 40 are the same."""
+
+    def request(self, question: Any, cell: Any, mask: Any) -> Request:
+        time.sleep(BUILDING)
+        prefix = Prefix(head=(), context=0, insertion=40, needle=(int(cell["key"]),), tail=(0,) * 5)
+        return Request(list(range(50)), {}, {"request": ""}, None, prefix)
+
+
+def test_what_the_engine_did_is_counted() -> None:
+    server, engine = Server("key"), Engine()
+    question = {"kind": "niah", "ablate": None}
+    cells = [{"key": f"{number}", "arm": ""} for number in range(3)]
+    server._submit({"question": question, "cells": cells})
+    loop = Loop(server, engine, Builder())  # type: ignore[arg-type]
+    loop.in_flight["never"] = lambda _: None  # so that it steps again when all cells are answered, and ends
+    began = time.perf_counter()
+    with pytest.raises(EOFError):
+        loop.run()
+    took = time.perf_counter() - began
+    done = server.done
+    assert (done.steps, done.prompt_tokens, done.cached_tokens) == (3, 150, 16)
+    assert done.reusable_tokens == 2 * 32, "whole blocks of the 40 tokens that two of three found there"
+    assert done.feed_gap_seconds >= 3 * BUILDING
+    assert done.step_seconds >= 3 * STEPPING
+    assert done.feed_gap_seconds + done.step_seconds <= took
+    assert server._counters({})["feed_gap_seconds"] == done.feed_gap_seconds

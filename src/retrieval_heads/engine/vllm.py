@@ -77,7 +77,10 @@ class Engine:
             defaults["kv_cache_memory_bytes"] = 4 << 30
         arguments = {**defaults, **arguments}
         self.layers: list[dict[str, Any]] = []
-        self.unscored: dict[str, str] = {}
+        self.scores: tuple[str, ...] = ()
+        """Names of what a replay's `head_scores` hold."""
+        self._is_cold = False
+        self._queryless: list[int] = []
         self.maskable: list[int] = []
         self._edits: list[str] | None = None
         if traced:
@@ -106,11 +109,7 @@ class Engine:
             "block_size": config.cache_config.block_size,
             "enable_prefix_caching": bool(config.cache_config.enable_prefix_caching),
             "enforce_eager": bool(config.model_config.enforce_eager),
-            **(
-                {"layers": self.layers, "unscored_layers": self.unscored, "maskable_layers": self.maskable}
-                if traced
-                else {}
-            ),
+            **({"layers": self.layers, "maskable_layers": self.maskable} if traced else {}),
         }
 
     def _traced(self, model: str, arguments: Mapping[str, Any]) -> Any:
@@ -127,8 +126,9 @@ class Engine:
             **arguments,
         }
         traced = TracedModel(model, asked)
-        self.layers, self.unscored = [asdict(layer) for layer in traced.layers], traced.unscored
-        self.maskable = traced.maskable
+        self.layers = [asdict(layer) for layer in traced.layers]
+        self.maskable, self.scores, self._is_cold = traced.maskable, traced.scores, traced.needs_whole_context
+        self._queryless = traced.queryless
         self._edits = []
         return traced.engine
 
@@ -139,7 +139,8 @@ class Engine:
             request: Its name.
             ids: Prompt and answer, without the answer's last token.
             rows: The fields of `retrieval_heads.tracing.probe.Rows`.
-            first_row: The first token that must be computed rather than read from the cache.
+            first_row: The first token that must be computed rather than read from the cache; where a layer's scores
+                need the whole context computed, none is read.
 
         Raises:
             EngineError: vLLM refuses the request.
@@ -147,7 +148,8 @@ class Engine:
         from retrieval_heads.engine import scheduler
         from retrieval_heads.tracing import probe
 
-        probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.ARGUMENT: first_row}
+        cap = 0 if self._is_cold else first_row
+        probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.ARGUMENT: cap}
         self._add(request, ids, {"max_tokens": 1, "temperature": 0.0, "extra_args": probed}, priority=-1)
 
     def add(
@@ -204,6 +206,11 @@ class Engine:
         places = {layer: place for place, layer in enumerate(self.maskable)}
         if unknown := [layer for layer, _ in mask["heads"] if layer not in places]:
             raise EngineError(f"the heads of layer {unknown[0]} cannot be masked: it has no output projection")
+        kinds = {layer["number"]: layer["kind"] for layer in self.layers}
+        if mask["mode"] == "uniform" and (odd := {kinds[layer] for layer, _ in mask["heads"]} & {"gated delta"}):
+            raise EngineError(
+                f"the mode uniform cannot mask heads of kind {odd.pop()}: no query makes them see all alike"
+            )
         fields = {
             "mode": mask["mode"],
             "heads": [[places[layer], head] for layer, head in mask["heads"]],

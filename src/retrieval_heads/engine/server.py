@@ -180,7 +180,9 @@ def main() -> None:
         server.failed(str(error))
     except BaseException as error:
         traceback.print_exc()
-        server.failed(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+        from retrieval_heads.engine.vllm import plain_reason
+
+        server.failed(f"{type(error).__name__}: {plain_reason(error)}")
     threading.Event().wait()  # clients read why; the launcher ends this process
 
 

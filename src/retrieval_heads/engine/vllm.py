@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,8 +80,8 @@ class Engine:
         self.layers: list[dict[str, Any]] = []
         self.scores: tuple[str, ...] = ()
         """Names of what a replay's `head_scores` hold."""
-        self._is_cold = False
-        self._queryless: list[int] = []
+        self.traced: Any = None
+        """The `retrieval_heads.tracing.traced.TracedModel`, where there is one."""
         self.maskable: list[int] = []
         self._edits: list[str] | None = None
         if traced:
@@ -127,9 +128,8 @@ class Engine:
         }
         traced = TracedModel(model, asked)
         self.layers = [asdict(layer) for layer in traced.layers]
-        self.maskable, self.scores, self._is_cold = traced.maskable, traced.scores, traced.needs_whole_context
-        self._queryless = traced.queryless
-        self._edits = []
+        self.maskable, self.scores = traced.maskable, traced.scores
+        self.traced, self._edits = traced, []
         return traced.engine
 
     def replay(self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int) -> None:
@@ -148,7 +148,7 @@ class Engine:
         from retrieval_heads.engine import scheduler
         from retrieval_heads.tracing import probe
 
-        cap = 0 if self._is_cold else first_row
+        cap = 0 if self.traced.needs_whole_context else first_row
         probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.ARGUMENT: cap}
         self._add(request, ids, {"max_tokens": 1, "temperature": 0.0, "extra_args": probed}, priority=-1)
 
@@ -281,6 +281,19 @@ def _last_line(error: Any) -> str | None:
         return None
     text = error.get("message") or str(error) if isinstance(error, dict) else str(error)
     return text.strip().splitlines()[-1] if text.strip() else "the probe failed"
+
+
+def plain_reason(error: BaseException) -> str:
+    """What vLLM refuses a model for, as one sentence: its own may be a page with every architecture it knows."""
+    text = str(error).strip()
+    if unknown := re.search(r"Model architectures \[(.*?)\] are not supported", text):
+        known = re.findall(r"'(\w+)'", text.partition("Supported architectures")[2])
+        close = difflib.get_close_matches(unknown[1].strip("'"), known, n=3, cutoff=0.8)
+        hint = f"; close to it: {', '.join(close)}" if close else ""
+        return f"vLLM knows {len(known)} architectures, and {unknown[1]} is none of them{hint}"
+    if value := re.search(r"(?:Value|Assertion) error, (.*?)(?: \[type=|$)", text, re.DOTALL):
+        text = value[1]
+    return text.splitlines()[0].strip() if text else type(error).__name__
 
 
 def _supported_version() -> str:

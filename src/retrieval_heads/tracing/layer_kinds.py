@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from retrieval_heads.tracing.attention import RowScores, score_rows_dense, scorer
+from retrieval_heads.tracing.attention import RowScores, score_rows, score_rows_dense, scorer
+from retrieval_heads.tracing.gated_delta import recurrence, score_rows_gated_delta
 from retrieval_heads.tracing.keys import KeyOrder, UnreadableCache, key_order
 
 _orders: dict[tuple[Any, ...], KeyOrder] = {}
@@ -239,8 +240,6 @@ class LatentAttention:
 
     def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
         """Layer by layer, all heads against one key head."""
-        from retrieval_heads.tracing.attention import score_rows
-
         found = []
         for one in taken:
             module = one.module
@@ -248,7 +247,7 @@ class LatentAttention:
             blocks = _latent_blocks(_metadata(module), step.row)
             found.append(
                 score_rows(
-                    _into_latent_space(module, one.rows),
+                    into_latent_space(module, one.rows),
                     cache,
                     blocks[: (step.wanted[1] - 1) // cache.shape[2] + 1].long(),
                     step.wanted[0],
@@ -260,8 +259,104 @@ class LatentAttention:
         return found
 
 
-REGISTRY: dict[str, LayerKind] = {"Attention": SoftmaxAttention(), "MLAAttention": LatentAttention()}
+class GatedDelta:
+    """vLLM's `QwenGatedDeltaNetAttention` (Qwen3-Next, Qwen3.5): the effective attention of its recurrence.
+
+    It keeps a state and no keys, so all tokens are computed again, and k, decay and write strength gathered from the
+    two projections as they pass: `context × k_heads × head_k_dim` numbers of the model's dtype a layer, while one
+    request is scored. Layers that decay by channel (Kimi), or project otherwise (Olmo), are of other classes.
+    """
+
+    name = "gated delta"
+    how = "effective attention of the recurrence, by magnitude and by value; a replay computes the whole context"
+    needs_whole_context = True
+    is_signed = True
+    has_queries = False
+
+    def refusal(self, module: Any) -> str | None:
+        """A formula for one decay a head and SiLU fits no other layer."""
+        heads = module.num_v_heads // module.tp_size
+        fits = (
+            module.A_log.shape == module.dt_bias.shape == (heads,)
+            and module.num_v_heads % module.num_k_heads == 0
+            and module.conv1d.weight.shape[0] == (2 * module.key_dim + module.value_dim) // module.tp_size
+            and module.activation == "silu"
+        )
+        return None if fits else f"{type(module).__name__} of another form"
+
+    def heads(self, module: Any) -> int:
+        """Value heads."""
+        return int(module.num_v_heads // module.tp_size)
+
+    def value_size(self, module: Any) -> int:
+        """Features of a value."""
+        return int(module.head_v_dim)
+
+    def window(self, module: Any) -> int | None:
+        """None: what decays, decays gradually."""
+        return None
+
+    def read(self, envoy: Any) -> tuple[Tensor, ...]:
+        """What the two projections give."""
+        return envoy.in_proj_qkvz.output[0], envoy.in_proj_ba.output[0]
+
+    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
+        """The queries; keys, decay and strength of all of the step's tokens go into the memory."""
+        mixed, b, a = projected(module, *values)
+        earlier = memory.get("earlier")
+        found = recurrence(
+            mixed,
+            conv_weight(module),
+            b,
+            a,
+            module.A_log,
+            module.dt_bias,
+            k_heads=module.num_k_heads // module.tp_size,
+            head_k_dim=module.head_k_dim,
+            earlier=earlier,
+        )
+        reach = module.conv_kernel_size - 1
+        memory["earlier"] = (mixed if earlier is None else torch.cat([earlier, mixed]))[-reach:].clone()
+        for name, part in (
+            ("keys", found.keys.to(mixed.dtype)),
+            ("log_decay", found.log_decay),
+            ("strength", found.strength),
+        ):
+            memory.setdefault(name, []).append(part)
+        return found.q[step.rows].repeat_interleave(module.num_v_heads // module.num_k_heads, dim=1)
+
+    def queries(self, envoy: Any) -> Tensor:
+        """There are none that see all alike."""
+        raise NotImplementedError("no query of a gated delta layer sees all tokens alike")
+
+    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
+        """Layer by layer, backwards through the context."""
+        found = []
+        for one in taken:
+            for name in ("keys", "log_decay", "strength"):
+                one.memory[name] = [torch.cat(one.memory[name])]
+            keys, log_decay, strength = (one.memory[name][0] for name in ("keys", "log_decay", "strength"))
+            scores = score_rows_gated_delta(one.rows, step.wanted[0], keys, log_decay, strength, span=step.span)
+            found.append(
+                RowScores(
+                    argmax=scores.argmax_magnitude,
+                    logsumexp=torch.zeros_like(scores.span_share),
+                    span_logsumexp=scores.span_share.log(),
+                    argmax_by_value=scores.argmax_value,
+                )
+            )
+        return found
+
+
+REGISTRY: dict[str, LayerKind] = {
+    "Attention": SoftmaxAttention(),
+    "MLAAttention": LatentAttention(),
+    "QwenGatedDeltaNetAttention": GatedDelta(),
+}
 """By the name of vLLM's class. Exactly that class: one derived from it sees other keys, or weighs them otherwise."""
+
+KINDS = {kind.name: kind for kind in REGISTRY.values()}
+"""By the name that head files give them."""
 
 
 def kind_of(module: Any) -> LayerKind | None:
@@ -282,6 +377,34 @@ def _mixes_tokens(module: Any) -> bool:
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
     return isinstance(module, AttentionLayerBase)
+
+
+def projected(module: Any, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A gated delta layer's q, k and v before their convolution, `[tokens, channels]`, and b and a,
+    `[tokens, v_heads]`, of this rank.
+
+    Args:
+        module: The layer.
+        qkvz: What its projection `in_proj_qkvz` gives; of every rank, rank by rank, or of this one.
+        ba: What `in_proj_ba` gives.
+    """
+    heads, width = module.num_v_heads // module.tp_size, (2 * module.key_dim + module.value_dim) // module.tp_size
+    qkvz, ba = _of_rank(module, qkvz, width + module.value_dim // module.tp_size), _of_rank(module, ba, 2 * heads)
+    if module.gqa_interleaved_layout:
+        q, k, v, _, b, a = module.fix_query_key_value_ordering(qkvz, ba)
+        return torch.cat([q.flatten(1), k.flatten(1), v.flatten(1)], dim=-1), b, a
+    return qkvz[:, :width], ba[:, :heads], ba[:, heads:]
+
+
+def conv_weight(module: Any) -> Tensor:
+    """A gated delta layer's convolution, `[channels, width]`; on CPU vLLM may pack the weight and keep a plain copy."""
+    plain = getattr(module.conv1d, "_cpu_unpacked_conv_weight", None)
+    weight: Tensor = module.conv1d.weight if plain is None else plain
+    return weight.view(weight.shape[0], -1)
+
+
+def _of_rank(module: Any, features: Tensor, width: int) -> Tensor:
+    return features if features.shape[-1] == width else features[:, module.tp_rank * width :][:, :width]
 
 
 def _metadata(module: Any) -> Any:
@@ -330,7 +453,7 @@ def _latent_blocks(metadata: Any, row: int) -> Tensor:
     return blocks
 
 
-def _into_latent_space(module: Any, rows: Tensor) -> Tensor:
+def into_latent_space(module: Any, rows: Tensor) -> Tensor:
     """`[rows, heads, latent + rotated]` of queries `[rows, heads, nope + rotated]`."""
     plain, rotated = rows.split([module.qk_nope_head_dim, module.qk_rope_head_dim], dim=-1)
     plain = plain.transpose(0, 1).contiguous()

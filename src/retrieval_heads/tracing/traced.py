@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,6 +30,26 @@ class _TracedVLLM(VLLM):
             return super()._load_meta(repo_id, **arguments)
 
 
+class _UnloadedVLLM(_TracedVLLM):
+    """The model's modules alone; a checkpoint's config is enough for them."""
+
+    def _load_meta(self, repo_id: str, **arguments: Any) -> Any:
+        tokenizer = SimpleNamespace(pad_token="")
+        with mock.patch("vllm.tokenizers.cached_tokenizer_from_config", return_value=tokenizer):
+            return super()._load_meta(repo_id, **arguments)
+
+
+def layers_of(model: str, arguments: Mapping[str, Any]) -> list[Layer]:
+    """A checkpoint's layers in the model's order, by its config alone: no weights are read.
+
+    Args:
+        model: A folder with a `config.json`, or a hub name.
+        arguments: vLLM's engine arguments.
+    """
+    unloaded = _UnloadedVLLM(model, **arguments)
+    return _layers(*_scored_layers(unloaded))
+
+
 class TracedModel:
     """An engine whose requests may ask to be probed, or to have heads masked.
 
@@ -42,9 +63,9 @@ class TracedModel:
 
     def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
         arguments = {key: value for key, value in arguments.items() if key != "enforce_eager"}
-        self._model: Any = _TracedVLLM(model, dispatch=True, **arguments)
-        self.engine: Any = self._model.vllm_entrypoint.llm_engine
-        scored, unscored = _scored_layers(self._model)
+        self.model: Any = _TracedVLLM(model, dispatch=True, **arguments)
+        self.engine: Any = self.model.vllm_entrypoint.llm_engine
+        scored, unscored = _scored_layers(self.model)
         if not scored:
             found = ", ".join(sorted(set(unscored.values()))) or "of no class that is known"
             raise EngineError(
@@ -60,13 +81,13 @@ class TracedModel:
         with warnings.catch_warnings():
             # nnsight warns that cached tokens never pass the block: the probe checks that none it needs is cached.
             warnings.filterwarnings("ignore", message="This engine was built with prefix caching on")
-            _install(self._model, scored)
-            maskable = [(envoy, kind, _projection(self._model, envoy, kind)) for envoy, kind in scored]
+            _install(self.model, scored)
+            maskable = [(envoy, kind, _projection(self.model, envoy, kind)) for envoy, kind in scored]
             maskable = [layer for layer in maskable if layer[2] is not None]
             self.maskable = [layer_number(envoy.path) for envoy, _, _ in maskable]
             """Numbers of the layers whose heads can be masked; a mask names a layer by its place among them."""
             if maskable:
-                _install_mask(self._model, maskable)
+                _install_mask(self.model, maskable)
 
 
 def _install(model: Any, layers: list[tuple[Any, LayerKind]]) -> None:

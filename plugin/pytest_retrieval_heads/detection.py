@@ -71,7 +71,7 @@ def table(found: Found) -> Iterator[str]:
     detection = found.detection
     others = [name for name in ("mass", "query") if name in detection.estimates]
     yield f"{'head':>8}{'copy':>8}{'95 % interval':>17}" + "".join(f"{name:>8}" for name in others)
-    rows = {layer.number: row for row, layer in enumerate(detection.layers)}
+    rows = {layer.number: row for row, layer in enumerate(detection.layers) if layer.heads}
     copy = detection.estimates["copy"]
     for (layer, head), mean in detection.ranked()[:_TOP]:
         at = rows[layer], head

@@ -27,6 +27,8 @@ SCORES = {
     "copy_reference": "the same counted at each step, as the paper's code does: a repeated answer counts again",
     "mass": "attention weight on the needle, mean over the answer's steps",
     "query": "attention weight from the question's tokens to the needle, mean over them (arXiv 2506.09944)",
+    "copy_by_value": "copy where the greatest weight counts and not the greatest magnitude; only in models with layers "
+    "whose weights have a sign, such as gated delta layers",
 }
 """Every score and its definition."""
 
@@ -44,17 +46,26 @@ Ranked = tuple[Head, float]
 
 @dataclass(frozen=True)
 class Layer:
-    """A scored layer: its module's path, its number in the model, its query heads, and its window if it has one."""
+    """A layer that mixes tokens.
+
+    Args:
+        path: Its module's path.
+        number: Its number in the model.
+        heads: Its query heads (value heads of a recurrence); 0 where it cannot be scored.
+        sliding_window: Keys that a row sees; `None` is all.
+        kind: Of attention: `attention`, `latent attention`, `gated delta`; of a layer that cannot be scored, its class.
+    """
 
     path: str
     number: int
     heads: int
     sliding_window: int | None = None
+    kind: str = "attention"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score of every head over the counted samples, each `[layers, heads]`."""
+    """A score of every head over the counted samples, each `[layers, heads]`; NaN beyond a layer's heads."""
 
     mean: NDArray[Any]
     low: NDArray[Any]
@@ -68,7 +79,7 @@ class Detection:
     """The heads of one detection run.
 
     Args:
-        layers: The scored layers, in the order of the scores' rows.
+        layers: The layers, in the order of the scores' rows; those that cannot be scored have no heads.
         counted: Records whose answer retrieved the needle; they alone are averaged.
         samples: Every record with head scores.
         estimates: By score; a score that some counted sample lacks is not among them.
@@ -98,6 +109,7 @@ class Detection:
         if len(self.counted) < 2:
             return None
         values = _stacked(self.counted, "copy").reshape(len(self.counted), -1)
+        values = values[:, ~np.isnan(values[0])]
         top = min(top, values.shape[1])
         random = np.random.default_rng(0)
         overlaps = []
@@ -127,7 +139,7 @@ class HeadTable:
 
     Args:
         suite: The detect suite's name; empty where the file does not say.
-        layers: The scored layers, in the order of the scores' rows.
+        layers: The layers, in the order of the scores' rows; those that cannot be scored have no heads.
         estimates: By score; NaN where a head has no score, and for the ends of intervals that the file lacks.
         counted: Samples that were averaged.
         measured: Samples with head scores.
@@ -207,6 +219,7 @@ def write_heads(detection: Detection, folder: Path, facts: Mapping[str, Any], su
             for head in range(layer.heads)
         }
         for row, layer in enumerate(detection.layers)
+        if layer.heads
     }
     means = {
         path: {head: math.fsum(all_) / len(all_) for head, all_ in heads.items()} for path, heads in copies.items()
@@ -294,13 +307,8 @@ def _whole_table(data: Mapping[str, Any]) -> HeadTable:
     if data["schema"] != SCHEMA:
         raise ValueError(data["schema"])
     layers = tuple(Layer(**layer) for layer in data["layers"])
-    most = max(layer.heads for layer in layers)
-
-    def rows(part: Sequence[Sequence[float]]) -> NDArray[Any]:
-        return np.array([[*row, *[math.nan] * (most - len(row))] for row in part], dtype=np.float64)
-
     estimates = {
-        name: Estimate(rows(score["mean"]), rows(score["low"]), rows(score["high"]))
+        name: Estimate(*(np.array(_rectangle(score[part]), dtype=np.float64) for part in ("mean", "low", "high")))
         for name, score in data["scores"].items()
     }
     told = {"schema", "definitions", "layers", "ranked", "scores", "samples", "suite"}
@@ -342,14 +350,14 @@ def _heads_in(data: Mapping[str, Any]) -> Iterable[Ranked]:
         return
     for name, value in data.items():
         if isinstance(value, Mapping):  # the predecessor's: module path, then head
-            number = _layer_number(name)
+            number = layer_number(name)
             yield from (((number, int(head)), _mean(scores)) for head, scores in value.items())
         else:  # the paper's: "layer-head"
             layer, head = name.split("-")
             yield (int(layer), int(head)), _mean(value)
 
 
-def _layer_number(path: str) -> int:
+def layer_number(path: str) -> int:
     """The first part of a module path that is a number, as in `model.layers.3.self_attn.attn`."""
     return next(int(part) for part in [*path.split("."), path] if part.isdigit() or part == path)
 
@@ -359,11 +367,17 @@ def _mean(scores: Any) -> float:
 
 
 def _stacked(records: Sequence[Record], score: str) -> NDArray[Any]:
-    """`[samples, layers, heads]`."""
+    """`[samples, layers, heads]`, NaN beyond a layer's heads."""
     import numpy as np
 
     stacked: list[HeadScores] = [record.heads for record in records if record.heads is not None]
-    return np.array([heads[score] for heads in stacked], dtype=np.float64)
+    return np.array([_rectangle(heads[score]) for heads in stacked], dtype=np.float64)
+
+
+def _rectangle(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """As many heads for every layer, NaN beyond its own."""
+    most = max(map(len, rows))
+    return [[*row, *[math.nan] * (most - len(row))] for row in rows]
 
 
 def _estimate(values: NDArray[Any]) -> Estimate:
@@ -390,7 +404,10 @@ def _everything(detection: Detection, facts: Mapping[str, Any]) -> dict[str, Any
         "ranked": [[*head, round(value, _DIGITS)] for head, value in detection.ranked()],
         "scores": {
             name: {
-                part: [[round(float(value), _DIGITS) for value in row] for row in getattr(estimate, part)]
+                part: [
+                    [round(float(value), _DIGITS) for value in row[: layer.heads]]
+                    for row, layer in zip(getattr(estimate, part), detection.layers, strict=True)
+                ]
                 for part in ("mean", "low", "high")
             }
             for name, estimate in detection.estimates.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval_heads.errors import RetrievalHeadsError
-from retrieval_heads.heads import RETRIEVAL_THRESHOLD, HeadTable
+from retrieval_heads.heads import RETRIEVAL_THRESHOLD, HeadTable, Layer
 from retrieval_heads.report import StoredRun, write_report
 from retrieval_heads.results import Record
 
@@ -93,9 +93,7 @@ def draw_heads(table: HeadTable, path: Path, title: str, suffix: str = "") -> li
         path.with_name(f"{path.stem}{suffix}{path.suffix}"),
         title=title,
         top=table.ranked(first)[:RINGED],
-        marked_layers={
-            row: "sliding window" for row, layer in enumerate(table.layers) if layer.sliding_window is not None
-        },
+        marked_layers=_marked(table.layers),
         layer_labels=[str(layer.number) for layer in table.layers],
     )
     return paths + score_distribution(
@@ -104,3 +102,16 @@ def draw_heads(table: HeadTable, path: Path, title: str, suffix: str = "") -> li
         threshold=RETRIEVAL_THRESHOLD,
         title=title,
     )
+
+
+def _marked(layers: Sequence[Layer]) -> dict[int, str]:
+    """What is said beside the axis of layers that cannot see the whole context, or cannot be scored."""
+    marked = {}
+    for row, layer in enumerate(layers):
+        if not layer.heads:
+            marked[row] = f"unscored {layer.kind}"
+        elif layer.sliding_window is not None:
+            marked[row] = "sliding window"
+        elif layer.kind != layers[0].kind or layer.kind == "gated delta":
+            marked[row] = layer.kind
+    return marked

@@ -15,7 +15,7 @@ import torch
 from oracle import Prompt
 from torch import Tensor
 
-from retrieval_heads.tracing import probe
+from retrieval_heads.tracing import layer_kinds, probe
 from retrieval_heads.tracing.attention import RowScores, score_rows_dense
 from retrieval_heads.tracing.keys import KeyOrder
 from retrieval_heads.tracing.probe import Probe, Rows
@@ -75,18 +75,19 @@ def heads_transposed(prompt: Prompt) -> AbstractContextManager[Any]:
     """Takes queries to lie channel by channel rather than head by head."""
     right = Probe.take
 
-    def take(self: Probe, attention: Any, query: Tensor) -> None:
-        right(self, attention, query.unflatten(-1, (attention.head_size, -1)).transpose(1, 2).flatten(1))
+    def take(self: Probe, layer: int, module: Any, values: tuple[Tensor, ...]) -> None:
+        mixed = values[0].flatten(1).unflatten(-1, (module.head_size, -1)).transpose(1, 2)
+        right(self, layer, module, (mixed,))
 
     return mock.patch.object(Probe, "take", take)
 
 
 @contextmanager
 def _scored(change: Callable[[Callable[..., RowScores]], Callable[..., RowScores]]) -> Iterator[None]:
-    right = probe.scorer
+    right = layer_kinds.scorer
     with (
-        mock.patch.object(probe, "scorer", lambda device: change(right(device))),
-        mock.patch.object(probe, "score_rows_dense", change(score_rows_dense)),
+        mock.patch.object(layer_kinds, "scorer", lambda device: change(right(device))),
+        mock.patch.object(layer_kinds, "score_rows_dense", change(score_rows_dense)),
     ):
         yield
 
@@ -113,7 +114,7 @@ def naive_cache_read(prompt: Prompt) -> AbstractContextManager[Any]:
         block_size, width = attention.kv_cache.shape[2:]
         return KeyOrder((block_size, attention.head_size), (width, 1), torch.arange(0))
 
-    return mock.patch.object(probe, "_order", order)
+    return mock.patch.object(layer_kinds, "_order", order)
 
 
 def no_window_mask(prompt: Prompt) -> AbstractContextManager[Any]:

@@ -8,14 +8,21 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnsight.modeling.vllm import VLLM
 from oracle import BOS, END, VOCABULARY, write_tokenizer
+from safetensors.torch import load_file, save_file
 from stepping import finish
 
 from retrieval_heads.engine.vllm import Engine
+from retrieval_heads.tracing.gated_delta import causal_conv, effective_weights, recurrence
+from retrieval_heads.tracing.layer_kinds import conv_weight, into_latent_space, projected
+from retrieval_heads.tracing.worker import runner
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -33,12 +40,46 @@ SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 WINDOW = 128
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaForCausalLM", {"head_dim": 32}),
-    "qwen2 (biases)": ("Qwen2ForCausalLM", {}),
-    "qwen3 (q/k norm)": ("Qwen3ForCausalLM", {"head_dim": 32}),
-    "mistral (windows)": ("MistralForCausalLM", {"sliding_window": WINDOW, "head_dim": 64}),
-    "gemma3 (q/k norm, mixed windows)": (
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model of random weights.
+
+    Args:
+        architecture: Its class in transformers and in vLLM.
+        options: Of its config, beside `SIZES`.
+        engine: vLLM's arguments, beside those of all.
+        windows: Of its layers; none where nothing is said.
+        others: Configs of the other parts of a model that is more than its language model.
+    """
+
+    architecture: str
+    options: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    windows: tuple[int | None, ...] = (None,) * 4
+    others: dict[str, Any] = field(default_factory=dict)
+
+
+MODELS: dict[str, Tiny] = {
+    "Llama": Tiny("LlamaForCausalLM", {"head_dim": 32}),
+    "Qwen2 (biases)": Tiny("Qwen2ForCausalLM"),
+    "Qwen3 (q/k norm)": Tiny("Qwen3ForCausalLM", {"head_dim": 32}),
+    "Mistral (windows)": Tiny("MistralForCausalLM", {"sliding_window": WINDOW, "head_dim": 64}, windows=(WINDOW,) * 4),
+    "Gemma 2 (soft cap, mixed windows)": Tiny(
+        "Gemma2ForCausalLM",
+        {
+            "sliding_window": WINDOW,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "attn_logit_softcapping": 30.0,
+            "tie_word_embeddings": True,
+        },
+        windows=(WINDOW, None) * 2,
+    ),
+    "Gemma 3 (q/k norm, mixed windows)": Tiny(
         "Gemma3ForCausalLM",
         {
             "sliding_window": WINDOW,
@@ -46,8 +87,87 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "query_pre_attn_scalar": 32,
             "layer_types": ["sliding_attention", "full_attention"] * 2,
         },
+        windows=(WINDOW, None) * 2,
     ),
-    "phi3 (fused qkv)": ("Phi3ForCausalLM", {}),
+    "Phi-3 (fused qkv)": Tiny("Phi3ForCausalLM"),
+    "gpt-oss (sinks, experts, mixed windows)": Tiny(
+        "GptOssForCausalLM",
+        {
+            "head_dim": 32,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 64,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+            },
+        },
+        windows=(WINDOW, None) * 2,
+    ),
+    "Mixtral (experts)": Tiny("MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "DeepSeek-V3 (latent attention)": Tiny(
+        "DeepseekV3ForCausalLM",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 64,
+            "kv_lora_rank": 512,
+            "qk_rope_head_dim": 64,
+            "qk_nope_head_dim": 32,
+            "v_head_dim": 32,
+            "first_k_dense_replace": 4,
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            **EXPERTS,
+        },
+        {
+            "attention_config": {"backend": "CPU_MLA"},
+            "block_size": 16,
+            # vLLM 0.32's rotary kernel on CPU takes token t's head h, where pairs are interleaved, to stand at position
+            # t × heads + h. Its plain torch form does not.
+            "compilation_config": {"custom_ops": ["-rotary_embedding"]},
+        },
+    ),
+    "Qwen2-Audio, as a text model": Tiny(
+        "Qwen2AudioForConditionalGeneration",
+        {"model_type": "qwen2"},
+        {"language_model_only": True},
+        others={
+            "audio_config": {
+                "model_type": "qwen2_audio_encoder",
+                "d_model": 32,
+                "encoder_layers": 1,
+                "encoder_attention_heads": 2,
+                "encoder_ffn_dim": 32,
+            }
+        },
+    ),
+}
+GATED_DELTA = "Qwen3-Next (gated delta layers, experts)"
+"""vLLM has this one in bfloat16 alone on CPU."""
+MODELS_IN_BFLOAT16: dict[str, Tiny] = {
+    GATED_DELTA: Tiny(
+        "Qwen3NextForCausalLM",
+        {
+            "head_dim": 64,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 64,
+            "linear_value_head_dim": 64,
+            "linear_conv_kernel_dim": 4,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 64,
+            **EXPERTS,
+        },
+        {"dtype": "bfloat16", "block_size": None},
+    ),
 }
 PROMPT_TOKENS = 300
 NEEDLE_SPAN = (200, 212)
@@ -60,40 +180,48 @@ def tokens() -> list[int]:
     return torch.randint(END + 1, VOCABULARY, (PROMPT_TOKENS,), generator=random).tolist()
 
 
-def build(architecture: str, options: dict[str, Any], folder: Path) -> None:
+def build(model: Tiny, folder: Path) -> None:
     """Write a model of random weights."""
     import transformers
 
-    kind = getattr(transformers, architecture)
+    kind = getattr(transformers, model.architecture)
+    options = SIZES | model.options
+    config = kind.config_class(**({"text_config": options, **model.others} if model.others else options))
     torch.manual_seed(0)
-    model = kind(kind.config_class(**SIZES | options)).float()
-    for name, parameter in model.named_parameters():
+    made = kind(config).float()
+    for name, parameter in made.named_parameters():
         if name.endswith(("bias", "sinks")):  # they start as zeros
             torch.nn.init.normal_(parameter, std=0.5)
-    model.save_pretrained(folder)
+        if name.endswith("A_log"):  # so that a head remembers some hundreds of tokens
+            torch.nn.init.uniform_(parameter, -8.0, -4.0)
+    made.save_pretrained(folder)
+    if model.others:  # transformers doubles a part of the names that published checkpoints have, and vLLM reads
+        file = folder / "model.safetensors"
+        weights = {name.replace(".model.model.", ".model."): weight for name, weight in load_file(file).items()}
+        save_file(weights, file, {"format": "pt"})
     write_tokenizer(folder)
 
 
-def main(out: str, folder: str) -> None:
+def main(out: str, folder: str, *names: str) -> None:
     found: dict[str, Any] = {}
-    for name, (architecture, options) in MODELS.items():
+    models = MODELS | MODELS_IN_BFLOAT16
+    for name in names or models:
         try:
-            found[name] = run(architecture, options, Path(folder) / architecture)
+            found[name] = run(models[name], Path(folder) / models[name].architecture)
         except Exception as error:
+            traceback.print_exc()
             found[name] = {"error": f"{type(error).__name__}: {error}"}
         gc.collect()  # the engine before the next one
+        VLLM._cleanup_distributed()  # a group made for a dense model has no part for experts
     torch.save(found, out)
     sys.stdout.flush()
     os._exit(0)  # nothing of the engine is worth an orderly end
 
 
-def run(architecture: str, options: dict[str, Any], folder: Path) -> dict[str, Any]:
-    build(architecture, options, folder)
-    engine = Engine(
-        str(folder),
-        {"dtype": "float32", "block_size": 32, "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20},
-        traced=True,
-    )
+def run(model: Tiny, folder: Path) -> dict[str, Any]:
+    build(model, folder)
+    arguments = {"dtype": "float32", "block_size": 32, "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20}
+    engine = Engine(str(folder), {**arguments, **model.engine}, traced=True)
     ids = tokens()
     needle = ids[slice(*NEEDLE_SPAN)]
     rows = {
@@ -108,12 +236,77 @@ def run(architecture: str, options: dict[str, Any], folder: Path) -> dict[str, A
     finish(engine)
     engine.replay("replay", [*ids, *needle[:-1]], rows, QUESTION_SPAN[0])
     finished = finish(engine)["replay"]
+    kinds = {layer["kind"] for layer in engine.layers}
     return {
+        "rebuilt": rebuilt(engine, ids) if kinds & REBUILT.keys() else {},
         "error": finished.error,
         "scores": finished.head_scores,
+        "names": engine.scores,
         "cached_tokens": finished.cached_tokens,
-        "windows": [layer["sliding_window"] for layer in engine.layers],
+        "has_prefix_cache": engine.info["enable_prefix_caching"],
+        "layers": engine.layers,
     }
+
+
+def rebuilt(engine: Engine, ids: list[int]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """By layer, the heads' outputs as vLLM has them and as our weights sum the values, `[tokens, heads, size]`."""
+    from vllm import SamplingParams, TokensPrompt
+
+    model, layers = engine.traced.model, [layer for layer in engine.layers if layer["kind"] in REBUILT]
+    envoys = {envoy.path: envoy for envoy in model.modules()}
+    found = {}
+    for layer in layers:
+        envoy, kind = envoys[layer["path"]], layer["kind"]
+        with model.edit(name=layer["path"]) as (tracer, _):
+            parts = []
+            for _step in tracer.iter[:]:
+                if kind == "gated delta":
+                    given = (envoy.in_proj_qkvz.output[0], envoy.in_proj_ba.output[0])
+                    out = envoy.norm.inputs[0][0]
+                else:
+                    given = envoy.inputs[0][:3]
+                    out = envoy.output
+                parts.append([each.clone() for each in (*given, out)])
+                seen = list(parts).save()  # noqa: F841 - comes back on the output
+        parameters = SamplingParams(max_tokens=1, extra_args={"nnsight_edits": [layer["path"]]})
+        prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=layer["path"])
+        engine.traced.engine.add_request(layer["path"], prompt, parameters)
+        outputs: list[Any] = []
+        while engine.traced.engine.has_unfinished_requests():
+            outputs += engine.traced.engine.step()
+        module = dict(runner().model.named_modules())[layer["path"].removeprefix("model.")]
+        *given, out = (torch.cat(each) for each in zip(*outputs[0].saves["seen"], strict=True))
+        found[layer["number"]] = REBUILT[kind](module, given, out)
+    return found
+
+
+def latent_output(module: Any, given: list[torch.Tensor], out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax over the latents, their weighted sum, and each head's values of it."""
+    q, latents, rotated = given
+    keys = torch.cat([latents, rotated.flatten(1)], dim=-1)
+    scores = torch.einsum("thd,sd->hts", into_latent_space(module, q), keys) * module.scale
+    weights = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1)
+    values = torch.einsum("hts,sd,hdv->thv", weights, latents, module.W_UV)
+    return out.view_as(values), values
+
+
+def gated_delta_output(module: Any, given: list[torch.Tensor], out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted sum of the values, whose part of the convolution the product code leaves out."""
+    mixed, b, a = projected(module, *given)
+    weight = conv_weight(module)
+    found = recurrence(
+        mixed, weight, b, a, module.A_log, module.dt_bias, k_heads=module.num_k_heads, head_k_dim=module.head_k_dim
+    )
+    skipped = 2 * module.key_dim
+    values = causal_conv(mixed[:, skipped:], weight[skipped:]).unflatten(-1, (-1, module.head_v_dim))
+    q = found.q.repeat_interleave(module.num_v_heads // module.num_k_heads, dim=1)
+    total = torch.zeros_like(values)
+    for start, weights in effective_weights(q, 0, found.keys, found.log_decay, found.strength):
+        total += torch.einsum("ths,shv->thv", weights, values[start : start + weights.shape[-1]])
+    return out.float().view_as(total), total
+
+
+REBUILT = {"latent attention": latent_output, "gated delta": gated_delta_output}
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ def run(name: str, design: Design, model: Path) -> dict[str, Any]:
     answers = {prompt: finished.token_ids for prompt, finished in finish(engine).items()}
     found = {
         "layers": engine.layers,
+        "scores": engine.scores,
         "answers": answers,
         "replays": replay(engine, PROMPTS, answers),
         "mistakes": {},

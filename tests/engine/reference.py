@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -32,6 +33,28 @@ def attention_rows(folder: str, ids: list[int], first: int, *, chunk: int = 512)
             cache = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
         out = model(torch.tensor([ids[first:]]), past_key_values=cache, output_attentions=True, logits_to_keep=1)
     return Reference(torch.stack([layer[0] for layer in out.attentions]), first)
+
+
+def gated_delta_rows(folder: str, ids: list[int]) -> dict[int, torch.Tensor]:
+    """Effective attention of every gated delta layer, `[heads, rows, keys]`, signed, by layer.
+
+    The output is linear in the values: given the identity for values, transformers' own recurrence puts out weights.
+    """
+    from transformers.models.qwen3_next import modeling_qwen3_next as modeling
+
+    found: dict[int, torch.Tensor] = {}
+    right = modeling.torch_chunk_gated_delta_rule
+    layers = [layer for layer, kind in enumerate(_model(folder).config.layer_types) if kind == "linear_attention"]
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> Any:
+        each = torch.eye(value.shape[1])[None, :, None].expand(-1, -1, value.shape[2], -1)
+        weights, _ = modeling.torch_recurrent_gated_delta_rule(query, key, each, **options)
+        found[layers[len(found)]] = weights[0].transpose(0, 1)
+        return right(query, key, value, **options)
+
+    with torch.inference_mode(), mock.patch.object(modeling, "torch_chunk_gated_delta_rule", watched):
+        _model(folder)(torch.tensor([ids]), logits_to_keep=1)
+    return found
 
 
 def head_scores(
@@ -71,8 +94,10 @@ _models: dict[str, Any] = {}
 
 def _model(folder: str) -> Any:
     if folder not in _models:
-        from transformers import AutoModelForCausalLM
+        import transformers
 
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        config = transformers.AutoConfig.from_pretrained(folder)
+        kind = getattr(transformers, config.architectures[0])
+        model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         _models[folder] = model.eval()
     return _models[folder]

@@ -43,9 +43,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def scores(run: dict[str, Any], replay: dict[str, Any], prompt: Prompt) -> dict[str, Any]:
     """What a cell's result says, each `[layers][heads]`; the replay's argmax positions are left out."""
-    named = None if replay["head_scores"] is None else replay["head_scores"][:4]
-    heads: dict[str, Any] = scores_of(Finished(**{**replay, "head_scores": named}), request_of(prompt), run["layers"])
-    return heads["heads"]
+    names = run["scores"]
+    figures = None if replay["head_scores"] is None else replay["head_scores"][: len(names)]
+    finished = Finished(**{**replay, "head_scores": figures})
+    heads: dict[str, Any] = scores_of(finished, request_of(prompt), names, run["layers"])["heads"]
+    return heads
 
 
 def faults(design: str, prompt: Prompt, copy: list[list[float]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError
 from retrieval_heads.tracing import probe
 from retrieval_heads.tracing.attention import RowScores
+from retrieval_heads.tracing.layer_kinds import SoftmaxAttention, Step, Taken
 from retrieval_heads.tracing.probe import Probe, Rows, _copies
 
 pytestmark = pytest.mark.engine
@@ -79,38 +81,94 @@ def stepping(monkeypatch: pytest.MonkeyPatch, computed: int, tokens: int) -> Non
     monkeypatch.setattr(probe, "runner", lambda: SimpleNamespace(input_batch=batch))
 
 
-def test_a_replay_split_over_steps_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_groups", lambda asked: [[0]])
-    monkeypatch.setattr(probe, "_score", lambda asked, first, row, span: [part(len(asked[0].rows))])
-    monkeypatch.setattr(probe, "_gather", lambda scores: scores)
-    attention = SimpleNamespace(head_size=4)
-    one = Probe(rows(7, 8, 9), layers=1)
-    for computed, tokens in ((12, 10), (22, 3), (25, 7)):
+class Kind(SoftmaxAttention):
+    """Scores nothing, so that what is left is the bookkeeping."""
+
+    def __init__(self, heads: int = 2, *, needs_whole_context: bool = False) -> None:
+        self.count, self.needs_whole_context = heads, needs_whole_context
+
+    def take(self, module: Any, values: Any, step: Step, memory: dict[str, Any]) -> torch.Tensor:
+        memory["tokens"] = memory.get("tokens", 0) + step.tokens
+        return values[0][step.rows]
+
+    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
+        assert all(one.memory["tokens"] == step.position + step.tokens for one in taken) or not self.needs_whole_context
+        return [part(len(one.rows), self.count) for one in taken]
+
+
+def run_steps(monkeypatch: pytest.MonkeyPatch, one: Probe, *steps: tuple[int, int]) -> bool:
+    is_done = False
+    for computed, tokens in steps:
         stepping(monkeypatch, computed, tokens)
         one.begin_step()
-        one.take(attention, torch.zeros(tokens, 8))
+        for layer in range(len(one.kinds)):
+            one.take(layer, None, (torch.zeros(tokens, 2, 4),))
         is_done = one.end_step()
-    assert is_done
+    return is_done
+
+
+def test_a_replay_split_over_steps_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "gather_heads", lambda layers: torch.stack(layers, dim=1))
+    one = Probe(rows(7, 8, 9), [Kind()])
+    assert run_steps(monkeypatch, one, (12, 10), (22, 3), (25, 7))
     result = one.result()
     assert result.shape == (4, 1, 2)
     torch.testing.assert_close(result[2:], torch.full((2, 1, 2), float(np.exp(-1))))
 
 
+def test_layers_with_fewer_heads_end_in_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.distributed.get_tensor_model_parallel_world_size", lambda: 1)
+    one = Probe(rows(7, 8, 9), [Kind(2), Kind(5), Kind(2)])
+    assert run_steps(monkeypatch, one, (12, 20))
+    assert one.result().isnan().sum(-1)[0].tolist() == [3, 0, 3]
+
+
+def test_heads_of_all_ranks_stand_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(mine: torch.Tensor, dim: int) -> torch.Tensor:
+        return torch.cat([mine, mine + 10], dim=dim)  # rank 1 has the heads after these
+
+    monkeypatch.setattr("vllm.distributed.get_tensor_model_parallel_world_size", lambda: 2)
+    monkeypatch.setattr("vllm.distributed.tensor_model_parallel_all_gather", gather)
+    found = probe.gather_heads([torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.0]])])
+    torch.testing.assert_close(
+        found[0], torch.tensor([[0, 1, 2, 10, 11, 12], [0, 10, *[np.nan] * 4]]), equal_nan=True, check_dtype=False
+    )
+
+
 def test_rows_that_came_from_the_cache_are_an_error_and_not_a_short_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = Probe(rows(7, 8, 9), layers=1)
+    one = Probe(rows(7, 8, 9), [Kind()])
     stepping(monkeypatch, 24, 8)
     with pytest.raises(ValueError, match="rows 20 to 23 came from the prefix cache"):
         one.begin_step()
 
 
+def test_a_layer_that_needs_the_whole_context_refuses_a_cached_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Probe(rows(7, 8, 9), [Kind(), Kind(needs_whole_context=True)])
+    stepping(monkeypatch, 12, 20)
+    with pytest.raises(ValueError, match="tokens 0 to 11 came from the prefix cache; a layer needs all"):
+        one.begin_step()
+
+
+def test_a_preempted_replay_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "gather_heads", lambda layers: torch.stack(layers, dim=1))
+    one = Probe(rows(7, 8, 9), [Kind(needs_whole_context=True)])
+    assert run_steps(monkeypatch, one, (0, 22), (0, 22), (22, 10))
+    assert one.result().shape == (4, 1, 2)
+
+
 def test_fewer_rows_than_answer_ids_are_an_error() -> None:
-    one = Probe(rows(7, 8, 9), layers=1)
+    one = Probe(rows(7, 8, 9), [Kind()])
     one.found = [[part(11)]]
     with pytest.raises(ValueError, match="11 rows were scored where 12 were wanted"):
         one.result()
 
 
-LAYERS = [{"path": "model.layers.0.attn"}, {"path": "model.layers.1.attn"}]
+LAYERS = [
+    {"path": "model.layers.0.attn", "heads": 3},
+    {"path": "model.layers.1.mixer", "heads": 0},
+    {"path": "model.layers.2.attn", "heads": 2},
+]
+NAMES = ("copy", "copy_reference", "mass", "query")
 
 
 def finished(scores: Any, error: str | None = None) -> Finished:
@@ -123,19 +181,25 @@ def request(question_span: tuple[int, int] = (20, 23)) -> Request:
 
 def test_nan_names_its_layer_and_head() -> None:
     scores = np.zeros((4, 2, 3))
-    scores[2, 1, 2] = np.nan
-    with pytest.raises(EngineError, match=r"NaN in the queries or keys of model\.layers\.1\.attn, head 2"):
-        scores_of(finished(scores), request(), LAYERS)
+    scores[2, 1, 1] = np.nan
+    with pytest.raises(EngineError, match=r"NaN in the queries or keys of model\.layers\.2\.attn, head 1"):
+        scores_of(finished(scores), request(), NAMES, LAYERS)
+
+
+def test_every_layer_has_a_row_of_its_own_heads() -> None:
+    scores = np.arange(24).reshape(4, 2, 3).astype(float)
+    scores[:, 1, 2] = np.nan
+    assert scores_of(finished(scores), request(), NAMES, LAYERS)["heads"]["copy"] == [[0, 1, 2], [], [3, 4]]
 
 
 def test_what_the_probe_raised_is_told() -> None:
     with pytest.raises(EngineError, match="not scored: rows 1 to 2"):
-        scores_of(finished(None, "rows 1 to 2 came from the prefix cache"), request(), LAYERS)
+        scores_of(finished(None, "rows 1 to 2 came from the prefix cache"), request(), NAMES, LAYERS)
 
 
 def test_without_a_question_query_is_not_measured() -> None:
     scores = np.zeros((4, 2, 3))
     scores[3] = np.nan
-    told = scores_of(finished(scores), request((0, 0)), LAYERS)
+    told = scores_of(finished(scores), request((0, 0)), NAMES, LAYERS)
     assert set(told["heads"]) == {"copy", "copy_reference", "mass"}
     assert told["replay"]["computed_tokens"] == 8

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,6 @@ from retrieval_heads.config import Needle, Prompt
 from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import ConfigError, EngineError, PromptError
 from retrieval_heads.haystack import Haystack, read_text
-from retrieval_heads.heads import SCORES
 from retrieval_heads.prompt import BuiltPrompt, Frame, PromptBuilder, Tokenizer
 from retrieval_heads.results import Record
 from retrieval_heads.reuse import Prefix
@@ -243,18 +242,28 @@ def answer_of(finished: Finished) -> dict[str, Any]:
     return answer if finished.prompt_logprob is None else {**answer, "prompt_logprob": finished.prompt_logprob}
 
 
-def scores_of(finished: Finished, request: Request, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def scores_of(
+    finished: Finished, request: Request, names: Sequence[str], layers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What a finished replay says of a cell: `heads` and `replay`.
+
+    Args:
+        finished: The replay.
+        request: The cell's.
+        names: Of the scores that its figures are, in order.
+        layers: The model's; a row of heads for each, empty where a layer cannot be scored.
 
     Raises:
         EngineError: The probe failed, or a layer's queries or keys hold NaN.
     """
     if finished.error is not None or finished.head_scores is None:
         raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
-    scores = dict(zip(SCORES, finished.head_scores.tolist(), strict=True))
-    for layer, heads in enumerate(scores["mass"]):
+    scores = {
+        name: list(_by_layer(rows, layers)) for name, rows in zip(names, finished.head_scores.tolist(), strict=True)
+    }
+    for layer, heads in zip(layers, scores["mass"], strict=True):
         if broken := [head for head, value in enumerate(heads) if not math.isfinite(value)]:
-            where = f"{layers[layer]['path']}, head {', '.join(map(str, broken))}"
+            where = f"{layer['path']}, head {', '.join(map(str, broken))}"
             raise EngineError(f"the heads were not scored: NaN in the queries or keys of {where}")
     if request.facts["question_span"][0] == request.facts["question_span"][1]:
         del scores["query"]
@@ -266,6 +275,13 @@ def scores_of(finished: Finished, request: Request, layers: Sequence[Mapping[str
             "seconds": finished.seconds,
         },
     }
+
+
+def _by_layer(rows: Sequence[Sequence[float]], layers: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[float]]:
+    """A row of each layer's own heads; `rows` are those of scored layers alone, as long as the longest."""
+    scored = iter(rows)
+    for layer in layers:
+        yield next(scored)[: layer["heads"]] if layer["heads"] else []
 
 
 def _template_text(template: str | None) -> str | None:

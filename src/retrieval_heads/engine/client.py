@@ -121,17 +121,17 @@ class EngineClient:
         found: Message = self._call({"do": "result", "key": key})["result"]
         return found
 
-    def finished(self, after: int) -> tuple[list[tuple[str, Message]], int]:
+    def finished(self, after: int) -> tuple[list[tuple[str, Message]], Message]:
         """Wait for results, whichever come first.
 
         Args:
             after: How many are known already.
 
         Returns:
-            Those beyond these, each with its key, as they came; and the steps that the engine has done.
+            Those beyond these, each with its key, as they came; and what the engine has done, as `counters` tells it.
         """
         reply = self._call({"do": "finished", "after": after})
-        return [(key, result) for key, result in reply["results"]], reply["steps"]
+        return [(key, result) for key, result in reply["results"]], reply["done"]
 
     def ask(
         self,

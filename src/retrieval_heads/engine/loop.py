@@ -188,5 +188,5 @@ class Loop:
         self.in_flight[name] = partial(self._scored, key, request, answer)
 
     def _scored(self, key: str, request: Request, answer: Message, finished: Finished) -> None:
-        scores = scores_of(finished, request, self.engine.layers)
+        scores = scores_of(finished, request, self.engine.scores, self.engine.layers)
         self.server.finish(key, {"status": "done", **request.facts, **scores, "answer": answer})

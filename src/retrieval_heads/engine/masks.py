@@ -50,7 +50,7 @@ class Masks:
             ResultsError: The suite that was to find them found none.
         """
         layers, maskable = self.engine.layers, set(self.engine.maskable)
-        shape = {layer["number"]: layer["heads"] for layer in layers if layer["number"] in maskable}
+        shape = {layer["number"]: layer["heads"] for layer in layers if layer["number"] in maskable and layer["heads"]}
         chosen = Arm.of(arm)
         if not chosen.count:
             return None

@@ -24,7 +24,7 @@ from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProces
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.routing import ANSWER, Asked, share_out
-from retrieval_heads.engine.server import Server
+from retrieval_heads.engine.server import Done, Server
 from retrieval_heads.engine.stored import complete_answers
 from retrieval_heads.errors import ConfigError, EngineError, RetrievalHeadsError
 
@@ -107,7 +107,7 @@ class Replica(EngineProcess):
         """The connection that cells are submitted through."""
         self.outstanding: dict[str, int] = {}
         """Tokens of the jobs that it was given and has not answered, by their key."""
-        self.steps = 0
+        self.done = Done()
 
     @property
     def load(self) -> int:
@@ -201,13 +201,14 @@ class Router:
         client, known = EngineClient(replica.address), 0
         try:
             while True:
-                results, replica.steps = client.finished(known)
+                results, done = client.finished(known)
+                replica.done = Done(**done)
                 known += len(results)
                 for key, result in results:
                     if (result.get("mask") or {}).get("mode") == "mean":
                         self.measured.setdefault(result["recipe"]["hash"], replica)
                     self.server.finish(key, result)
-                self.server.steps = sum(one.steps for one in self.replicas)
+                self.server.done = Done.sum(one.done for one in self.replicas)
                 with self.routing:
                     for key, _ in results:
                         del replica.outstanding[key]

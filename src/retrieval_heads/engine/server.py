@@ -16,8 +16,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from retrieval_heads.engine.messages import Message, receive, send
@@ -49,6 +49,12 @@ class Done:
     reusable_tokens: int = 0
     """What a cache that holds everything would have given, the cells asked in the same order."""
 
+    @classmethod
+    def sum(cls, each: Iterable[Done]) -> Done:
+        """Of several engines."""
+        each = list(each)
+        return cls(**{one.name: sum(getattr(done, one.name) for done in each) for one in fields(cls)})
+
     def count_step(self, seconds: float, gap: float) -> None:
         """One more step, and the gap before it."""
         self.steps += 1
@@ -79,7 +85,7 @@ class Server:
     key: str
     jobs: dict[str, Job] = field(default_factory=dict)
     waiting: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
-    done: list[str] = field(default_factory=list)
+    answered: list[str] = field(default_factory=list)
     """Keys of the cells that have a result, as they came."""
     changed: threading.Condition = field(default_factory=threading.Condition)
     info: Message | None = None
@@ -112,7 +118,7 @@ class Server:
         with self.changed:
             self.jobs[key].result = result
             if self.jobs[key].ask["do"] == "cell":
-                self.done.append(key)
+                self.answered.append(key)
             self.changed.notify_all()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -172,9 +178,9 @@ class Server:
     def _finished(self, message: Message) -> Message:
         after = message["after"]
         with self.changed:
-            self.changed.wait_for(lambda: len(self.done) > after or self.failure is not None)
-            results = [[key, self.jobs[key].result] for key in self.done[after:]]
-        return {"results": results, "steps": self.steps} if results else self._fatal()
+            self.changed.wait_for(lambda: len(self.answered) > after or self.failure is not None)
+            results = [[key, self.jobs[key].result] for key in self.answered[after:]]
+        return {"results": results, "done": asdict(self.done)} if results else self._fatal()
 
     def _ask(self, message: Message) -> Message:
         with self.changed:
@@ -223,7 +229,9 @@ def main() -> None:
         server.failed(str(error))
     except BaseException as error:
         traceback.print_exc()
-        server.failed(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+        from retrieval_heads.engine.vllm import plain_reason
+
+        server.failed(f"{type(error).__name__}: {plain_reason(error)}")
     threading.Event().wait()  # clients read why; the launcher ends this process
 
 

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -99,7 +100,10 @@ class Engine:
             defaults["kv_cache_memory_bytes"] = 4 << 30
         arguments = {**defaults, **arguments}
         self.layers: list[dict[str, Any]] = []
-        self.unscored: dict[str, str] = {}
+        self.scores: tuple[str, ...] = ()
+        """Names of what a replay's `head_scores` hold."""
+        self.traced: Any = None
+        """The `retrieval_heads.tracing.traced.TracedModel`, where there is one."""
         self.maskable: list[int] = []
         self._edits: list[str] | None = None
         self.start_seconds = {"import": time.perf_counter() - began}
@@ -132,11 +136,7 @@ class Engine:
             "block_size": config.cache_config.block_size,
             "enable_prefix_caching": bool(config.cache_config.enable_prefix_caching),
             "enforce_eager": bool(config.model_config.enforce_eager),
-            **(
-                {"layers": self.layers, "unscored_layers": self.unscored, "maskable_layers": self.maskable}
-                if traced
-                else {}
-            ),
+            **({"layers": self.layers, "maskable_layers": self.maskable} if traced else {}),
         }
 
     def _traced(self, model: str, arguments: Mapping[str, Any]) -> Any:
@@ -153,10 +153,10 @@ class Engine:
             **arguments,
         }
         traced = TracedModel(model, asked)
-        self.layers, self.unscored = [asdict(layer) for layer in traced.layers], traced.unscored
-        self.maskable = traced.maskable
+        self.layers = [asdict(layer) for layer in traced.layers]
+        self.maskable, self.scores = traced.maskable, traced.scores
         self.start_seconds["tracing"] = traced.install_seconds
-        self._edits = []
+        self.traced, self._edits = traced, []
         return traced.engine
 
     def replay(self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int) -> None:
@@ -166,7 +166,8 @@ class Engine:
             request: Its name.
             ids: Prompt and answer, without the answer's last token.
             rows: The fields of `retrieval_heads.tracing.probe.Rows`.
-            first_row: The first token that must be computed rather than read from the cache.
+            first_row: The first token that must be computed rather than read from the cache; where a layer's scores
+                need the whole context computed, none is read.
 
         Raises:
             EngineError: vLLM refuses the request.
@@ -174,7 +175,8 @@ class Engine:
         from retrieval_heads.engine import scheduler
         from retrieval_heads.tracing import probe
 
-        probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.ARGUMENT: first_row}
+        cap = 0 if self.traced.needs_whole_context else first_row
+        probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.ARGUMENT: cap}
         self._add(request, ids, {"max_tokens": 1, "temperature": 0.0, "extra_args": probed}, priority=-1)
 
     def add(
@@ -231,6 +233,11 @@ class Engine:
         places = {layer: place for place, layer in enumerate(self.maskable)}
         if unknown := [layer for layer, _ in mask["heads"] if layer not in places]:
             raise EngineError(f"the heads of layer {unknown[0]} cannot be masked: it has no output projection")
+        kinds = {layer["number"]: layer["kind"] for layer in self.layers}
+        if mask["mode"] == "uniform" and (odd := {kinds[layer] for layer, _ in mask["heads"]} & {"gated delta"}):
+            raise EngineError(
+                f"the mode uniform cannot mask heads of kind {odd.pop()}: no query makes them see all alike"
+            )
         fields = {
             "mode": mask["mode"],
             "heads": [[places[layer], head] for layer, head in mask["heads"]],
@@ -301,6 +308,19 @@ def _last_line(error: Any) -> str | None:
         return None
     text = error.get("message") or str(error) if isinstance(error, dict) else str(error)
     return text.strip().splitlines()[-1] if text.strip() else "the probe failed"
+
+
+def plain_reason(error: BaseException) -> str:
+    """What vLLM refuses a model for, as one sentence: its own may be a page with every architecture it knows."""
+    text = str(error).strip()
+    if unknown := re.search(r"Model architectures \[(.*?)\] are not supported", text):
+        known = re.findall(r"'(\w+)'", text.partition("Supported architectures")[2])
+        close = difflib.get_close_matches(unknown[1].strip("'"), known, n=3, cutoff=0.8)
+        hint = f"; close to it: {', '.join(close)}" if close else ""
+        return f"vLLM knows {len(known)} architectures, and {unknown[1]} is none of them{hint}"
+    if value := re.search(r"(?:Value|Assertion) error, (.*?)(?: \[type=|$)", text, re.DOTALL):
+        text = value[1]
+    return text.splitlines()[0].strip() if text else type(error).__name__
 
 
 def _supported_version() -> str:

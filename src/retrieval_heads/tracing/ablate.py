@@ -87,22 +87,21 @@ class Mask:
             else:
                 rows[..., head, :] = 0
 
-    def flatten(self, layer: int, attention: Any, query: Tensor) -> None:
+    def flatten(self, layer: int, queries: Tensor) -> None:
         """Make the masked heads attend to every token alike, from the prompt's last token on.
 
         A query of zeros scores every key 0. The prompt's last token is where the paper's code starts to decode.
 
         Args:
             layer: Index of the layer.
-            attention: vLLM's `Attention` module.
-            query: `[tokens of this step, heads × head_size]`, this rank's heads.
+            queries: `[tokens of this step, heads, head_size]`, this rank's heads.
         """
         from nnsight.intervention.interleaver import Mediator
         from vllm.distributed import get_tensor_model_parallel_rank
 
         row = Mediator.current(EDIT).row
         position = int(runner().input_batch.num_computed_tokens_cpu[row])
-        rows = query.unflatten(-1, (-1, attention.head_size))[max(0, self.prompt_tokens - 1 - position) :]
+        rows = queries[max(0, self.prompt_tokens - 1 - position) :]
         heads_here = rows.shape[-2]
         for head in self.heads[layer]:
             if head // heads_here == get_tensor_model_parallel_rank():

@@ -36,6 +36,8 @@ class RowScores:
     """float32, nats: over all visible keys, after scale, soft cap and ALiBi; the sink included when given."""
     span_logsumexp: Tensor
     """float32, nats: over the visible keys in the span, without sink; -inf when the row sees none of them."""
+    argmax_by_value: Tensor | None = None
+    """int32, where weights have a sign: `argmax` is then that of the magnitudes, which both sums are over."""
 
 
 def score_rows(

@@ -10,15 +10,17 @@ The row that predicts answer token t is the one before it: of prompt length P an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from retrieval_heads.tracing.attention import RowScores, score_rows_dense, scorer
-from retrieval_heads.tracing.keys import KeyOrder, UnreadableCache, key_order
+from retrieval_heads.tracing.attention import RowScores
+from retrieval_heads.tracing.layer_kinds import LayerKind, Step, Taken
 from retrieval_heads.tracing.worker import runner
 
 EDIT = "rh_probe"
@@ -27,9 +29,11 @@ EDIT = "rh_probe"
 ARGUMENT = "rh_probe"
 """The key of `extra_args` that says what to score: the fields of `Rows`."""
 
-SCORES = ("copy", "copy_reference", "mass", "query")
 
-_orders: dict[tuple[Any, ...], KeyOrder] = {}
+def scores_of(kinds: Sequence[LayerKind]) -> tuple[str, ...]:
+    """The names of a model's scores, in the order of `Probe.result`."""
+    signed = ("copy_by_value",) if any(kind.is_signed for kind in kinds) else ()
+    return ("copy", "copy_reference", "mass", "query", *signed)
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,6 @@ class Rows:
         return self.answer_rows[1]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A layer's queries of one step: `rows` is `[rows, heads, head_size]`."""
-
-    attention: Any
-    rows: Tensor
-
-
 @dataclass
 class Probe:
     """One request's scores, gathered layer by layer over the steps that its rows take.
@@ -98,86 +94,101 @@ class Probe:
     """
 
     rows: Rows
-    layers: int
+    kinds: Sequence[LayerKind]
+    """Of each layer, in the order in which they run."""
     found: list[list[RowScores]] = field(init=False)
-    asked: list[Asked] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
+    memories: list[dict[str, Any]] = field(init=False)
     covered: int = field(init=False)
-    position: int = 0
-    tokens: int = 0
-    row: int = 0
+    computed: int = 0
+    step: Step = field(init=False)
 
     def __post_init__(self) -> None:
-        self.found = [[] for _ in range(self.layers)]
+        self.found = [[] for _ in self.kinds]
+        self.memories = [{} for _ in self.kinds]
         self.covered = self.rows.first
 
     @classmethod
-    def of_request(cls, layers: int) -> Probe:
+    def of_request(cls, kinds: Sequence[LayerKind]) -> Probe:
         """The probe of the request whose block runs now."""
         request = runner().requests[_request_id()]
-        return cls(Rows.of(request.sampling_params.extra_args), layers)
+        return cls(Rows.of(request.sampling_params.extra_args), kinds)
 
     def begin_step(self) -> None:
         """Find this request's tokens in the batch of this step, from the runner's host copies.
 
         Raises:
-            ValueError: Wanted rows came from the prefix cache, so that their queries are never computed.
+            ValueError: Wanted rows came from the prefix cache, so that their queries are never computed; or any
+                token, where a layer needs them all.
         """
         mediator = _mediator()
-        self.row = mediator.row
-        self.tokens = mediator.batch_group[1]
-        self.position = int(runner().input_batch.num_computed_tokens_cpu[self.row])
-        if self.position > self.covered:
+        tokens = mediator.batch_group[1]
+        position = int(runner().input_batch.num_computed_tokens_cpu[mediator.row])
+        if position > self.covered:
             raise ValueError(
-                f"rows {self.covered} to {self.position - 1} came from the prefix cache; "
+                f"rows {self.covered} to {position - 1} came from the prefix cache; "
                 f"the probe needs rows {self.rows.first} to {self.rows.end - 1}"
             )
+        if position == 0:  # at its start, or again after it was preempted
+            self.memories, self.computed = [{} for _ in self.kinds], 0
+        if position != self.computed and any(kind.needs_whole_context for kind in self.kinds):
+            raise ValueError(f"tokens {self.computed} to {position - 1} came from the prefix cache; a layer needs all")
+        self.computed = position + tokens
+        end = min(self.rows.end, self.computed)
+        wanted = (min(max(self.covered, position), end), end)
+        self.step = Step(mediator.row, position, tokens, wanted, self.rows.needle_span)
 
-    def take(self, attention: Any, query: Tensor) -> None:
-        """Keep this step's wanted rows of the next layer.
+    def take(self, layer: int, module: Any, values: tuple[Tensor, ...]) -> None:
+        """Keep what is wanted of this step's tokens in the next layer.
 
         Args:
-            attention: vLLM's `Attention` module.
-            query: `[tokens of this step, heads × head_size]`, this rank's heads.
+            layer: Its index.
+            module: vLLM's.
+            values: What its kind read, this request's tokens alone.
         """
-        wanted = slice(max(0, self.covered - self.position), self.rows.end - self.position)
-        rows = query.reshape(self.tokens, -1, attention.head_size)[wanted]
-        # A copy: vLLM's kernels go on to write where the queries lie.
-        self.asked.append(Asked(attention, rows.clone()))
+        memory = self.memories[layer]
+        rows = self.kinds[layer].take(module, values, self.step, memory)
+        self.taken.append(Taken(module, rows, memory))
 
     def end_step(self) -> bool:
         """Score what was taken, now that every layer's keys are in its cache; whether every wanted row is scored."""
-        first = max(self.covered, self.position)
-        asked, self.asked = self.asked, []
-        if asked[0].rows.shape[0]:
-            for group in _groups(asked):
-                parts = _score([asked[layer] for layer in group], first, self.row, self.rows.needle_span)
-                for layer, part in zip(group, parts, strict=True):
+        taken, self.taken = self.taken, []
+        first, end = self.step.wanted
+        if first < end:
+            for kind in dict.fromkeys(self.kinds):
+                layers = [layer for layer, one in enumerate(self.kinds) if one is kind]
+                parts = kind.score([taken[layer] for layer in layers], self.step)
+                for layer, part in zip(layers, parts, strict=True):
                     self.found[layer].append(part)
-        self.covered = max(self.covered, min(self.rows.end, self.position + self.tokens))
+            self.covered = end
         return self.covered == self.rows.end
 
     def result(self) -> Tensor:
-        """`[scores, layers, heads]` float32 in the order of `SCORES`; every rank's heads, in order.
+        """`[scores, layers, heads]` float32 in the order of `scores_of`; every rank's heads in order, NaN where a layer
+        has fewer heads than another.
 
         With `positions`, an answer row's argmax for each head follows: `[scores + answer rows, layers, heads]`.
 
         Raises:
             ValueError: The rows scored are not the rows wanted.
         """
-        return _gather(torch.stack([self._layer(parts) for parts in self.found], dim=1))
+        return gather_heads([self._layer(parts) for parts in self.found])
 
     def _layer(self, parts: Sequence[RowScores]) -> Tensor:
         rows = self.rows
         argmax = torch.cat([part.argmax for part in parts])
+        by_value = torch.cat([part.argmax if part.argmax_by_value is None else part.argmax_by_value for part in parts])
         weight = torch.cat([(part.span_logsumexp - part.logsumexp).exp() for part in parts])
         if argmax.shape[0] != rows.end - rows.first:
             raise ValueError(f"{argmax.shape[0]} rows were scored where {rows.end - rows.first} were wanted")
         answer = slice(rows.answer_rows[0] - rows.first, None)
-        argmax = argmax[answer]
+        argmax, by_value = argmax[answer], by_value[answer]
         if argmax.shape[0] != len(rows.answer):
             raise ValueError(f"{argmax.shape[0]} answer rows were scored for {len(rows.answer)} answer ids")
         asked = slice(rows.question_span[0] - rows.first, rows.question_span[1] - rows.first)
         scores = [*_copies(argmax, rows), weight[answer].mean(0), weight[asked].mean(0)]
+        if any(kind.is_signed for kind in self.kinds):
+            scores.append(_copies(by_value, rows)[0])
         return torch.cat([torch.stack(scores), *([argmax.float()] if rows.positions else [])])
 
 
@@ -200,93 +211,28 @@ def _copies(argmax: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     return copied.mean(1), hit.float().sum(0) / (end - start)
 
 
-def _groups(asked: Sequence[Asked]) -> list[list[int]]:
-    """The layers that can be scored together: one block table, one kind of cache, one mask."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for layer, one in enumerate(asked):
-        attention, cache, impl = one.attention, one.attention.kv_cache, one.attention.impl
-        key = (
-            id(_metadata(attention).block_table),
-            (cache.shape, cache.stride(), cache.dtype, one.rows.shape),
-            (impl.scale, attention.sliding_window, impl.logits_soft_cap),
-            getattr(impl, "sinks", None) is None,
-            id(getattr(impl, "alibi_slopes", None)),
-        )
-        groups.setdefault(key, []).append(layer)
-    return list(groups.values())
+def gather_heads(layers: Sequence[Tensor]) -> Tensor:
+    """Every rank's heads of every layer, side by side.
 
+    Args:
+        layers: `[figures, heads of this rank]` each; as many heads on every rank.
 
-def _score(asked: Sequence[Asked], first: int, row: int, span: tuple[int, int]) -> list[RowScores]:
-    """Score a group's layers; row 0 of each is at position `first`."""
-    attentions = [one.attention for one in asked]
-    attention, impl = attentions[0], attentions[0].impl
-    cache, order, window = attention.kv_cache, _order(attention), attention.sliding_window
-    block_size, last = order.shape[0], first + asked[0].rows.shape[0] - 1
-    block_ids = _metadata(attention).block_table[row, : last // block_size + 1]
-    options = {
-        "scale": float(impl.scale),
-        "span": span,
-        "sliding_window": window,
-        "soft_cap": impl.logits_soft_cap or None,
-        "alibi_slopes": getattr(impl, "alibi_slopes", None),
-    }
-    has_sinks = getattr(impl, "sinks", None) is not None
-    views = [order.view(each.kv_cache) for each in attentions]
-    if all(view is not None for view in views):
-        scores = scorer(cache.device)(
-            torch.stack([one.rows for one in asked]),
-            views,
-            block_ids,
-            first,
-            sinks=torch.stack([each.impl.sinks for each in attentions]) if has_sinks else None,
-            k_scale=torch.stack([each._k_scale.view(()) for each in attentions])
-            if cache.dtype == torch.uint8
-            else None,
-            **options,
-        )
-        return [
-            RowScores(scores.argmax[layer], scores.logsumexp[layer], scores.span_logsumexp[layer])
-            for layer in range(len(asked))
-        ]
-    first_block = max(0, first - window + 1) // block_size if window else 0
-    return [
-        score_rows_dense(
-            one.rows,
-            order.read(one.attention.kv_cache, block_ids[first_block:]),
-            first,
-            first_key=first_block * block_size,
-            sinks=one.attention.impl.sinks if has_sinks else None,
-            **options,
-        )
-        for one in asked
-    ]
-
-
-def _metadata(attention: Any) -> Any:
-    from vllm.forward_context import get_forward_context
-
-    return get_forward_context().attn_metadata[attention.layer_name]
-
-
-def _order(attention: Any) -> KeyOrder:
-    cache = attention.kv_cache
-    key = (type(attention.impl), cache.shape[1:], cache.dtype, attention.dtype, getattr(attention, "isa", None))
-    if key not in _orders:
-        _orders[key] = key_order(attention)
-    order = _orders[key]
-    if order.view(cache) is None and cache.dtype == torch.uint8:
-        raise UnreadableCache("a quantised cache on CPU cannot be read")
-    return order
-
-
-def _gather(scores: Tensor) -> Tensor:
-    """Every rank's heads side by side."""
+    Returns:
+        `[figures, layers, heads]`, NaN beyond a layer's heads.
+    """
     from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
-    if get_tensor_model_parallel_world_size() == 1:
-        return scores
-    gathered: Tensor = tensor_model_parallel_all_gather(scores, dim=-1)
-    return gathered
+    ranks = get_tensor_model_parallel_world_size()
+    stacked = _padded(layers)
+    if ranks == 1:
+        return stacked
+    parts = tensor_model_parallel_all_gather(stacked, dim=-1).unflatten(-1, (ranks, -1))
+    return _padded([parts[:, place, :, : layer.shape[1]].flatten(1) for place, layer in enumerate(layers)])
+
+
+def _padded(layers: Sequence[Tensor]) -> Tensor:
+    most = max(layer.shape[1] for layer in layers)
+    return torch.stack([pad(layer, (0, most - layer.shape[1]), value=math.nan) for layer in layers], dim=1)
 
 
 def _mediator() -> Any:

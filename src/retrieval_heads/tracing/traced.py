@@ -9,15 +9,17 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from nnsight.modeling.vllm import VLLM
 
 from retrieval_heads.errors import EngineError
+from retrieval_heads.heads import Layer, layer_number
 from retrieval_heads.tracing import ablate
-from retrieval_heads.tracing.probe import EDIT
+from retrieval_heads.tracing.layer_kinds import REGISTRY, LayerKind, kind_of, why_unscored
+from retrieval_heads.tracing.probe import EDIT, scores_of
 from retrieval_heads.tracing.worker import worker_class
 
 
@@ -29,21 +31,24 @@ class _TracedVLLM(VLLM):
             return super()._load_meta(repo_id, **arguments)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer whose heads are scored.
+class _UnloadedVLLM(_TracedVLLM):
+    """The model's modules alone; a checkpoint's config is enough for them."""
+
+    def _load_meta(self, repo_id: str, **arguments: Any) -> Any:
+        tokenizer = SimpleNamespace(pad_token="")
+        with mock.patch("vllm.tokenizers.cached_tokenizer_from_config", return_value=tokenizer):
+            return super()._load_meta(repo_id, **arguments)
+
+
+def layers_of(model: str, arguments: Mapping[str, Any]) -> list[Layer]:
+    """A checkpoint's layers in the model's order, by its config alone: no weights are read.
 
     Args:
-        path: Its module's path, which names it in head files.
-        number: Its number in the model.
-        heads: Query heads, of all ranks together.
-        sliding_window: Keys that it sees; `None` is all.
+        model: A folder with a `config.json`, or a hub name.
+        arguments: vLLM's engine arguments.
     """
-
-    path: str
-    number: int
-    heads: int
-    sliding_window: int | None
+    unloaded = _UnloadedVLLM(model, **arguments)
+    return _layers(*_scored_layers(unloaded))
 
 
 class TracedModel:
@@ -59,122 +64,121 @@ class TracedModel:
 
     def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
         arguments = {key: value for key, value in arguments.items() if key != "enforce_eager"}
-        self._model: Any = _TracedVLLM(model, dispatch=True, **arguments)
-        self.engine: Any = self._model.vllm_entrypoint.llm_engine
+        self.model: Any = _TracedVLLM(model, dispatch=True, **arguments)
+        self.engine: Any = self.model.vllm_entrypoint.llm_engine
         began = time.perf_counter()
-        attentions, others = _attentions(self._model)
-        if not attentions:
+        scored, unscored = _scored_layers(self.model)
+        if not scored:
+            found = ", ".join(sorted(set(unscored.values()))) or "of no class that is known"
             raise EngineError(
-                f"no layer of {model} can be scored: its attention is {', '.join(sorted(set(others.values())))}; "
-                "scored are decoder layers of vLLM's class Attention"
+                f"no layer of {model} can be scored: its attention is {found}; "
+                f"scored are decoder layers of vLLM's {', '.join(REGISTRY)}"
             )
-        self.layers = [_layer(envoy) for envoy in attentions]
-        self.unscored = others
+        self.layers = _layers(scored, unscored)
+        self.needs_whole_context = any(kind.needs_whole_context for _, kind in scored)
+        """Whether a replay may read nothing from the prefix cache."""
+        self.queryless = [layer_number(envoy.path) for envoy, kind in scored if not kind.has_queries]
+        """Numbers of the layers whose heads the mode `uniform` cannot mask."""
+        self.scores = scores_of([kind for _, kind in scored])
         with warnings.catch_warnings():
             # nnsight warns that cached tokens never pass the block: the probe checks that none it needs is cached.
             warnings.filterwarnings("ignore", message="This engine was built with prefix caching on")
-            _install(self._model, attentions)
-            maskable = {envoy: _projection(self._model, envoy) for envoy in attentions}
-            found = [(attention, projection) for attention, projection in maskable.items() if projection is not None]
-            self.maskable = [_number(attention.path) for attention, _ in found]
+            _install(self.model, scored)
+            maskable = [(envoy, kind, _projection(self.model, envoy, kind)) for envoy, kind in scored]
+            maskable = [layer for layer in maskable if layer[2] is not None]
+            self.maskable = [layer_number(envoy.path) for envoy, _, _ in maskable]
             """Numbers of the layers whose heads can be masked; a mask names a layer by its place among them."""
-            if found:
-                _install_mask(self._model, found)
+            if maskable:
+                _install_mask(self.model, maskable)
         self.install_seconds = time.perf_counter() - began
 
 
-def _install(model: Any, attentions: list[Any]) -> None:
+def _install(model: Any, layers: list[tuple[Any, LayerKind]]) -> None:
+    kinds = [kind for _, kind in layers]
     with model.edit(name=EDIT) as (tracer, _):
         from retrieval_heads.tracing.probe import Probe
 
-        probe = Probe.of_request(len(attentions))
+        probe = Probe.of_request(kinds)
         for _step in tracer.iter[:]:
-            for layer, attention in enumerate(attentions):
-                query = attention.inputs[0][0]
+            for layer, (envoy, kind) in enumerate(layers):
+                values = kind.read(envoy)
                 if layer == 0:
                     probe.begin_step()
-                probe.take(attention._module, query)
-            attentions[-1].output  # noqa: B018 - waits until the last layer's keys are in the cache as well
+                probe.take(layer, envoy._module, values)
+            layers[-1][0].output  # noqa: B018 - waits until the last layer's keys are in the cache as well
             if probe.end_step():
                 head_scores = probe.result().save()  # noqa: F841 - what is saved here comes back on the output
 
 
-def _install_mask(model: Any, layers: list[tuple[Any, Any]]) -> None:
+def _install_mask(model: Any, layers: list[tuple[Any, LayerKind, Any]]) -> None:
     """Install the mask and the reference.
 
     Args:
         model: nnsight's.
-        layers: Each layer's attention, and its output projection: that has every rank's heads at its input.
+        layers: Each layer's attention, its kind, and its output projection: that has every rank's heads at its input.
     """
-    size = [attention._module.head_size_v for attention, _ in layers]
+    size = [kind.value_size(envoy._module) for envoy, kind, _ in layers]
     with model.edit(name=ablate.EDIT) as (tracer, _):
         from retrieval_heads.tracing.ablate import Mask
 
         mask = Mask.of_request()
         for _step in tracer.iter[:]:
             for layer in mask.heads:
-                attention, projection = layers[layer]
+                envoy, kind, projection = layers[layer]
                 if mask.is_uniform:
-                    mask.flatten(layer, attention._module, attention.inputs[0][0])
+                    mask.flatten(layer, kind.queries(envoy))
                 else:
                     mask.silence(layer, projection.input, size[layer])
     with model.edit(name=ablate.REFERENCE_EDIT) as (tracer, _):
         from retrieval_heads.tracing.ablate import add_reference
 
         for _step in tracer.iter[:]:
-            for layer, (_, projection) in enumerate(layers):
+            for layer, (_, _, projection) in enumerate(layers):
                 add_reference(len(layers), layer, projection.input)
 
 
-def _projection(model: Any, attention: Any) -> Any:
+def _projection(model: Any, envoy: Any, kind: LayerKind) -> Any:
     """The module that maps a layer's heads to the hidden state: a row-parallel projection of as many features as the
     heads have together, in the smallest module round the attention that holds one; `None` where it is not one alone.
     """
     from vllm.model_executor.layers.linear import RowParallelLinear
 
-    features = attention._module.num_heads * attention._module.head_size_v
-    path = attention.path
-    while "." in path:
-        path = path.rpartition(".")[0]
+    features = kind.heads(envoy._module) * kind.value_size(envoy._module)
+    path = f"{envoy.path}."
+    while path := path.rpartition(".")[0]:
         found = [
-            envoy
-            for envoy in model.modules()
-            if envoy.path.startswith(f"{path}.")
-            and isinstance(envoy._module, RowParallelLinear)
-            and envoy._module.input_size == features
+            other
+            for other in model.modules()
+            if other.path.startswith(f"{path}.")
+            and isinstance(other._module, RowParallelLinear)
+            and other._module.input_size == features
         ]
         if found:
             return found[0] if len(found) == 1 else None
     return None
 
 
-def _attentions(model: Any) -> tuple[list[Any], dict[str, str]]:
-    """The layers that can be scored, in the model's order, and the paths and classes of attention that cannot."""
-    from vllm.model_executor.layers.attention import Attention
-    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-    from vllm.v1.attention.backend import AttentionType
-
+def _scored_layers(model: Any) -> tuple[list[tuple[Any, LayerKind]], dict[str, str]]:
+    """The layers that can be scored with their kinds, in the model's order, and what the others are, by path."""
     scored, others = [], {}
     for envoy in model.modules():
+        if kind := kind_of(envoy._module):
+            scored.append((envoy, kind))
+        elif reason := why_unscored(envoy._module):
+            others[envoy.path] = reason
+    return sorted(scored, key=lambda layer: layer_number(layer[0].path)), others
+
+
+def _layers(scored: list[tuple[Any, LayerKind]], unscored: Mapping[str, str]) -> list[Layer]:
+    """Every layer in the model's order. Modules are built for one rank whatever the engine's parallelism, so the head
+    counts are the model's.
+    """
+    layers = [Layer(path, layer_number(path), 0, None, reason) for path, reason in unscored.items()]
+    for envoy, kind in scored:
         module = envoy._module
-        # A class derived from Attention sees other keys than the mask of a decoder lets through.
-        if type(module) is Attention and module.attn_type == AttentionType.DECODER:
-            scored.append(envoy)
-        elif isinstance(module, AttentionLayerBase):
-            others[envoy.path] = type(module).__name__
-    return sorted(scored, key=lambda envoy: _number(envoy.path)), others
-
-
-def _layer(envoy: Any) -> Layer:
-    attention = envoy._module
-    # Built for one rank, whatever the engine's parallelism: the head count is the model's.
-    return Layer(envoy.path, _number(envoy.path), attention.num_heads, attention.sliding_window)
-
-
-def _number(path: str) -> int:
-    from vllm.model_executor.models.utils import extract_layer_index
-
-    return int(extract_layer_index(path))
+        number = layer_number(envoy.path)
+        layers.append(Layer(envoy.path, number, kind.heads(module), kind.window(module), kind.name))
+    return sorted(layers, key=lambda layer: layer.number)
 
 
 def _no_weight_processing() -> AbstractContextManager[Any]:

@@ -1,0 +1,467 @@
+"""The kinds of attention whose heads can be scored; the one place to add another.
+
+A kind says by a module's class and shape whether it is meant, what to take from each step of a request, and how rows
+are scored with it: never by a model's name. Checked on vLLM 0.26.0 and 0.32.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from retrieval_heads.tracing.attention import RowScores, score_rows, score_rows_dense, scorer
+from retrieval_heads.tracing.gated_delta import recurrence, score_rows_gated_delta
+from retrieval_heads.tracing.keys import KeyOrder, UnreadableCache, key_order
+
+_orders: dict[tuple[Any, ...], KeyOrder] = {}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A request's part of one forward.
+
+    Args:
+        row: Its row in the batch.
+        position: Of its first token.
+        tokens: How many of its tokens are computed.
+        wanted: The rows to score, half open, as positions; empty in a step that has none of them.
+        span: The needle, half open.
+    """
+
+    row: int
+    position: int
+    tokens: int
+    wanted: tuple[int, int]
+    span: tuple[int, int]
+
+    @property
+    def rows(self) -> slice:
+        """The wanted rows among the step's tokens."""
+        return slice(self.wanted[0] - self.position, self.wanted[1] - self.position)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a layer gave in a step.
+
+    Args:
+        module: The layer.
+        rows: The wanted rows' queries, `[rows, heads, head_size]`; this rank's heads.
+        memory: What the kind keeps of the layer from step to step of a request.
+    """
+
+    module: Any
+    rows: Tensor
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+class LayerKind(Protocol):
+    """A kind of attention layer."""
+
+    name: str
+    """Names it in head files."""
+    how: str
+    """How its heads are scored, for people."""
+    needs_whole_context: bool
+    """Whether a replay has to compute every token, since the cache does not hold what the scores need."""
+    is_signed: bool
+    """Whether a weight can be negative: then there is an argmax by magnitude and one by value."""
+    has_queries: bool
+    """Whether a query of zeros sees all tokens alike, which the mask `uniform` lives on."""
+
+    def refusal(self, module: Any) -> str | None:
+        """Why this module cannot be scored; `None` where it can; a module of another class is not asked."""
+
+    def heads(self, module: Any) -> int:
+        """Query heads (value heads of a recurrence), of this rank."""
+
+    def value_size(self, module: Any) -> int:
+        """Features of a head at the input of the output projection."""
+
+    def window(self, module: Any) -> int | None:
+        """Keys that a row sees; `None` is all."""
+
+    def read(self, envoy: Any) -> tuple[Tensor, ...]:
+        """Wait for the layer inside a traced block; this request's part of what `take` is given."""
+
+    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
+        """The wanted rows' queries, as a copy: vLLM's kernels go on to write where they lie."""
+
+    def queries(self, envoy: Any) -> Tensor:
+        """Wait for the layer inside a traced block; a view of this step's queries, `[tokens, heads, head_size]`, that
+        the layer goes on to read. Only where it `has_queries`.
+        """
+
+    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
+        """Score the wanted rows of layers of this kind, once every layer's keys are in its cache."""
+
+
+class SoftmaxAttention:
+    """vLLM's `Attention`: softmax over paged keys, in any of its windows, soft caps, sinks and slopes."""
+
+    name = "attention"
+    how = "softmax over the paged keys; window, soft cap, sinks and ALiBi as the layer has them"
+    needs_whole_context = False
+    is_signed = False
+    has_queries = True
+
+    def refusal(self, module: Any) -> str | None:
+        """Attention of an encoder, or over an encoder's output, sees other keys than a decoder's."""
+        from vllm.v1.attention.backend import AttentionType
+
+        return None if module.attn_type == AttentionType.DECODER else f"Attention ({module.attn_type})"
+
+    def heads(self, module: Any) -> int:
+        """Query heads."""
+        return int(module.num_heads)
+
+    def value_size(self, module: Any) -> int:
+        """Features of a value."""
+        return int(module.head_size_v)
+
+    def window(self, module: Any) -> int | None:
+        """The sliding window."""
+        window: int | None = module.sliding_window
+        return window
+
+    def read(self, envoy: Any) -> tuple[Tensor, ...]:
+        """The queries."""
+        return (self.queries(envoy),)
+
+    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
+        """The queries."""
+        return values[0][step.rows].clone()
+
+    def queries(self, envoy: Any) -> Tensor:
+        """The queries."""
+        query: Tensor = envoy.inputs[0][0]
+        return query.view(query.shape[0], -1, envoy._module.head_size)
+
+    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
+        """In groups that share a block table, a kind of cache and a mask: one call of the kernel each."""
+        found: list[RowScores | None] = [None] * len(taken)
+        for group in _alike(taken):
+            for layer, scores in zip(group, self._score([taken[layer] for layer in group], step), strict=True):
+                found[layer] = scores
+        return [scores for scores in found if scores is not None]
+
+    def _score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
+        modules = [one.module for one in taken]
+        module, impl = modules[0], modules[0].impl
+        cache, order, window = module.kv_cache, _order(module), module.sliding_window
+        block_size, (first, end) = order.shape[0], step.wanted
+        block_ids = _metadata(module).block_table[step.row, : (end - 1) // block_size + 1]
+        options = {
+            "scale": float(impl.scale),
+            "span": step.span,
+            "sliding_window": window,
+            "soft_cap": impl.logits_soft_cap or None,
+            "alibi_slopes": getattr(impl, "alibi_slopes", None),
+        }
+        has_sinks = getattr(impl, "sinks", None) is not None
+        views = [order.view(each.kv_cache) for each in modules]
+        if all(view is not None for view in views):
+            scores = scorer(cache.device)(
+                torch.stack([one.rows for one in taken]),
+                views,
+                block_ids,
+                first,
+                sinks=torch.stack([each.impl.sinks for each in modules]) if has_sinks else None,
+                k_scale=torch.stack([each._k_scale.view(()) for each in modules])
+                if cache.dtype == torch.uint8
+                else None,
+                **options,
+            )
+            return list(_unstacked(scores))
+        first_block = max(0, first - window + 1) // block_size if window else 0
+        return [
+            score_rows_dense(
+                one.rows,
+                order.read(one.module.kv_cache, block_ids[first_block:]),
+                first,
+                first_key=first_block * block_size,
+                sinks=one.module.impl.sinks if has_sinks else None,
+                **options,
+            )
+            for one in taken
+        ]
+
+
+class LatentAttention:
+    """vLLM's `MLAAttention` (DeepSeek): scored in the latent space, where all heads share one key.
+
+    The key of position j is its latent `c_j` beside its rotated part; a head's query is its own, carried into that
+    space: `(q_nope · W_UK) · c_j + q_rope · k_rope_j` (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+    """
+
+    name = "latent attention"
+    how = "softmax in the latent space: each head's query times its W_UK against the cached latents"
+    needs_whole_context = False
+    is_signed = False
+    has_queries = True
+
+    def refusal(self, module: Any) -> str | None:
+        """A sparse index lets a row see some keys alone; quantised latents are packed in other ways."""
+        if getattr(module, "use_sparse", False) or getattr(module, "indexer", None) is not None:
+            return "MLAAttention with a sparse index"
+        if str(module.kv_cache_dtype).startswith(("fp8", "nvfp4")):
+            return f"MLAAttention with a cache of {module.kv_cache_dtype}"
+        return None
+
+    def heads(self, module: Any) -> int:
+        """Query heads."""
+        return int(module.num_heads)
+
+    def value_size(self, module: Any) -> int:
+        """Features of a value."""
+        return int(module.v_head_dim)
+
+    def window(self, module: Any) -> int | None:
+        """The sliding window."""
+        window: int | None = getattr(module, "sliding_window", None)
+        return window
+
+    def read(self, envoy: Any) -> tuple[Tensor, ...]:
+        """The queries."""
+        return (self.queries(envoy),)
+
+    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
+        """The queries."""
+        return values[0][step.rows].clone()
+
+    def queries(self, envoy: Any) -> Tensor:
+        """The queries."""
+        module, query = envoy._module, envoy.inputs[0][0]
+        return query.view(query.shape[0], -1, module.qk_nope_head_dim + module.qk_rope_head_dim)
+
+    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
+        """Layer by layer, all heads against one key head."""
+        found = []
+        for one in taken:
+            module = one.module
+            cache = module.kv_cache.unsqueeze(1)
+            blocks = _latent_blocks(_metadata(module), step.row)
+            found.append(
+                score_rows(
+                    into_latent_space(module, one.rows),
+                    cache,
+                    blocks[: (step.wanted[1] - 1) // cache.shape[2] + 1].long(),
+                    step.wanted[0],
+                    scale=float(module.scale),
+                    span=step.span,
+                    sliding_window=self.window(module),
+                )
+            )
+        return found
+
+
+class GatedDelta:
+    """vLLM's `QwenGatedDeltaNetAttention` (Qwen3-Next, Qwen3.5): the effective attention of its recurrence.
+
+    It keeps a state and no keys, so all tokens are computed again, and k, decay and write strength gathered from the
+    two projections as they pass: `context × k_heads × head_k_dim` numbers of the model's dtype a layer, while one
+    request is scored. Layers that decay by channel (Kimi), or project otherwise (Olmo), are of other classes.
+    """
+
+    name = "gated delta"
+    how = "effective attention of the recurrence, by magnitude and by value; a replay computes the whole context"
+    needs_whole_context = True
+    is_signed = True
+    has_queries = False
+
+    def refusal(self, module: Any) -> str | None:
+        """A formula for one decay a head and SiLU fits no other layer."""
+        heads = module.num_v_heads // module.tp_size
+        fits = (
+            module.A_log.shape == module.dt_bias.shape == (heads,)
+            and module.num_v_heads % module.num_k_heads == 0
+            and module.conv1d.weight.shape[0] == (2 * module.key_dim + module.value_dim) // module.tp_size
+            and module.activation == "silu"
+        )
+        return None if fits else f"{type(module).__name__} of another form"
+
+    def heads(self, module: Any) -> int:
+        """Value heads."""
+        return int(module.num_v_heads // module.tp_size)
+
+    def value_size(self, module: Any) -> int:
+        """Features of a value."""
+        return int(module.head_v_dim)
+
+    def window(self, module: Any) -> int | None:
+        """None: what decays, decays gradually."""
+        return None
+
+    def read(self, envoy: Any) -> tuple[Tensor, ...]:
+        """What the two projections give."""
+        return envoy.in_proj_qkvz.output[0], envoy.in_proj_ba.output[0]
+
+    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
+        """The queries; keys, decay and strength of all of the step's tokens go into the memory."""
+        mixed, b, a = projected(module, *values)
+        earlier = memory.get("earlier")
+        found = recurrence(
+            mixed,
+            conv_weight(module),
+            b,
+            a,
+            module.A_log,
+            module.dt_bias,
+            k_heads=module.num_k_heads // module.tp_size,
+            head_k_dim=module.head_k_dim,
+            earlier=earlier,
+        )
+        reach = module.conv_kernel_size - 1
+        memory["earlier"] = (mixed if earlier is None else torch.cat([earlier, mixed]))[-reach:].clone()
+        for name, part in (
+            ("keys", found.keys.to(mixed.dtype)),
+            ("log_decay", found.log_decay),
+            ("strength", found.strength),
+        ):
+            memory.setdefault(name, []).append(part)
+        return found.q[step.rows].repeat_interleave(module.num_v_heads // module.num_k_heads, dim=1)
+
+    def queries(self, envoy: Any) -> Tensor:
+        """There are none that see all alike."""
+        raise NotImplementedError("no query of a gated delta layer sees all tokens alike")
+
+    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
+        """Layer by layer, backwards through the context."""
+        found = []
+        for one in taken:
+            for name in ("keys", "log_decay", "strength"):
+                one.memory[name] = [torch.cat(one.memory[name])]
+            keys, log_decay, strength = (one.memory[name][0] for name in ("keys", "log_decay", "strength"))
+            scores = score_rows_gated_delta(one.rows, step.wanted[0], keys, log_decay, strength, span=step.span)
+            found.append(
+                RowScores(
+                    argmax=scores.argmax_magnitude,
+                    logsumexp=torch.zeros_like(scores.span_share),
+                    span_logsumexp=scores.span_share.log(),
+                    argmax_by_value=scores.argmax_value,
+                )
+            )
+        return found
+
+
+REGISTRY: dict[str, LayerKind] = {
+    "Attention": SoftmaxAttention(),
+    "MLAAttention": LatentAttention(),
+    "QwenGatedDeltaNetAttention": GatedDelta(),
+}
+"""By the name of vLLM's class. Exactly that class: one derived from it sees other keys, or weighs them otherwise."""
+
+KINDS = {kind.name: kind for kind in REGISTRY.values()}
+"""By the name that head files give them."""
+
+
+def kind_of(module: Any) -> LayerKind | None:
+    """The kind of a layer that can be scored."""
+    kind = REGISTRY.get(type(module).__name__) if _mixes_tokens(module) else None
+    return kind if kind is not None and kind.refusal(module) is None else None
+
+
+def why_unscored(module: Any) -> str | None:
+    """What a layer is that mixes tokens and cannot be scored; `None` for any other module."""
+    if not _mixes_tokens(module):
+        return None
+    kind = REGISTRY.get(type(module).__name__)
+    return (kind.refusal(module) if kind else None) or type(module).__name__
+
+
+def _mixes_tokens(module: Any) -> bool:
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    return isinstance(module, AttentionLayerBase)
+
+
+def projected(module: Any, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A gated delta layer's q, k and v before their convolution, `[tokens, channels]`, and b and a,
+    `[tokens, v_heads]`, of this rank.
+
+    Args:
+        module: The layer.
+        qkvz: What its projection `in_proj_qkvz` gives; of every rank, rank by rank, or of this one.
+        ba: What `in_proj_ba` gives.
+    """
+    heads, width = module.num_v_heads // module.tp_size, (2 * module.key_dim + module.value_dim) // module.tp_size
+    qkvz, ba = _of_rank(module, qkvz, width + module.value_dim // module.tp_size), _of_rank(module, ba, 2 * heads)
+    if module.gqa_interleaved_layout:
+        q, k, v, _, b, a = module.fix_query_key_value_ordering(qkvz, ba)
+        return torch.cat([q.flatten(1), k.flatten(1), v.flatten(1)], dim=-1), b, a
+    return qkvz[:, :width], ba[:, :heads], ba[:, heads:]
+
+
+def conv_weight(module: Any) -> Tensor:
+    """A gated delta layer's convolution, `[channels, width]`; on CPU vLLM may pack the weight and keep a plain copy."""
+    plain = getattr(module.conv1d, "_cpu_unpacked_conv_weight", None)
+    weight: Tensor = module.conv1d.weight if plain is None else plain
+    return weight.view(weight.shape[0], -1)
+
+
+def _of_rank(module: Any, features: Tensor, width: int) -> Tensor:
+    return features if features.shape[-1] == width else features[:, module.tp_rank * width :][:, :width]
+
+
+def _metadata(module: Any) -> Any:
+    from vllm.forward_context import get_forward_context
+
+    return get_forward_context().attn_metadata[module.layer_name]
+
+
+def _alike(taken: Sequence[Taken]) -> list[list[int]]:
+    """The layers that can be scored together: one block table, one kind of cache, one mask."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for layer, one in enumerate(taken):
+        module, cache, impl = one.module, one.module.kv_cache, one.module.impl
+        key = (
+            id(_metadata(module).block_table),
+            (cache.shape, cache.stride(), cache.dtype, one.rows.shape),
+            (impl.scale, module.sliding_window, impl.logits_soft_cap),
+            getattr(impl, "sinks", None) is None,
+            id(getattr(impl, "alibi_slopes", None)),
+        )
+        groups.setdefault(key, []).append(layer)
+    return list(groups.values())
+
+
+def _unstacked(scores: RowScores) -> Iterator[RowScores]:
+    for layer in range(len(scores.argmax)):
+        yield RowScores(scores.argmax[layer], scores.logsumexp[layer], scores.span_logsumexp[layer])
+
+
+def _order(module: Any) -> KeyOrder:
+    cache = module.kv_cache
+    key = (type(module.impl), cache.shape[1:], cache.dtype, module.dtype, getattr(module, "isa", None))
+    if key not in _orders:
+        _orders[key] = key_order(module)
+    order = _orders[key]
+    if order.view(cache) is None and cache.dtype == torch.uint8:
+        raise UnreadableCache("a quantised cache on CPU cannot be read")
+    return order
+
+
+def _latent_blocks(metadata: Any, row: int) -> Tensor:
+    """A request's blocks; vLLM keeps those of decodes, which stand first in a batch, and of prefills apart."""
+    decodes = metadata.num_decodes
+    part = metadata.decode if row < decodes else metadata.prefill
+    blocks: Tensor = part.block_table[row if row < decodes else row - decodes]
+    return blocks
+
+
+def into_latent_space(module: Any, rows: Tensor) -> Tensor:
+    """`[rows, heads, latent + rotated]` of queries `[rows, heads, nope + rotated]`."""
+    plain, rotated = rows.split([module.qk_nope_head_dim, module.qk_rope_head_dim], dim=-1)
+    plain = plain.transpose(0, 1).contiguous()
+    if getattr(module.impl, "_w_uk_packed", None) is not None:  # AMX keeps W_UK in its own order alone
+        from vllm import _custom_ops
+
+        carried = plain.new_empty((*plain.shape[:2], module.kv_lora_rank))
+        _custom_ops.bmm_cpu(carried, plain, module.impl._w_uk_packed, True, module.impl._w_scale)
+    else:
+        carried = torch.bmm(plain.float(), module.W_UK_T.float())
+    return torch.cat([carried.transpose(0, 1).float(), rotated.float()], dim=-1)

@@ -93,7 +93,7 @@ def draw_heads(table: HeadTable, path: Path, title: str, suffix: str = "") -> li
         path.with_name(f"{path.stem}{suffix}{path.suffix}"),
         title=title,
         top=table.ranked(first)[:RINGED],
-        marked_layers=_marked(table.layers),
+        marked_layers=marked_layers(table.layers),
         layer_labels=[str(layer.number) for layer in table.layers],
     )
     return paths + score_distribution(
@@ -104,14 +104,15 @@ def draw_heads(table: HeadTable, path: Path, title: str, suffix: str = "") -> li
     )
 
 
-def _marked(layers: Sequence[Layer]) -> dict[int, str]:
-    """What is said beside the axis of layers that cannot see the whole context, or cannot be scored."""
+def marked_layers(layers: Sequence[Layer]) -> dict[int, str]:
+    """By row, what is said beside the axis: that a layer cannot be scored, sees a window, or is of another kind."""
     marked = {}
+    kinds = {layer.kind for layer in layers if layer.heads}
     for row, layer in enumerate(layers):
         if not layer.heads:
             marked[row] = f"unscored {layer.kind}"
         elif layer.sliding_window is not None:
             marked[row] = "sliding window"
-        elif layer.kind != layers[0].kind or layer.kind == "gated delta":
+        elif len(kinds) > 1 and layer.kind != "attention":
             marked[row] = layer.kind
     return marked

@@ -5,7 +5,9 @@ usage: python models_run.py OUT FOLDER
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import os
 import sys
 import traceback
@@ -14,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnsight.modeling.vllm import VLLM
 from oracle import BOS, END, VOCABULARY, write_tokenizer
 from safetensors.torch import load_file, save_file
 from stepping import finish
 
+from retrieval_heads.commands.models import Models
 from retrieval_heads.engine.vllm import Engine
+from retrieval_heads.errors import EngineError
 from retrieval_heads.tracing.gated_delta import causal_conv, effective_weights, recurrence
 from retrieval_heads.tracing.layer_kinds import conv_weight, into_latent_space, projected
-from retrieval_heads.tracing.worker import runner
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -169,6 +171,35 @@ MODELS_IN_BFLOAT16: dict[str, Tiny] = {
         {"dtype": "bfloat16", "block_size": None},
     ),
 }
+UNSCORED: dict[str, tuple[Tiny, tuple[str, ...]]] = {
+    "Jamba (Mamba, attention in some layers)": (
+        Tiny("JambaForCausalLM", {"num_hidden_layers": 8}),
+        ("MambaMixer",) * 4 + ("attention",) + ("MambaMixer",) * 3,
+    ),
+    "Falcon-H1 (Mamba beside attention)": (
+        Tiny("FalconH1ForCausalLM", {"num_hidden_layers": 2}),
+        ("MambaMixer2", "attention") * 2,
+    ),
+    "Llama 4 (chunked local attention)": (
+        Tiny("Llama4ForCausalLM", {"num_hidden_layers": 4}),
+        ("ChunkedLocalAttention",) * 3 + ("attention",),
+    ),
+    "Whisper (cross attention)": (
+        Tiny("WhisperForConditionalGeneration", {"decoder_layers": 2}),
+        ("CrossAttention", "attention") * 2,
+    ),
+    "BERT (an encoder)": (Tiny("BertModel", {"num_hidden_layers": 2}), ("EncoderOnlyAttention",) * 2),
+}
+"""Models with layers that cannot be scored, by their configs alone, and what `models --check` finds in each layer."""
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "unknown architecture": ("LlamaForCausalLN", {}),
+    "heads that do not divide": (
+        "LlamaForCausalLM",
+        {"hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 4},
+    ),
+}
+MASKED = [[layer, head] for layer in range(3) for head in range(3)]
+"""Heads, as layer and head."""
 PROMPT_TOKENS = 300
 NEEDLE_SPAN = (200, 212)
 QUESTION_SPAN = (290, 298)
@@ -203,7 +234,9 @@ def build(model: Tiny, folder: Path) -> None:
 
 
 def main(out: str, folder: str, *names: str) -> None:
-    found: dict[str, Any] = {}
+    from nnsight.modeling.vllm import VLLM
+
+    found: dict[str, Any] = {"checked": {} if names else checked(Path(folder))}
     models = MODELS | MODELS_IN_BFLOAT16
     for name in names or models:
         try:
@@ -234,12 +267,17 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
     }
     engine.add("prompt", ids, {"max_tokens": 1, "temperature": 0.0})
     finish(engine)
+    sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+    engine.add("masked", ids, sampling, {"mode": "zero", "heads": MASKED})
+    masked = finish(engine)["masked"]
     engine.replay("replay", [*ids, *needle[:-1]], rows, QUESTION_SPAN[0])
     finished = finish(engine)["replay"]
     kinds = {layer["kind"] for layer in engine.layers}
     return {
         "rebuilt": rebuilt(engine, ids) if kinds & REBUILT.keys() else {},
-        "error": finished.error,
+        "error": finished.error or masked.error,
+        "masked_logprob": masked.prompt_logprob,
+        "maskable": engine.maskable,
         "scores": finished.head_scores,
         "names": engine.scores,
         "cached_tokens": finished.cached_tokens,
@@ -248,9 +286,41 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
     }
 
 
+def checked(folder: Path) -> dict[str, Any]:
+    """What `models --check` says of configs, and the layers that it knows of; no weights are there."""
+    import transformers
+
+    from retrieval_heads.tracing.traced import layers_of
+
+    found: dict[str, Any] = {}
+    for name, (model, _) in UNSCORED.items():
+        kind = getattr(transformers, model.architecture)
+        config = written(kind.config_class(**model.options), model.architecture, folder)
+        found[name] = [(layer.kind, layer.heads) for layer in layers_of(str(config), {})]
+    for name, (architecture, options) in REFUSED.items():
+        config = transformers.LlamaConfig(**SIZES | options)
+        try:
+            Models(check=str(written(config, architecture, folder) / "config.json")).run()
+        except EngineError as error:
+            found[name] = str(error)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        Models(check=str(folder / "JambaForCausalLM")).run()
+    found["told"] = out.getvalue()
+    return found
+
+
+def written(config: Any, architecture: str, folder: Path) -> Path:
+    """A checkpoint's folder with nothing in it but its config."""
+    config.architectures = [architecture]
+    config.save_pretrained(folder / architecture)
+    return folder / architecture
+
+
 def rebuilt(engine: Engine, ids: list[int]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """By layer, the heads' outputs as vLLM has them and as our weights sum the values, `[tokens, heads, size]`."""
     from vllm import SamplingParams, TokensPrompt
+
+    from retrieval_heads.tracing.worker import runner
 
     model, layers = engine.traced.model, [layer for layer in engine.layers if layer["kind"] in REBUILT]
     envoys = {envoy.path: envoy for envoy in model.modules()}

@@ -57,6 +57,32 @@ def gated_delta_rows(folder: str, ids: list[int]) -> dict[int, torch.Tensor]:
     return found
 
 
+def masked_logprob(folder: str, ids: list[int], heads: list[list[int]]) -> float:
+    """Mean log probability of a prompt's tokens but the first, with heads' outputs zero at their output projection."""
+    model = _model(folder)
+    decoder = model.model.language_model if hasattr(model.model, "language_model") else model.model
+    hooks = []
+    for layer, head in heads:
+        block = decoder.layers[layer]
+        attention = block.self_attn if hasattr(block, "self_attn") else block.linear_attn
+        projection = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
+        size = projection.in_features // 4
+
+        def silence(_: Any, inputs: tuple[torch.Tensor], head: int = head, size: int = size) -> tuple[torch.Tensor]:
+            output = inputs[0].clone()
+            output[..., head * size : (head + 1) * size] = 0
+            return (output,)
+
+        hooks.append(projection.register_forward_pre_hook(silence))
+    try:
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0, :-1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None]).mean())
+
+
 def head_scores(
     reference: Reference,
     prompt_tokens: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from models_run import GATED_DELTA, MODELS, MODELS_IN_BFLOAT16, NEEDLE_SPAN, PROMPT_TOKENS, QUESTION_SPAN, tokens
-from reference import Reference, attention_rows, gated_delta_rows, head_scores
+from models_run import (
+    GATED_DELTA,
+    MASKED,
+    MODELS,
+    MODELS_IN_BFLOAT16,
+    NEEDLE_SPAN,
+    PROMPT_TOKENS,
+    QUESTION_SPAN,
+    UNSCORED,
+    tokens,
+)
+from models_table import table
+from reference import Reference, attention_rows, gated_delta_rows, head_scores, masked_logprob
 
 pytestmark = pytest.mark.engine
 
 HERE = Path(__file__).parent
+ALL = MODELS | MODELS_IN_BFLOAT16
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +89,47 @@ def test_the_layers_are_known(runs: Any, model: str) -> None:
     layers = runs[model]["layers"]
     assert [layer["number"] for layer in layers] == [0, 1, 2, 3]
     assert tuple(layer["sliding_window"] for layer in layers) == MODELS[model].windows
+
+
+@pytest.mark.parametrize("model", [*MODELS, *MODELS_IN_BFLOAT16])
+def test_masked_heads_are_those_of_the_reference(runs: Any, folder: Path, model: str) -> None:
+    found, folder = runs[model], folder / ALL[model].architecture
+    assert found["maskable"] == [0, 1, 2, 3]
+    masked, bare = (masked_logprob(str(folder), tokens(), heads) for heads in (MASKED, []))
+    effect = abs(masked - bare)
+    assert effect > 0.01
+    # float32 is exact to its noise; bfloat16's own is worth 0.03 here, where the mask is worth 0.3.
+    assert found["masked_logprob"] == pytest.approx(masked, abs=1e-4 if model in MODELS else 0.05)
+    assert model in MODELS or effect > 0.2
+
+
+@pytest.mark.parametrize("model", UNSCORED)
+def test_a_layer_that_cannot_be_scored_is_named(runs: Any, model: str) -> None:
+    layers = runs["checked"][model]
+    assert tuple(kind for kind, _ in layers) == UNSCORED[model][1]
+    assert all((heads > 0) == (kind == "attention") for kind, heads in layers)
+
+
+def test_check_tells_alike_layers_together(runs: Any) -> None:
+    lines = runs["checked"]["told"].splitlines()
+    assert lines[0].endswith("JambaForCausalLM: heads of 1 of 8 layers can be scored")
+    assert lines[1:3] == ["  MambaMixer, not scored", "    layers 0–3, 5–7"]
+    assert lines[3:5] == ["  attention, 32 heads", "    layer 4"]
+
+
+def test_check_names_an_unknown_architecture_and_what_is_close(runs: Any) -> None:
+    told = runs["checked"]["unknown architecture"]
+    assert re.search(r"config\.json: vLLM knows \d+ architectures, and 'LlamaForCausalLN' is none of them", told)
+    assert "close to it: LlamaForCausalLM" in told
+
+
+def test_check_names_heads_that_do_not_divide(runs: Any) -> None:
+    assert runs["checked"]["heads that do not divide"].endswith("num_heads (6) is not divisible by num_kv_heads (4)")
+
+
+def test_the_documents_table_is_that_of_these_tests() -> None:
+    document = (HERE.parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert table() in document, "write it anew: python tests/engine/models_table.py"
 
 
 @pytest.mark.parametrize(("model", "error"), [("DeepSeek-V3 (latent attention)", 1e-5), (GATED_DELTA, 0.01)])

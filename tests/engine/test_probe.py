@@ -182,7 +182,7 @@ def request(question_span: tuple[int, int] = (20, 23)) -> Request:
 def test_nan_names_its_layer_and_head() -> None:
     scores = np.zeros((4, 2, 3))
     scores[2, 1, 1] = np.nan
-    with pytest.raises(EngineError, match=r"NaN in the queries or keys of model\.layers\.2\.attn, head 1"):
+    with pytest.raises(EngineError, match=r"NaN in the queries, keys or decay of model\.layers\.2\.attn, head 1"):
         scores_of(finished(scores), request(), NAMES, LAYERS)
 
 

@@ -119,7 +119,11 @@ class Engine:
             **({"layers": self.layers, "maskable_layers": self.maskable} if self.traced else {}),
         }
 
-    layers = tuple({"path": f"layers.{number}", "number": number, "heads": 4} for number in range(4))
+    scores = ("copy", "copy_reference", "mass", "query")
+    layers = (
+        *({"path": f"layers.{number}", "number": number, "heads": 4} for number in range(4)),
+        {"path": "layers.4", "number": 4, "heads": 0, "kind": "MambaMixer2"},
+    )
     maskable = (0, 1, 2, 3)
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:

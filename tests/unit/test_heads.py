@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads import Layer, aggregate, overlap, rank, read_ranked, write_heads
+from retrieval_heads.heads import Layer, aggregate, overlap, rank, read_ranked, read_table, write_heads
 from retrieval_heads.results import HeadScores, Record
 
 LAYERS = [Layer("model.model.layers.0.self_attn.attn", 0, 3), Layer("model.model.layers.2.self_attn.attn", 2, 3)]
@@ -44,6 +44,35 @@ def test_a_score_that_one_counted_sample_lacks_is_left_out() -> None:
     with_query = sample([[0.1] * 3] * 2, query=[[0.2] * 3] * 2)
     assert "query" in aggregate([with_query, with_query], LAYERS).estimates
     assert "query" not in aggregate([with_query, sample([[0.1] * 3] * 2)], LAYERS).estimates
+
+
+def test_layers_have_their_own_numbers_of_heads_or_none(tmp_path: Path) -> None:
+    layers = [
+        Layer("model.layers.0.mixer", 0, 0, kind="MambaMixer2"),
+        Layer("model.layers.1.linear_attn", 1, 3),
+        *LAYERS[1:],
+    ]
+    layers[2] = Layer("model.layers.2.self_attn.attn", 2, 1)
+    records = [sample([[], [0.2, 0.9, 0.1], [0.5]]), sample([[], [0.4, 0.9, 0.1], [0.7]])]
+    found = aggregate(records, layers)
+    assert [head for head, _ in found.ranked()] == [(1, 1), (2, 0), (1, 0), (1, 2)]
+    assert found.retrieval_heads() == 4
+    assert found.stability(top=10) == 1
+    heads, detected, *_ = write_heads(found, tmp_path, {})
+    told = json.loads(heads.read_text())
+    assert told["scores"]["copy"]["mean"] == [[], [0.3, 0.9, 0.1], [0.6]]
+    assert told["layers"][0] == {
+        "path": "model.layers.0.mixer",
+        "number": 0,
+        "heads": 0,
+        "sliding_window": None,
+        "kind": "MambaMixer2",
+    }
+    assert "model.layers.0.mixer" not in json.loads(detected.read_text())
+    table = read_table(heads)
+    assert table.layers == tuple(layers)
+    assert table.ranked("copy") == [(1, 1), (2, 0), (1, 0), (1, 2)]
+    assert np.isnan(table.estimates["copy"].mean).sum(1).tolist() == [3, 0, 2]
 
 
 def test_intervals_are_those_of_scipys_percentile_bootstrap() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads import Layer, aggregate, read_table, write_heads
-from retrieval_heads.pictures import draw_run
+from retrieval_heads.pictures import draw_run, marked_layers
 from retrieval_heads.report import load_run, write_report
 from retrieval_heads.report.content import content
 from retrieval_heads.report.matching import ECHO, MATCH, PLAIN, marked
@@ -243,6 +243,17 @@ def test_a_mean_of_a_tenth_is_a_retrieval_heads_whatever_its_sum(tmp_path: Path)
     for table in (detection.table("tale"), read_table(tmp_path / "heads.json")):
         assert table.estimates["copy"].mean[0, 0] == 0.1
     assert detection.retrieval_heads() == 1
+
+
+def test_the_kinds_of_layers_stand_beside_the_axis() -> None:
+    layers = [
+        Layer("0", 0, 0, kind="MambaMixer2"),
+        Layer("1", 1, 4, 128),
+        Layer("2", 2, 4),
+        Layer("3", 3, 8, kind="gated delta"),
+    ]
+    assert marked_layers(layers) == {0: "unscored MambaMixer2", 1: "sliding window", 3: "gated delta"}
+    assert marked_layers([Layer(str(n), n, 4, kind="latent attention") for n in range(3)]) == {}
 
 
 def test_one_picture_that_cannot_be_drawn_leaves_the_others(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def scores_of(
         layers: The model's; a row of heads for each, empty where a layer cannot be scored.
 
     Raises:
-        EngineError: The probe failed, or a layer's queries or keys hold NaN.
+        EngineError: The probe failed, or a layer's queries, keys or decay hold NaN.
     """
     if finished.error is not None or finished.head_scores is None:
         raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
@@ -264,7 +264,7 @@ def scores_of(
     for layer, heads in zip(layers, scores["mass"], strict=True):
         if broken := [head for head, value in enumerate(heads) if not math.isfinite(value)]:
             where = f"{layer['path']}, head {', '.join(map(str, broken))}"
-            raise EngineError(f"the heads were not scored: NaN in the queries or keys of {where}")
+            raise EngineError(f"the heads were not scored: NaN in the queries, keys or decay of {where}")
     if request.facts["question_span"][0] == request.facts["question_span"][1]:
         del scores["query"]
     return {

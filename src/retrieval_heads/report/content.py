@@ -118,7 +118,7 @@ def _heads(name: str, table: HeadTable) -> dict[str, Any]:
         "name": name,
         "threshold": RETRIEVAL_THRESHOLD,
         "layers": [
-            {"number": layer.number, "heads": layer.heads}
+            {"number": layer.number, "heads": layer.heads, "kind": layer.kind}
             | ({"window": layer.sliding_window} if layer.sliding_window is not None else {})
             for layer in table.layers
         ],

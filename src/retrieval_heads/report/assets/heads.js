@@ -29,6 +29,8 @@ function headSection(found) {
     map.show(grid);
     const extra = [make("span", { textContent: `▢ the ${Math.min(TOP_HEADS, heads.length)} best` })];
     if (grid.marked.length) extra.push(make("span", { textContent: "▌ layer with a sliding window" }));
+    const unscored = new Set(found.layers.filter((layer) => !layer.heads).map((layer) => layer.kind));
+    if (unscored.size) extra.push(make("span", { textContent: `not scored: layers of ${[...unscored].join(", ")}` }));
     below.replaceChildren(legend(grid, `mean ${state.score.replaceAll("_", " ")}`, extra));
     definition.textContent = found.scores[state.score].definition;
     drawTable();
@@ -85,7 +87,9 @@ function headGrid(found, state, heads, names, onOpen) {
     marked: found.layers.flatMap((layer, row) => (layer.window ? [row] : [])),
     tell(row, head) {
       const layer = found.layers[row];
-      const title = `Layer ${layer.number}, head ${head}${layer.window ? `, sliding window of ${count(layer.window)}` : ""}`;
+      if (!layer.heads) return [`Layer ${layer.number}: ${layer.kind}`, "not scored"];
+      const kind = layer.kind === "attention" ? "" : `, ${layer.kind}`;
+      const title = `Layer ${layer.number}, head ${head}${kind}${layer.window ? `, sliding window of ${count(layer.window)}` : ""}`;
       const values = names
         .map((name) => [name, means === found.scores[name].mean, found.scores[name].mean[row][head] ?? null])
         .filter(([, , value]) => value !== null)

@@ -12,7 +12,7 @@ demo: $(VENV)/.cpu
 
 test: lint
 	$(bin)/pytest -n 2 tests/unit tests/plugin tests/browser
-	$(bin)/pytest tests/engine
+	$(bin)/pytest -n 2 --dist loadfile tests/engine
 
 lint: $(VENV)/.test
 	$(bin)/ruff check .

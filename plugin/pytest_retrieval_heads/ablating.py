@@ -118,6 +118,18 @@ def controls(address: Address, records: Sequence[Record]) -> dict[str, Control]:
     return measure(ask, masks, read_text(sources[0])) if sources else {}
 
 
+def stored_controls(folder: Path, suite: str) -> dict[str, Control]:
+    """What an earlier run in this folder measured under a suite's masks; empty where there is none.
+
+    Raises:
+        ResultsError: Its file cannot be read, or is of another schema.
+    """
+    from retrieval_heads.report import read_ablations  # with its templates: not at every start of pytest
+
+    found = [told for told in read_ablations(folder) if told.get("suite") == suite]
+    return {arm: Control(**control) for told in found for arm, control in told.get("controls", {}).items()}
+
+
 def draw(ablated: Ablated, records: Sequence[Record], folder: Path, title: str, suffix: str) -> list[Path]:
     """Draw accuracy by count, and each arm's cells.
 

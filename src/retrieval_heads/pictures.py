@@ -87,7 +87,7 @@ def draw_heads(table: HeadTable, path: Path, title: str, suffix: str = "") -> li
     """
     from retrieval_heads.plots import head_heatmap, score_distribution
 
-    first = "copy" if "copy" in table.estimates else next(iter(table.estimates))
+    first = first_score(table)
     paths = head_heatmap(
         {name: estimate.mean for name, estimate in table.estimates.items()},
         path.with_name(f"{path.stem}{suffix}{path.suffix}"),
@@ -97,11 +97,22 @@ def draw_heads(table: HeadTable, path: Path, title: str, suffix: str = "") -> li
         layer_labels=[str(layer.number) for layer in table.layers],
     )
     return paths + score_distribution(
-        table.estimates[first].mean,
+        scored(table),
         path.with_name(f"head_scores{suffix}.png"),
         threshold=RETRIEVAL_THRESHOLD,
         title=title,
     )
+
+
+def first_score(table: HeadTable) -> str:
+    """`copy`, or what the file has in its place."""
+    return "copy" if "copy" in table.estimates else next(iter(table.estimates))
+
+
+def scored(table: HeadTable) -> list[list[float]]:
+    """Every head's first score in one row, `[1, heads]`: what stands beyond a layer's heads is left out."""
+    mean = table.estimates[first_score(table)].mean
+    return [[float(mean[row, head]) for row, layer in enumerate(table.layers) for head in range(layer.heads)]]
 
 
 def marked_layers(layers: Sequence[Layer]) -> dict[int, str]:

@@ -29,8 +29,18 @@ if TYPE_CHECKING:
 MODEL = "SmolLM2-135M-Instruct"
 CHECKOUT = Path(__file__).parents[2]
 MARK = "RH_TEST_RUN"
+ALL_CORES = os.sched_getaffinity(0)
 FOREIGN = ("PYTEST_", "RH_", "CI", "BUILD_NUMBER", "GITHUB_")  # variables that say how to run, not where
 PATIENCE = 400  # seconds; a run takes about 40 on two idle cores
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker of a parallel run, and so every engine that it starts, one core of its own: two engines with
+    a thread on every core wait for each other.
+    """
+    if (worker := getattr(config, "workerinput", None)) is not None:
+        number = int(worker["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, {sorted(ALL_CORES)[number % len(ALL_CORES)]})
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,15 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate_model(MODEL))
     return found
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """For what starts several engines and gives each its own."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CORES)
+    yield
+    os.sched_setaffinity(0, mine)
 
 
 @pytest.fixture

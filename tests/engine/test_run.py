@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from conftest import ALL_CORES
 from retrieval_heads.cli import main
 from retrieval_heads.prompt import hash_ids
 from retrieval_heads.results import SCHEMA, read_records
@@ -155,6 +156,8 @@ def test_two_workers_ask_the_same_on_one_engine(ci_run: Outcome, ci_run_of_two_w
     assert ci_run_of_two_workers.left == []
 
 
+@pytest.mark.skipif(len(ALL_CORES) < 2, reason="two replicas need two cores")
+@pytest.mark.usefixtures("all_cores")
 def test_two_replicas_answer_as_one_engine(own_project: OwnProject, run_pytest: Callable[..., Outcome]) -> None:
     arguments = [str(own_project.suite), "--rh-config", str(own_project.config), "--rh-set", "engine.replicas=2"]
     outcome = run_pytest(*arguments)

@@ -126,6 +126,15 @@ def test_resumed_masks_are_not_asked_again_but_other_masks_are(project: Project)
     result.stdout.fnmatch_lines(["*top_2      2  1.00*"])
 
 
+def test_stored_answers_keep_the_controls_that_were_measured_with_them(project: Project) -> None:
+    ablation(project)
+    project.run().assert_outcomes(passed=8)
+    measured = figures(project)["controls"]
+    assert measured
+    project.run("--rh-rescore").assert_outcomes(passed=8)
+    assert figures(project)["controls"] == measured
+
+
 def test_a_mask_of_means_waits_for_its_reference(project: Project) -> None:
     ablation(project, mode="mean")
     project.behave(retrieval_heads=HEADS[:2])

@@ -701,6 +701,26 @@ def test_plots_need_no_display_and_nothing_else_imports_matplotlib(tmp_path: Pat
     assert (tmp_path / "heads.png").exists()
 
 
+def test_distributions_of_several_runs_are_overlaid_and_counted() -> None:
+    figure = distribution_figure({"bf16": [[0.5, 0.2, 0.01]], "fp8": [[0.4, math.nan, 0.01, 0.0]]})
+    (axes,) = [axes for axes in figure.axes if axes.get_lines()]
+    drawn = [line.get_ydata().tolist() for line in axes.get_lines() if len(line.get_ydata()) > 2]
+    assert drawn == [[0.5, 0.2, 0.01], [0.4, 0.01, 0.0]]
+    assert legend_words(figure) == [
+        "bf16: 2 of 3 heads (66.7 %) at or above 0.1",
+        "fp8: 1 of 3 heads (33.3 %) at or above 0.1",
+    ]
+    with pytest.raises(ResultsError, match="no run was given"):
+        distribution_figure({})
+
+
+def test_the_colours_go_from_the_first_limit_to_the_second(tmp_path: Path) -> None:
+    figure = niah_figure(grid(3, 3), limits=(0.2, 0.8))
+    assert any(axes.collections and axes.collections[0].get_clim() == (0.2, 0.8) for axes in figure.axes)
+    with pytest.raises(ResultsError, match=r"the colours go from 0\.8 to 0\.2; the first must be the lower"):
+        niah_heatmap(grid(3, 3), tmp_path / "heatmap", limits=(0.8, 0.2))
+
+
 def test_a_picture_of_ten_thousand_cells_stays_small(tmp_path: Path) -> None:
     records = [r if n % 7 else r.model_copy(update={"status": "skipped"}) for n, r in enumerate(grid(100, 100))]
     _, svg = niah_heatmap(records, tmp_path / "heatmap")

@@ -13,7 +13,7 @@ import tyro
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.gates import load_baseline
 from retrieval_heads.heads import HeadTable, overlap
-from retrieval_heads.pictures import draw_heads
+from retrieval_heads.pictures import draw_heads, first_score, scored
 from retrieval_heads.report import StoredRun, load_run, write_report
 from retrieval_heads.results import Record
 
@@ -35,6 +35,10 @@ class VisualizeNiah:
     """Heading, such as the model's name."""
     metric: str | None = None
     """The score to draw; left out, the one that decides whether a cell passed."""
+    vmin: float = 0.0
+    """The score of the heatmap's first colour."""
+    vmax: float = 1.0
+    """The score of its last."""
     baseline: Path | None = None
     """An earlier run, its results or a saved baseline, for the report to compare with."""
 
@@ -47,7 +51,8 @@ class VisualizeNiah:
         folder, written = self.output.parent, list[Path]()
         for name, each in records.items():
             target = self.output if len(runs) == 1 else _beside(self.output, name)
-            written += niah_heatmap(each, target, metric=self.metric, title=self.title or _title(runs[name], name))
+            shown = self.title or _title(runs[name], name)
+            written += niah_heatmap(each, target, metric=self.metric, title=shown, limits=(self.vmin, self.vmax))
         overlaid = next(iter(records.values())) if len(records) == 1 else records
         written += profiles(overlaid, folder / "profiles.png", metric=self.metric, title=self.title)
         if len(runs) == 2:
@@ -69,7 +74,8 @@ class VisualizeNiah:
 
 @dataclass(frozen=True)
 class VisualizeDetect:
-    """Draw head heatmaps and score distributions, with a report of one run; several are compared by their best heads.
+    """Draw head heatmaps and score distributions, with a report of one run; the distributions of several are overlaid,
+    and their best heads compared.
 
     Example: retrieval-heads visualize detect --results reports/latest/detected-agg.json
     """
@@ -83,6 +89,8 @@ class VisualizeDetect:
 
     def run(self) -> None:
         """Draw, and print what was written."""
+        from retrieval_heads.plots import score_distribution
+
         runs = _named([(path, load_run(path)) for path in self.results])
         tables = {
             name if len(run.heads) == 1 else f"{name}-{suite}": table
@@ -98,6 +106,9 @@ class VisualizeDetect:
             written += draw_heads(table, self.output, title, suffix)
         if len(runs) == 1:
             written.append(write_report(next(iter(runs.values())), folder / "report.html"))
+        if len(tables) > 1:
+            overlaid = {name: scored(table) for name, table in tables.items()}
+            written += score_distribution(overlaid, folder / "head_scores.png", title=self.title)
         for (first, one), (second, other) in combinations(tables.items(), 2):
             shared = overlap(_best(one), _best(other))
             print(f"{first} and {second}: {100 * shared:.0f} % of the top {_TOP} heads in common")
@@ -154,8 +165,7 @@ def _title(run: StoredRun, name: str) -> str:
 
 
 def _best(table: HeadTable) -> list[tuple[int, int]]:
-    score = "copy" if "copy" in table.estimates else next(iter(table.estimates))
-    return [(table.layers[row].number, head) for row, head in table.ranked(score)[:_TOP]]
+    return [(table.layers[row].number, head) for row, head in table.ranked(first_score(table))[:_TOP]]
 
 
 def _beside(output: Path, name: str) -> Path:

@@ -1,6 +1,6 @@
 """Which replica asks which cell: prompts that start alike stay together, and every replica has as much to compute.
 
-Tokens are counted as a prefix cache that holds everything leaves them, see `retrieval_heads.planning`: two prompts of
+Tokens are counted as a prefix cache that holds everything leaves them, see `retrieval_heads.reuse`: two prompts of
 one haystack, seed and wording share all up to the needle that stands first, and two with their needle at the same
 place all up to the end of the shorter one. Pure; imports neither torch nor vllm.
 """

@@ -34,11 +34,14 @@ _MAX_WHISKERED_RUNS = 4
 _BATCH_VALUES = 2_000_000
 
 
-def score_distribution(mean_scores: ArrayLike, path: Path, *, threshold: float = 0.1, title: str = "") -> list[Path]:
+def score_distribution(
+    mean_scores: ArrayLike | Mapping[str, ArrayLike], path: Path, *, threshold: float = 0.1, title: str = ""
+) -> list[Path]:
     """Draw the heads' scores from highest to lowest, with the line that makes a retrieval head.
 
     Args:
-        mean_scores: Mean scores `[layers, heads]`; NaN where a layer was not scored.
+        mean_scores: Mean scores `[layers, heads]`; NaN where a layer was not scored. Of several runs by name, which are
+            overlaid.
         path: Where to write, with or without `.png` or `.svg`; both are written.
         threshold: A retrieval head scores at least this (0.1 in arXiv 2404.15574).
         title: Heading, such as the model's name.
@@ -78,26 +81,39 @@ def profiles(
 
 
 @styled()
-def distribution_figure(mean_scores: ArrayLike, *, threshold: float = 0.1, title: str = "") -> Figure:
+def distribution_figure(
+    mean_scores: ArrayLike | Mapping[str, ArrayLike], *, threshold: float = 0.1, title: str = ""
+) -> Figure:
     """Build the figure of `score_distribution`."""
-    array = checked_scores(mean_scores, "mean score")
-    scores = np.sort(array[~np.isnan(array)])[::-1]
-    above = int((scores >= threshold).sum())
+    runs = dict(mean_scores) if isinstance(mean_scores, Mapping) else {"": mean_scores}
+    if not runs:
+        raise ResultsError("there is nothing to plot: no run was given")
+    arrays = {
+        name: checked_scores(values, f"mean score of {name}" if name else "mean score") for name, values in runs.items()
+    }
+    ordered = {name: np.sort(array[~np.isnan(array)])[::-1] for name, array in arrays.items()}
+    longest = max(map(len, ordered.values()))
     figure = new_figure()
     axes = figure.add_subplot()
-    ranks = np.arange(1, len(scores) + 1)
-    top = max(float(scores[0]), threshold) * 1.12
-    axes.plot(ranks, scores, color=HEADS(0.72), linewidth=2, zorder=3, label="scores")
-    axes.scatter(ranks[:30], scores[:30], s=14, color=HEADS(0.72), zorder=4)
-    if above:
-        axes.fill_between(ranks[:above], threshold, scores[:above], color=HEADS(0.3), alpha=0.55, linewidth=0)
+    top = max(threshold, *(float(scores[0]) for scores in ordered.values())) * 1.12
+    for index, scores in enumerate(ordered.values()):
+        ranks = np.arange(1, len(scores) + 1)
+        if len(ordered) > 1:
+            axes.plot(
+                ranks, scores, **line_look(index), markersize=3.5, markevery=slice(0, 30), linewidth=1.6, zorder=3
+            )
+            continue
+        axes.plot(ranks, scores, color=HEADS(0.72), linewidth=2, zorder=3, label="scores")
+        axes.scatter(ranks[:30], scores[:30], s=14, color=HEADS(0.72), zorder=4)
+        if above := int((scores >= threshold).sum()):
+            axes.fill_between(ranks[:above], threshold, scores[:above], color=HEADS(0.3), alpha=0.55, linewidth=0)
     axes.axhline(threshold, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=2, label="threshold")
     axes.set_xscale("log")
-    axes.set_xlim(0.85, max(len(scores), 2) * 1.15)
-    axes.set_ylim(min(0.0, float(scores[-1])), top)
-    ticks = [10**power for power in range(int(math.log10(len(scores))) + 1)]
-    if len(scores) / ticks[-1] > 2:
-        ticks.append(len(scores))
+    axes.set_xlim(0.85, max(longest, 2) * 1.15)
+    axes.set_ylim(min(0.0, *(float(scores[-1]) for scores in ordered.values())), top)
+    ticks = [10**power for power in range(int(math.log10(longest)) + 1)]
+    if longest / ticks[-1] > 2:
+        ticks.append(longest)
     axes.minorticks_off()
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.grid(axis="y")
@@ -115,13 +131,30 @@ def distribution_figure(mean_scores: ArrayLike, *, threshold: float = 0.1, title
         path_effects=[withStroke(linewidth=3, foreground=PAPER)],
         zorder=5,
     )
-    unscored = array.size - len(scores)
-    share = f"{100 * above / len(scores):.1f} %"
-    subtitle = f"{above:,} of {counted(len(scores), 'head')} ({share}) at or above {threshold:g}"
-    if unscored:
-        subtitle += f" · {counted(unscored, 'head')} not scored"
-    arrange(Page(figure, [[axes]], (5.8, 3.2), title or "How few heads retrieve", subtitle))
+    subtitle = (
+        _counted_heads(*next(zip(ordered.values(), arrays.values(), strict=True)), threshold)
+        if len(ordered) == 1
+        else ""
+    )
+    legend = [
+        Line2D([], [], label=f"{shorten(name, 60)}: {_above(scores, threshold)}", **line_look(index))
+        for index, (name, scores) in enumerate(ordered.items())
+        if len(ordered) > 1
+    ]
+    arrange(Page(figure, [[axes]], (5.8, 3.2), title or "How few heads retrieve", subtitle, legend))
     return figure
+
+
+def _above(scores: Any, threshold: float) -> str:
+    above = int((scores >= threshold).sum())
+    share = f"{100 * above / len(scores):.1f} %"
+    return f"{above:,} of {counted(len(scores), 'head')} ({share}) at or above {threshold:g}"
+
+
+def _counted_heads(scores: Any, array: Any, threshold: float) -> str:
+    told = _above(scores, threshold)
+    unscored = array.size - len(scores)
+    return f"{told} · {counted(unscored, 'head')} not scored" if unscored else told
 
 
 @styled()

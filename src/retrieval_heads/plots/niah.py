@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from retrieval_heads.errors import ResultsError
 from retrieval_heads.plots.cells import Scale, grid_figure
 from retrieval_heads.plots.grid import ERROR, MEASURED, SKIPPED, measured_samples, metric_label, panels
 from retrieval_heads.plots.saving import save
@@ -15,7 +16,14 @@ from retrieval_heads.plots.style import SCORES, counted, styled
 from retrieval_heads.results import Record, finite_mean
 
 
-def niah_heatmap(records: Sequence[Record], path: Path, *, metric: str | None = None, title: str = "") -> list[Path]:
+def niah_heatmap(
+    records: Sequence[Record],
+    path: Path,
+    *,
+    metric: str | None = None,
+    title: str = "",
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> list[Path]:
     """Draw length × depth heatmaps of the stored scores, one panel for each needle, seed and so on.
 
     Args:
@@ -23,18 +31,25 @@ def niah_heatmap(records: Sequence[Record], path: Path, *, metric: str | None = 
         path: Where to write, with or without `.png` or `.svg`; both are written.
         metric: Name of a score; `None` takes each record's own metric.
         title: Heading, such as model and suite; empty takes the suite's name.
+        limits: Scores of the first and last colour: 0 to 1 whatever was measured, so that pictures of two runs can be
+            laid side by side.
 
     Returns:
         The two paths written.
 
     Raises:
-        ResultsError: No records, a cell twice, a score that is absent or NaN, or an unwritable folder.
+        ResultsError: No records, limits in the wrong order, a cell twice, a score that is absent or NaN, or an
+            unwritable folder.
     """
-    return save(niah_figure(records, metric=metric, title=title), path)
+    if not limits[0] < limits[1]:
+        raise ResultsError(f"the colours go from {limits[0]:g} to {limits[1]:g}; the first must be the lower")
+    return save(niah_figure(records, metric=metric, title=title, limits=limits), path)
 
 
 @styled()
-def niah_figure(records: Sequence[Record], *, metric: str | None = None, title: str = "") -> Figure:
+def niah_figure(
+    records: Sequence[Record], *, metric: str | None = None, title: str = "", limits: tuple[float, float] = (0.0, 1.0)
+) -> Figure:
     """Build the figure of `niah_heatmap`."""
     samples = measured_samples(records, metric)
     shown, note = panels(samples)
@@ -50,8 +65,7 @@ def niah_figure(records: Sequence[Record], *, metric: str | None = None, title: 
     suites = sorted({record.suite for record in records if record.suite})
     return grid_figure(
         shown,
-        # 0 to 1 whatever was measured: pictures of two runs can be laid side by side.
-        Scale(SCORES, (0.0, 1.0), label),
+        Scale(SCORES, limits, label),
         title=title or ", ".join(suites) or "Needle in a haystack",
         subtitle=" · ".join(facts),
     )

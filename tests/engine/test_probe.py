@@ -15,7 +15,7 @@ from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError
 from retrieval_heads.tracing import probe
 from retrieval_heads.tracing.attention import RowScores
-from retrieval_heads.tracing.layer_kinds import SoftmaxAttention, Step, Taken
+from retrieval_heads.tracing.layer_kinds import SoftmaxAttention, Step, Taken, projected
 from retrieval_heads.tracing.probe import Probe, Rows, _copies
 
 pytestmark = pytest.mark.engine
@@ -203,3 +203,55 @@ def test_without_a_question_query_is_not_measured() -> None:
     told = scores_of(finished(scores), request((0, 0)), NAMES, LAYERS)
     assert set(told["heads"]) == {"copy", "copy_reference", "mass"}
     assert told["replay"]["computed_tokens"] == 8
+
+
+class Projections:
+    """What a gated delta layer's two projections give, put together from each head's parts."""
+
+    def __init__(self, tokens: int = 3, k_heads: int = 2, v_heads: int = 4, dk: int = 3, dv: int = 5) -> None:
+        random = torch.Generator().manual_seed(0)
+        self.q, self.k = (torch.randn(tokens, k_heads, dk, generator=random) for _ in range(2))
+        self.v, self.z = (torch.randn(tokens, v_heads, dv, generator=random) for _ in range(2))
+        self.b, self.a = (torch.randn(tokens, v_heads, generator=random) for _ in range(2))
+
+    def part(self, ranks: int, rank: int) -> dict[str, torch.Tensor]:
+        """A rank's heads."""
+        return {name: each.chunk(ranks, dim=1)[rank] for name, each in vars(self).items()}
+
+    def given(self, ranks: int, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every rank's, rank by rank."""
+        parts = [self.part(ranks, rank) for rank in range(ranks)]
+        form = self.interleaved if interleaved else self.flat
+        qkvz, ba = zip(*(form(part) for part in parts), strict=True)
+        return torch.cat(qkvz, dim=-1), torch.cat(ba, dim=-1)
+
+    @staticmethod
+    def flat(part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.cat([part[name].flatten(1) for name in "qkvz"], -1), torch.cat([part["b"], part["a"]], -1)
+
+    @staticmethod
+    def interleaved(part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        k_heads = part["k"].shape[1]
+        each = {name: values.chunk(k_heads, dim=1) for name, values in part.items()}
+        qkvz = [each[name][head].flatten(1) for head in range(k_heads) for name in "qkvz"]
+        ba = [each[name][head] for head in range(k_heads) for name in "ba"]
+        return torch.cat(qkvz, -1), torch.cat(ba, -1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_a_gated_delta_layers_projections_are_taken_apart(interleaved: bool, ranks: int) -> None:
+    from vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn import QwenGatedDeltaNetAttention as Layer
+
+    layer = Layer.__new__(Layer)
+    torch.nn.Module.__init__(layer)
+    shape = {"num_k_heads": 2, "num_v_heads": 4, "head_k_dim": 3, "head_v_dim": 5, "key_dim": 6, "value_dim": 20}
+    for name, value in {**shape, "tp_size": ranks, "gqa_interleaved_layout": interleaved}.items():
+        setattr(layer, name, value)
+    projections = Projections()
+    for layer.tp_rank in range(ranks):
+        mixed, b, a = projected(layer, *projections.given(ranks, interleaved=interleaved))
+        part = projections.part(ranks, layer.tp_rank)
+        torch.testing.assert_close(mixed, torch.cat([part[name].flatten(1) for name in "qkv"], -1))
+        torch.testing.assert_close(b, part["b"])
+        torch.testing.assert_close(a, part["a"])

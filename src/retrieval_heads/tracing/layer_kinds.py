@@ -100,14 +100,31 @@ class LayerKind(Protocol):
         """Score the wanted rows of layers of this kind, once every layer's keys are in its cache."""
 
 
-class SoftmaxAttention:
+class _Softmax:
+    """What all softmax attention has in common: queries on the way in, and keys that stay in the cache."""
+
+    needs_whole_context = False
+    is_signed = False
+    has_queries = True
+
+    def queries(self, envoy: Any) -> Tensor:
+        """See `LayerKind`."""
+        raise NotImplementedError
+
+    def read(self, envoy: Any) -> tuple[Tensor, ...]:
+        """The queries."""
+        return (self.queries(envoy),)
+
+    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
+        """The queries."""
+        return values[0][step.rows].clone()
+
+
+class SoftmaxAttention(_Softmax):
     """vLLM's `Attention`: softmax over paged keys, in any of its windows, soft caps, sinks and slopes."""
 
     name = "attention"
     how = "softmax over the paged keys; window, soft cap, sinks and ALiBi as the layer has them"
-    needs_whole_context = False
-    is_signed = False
-    has_queries = True
 
     def refusal(self, module: Any) -> str | None:
         """Attention of an encoder, or over an encoder's output, sees other keys than a decoder's."""
@@ -127,14 +144,6 @@ class SoftmaxAttention:
         """The sliding window."""
         window: int | None = module.sliding_window
         return window
-
-    def read(self, envoy: Any) -> tuple[Tensor, ...]:
-        """The queries."""
-        return (self.queries(envoy),)
-
-    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
-        """The queries."""
-        return values[0][step.rows].clone()
 
     def queries(self, envoy: Any) -> Tensor:
         """The queries."""
@@ -191,7 +200,7 @@ class SoftmaxAttention:
         ]
 
 
-class LatentAttention:
+class LatentAttention(_Softmax):
     """vLLM's `MLAAttention` (DeepSeek): scored in the latent space, where all heads share one key.
 
     The key of position j is its latent `c_j` beside its rotated part; a head's query is its own, carried into that
@@ -200,9 +209,6 @@ class LatentAttention:
 
     name = "latent attention"
     how = "softmax in the latent space: each head's query times its W_UK against the cached latents"
-    needs_whole_context = False
-    is_signed = False
-    has_queries = True
 
     def refusal(self, module: Any) -> str | None:
         """A sparse index lets a row see some keys alone; quantised latents are packed in other ways."""
@@ -224,14 +230,6 @@ class LatentAttention:
         """The sliding window."""
         window: int | None = getattr(module, "sliding_window", None)
         return window
-
-    def read(self, envoy: Any) -> tuple[Tensor, ...]:
-        """The queries."""
-        return (self.queries(envoy),)
-
-    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
-        """The queries."""
-        return values[0][step.rows].clone()
 
     def queries(self, envoy: Any) -> Tensor:
         """The queries."""

@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Tiny:
         engine: vLLM's arguments, beside those of all.
         windows: Of its layers; none where nothing is said.
         others: Configs of the other parts of a model that is more than its language model.
+        is_variant: Whether another entry has the same model.
     """
 
     architecture: str
@@ -62,6 +63,7 @@ class Tiny:
     engine: dict[str, Any] = field(default_factory=dict)
     windows: tuple[int | None, ...] = (None,) * 4
     others: dict[str, Any] = field(default_factory=dict)
+    is_variant: bool = False
 
 
 MODELS: dict[str, Tiny] = {
@@ -171,6 +173,16 @@ MODELS_IN_BFLOAT16: dict[str, Tiny] = {
         {"dtype": "bfloat16", "block_size": None},
     ),
 }
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # Without the reference backend, so that a CPU with AMX keeps W_UK in an order of its own.
+    "latent attention in bfloat16": (
+        "DeepSeek-V3 (latent attention)",
+        {"dtype": "bfloat16", "attention_config": None, "block_size": None},
+    ),
+    "gated delta on two ranks": (GATED_DELTA, {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}),
+}
+"""Models of above run otherwise: which one, and what is laid over its engine arguments (`None` takes one away)."""
+TWO_RANKS = "gated delta on two ranks"
 UNSCORED: dict[str, tuple[Tiny, tuple[str, ...]]] = {
     "Jamba (Mamba, attention in some layers)": (
         Tiny("JambaForCausalLM", {"num_hidden_layers": 8}),
@@ -211,6 +223,13 @@ def tokens() -> list[int]:
     return torch.randint(END + 1, VOCABULARY, (PROMPT_TOKENS,), generator=random).tolist()
 
 
+def variant(name: str, engine: dict[str, Any]) -> Tiny:
+    """A model with other engine arguments; the values that it is compared by are not rebuilt."""
+    model = (MODELS | MODELS_IN_BFLOAT16)[name]
+    given = {key: value for key, value in (model.engine | engine).items() if value is not None}
+    return replace(model, engine=given, is_variant=True)
+
+
 def build(model: Tiny, folder: Path) -> None:
     """Write a model of random weights."""
     import transformers
@@ -237,8 +256,8 @@ def main(out: str, folder: str, *names: str) -> None:
     from nnsight.modeling.vllm import VLLM
 
     found: dict[str, Any] = {"checked": {} if names else checked(Path(folder))}
-    models = MODELS | MODELS_IN_BFLOAT16
-    for name in names or models:
+    models = MODELS | MODELS_IN_BFLOAT16 | {name: variant(*how) for name, how in VARIANTS.items()}
+    for name in names or [name for name in models if name != TWO_RANKS]:
         try:
             found[name] = run(models[name], Path(folder) / models[name].architecture)
         except Exception as error:
@@ -274,7 +293,7 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
     finished = finish(engine)["replay"]
     kinds = {layer["kind"] for layer in engine.layers}
     return {
-        "rebuilt": rebuilt(engine, ids) if kinds & REBUILT.keys() else {},
+        "rebuilt": rebuilt(engine, ids) if kinds & REBUILT.keys() and not model.is_variant else {},
         "error": finished.error or masked.error,
         "masked_logprob": masked.prompt_logprob,
         "maskable": engine.maskable,

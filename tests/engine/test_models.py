@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,16 +19,33 @@ from models_run import (
     NEEDLE_SPAN,
     PROMPT_TOKENS,
     QUESTION_SPAN,
+    TWO_RANKS,
     UNSCORED,
     tokens,
 )
 from models_table import table
 from reference import Reference, attention_rows, gated_delta_rows, head_scores, masked_logprob
 
+from conftest import ALL_CORES
+
 pytestmark = pytest.mark.engine
 
 HERE = Path(__file__).parent
 ALL = MODELS | MODELS_IN_BFLOAT16
+
+
+def run_models(out: Path, folder: Path, *names: str, **environment: str) -> dict[str, Any]:
+    """What the script found, by model."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "models_run.py"), str(out), str(folder), *names],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found: dict[str, Any] = torch.load(out)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[str, Any]:
     """What the probe found, by model."""
-    out = folder / "found.pt"
-    done = subprocess.run(
-        [sys.executable, str(HERE / "models_run.py"), str(out), str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found: dict[str, Any] = torch.load(out)
-    return found
+    return run_models(folder / "found.pt", folder)
 
 
 def reference_of(folder: Path, model: str) -> Reference:
@@ -188,3 +197,29 @@ def test_gated_delta_mass_is_the_share_of_magnitudes(
             share = (part[..., slice(*NEEDLE_SPAN)].sum(-1) / part.sum(-1)).mean(-1)
             ours = gated_delta["scores"][gated_delta["names"].index(name), layer]
             torch.testing.assert_close(ours, share, rtol=0.05, atol=1e-3)
+
+
+def agreement(found: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
+    """How far `mass` differs at most, and the share of the first layer's argmaxes that are equal; the layers above it
+    read what bfloat16 has rounded.
+    """
+    assert found["error"] is None
+    mass, first = found["names"].index("mass"), slice(len(found["names"]), None)
+    apart = (found["scores"][mass] - other["scores"][mass]).abs().max()
+    return float(apart), float((found["scores"][first, 0] == other["scores"][first, 0]).float().mean())
+
+
+def test_latent_attention_in_bfloat16_scores_as_in_float32(runs: Any) -> None:
+    apart, equal = agreement(runs["latent attention in bfloat16"], runs["DeepSeek-V3 (latent attention)"])
+    assert apart < 0.02
+    assert equal > 0.95
+
+
+@pytest.mark.skipif(len(ALL_CORES) < 2, reason="two ranks need two cores")
+@pytest.mark.usefixtures("all_cores")
+def test_two_ranks_score_gated_delta_heads_as_one_does(runs: Any, tmp_path: Path) -> None:
+    found = run_models(tmp_path / "found.pt", tmp_path, TWO_RANKS, VLLM_CPU_OMP_THREADS_BIND="0|1")[TWO_RANKS]
+    apart, equal = agreement(found, runs[GATED_DELTA])
+    assert apart < 0.005
+    assert equal > 0.95
+    assert found["masked_logprob"] == pytest.approx(runs[GATED_DELTA]["masked_logprob"], abs=0.05)

@@ -109,7 +109,6 @@ class Detection:
         if len(self.counted) < 2:
             return None
         values = _stacked(self.counted, "copy").reshape(len(self.counted), -1)
-        values = values[:, ~np.isnan(values[0])]
         top = min(top, values.shape[1])
         random = np.random.default_rng(0)
         overlaps = []

@@ -717,6 +717,9 @@ def test_distributions_of_several_runs_are_overlaid_and_counted() -> None:
 def test_the_colours_go_from_the_first_limit_to_the_second(tmp_path: Path) -> None:
     figure = niah_figure(grid(3, 3), limits=(0.2, 0.8))
     assert any(axes.collections and axes.collections[0].get_clim() == (0.2, 0.8) for axes in figure.axes)
+    plain, _ = niah_heatmap(grid(3, 3), tmp_path / "plain")
+    limited, _ = niah_heatmap(grid(3, 3), tmp_path / "limited", limits=(0.2, 0.8))
+    assert plain.read_bytes() != limited.read_bytes()
     with pytest.raises(ResultsError, match=r"the colours go from 0\.8 to 0\.2; the first must be the lower"):
         niah_heatmap(grid(3, 3), tmp_path / "heatmap", limits=(0.8, 0.2))
 

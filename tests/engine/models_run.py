@@ -134,8 +134,8 @@ MODELS: dict[str, Tiny] = {
         {
             "attention_config": {"backend": "CPU_MLA"},
             "block_size": 16,
-            # vLLM 0.32's rotary kernel on CPU takes token t's head h, where pairs are interleaved, to stand at position
-            # t × heads + h. Its plain torch form does not.
+            # Where pairs are interleaved, vLLM 0.32's rotary kernel on CPU rotates by other positions than the tokens';
+            # its plain torch form does not. See docs/models.md.
             "compilation_config": {"custom_ops": ["-rotary_embedding"]},
         },
     ),

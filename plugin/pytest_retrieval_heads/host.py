@@ -217,20 +217,17 @@ class Host:
                 session.testsfailed += 1
 
     def _controls(self, suite: str, settings: Settings) -> Mapping[str, Control]:
-        """Other behaviour under the suite's masks; what an earlier run measured where no engine can tell."""
-        if settings.ablate is None or not settings.ablate.controls:
+        """Other behaviour under the suite's masks: measured, or of the run whose stored answers are scored again."""
+        is_whole = self._plan is not None and len(self._records) == self._plan.total
+        if not is_whole or settings.ablate is None or not settings.ablate.controls:
             return {}
-        earlier: Mapping[str, Control] = {}
         try:
-            earlier = ablating.stored_controls(self._path, suite)
-            is_whole = self._plan is not None and len(self._records) == self._plan.total
-            if self._is_rescored or not is_whole:
-                return earlier
+            if self._is_rescored:
+                return ablating.stored_controls(self._path, suite)
             return ablating.controls(self.engine.address, self._of("ablate", suite))
         except RetrievalHeadsError as error:
-            if not earlier:
-                self._complaints.append(f"no controls of {suite}: {error}")
-            return earlier
+            self._complaints.append(f"no controls of {suite}: {error}")
+            return {}
 
     def _report_gates(self) -> None:
         """Tell pytest of every gate as of a test: its summary, JUnit XML and --lf know it then."""

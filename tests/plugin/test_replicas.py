@@ -64,6 +64,7 @@ class TestAsking:
         two.run()
         facts = two.facts()
         assert (facts["replicas"], facts["devices"]) == (2, ["no device, GPU 3", "no device, GPU 5"])
+        assert facts["prompt_tokens"] == sum(record.prompt_tokens or 0 for record in two.records())
         assert {"engine.log", "engine-1.log", "engine-2.log"} <= {path.name for path in two.latest.resolve().iterdir()}
 
     def test_tensor_parallel_engines_get_as_many_gpus_each(self, two: Project) -> None:

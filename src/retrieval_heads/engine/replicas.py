@@ -204,11 +204,12 @@ class Router:
                 results, done = client.finished(known)
                 replica.done = Done(**done)
                 known += len(results)
+                with self.routing:  # before any result: whoever has the last one may ask how much was done
+                    self.server.done = Done.sum(one.done for one in self.replicas)
                 for key, result in results:
                     if (result.get("mask") or {}).get("mode") == "mean":
                         self.measured.setdefault(result["recipe"]["hash"], replica)
                     self.server.finish(key, result)
-                self.server.done = Done.sum(one.done for one in self.replicas)
                 with self.routing:
                     for key, _ in results:
                         del replica.outstanding[key]

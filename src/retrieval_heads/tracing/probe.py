@@ -177,18 +177,18 @@ class Probe:
     def _layer(self, parts: Sequence[RowScores]) -> Tensor:
         rows = self.rows
         argmax = torch.cat([part.argmax for part in parts])
-        by_value = torch.cat([part.argmax if part.argmax_by_value is None else part.argmax_by_value for part in parts])
         weight = torch.cat([(part.span_logsumexp - part.logsumexp).exp() for part in parts])
         if argmax.shape[0] != rows.end - rows.first:
             raise ValueError(f"{argmax.shape[0]} rows were scored where {rows.end - rows.first} were wanted")
         answer = slice(rows.answer_rows[0] - rows.first, None)
-        argmax, by_value = argmax[answer], by_value[answer]
+        argmax = argmax[answer]
         if argmax.shape[0] != len(rows.answer):
             raise ValueError(f"{argmax.shape[0]} answer rows were scored for {len(rows.answer)} answer ids")
         asked = slice(rows.question_span[0] - rows.first, rows.question_span[1] - rows.first)
         scores = [*_copies(argmax, rows), weight[answer].mean(0), weight[asked].mean(0)]
         if any(kind.is_signed for kind in self.kinds):
-            scores.append(_copies(by_value, rows)[0])
+            given = [part.argmax if part.argmax_by_value is None else part.argmax_by_value for part in parts]
+            scores.append(_copies(torch.cat(given)[answer], rows)[0])
         return torch.cat([torch.stack(scores), *([argmax.float()] if rows.positions else [])])
 
 

@@ -289,6 +289,11 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
     sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
     engine.add("masked", ids, sampling, {"mode": "zero", "heads": MASKED})
     masked = finish(engine)["masked"]
+    try:
+        engine.add("uniform", ids, sampling, {"mode": "uniform", "heads": MASKED})
+        uniform = finish(engine)["uniform"].error
+    except EngineError as error:
+        uniform = str(error)
     engine.replay("replay", [*ids, *needle[:-1]], rows, QUESTION_SPAN[0])
     finished = finish(engine)["replay"]
     kinds = {layer["kind"] for layer in engine.layers}
@@ -297,6 +302,7 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
         "error": finished.error or masked.error,
         "masked_logprob": masked.prompt_logprob,
         "maskable": engine.maskable,
+        "uniform": uniform,
         "scores": finished.head_scores,
         "names": engine.scores,
         "cached_tokens": finished.cached_tokens,

@@ -112,6 +112,12 @@ def test_masked_heads_are_those_of_the_reference(runs: Any, folder: Path, model:
     assert model in MODELS or effect > 0.2
 
 
+@pytest.mark.parametrize("model", [*MODELS, *MODELS_IN_BFLOAT16])
+def test_heads_that_no_query_makes_see_all_alike_are_not_masked_uniformly(runs: Any, model: str) -> None:
+    refusal = "the mode uniform cannot mask heads of layer 0: no query makes them see all alike"
+    assert runs[model]["uniform"] == (refusal if model == GATED_DELTA else None)
+
+
 @pytest.mark.parametrize("model", UNSCORED)
 def test_a_layer_that_cannot_be_scored_is_named(runs: Any, model: str) -> None:
     layers = runs["checked"][model]

@@ -233,10 +233,11 @@ class Engine:
         places = {layer: place for place, layer in enumerate(self.maskable)}
         if unknown := [layer for layer, _ in mask["heads"] if layer not in places]:
             raise EngineError(f"the heads of layer {unknown[0]} cannot be masked: it has no output projection")
-        kinds = {layer["number"]: layer["kind"] for layer in self.layers}
-        if mask["mode"] == "uniform" and (odd := {kinds[layer] for layer, _ in mask["heads"]} & {"gated delta"}):
+        if mask["mode"] == "uniform" and (
+            odd := [layer for layer, _ in mask["heads"] if layer in self.traced.queryless]
+        ):
             raise EngineError(
-                f"the mode uniform cannot mask heads of kind {odd.pop()}: no query makes them see all alike"
+                f"the mode uniform cannot mask heads of layer {odd[0]}: no query makes them see all alike"
             )
         fields = {
             "mode": mask["mode"],

@@ -35,7 +35,7 @@ def no_span_check(prompt: Prompt) -> AbstractContextManager[Any]:
 
     def count(argmax: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         hits = ids[argmax.long()] == torch.tensor(rows.answer)[:, None]
-        return (hits.float().sum(0) / len(rows.needle),) * 2
+        return (hits.float().sum(1) / len(rows.needle),) * 2
 
     return _counted(count)
 
@@ -45,14 +45,14 @@ def no_token_check(prompt: Prompt) -> AbstractContextManager[Any]:
 
     def count(argmax: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         hits = (argmax >= rows.needle_span[0]) & (argmax < rows.needle_span[1])
-        return (hits.float().sum(0) / len(rows.needle),) * 2
+        return (hits.float().sum(1) / len(rows.needle),) * 2
 
     return _counted(count)
 
 
 def one_step_late(prompt: Prompt) -> AbstractContextManager[Any]:
     """Takes the row that an answer token was the input of, for the row that predicted it."""
-    return _counted(lambda argmax, rows: _right(argmax.roll(-1, 0), rows))
+    return _counted(lambda argmax, rows: _right(argmax.roll(-1, 1), rows))
 
 
 def position_off_by_one(prompt: Prompt) -> AbstractContextManager[Any]:

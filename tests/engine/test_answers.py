@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tokenizers.decoders import DecodeStream
 
 from retrieval_heads.config import read_settings
 from retrieval_heads.engine.cells import CellBuilder, Request
+from retrieval_heads.engine.vllm import primed_stream
 from retrieval_heads.models import locate_model
 from retrieval_heads.prompt import hash_ids
 from retrieval_heads.results import Record
@@ -115,3 +117,19 @@ def test_cells_of_one_length_share_their_start_in_the_prefix_cache(answered: lis
     assert all(tokens is not None and tokens % 128 == 0 for tokens in cached.values())
     # Up to the needle of the cell before: half of 900 tokens, in whole blocks.
     assert cached[900, 100] == 384
+
+
+def test_text_after_the_prompts_last_tokens_is_that_after_all_of_them(tokenizer: PreTrainedTokenizerBase) -> None:
+    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    words = "The key, naïve and small — żółć, 你好世界, 한국어, ελληνικά, 🙂🙃 — lies in\n\n  a 'brass' telescope. " * 8
+    ids: list[int] = tokenizer.encode(words)
+
+    def said(answer: list[int], stream: Any) -> str:
+        return "".join(stream.step(backend, token) or "" for token in answer)
+
+    clean = [cut for cut in range(40, len(ids) - 40) if not tokenizer.decode(ids[:cut]).endswith("\ufffd")]
+    assert len(clean) > 100
+    for cut in clean:
+        before, answer = ids[:cut], ids[cut : cut + 40]
+        whole = DecodeStream(ids=before, skip_special_tokens=True)
+        assert said(answer, primed_stream(before, True)) == said(answer, whole)

@@ -30,7 +30,7 @@ def rows(*answer: int, question_span: tuple[int, int] = (20, 23)) -> Rows:
 
 def copies(answer: tuple[int, ...], argmax: list[int]) -> tuple[float, float]:
     """`copy` and `copy_reference` of a head that looked at these positions."""
-    copy, reference = _copies(torch.tensor(argmax, dtype=torch.int32)[:, None], rows(*answer))
+    copy, reference = _copies(torch.tensor(argmax, dtype=torch.int32)[None, :, None], rows(*answer))
     return float(copy), float(reference)
 
 
@@ -111,7 +111,7 @@ def test_a_replay_split_over_steps_is_put_together(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(probe, "gather_heads", lambda layers: torch.stack(layers, dim=1))
     one = Probe(rows(7, 8, 9), [Kind()])
     assert run_steps(monkeypatch, one, (12, 10), (22, 3), (25, 7))
-    result = one.result()
+    result = one.result().arrived()
     assert result.shape == (4, 1, 2)
     torch.testing.assert_close(result[2:], torch.full((2, 1, 2), float(np.exp(-1))))
 
@@ -120,7 +120,7 @@ def test_layers_with_fewer_heads_end_in_nan(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("vllm.distributed.get_tensor_model_parallel_world_size", lambda: 1)
     one = Probe(rows(7, 8, 9), [Kind(2), Kind(5), Kind(2)])
     assert run_steps(monkeypatch, one, (12, 20))
-    assert one.result().isnan().sum(-1)[0].tolist() == [3, 0, 3]
+    assert one.result().arrived().isnan().sum(-1)[0].tolist() == [3, 0, 3]
 
 
 def test_heads_of_all_ranks_stand_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,14 +153,14 @@ def test_a_preempted_replay_begins_again(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(probe, "gather_heads", lambda layers: torch.stack(layers, dim=1))
     one = Probe(rows(7, 8, 9), [Kind(needs_whole_context=True)])
     assert run_steps(monkeypatch, one, (0, 22), (0, 22), (22, 10))
-    assert one.result().shape == (4, 1, 2)
+    assert one.result().arrived().shape == (4, 1, 2)
 
 
 def test_fewer_rows_than_answer_ids_are_an_error() -> None:
     one = Probe(rows(7, 8, 9), [Kind()])
     one.found = [[part(11)]]
     with pytest.raises(ValueError, match="11 rows were scored where 12 were wanted"):
-        one.result()
+        one.result().arrived()
 
 
 LAYERS = [

@@ -116,6 +116,7 @@ class Engine:
             "device": "no device",
             "max_model_len": self.max_model_len,
             "block_size": 16,
+            "max_num_batched_tokens": 8192,
             **({"layers": self.layers, "maskable_layers": self.maskable} if self.traced else {}),
         }
 

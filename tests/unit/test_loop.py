@@ -21,7 +21,7 @@ class Engine:
     """Finishes a request a step; ends the loop when there is none left."""
 
     max_requests = 8
-    info = {"block_size": 16}  # noqa: RUF012 - read alone
+    info = {"block_size": 16, "max_num_batched_tokens": 8192}  # noqa: RUF012 - read alone
 
     def __init__(self) -> None:
         self.waiting: list[tuple[str, Sequence[int]]] = []
@@ -64,3 +64,29 @@ def test_what_the_engine_did_is_counted() -> None:
     assert done.step_seconds >= 3 * STEPPING
     assert done.feed_gap_seconds + done.step_seconds <= took
     assert server._counters({})["feed_gap_seconds"] == done.feed_gap_seconds
+
+
+def test_the_first_prompts_run_while_the_last_are_built() -> None:
+    events: list[str] = []
+
+    class Watched(Engine):
+        info = {"block_size": 16, "max_num_batched_tokens": 30}  # noqa: RUF012 - read alone
+
+        def add(self, request: str, ids: Sequence[int], sampling: Any, mask: Any) -> None:
+            events.append(f"add {request}")
+            super().add(request, ids, sampling, mask)
+
+        def step(self) -> list[Finished]:
+            events.append("step")
+            return super().step()
+
+    server = Server("key")
+    cells = [{"key": f"{number}", "arm": ""} for number in range(5)]
+    server._submit({"question": {"kind": "niah", "ablate": None}, "cells": cells})
+    loop = Loop(server, Watched(), Builder())  # type: ignore[arg-type]
+    loop.in_flight["never"] = lambda _: None
+    with pytest.raises(EOFError):
+        loop.run()
+    # The first has 50 tokens to compute, the others 18 each: enough for two steps is handed over before each step.
+    assert events[:5] == ["add 0", "add 1", "step", "add 2", "add 3"]
+    assert events[5:] == ["add 4", "step", "step", "step", "step", "step"]

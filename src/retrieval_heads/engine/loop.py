@@ -53,6 +53,8 @@ class Loop:
     """Masked cells by suite, while what they mask is not known."""
     released: deque[str] = field(default_factory=deque)
     """Those of them that can start now."""
+    fed: int = 0
+    """Tokens to compute that were handed to the engine since its last step, as far as prompts tell."""
     references: dict[str, int] = field(default_factory=dict)
     """By haystack, how many pieces of the reference of a mask of mode `mean` are yet to be measured."""
 
@@ -63,9 +65,12 @@ class Loop:
     def run(self) -> None:
         """Step for ever."""
         ahead, clock = 2 * self.engine.max_requests, time.perf_counter
+        # No step computes more than half of this; a grid's last prompts are built and hashed while its first run.
+        enough = 2 * self.engine.info["max_num_batched_tokens"]
         since: float | None = None  # when the engine last had work and no step
         while True:
-            while len(self.in_flight) < ahead:
+            self.fed = 0
+            while len(self.in_flight) < ahead and self.fed < enough:
                 try:
                     key = self._next()
                 except queue.Empty:
@@ -138,6 +143,7 @@ class Loop:
             return
         assert request.prefix is not None
         reusable = self.reuse.add(request.prefix, len(request.ids))
+        self.fed += len(request.ids) - reusable
         then = partial(self._to_replay if is_traced else self._answered, key, request)
         self._send(key, request, partial(self._generated, then, reusable))
 

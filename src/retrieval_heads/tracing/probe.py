@@ -163,52 +163,104 @@ class Probe:
             self.covered = end
         return self.covered == self.rows.end
 
-    def result(self) -> Tensor:
+    def result(self) -> OnItsWay:
         """`[scores, layers, heads]` float32 in the order of `scores_of`; every rank's heads in order, NaN where a layer
         has fewer heads than another.
 
         With `positions`, an answer row's argmax for each head follows: `[scores + answer rows, layers, heads]`.
+        Nothing here waits for the device, nor is anything done layer by layer where layers have as many heads.
 
         Raises:
             ValueError: The rows scored are not the rows wanted.
         """
-        return gather_heads([self._layer(parts) for parts in self.found])
+        whole = [_joined(parts) for parts in self.found]
+        figures: list[Tensor] = [torch.empty(0)] * len(whole)
+        for heads in dict.fromkeys(scores.argmax.shape[1] for scores in whole):
+            places = [place for place, scores in enumerate(whole) if scores.argmax.shape[1] == heads]
+            found = self._figures([whole[place] for place in places])
+            for place, one in zip(places, found.unbind(1), strict=True):
+                figures[place] = one
+        return OnItsWay(gather_heads(figures))
 
-    def _layer(self, parts: Sequence[RowScores]) -> Tensor:
+    def _figures(self, layers: Sequence[RowScores]) -> Tensor:
+        """`[scores, layers, heads]` of layers with as many heads."""
         rows = self.rows
-        argmax = torch.cat([part.argmax for part in parts])
-        weight = torch.cat([(part.span_logsumexp - part.logsumexp).exp() for part in parts])
-        if argmax.shape[0] != rows.end - rows.first:
-            raise ValueError(f"{argmax.shape[0]} rows were scored where {rows.end - rows.first} were wanted")
+        argmax = torch.stack([scores.argmax for scores in layers])
+        weight = (
+            torch.stack([scores.span_logsumexp for scores in layers])
+            - torch.stack([scores.logsumexp for scores in layers])
+        ).exp()
+        if argmax.shape[1] != rows.end - rows.first:
+            raise ValueError(f"{argmax.shape[1]} rows were scored where {rows.end - rows.first} were wanted")
         answer = slice(rows.answer_rows[0] - rows.first, None)
-        argmax = argmax[answer]
-        if argmax.shape[0] != len(rows.answer):
-            raise ValueError(f"{argmax.shape[0]} answer rows were scored for {len(rows.answer)} answer ids")
+        argmax = argmax[:, answer]
+        if argmax.shape[1] != len(rows.answer):
+            raise ValueError(f"{argmax.shape[1]} answer rows were scored for {len(rows.answer)} answer ids")
         asked = slice(rows.question_span[0] - rows.first, rows.question_span[1] - rows.first)
-        scores = [*_copies(argmax, rows), weight[answer].mean(0), weight[asked].mean(0)]
+        scores = [*_copies(argmax, rows), weight[:, answer].mean(1), weight[:, asked].mean(1)]
         if any(kind.is_signed for kind in self.kinds):
-            given = [part.argmax if part.argmax_by_value is None else part.argmax_by_value for part in parts]
-            scores.append(_copies(torch.cat(given)[answer], rows)[0])
-        return torch.cat([torch.stack(scores), *([argmax.float()] if rows.positions else [])])
+            by_value = [one.argmax if one.argmax_by_value is None else one.argmax_by_value for one in layers]
+            scores.append(_copies(torch.stack(by_value)[:, answer], rows)[0])
+        return torch.cat([torch.stack(scores), *([argmax.float().movedim(1, 0)] if rows.positions else [])])
+
+
+class OnItsWay:
+    """A tensor that is being copied to the host, behind what the device has been given to do before."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._copied = tensor, None
+        if tensor.is_cuda:
+            # Pinned: a copy to any other memory waits for the device.
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def arrived(self) -> Tensor:
+        """Wait for it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor
+
+
+def _joined(parts: Sequence[RowScores]) -> RowScores:
+    """A layer's rows, which several steps may have scored."""
+    if len(parts) == 1:
+        return parts[0]
+    by_value = [part.argmax_by_value for part in parts if part.argmax_by_value is not None]
+    return RowScores(
+        torch.cat([part.argmax for part in parts]),
+        torch.cat([part.logsumexp for part in parts]),
+        torch.cat([part.span_logsumexp for part in parts]),
+        torch.cat(by_value) if by_value else None,
+    )
 
 
 def _copies(argmax: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """`copy` and `copy_reference` of each head.
+    """`copy` and `copy_reference` of each head, `[layers, heads]`.
 
     arXiv 2404.15574, section 2: the share of the needle's tokens that a head copied. A step counts where the head's
     argmax lies in the needle on the very token that the model then emits; the paper's code counts every such step,
     so that an answer repeating itself counts again.
+
+    Args:
+        argmax: Of the answer's rows, `[layers, answer rows, heads]`.
+        rows: The request's.
     """
     start, end = rows.needle_span
-    needle = torch.tensor(rows.needle, device=argmax.device)
-    answer = torch.tensor(rows.answer, device=argmax.device)
+    needle, answer = _on_device(rows.needle, argmax.device), _on_device(rows.answer, argmax.device)
     place = argmax.long() - start
     inside = (place >= 0) & (place < end - start)
     place = place.clamp(0, end - start - 1)
     hit = inside & (needle[place] == answer[:, None])
-    copied = torch.zeros(argmax.shape[1], end - start, device=argmax.device)
-    copied.scatter_reduce_(1, place.T, hit.T.float(), "amax")
-    return copied.mean(1), hit.float().sum(0) / (end - start)
+    copied = torch.zeros(argmax.shape[0], argmax.shape[2], end - start, device=argmax.device)
+    copied.scatter_reduce_(2, place.transpose(1, 2), hit.transpose(1, 2).float(), "amax")
+    return copied.mean(2), hit.float().sum(1) / (end - start)
+
+
+def _on_device(ids: Sequence[int], device: torch.device) -> Tensor:
+    """Token ids there; a copy from memory that is not pinned would wait for the device."""
+    return torch.tensor(ids, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def gather_heads(layers: Sequence[Tensor]) -> Tensor:
@@ -232,7 +284,13 @@ def gather_heads(layers: Sequence[Tensor]) -> Tensor:
 
 def _padded(layers: Sequence[Tensor]) -> Tensor:
     most = max(layer.shape[1] for layer in layers)
-    return torch.stack([pad(layer, (0, most - layer.shape[1]), value=math.nan) for layer in layers], dim=1)
+    return torch.stack(
+        [
+            layer if layer.shape[1] == most else pad(layer, (0, most - layer.shape[1]), value=math.nan)
+            for layer in layers
+        ],
+        dim=1,
+    )
 
 
 def _mediator() -> Any:

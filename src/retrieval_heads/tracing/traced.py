@@ -5,15 +5,17 @@ Checked on nnsight 0.8.1 with vLLM 0.26.0 and 0.32.0.
 
 from __future__ import annotations
 
+import pickle
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from nnsight.modeling.vllm import VLLM
+from vllm.v1.engine.llm_engine import LLMEngine
 
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads import Layer, layer_number
@@ -92,10 +94,27 @@ class TracedModel:
                 _install_mask(self.model, maskable)
         self.install_seconds = time.perf_counter() - began
 
+    def step(self) -> list[Any]:
+        """vLLM's step, without nnsight's collecting of every finished request, edited or not."""
+        outputs: list[Any] = LLMEngine.step(self.engine)
+        return outputs
+
+    def collect(self, finished: Sequence[str]) -> dict[str, tuple[dict[str, Any], Any]]:
+        """What edits saved of requests that have just finished, by request and name, and nnsight's error or `None`.
+
+        Every rank has the same; the first one's is taken.
+        """
+        found: dict[str, tuple[dict[str, Any], Any]] = pickle.loads(
+            self.engine.collective_rpc("collect_edits", args=(list(finished),))[0]
+        )
+        return found
+
 
 def _install(model: Any, layers: list[tuple[Any, LayerKind]]) -> None:
     kinds = [kind for _, kind in layers]
     with model.edit(name=EDIT) as (tracer, _):
+        from nnsight import save
+
         from retrieval_heads.tracing.probe import Probe
 
         probe = Probe.of_request(kinds)
@@ -107,7 +126,7 @@ def _install(model: Any, layers: list[tuple[Any, LayerKind]]) -> None:
                 probe.take(layer, envoy._module, values)
             layers[-1][0].output  # noqa: B018 - waits until the last layer's keys are in the cache as well
             if probe.end_step():
-                head_scores = probe.result().save()  # noqa: F841 - what is saved here comes back on the output
+                head_scores = save(probe.result())  # noqa: F841 - what is saved here comes back by its name
 
 
 def _install_mask(model: Any, layers: list[tuple[Any, LayerKind, Any]]) -> None:

@@ -7,10 +7,13 @@ nnsight 0.8.1.
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Sequence
 from typing import Any
 
 from nnsight.modeling.vllm.model_runners.GPUModelRunner import NNsightGPUModelRunner
 from nnsight.modeling.vllm.workers.GPUWorker import NNsightGPUWorker
+from nnsight.tracing.tracer import _saves
 from vllm.platforms import current_platform
 
 _runner: Any = None
@@ -21,7 +24,35 @@ def runner() -> Any:
     return _runner
 
 
-class TracedGPUWorker(NNsightGPUWorker):
+class _Collects:
+    """What both workers can be asked for beyond what nnsight's can."""
+
+    model_runner: Any
+
+    def collect_edits(self, finished: Sequence[str]) -> bytes:
+        """What named edits saved of finished requests, and what they raised; both are forgotten here.
+
+        nnsight's `collect_nnsight` waits until the device has done all that it was given: at every step that ends a
+        request, the step that vLLM launched ahead would be waited for and none be ready after it.
+
+        Returns:
+            Pickled, by request: its saved tensors, `OnItsWay`s once, by name; and nnsight's error or `None`.
+        """
+        requests, wanted = self.model_runner.nnsight_requests, set(finished)
+        requests.harvest(wanted)
+        found = {}
+        for request in [one for one in requests.requests.values() if one.named(wanted)]:
+            del requests.requests[request.id]
+            saves = {name: value for taken in request.harvested.values() for name, value in taken["saves"].items()}
+            errors = [request.error, *(taken["error"] for taken in request.harvested.values())]
+            for value in saves.values():
+                _saves().discard(id(value))
+            arrived = {name: value.arrived() for name, value in saves.items()}
+            found[request.key(wanted)[0]] = arrived, next((error for error in errors if error is not None), None)
+        return pickle.dumps(found)
+
+
+class TracedGPUWorker(_Collects, NNsightGPUWorker):
     """nnsight's worker on CUDA."""
 
     def init_device(self) -> None:
@@ -38,7 +69,7 @@ if current_platform.is_cpu():
     class TracedCPUModelRunner(NNsightGPUModelRunner, CPUModelRunner):
         """vLLM's CPU runner with nnsight's steps round it: both derive from the same GPU runner."""
 
-    class TracedCPUWorker(CPUWorker):
+    class TracedCPUWorker(_Collects, CPUWorker):
         """What nnsight has for CUDA alone, on CPU."""
 
         collect_nnsight = NNsightGPUWorker.collect_nnsight

@@ -242,7 +242,9 @@ def speed(shape: Shape, how: str, ceiling: dict[str, Any], layers: Stack, cut: T
     tflop_s = shape.flops() / seconds / 1e12
     group = shape.query_heads // shape.kv_heads
     bytes_each = DTYPES[shape.cache].itemsize
-    chosen = cut or tiling(shape.rows * group, shape.head_size, bytes_each, False, ceiling["multiprocessors"])
+    chosen = cut or tiling(
+        shape.rows * group, shape.head_size, bytes_each, False, ceiling["multiprocessors"], is_capped=bool(shape.cap)
+    )
     return {
         **line,
         "cut": asdict(chosen),
@@ -275,18 +277,16 @@ def launches(shape: Shape, layers: Stack) -> dict[str, Any]:
 
 
 def cuts(multiprocessors: int) -> Iterator[Tiling]:
-    for stages, steps in itertools.product((3, 4, 6), (32, 64, 128)):
-        yield Tiling(128, 32, 8, stages, registers=128, programs=2 * multiprocessors, steps=steps)
-        yield Tiling(64, 32, 4, stages, registers=128, programs=4 * multiprocessors, steps=steps)
-    for stages in (3, 4):
-        yield Tiling(128, 32, 8, stages, registers=80, programs=3 * multiprocessors)
-        yield Tiling(128, 32, 4, stages, registers=255, programs=2 * multiprocessors)
-        yield Tiling(128, 64, 8, stages, registers=255, programs=multiprocessors)
-        yield Tiling(64, 64, 4, stages, registers=255, programs=2 * multiprocessors)
-        yield Tiling(64, 64, 8, stages, registers=128, programs=2 * multiprocessors)
-        yield Tiling(128, 16, 8, stages, registers=80, programs=3 * multiprocessors)
-        yield Tiling(32, 64, 4, stages, registers=168, programs=3 * multiprocessors)
-        yield Tiling(32, 32, 4, stages, registers=128, programs=4 * multiprocessors)
+    for stages in (2, 3):
+        yield Tiling(128, 128, 4, stages, registers=255, programs=2 * multiprocessors)
+        yield Tiling(128, 128, 8, stages, registers=128, programs=2 * multiprocessors)
+        yield Tiling(128, 64, 4, stages, registers=168, programs=3 * multiprocessors)
+        yield Tiling(128, 64, 8, stages, registers=128, programs=2 * multiprocessors)
+        yield Tiling(64, 128, 4, stages, registers=168, programs=2 * multiprocessors)
+        yield Tiling(64, 64, 4, stages, registers=128, programs=4 * multiprocessors)
+        yield Tiling(32, 64, 4, stages, registers=128, programs=4 * multiprocessors, columns=64)
+    yield Tiling(128, 32, 8, 4, registers=128, programs=2 * multiprocessors)
+    yield Tiling(128, 32, 8, 4, registers=128, programs=2 * multiprocessors, columns=32)
 
 
 def say(line: dict[str, Any]) -> dict[str, Any]:
@@ -372,7 +372,7 @@ def roofline(ceiling: dict[str, Any]) -> None:
 
 
 def sweep_all(ceiling: dict[str, Any]) -> None:
-    print("\nhow rows tokens kv_heads | us of_copy of_matmul | block_m block_n warps stages registers programs steps")
+    print("\nhow rows tokens kv_heads | us of_copy of_matmul | block_m block_n warps stages registers programs columns")
     for shape, how in (
         (TARGET, "together"),
         (TARGET, "alone"),

@@ -94,7 +94,7 @@ def triton_unsplit(case: Case, generator: Any) -> attention.RowScores:
     """One program for all keys, so that many of its steps follow each other."""
     from retrieval_heads.tracing.attention_triton import Tiling
 
-    return triton_paged(case, generator, Tiling(32, 32, warps=4, stages=3, registers=255, programs=1, steps=1 << 20))
+    return triton_paged(case, generator, Tiling(32, 64, warps=4, stages=3, registers=255, programs=1))
 
 
 def _moved(cache: Any, device: str) -> Any:
@@ -382,11 +382,36 @@ def test_the_cut_does_not_change_the_result() -> None:
     """Marked for a GPU, where other cuts are other code; in the interpreter it proves the indexing."""
     from retrieval_heads.tracing.attention_triton import Tiling
 
-    case = plain(9, 170, heads=6, kv_heads=2, size=16, span=(40, 150), sliding_window=140)
-    case = replace(case, q=case.q.half(), keys=case.keys.half())
-    for block_m, block_n, programs in ((16, 16, 1), (16, 64, 1000), (32, 32, 7), (64, 32, 64), (128, 64, 3)):
-        cut = Tiling(block_m, block_n, warps=4, stages=3, registers=255, programs=programs)
-        check(case, triton_paged(case, seeded(), cut), exact=False)
+    normal = plain(9, 470, heads=6, kv_heads=2, size=16, span=(40, 450), sliding_window=440)
+    normal = replace(normal, q=normal.q.half(), keys=normal.keys.half())
+    # Products of these are exact, and most of them equal others.
+    whole = replace(normal, q=normal.q.round().clamp(-1, 1), keys=normal.keys.round().clamp(-1, 1))
+    for block_m, block_n, programs, columns in (
+        (16, 16, 1, 8),
+        (16, 64, 1000, 64),
+        (32, 32, 7, 32),
+        (32, 64, 1, 16),
+        (64, 32, 64, 8),
+        (128, 64, 3, 8),
+        (128, 128, 2, 8),
+    ):
+        cut = Tiling(block_m, block_n, warps=4, stages=2, registers=255, programs=programs, columns=columns)
+        for case, exact in ((normal, False), (whole, True)):
+            check(case, triton_paged(case, seeded(), cut), exact=exact)
+
+
+@triton_only
+def test_programs_are_cut_so_that_no_round_of_them_is_nearly_empty() -> None:
+    from retrieval_heads.tracing.attention_triton import START_STEPS, Tiling
+
+    cut = Tiling(128, 128, warps=4, stages=2, registers=255, programs=264)
+    assert cut.splits(256, 132) == 2, "one full round"
+    assert cut.splits(1, 500) == 1, "nothing to cut"
+    assert cut.splits(64, 1) == 64, "all at once, where there is room for all"
+    for tiles, units in ((64, 288), (256, 288), (1024, 288), (64, 8), (1000, 300)):
+        parts = cut.splits(tiles, units)
+        took = -(-units * parts // 264) * (-(-tiles // parts) + START_STEPS)
+        assert took <= 1.6 * tiles * units / 264 + START_STEPS + 1, (tiles, units, parts)
 
 
 LAYERS = [pytest.param(attention.score_layers, "cpu", id="torch")]

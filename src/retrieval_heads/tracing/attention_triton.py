@@ -33,6 +33,7 @@ ALIGNED = tl.constexpr(16)  # elements from layer to layer, so that a load may b
 
 LOG2E = tl.constexpr(1.0 / math.log(2.0))
 LN2 = tl.constexpr(math.log(2.0))
+START_STEPS = 4  # queries are loaded, keys are waited for, and parts written and merged
 NO_SCORE = tl.constexpr(-3.0e38)  # below every score; finite, so that -inf - NO_SCORE is -inf and not NaN
 NO_POSITION = tl.constexpr(2**31 - 1)
 # A guessed maximum serves while the true one is within these powers of two of it: float32 holds 2**±126.
@@ -55,19 +56,34 @@ class Tiling:
     registers: int
     """At most, for a thread; 128 lets 16 warps share a multiprocessor."""
     programs: int
-    """Programs to aim at: what the device runs at once. More would start later and pay their start again."""
-    steps: int = 64
-    """Steps of a program at most. Where more are to do than this, programs are more than run at once, and short
-    enough that the last of them do not leave the device half idle for long."""
+    """That the device runs at once."""
+    columns: int = 8
+    """Columns of scores that maximum, position and sum are kept for, if a step has more keys: a power of two. Of 64
+    lines and more, tensor cores leave scores 8 keys apart in one thread, so that 8 need nothing from other threads."""
+
+    def splits(self, tiles: int, units: int) -> int:
+        """Into how many parts each of `units` equal runs of `tiles` steps is cut, each part being a program.
+
+        Programs run in rounds of as many as the device holds; a last round that is nearly empty takes as long as a full
+        one, and each program takes some steps' time to start. The least sum of both, by count.
+        """
+        most = max(1, min(tiles, 64 * self.programs // units))
+        return min(
+            range(1, most + 1),
+            key=lambda parts: triton.cdiv(units * parts, self.programs) * (triton.cdiv(tiles, parts) + START_STEPS),
+        )
 
 
-def tiling(lines: int, head_size: int, cache_bytes: int, float32: bool, multiprocessors: int) -> Tiling:
+def tiling(
+    lines: int, head_size: int, cache_bytes: int, float32: bool, multiprocessors: int, *, is_capped: bool = False
+) -> Tiling:
     """Choose by shape; by reasons and not by an autotuner, so that no user waits for one.
 
-    With `block_n` 32 a thread holds 16 scores with their maximum, position and sum in about 115 registers, and two
-    programs of 8 warps (or four of 4) share a multiprocessor: one computes while another waits. With 64 keys it is
-    about 200, and one. Stages keep some 50 KB a multiprocessor on the way, which is what its share of the memory
-    bandwidth × latency takes.
+    Of 128 lines, 4 warps hold 128 scores a thread, with the maximum, position and sum of 4 columns of them, in 250
+    registers: two programs share a multiprocessor, and one computes while the other waits. Fewer keys a step would have
+    the tensor cores wait for queries, which they read again for every step, and twice the warps for each other.
+    Measured on an H200, 32 rows of 4 query heads a KV head, 32,768 keys of 16 bits: 128 keys and 4 warps 0.74 of the
+    copy's rate, 64 and 4 0.71, 64 and 8 0.67, 32 and 8 0.61.
 
     Args:
         lines: Rows × query heads of a KV head.
@@ -75,16 +91,23 @@ def tiling(lines: int, head_size: int, cache_bytes: int, float32: bool, multipro
         cache_bytes: Bytes of an element of the cache.
         float32: Whether products are float32: no tensor cores, so small tiles, or registers spill.
         multiprocessors: Of the device.
+        is_capped: Whether scores have a soft cap, which takes more registers.
     """
     padded = triton.next_power_of_2(head_size)
     if float32:
-        return Tiling(16, 32, warps=4, stages=2, registers=255, programs=4 * multiprocessors)
+        return Tiling(16, 32, warps=4, stages=2, registers=255, programs=4 * multiprocessors, columns=32)
     block_m = min(128, max(16, triton.next_power_of_2(lines)))
-    block_n = 64 if block_m == 16 and padded <= 128 else 32
+    # fp8 keys pass through registers on their way to the tensor cores, and wide heads leave no room for two programs.
+    is_slim = padded <= 128 and cache_bytes == 2
+    if block_m == 128 and is_slim and not is_capped:
+        return Tiling(block_m, 128, warps=4, stages=2, registers=255, programs=2 * multiprocessors)
+    block_n = 64 if (padded <= 128 and block_m == 16) or (block_m == 128 and is_slim) else 32
+    # Some 50 KB a multiprocessor are on the way: its share of the memory's bandwidth × latency.
     stages = 3 if block_n * padded * cache_bytes > 8192 else 4
     if block_m == 128:
         return Tiling(block_m, block_n, 8, stages, registers=128, programs=2 * multiprocessors)
-    return Tiling(block_m, block_n, 4, stages, registers=128, programs=4 * multiprocessors)
+    columns = 8 if block_m == 64 else block_n
+    return Tiling(block_m, block_n, 4, stages, registers=128, programs=4 * multiprocessors, columns=columns)
 
 
 def score_rows(
@@ -172,14 +195,20 @@ def score_layers(
     # The interpreter multiplies bfloat16 wrongly (as the integers it keeps them in); products in float32 are the same.
     dot = (tl.float16 if q.dtype == torch.float16 else tl.bfloat16) if half and not INTERPRETED else tl.float32
     group = heads // kv_heads
-    cut = cut or tiling(rows * group, head_size, cache.element_size(), not half, _multiprocessors(q.device))
+    cut = cut or tiling(
+        rows * group,
+        head_size,
+        cache.element_size(),
+        not half,
+        _multiprocessors(q.device),
+        is_capped=bool(soft_cap),
+    )
 
     line_tiles = triton.cdiv(rows * group, cut.block_m)
     first_seen, end = seen_keys(rows, first_position, sliding_window)
     first_tile = first_seen // cut.block_n
     tiles = triton.cdiv(end, cut.block_n) - first_tile
-    splits = max(cut.programs // (line_tiles * kv_heads * layers), triton.cdiv(tiles, cut.steps))
-    tiles_per_split = triton.cdiv(tiles, splits)
+    tiles_per_split = triton.cdiv(tiles, cut.splits(tiles, line_tiles * kv_heads * layers))
     splits = triton.cdiv(tiles, tiles_per_split)
     span_start, span_end = max(span[0], first_seen), min(span[1], end)
     span_splits = 0
@@ -220,6 +249,7 @@ def score_layers(
         BLOCK_M=cut.block_m,
         BLOCK_N=cut.block_n,
         BLOCK_D=triton.next_power_of_2(head_size),
+        COLUMNS=min(cut.columns, cut.block_n),
         num_warps=cut.warps,
         num_stages=cut.stages,
         maxnreg=cut.registers,
@@ -297,10 +327,10 @@ def _score_split(
     q_row,
     q_head,
     q_element,
-    k_block,
-    k_head,
-    k_key,
-    k_element,
+    k_block: tl.constexpr,
+    k_head: tl.constexpr,
+    k_key: tl.constexpr,
+    k_element: tl.constexpr,
     k_scale_layer,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -311,6 +341,7 @@ def _score_split(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """One part: greatest score, its position and log2-sum-exp2 of `BLOCK_M` lines over a range of keys.
 
@@ -318,11 +349,11 @@ def _score_split(
     span's keys. Parts: `[2, layers, splits, rows × heads]`, the greatest score (in the scores' own unit) and the log2
     of the sum; positions: `[layers, splits, rows × heads]`.
 
-    Every line keeps maximum, position and sum for each of `BLOCK_N` columns (key modulo BLOCK_N) rather than for
-    the line, so that a step needs nothing from another thread. Exponents are taken against the maximum of the
-    program's first step, not a running one: that is a third fewer instructions a score, and scores are what the
-    kernel waits for when rows are many. A later score far above the guess is noticed at the end, and the sums
-    are taken again against the true maximum.
+    Every line keeps maximum, position and sum for each of `COLUMNS` columns (key modulo `COLUMNS`) rather than for
+    the line, so that a step needs nothing from another thread, and not for each of `BLOCK_N`, which are too many
+    registers. Exponents are taken against the maximum of the program's first step, not a running one: that is a third
+    fewer instructions a score, and scores are what the kernel waits for when rows are many. A later score far above
+    the guess is noticed at the end, and the sums are taken again against the true maximum.
     """
     line_tiles = (rows * GROUP + BLOCK_M - 1) // BLOCK_M
     first_line = tl.program_id(0) % line_tiles * BLOCK_M
@@ -373,9 +404,10 @@ def _score_split(
     to_log2 = LOG2E if CAPPED or alibi_slopes is not None else scale * LOG2E
 
     column = tl.arange(0, BLOCK_N)
-    best = tl.full([BLOCK_M, BLOCK_N], NO_SCORE, tl.float32)
-    best_step = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    best = tl.full([BLOCK_M, COLUMNS], NO_SCORE, tl.float32)
+    best_start = tl.zeros([BLOCK_M, COLUMNS], tl.int32)
+    best_left = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
+    total = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
     guess = tl.zeros([BLOCK_M], tl.float32)
     # A step's block ids are loaded one step ahead: loaded in the step, they would halve how far ahead K can be.
     block = _blocks(block_ids, tile, column, first_block, last_block, BLOCK_SIZE, BLOCK_N)
@@ -395,13 +427,14 @@ def _score_split(
         if t == tile:
             highest = tl.max(score, 1)
             guess = tl.where(highest > NO_SCORE, highest, 0.0) * to_log2
-        total += tl.exp2(score * to_log2 - guess[:, None])
-        better = rank > best
-        best_step = tl.where(better, start, best_step)
-        best = tl.where(better, rank, best)
+        total = _add(total, tl.exp2(score * to_log2 - guess[:, None]), COLUMNS)
+        best, best_start, best_left = _best(best, best_start, best_left, rank, start, COLUMNS)
 
     greatest = tl.max(best, 1)
-    where = tl.min(tl.where(best == greatest[:, None], best_step + column[None, :], NO_POSITION), 1)
+    where = best_start + tl.arange(0, COLUMNS)[None, :]
+    if COLUMNS < BLOCK_N:
+        where += tl.where(best_left == best, 0, COLUMNS)
+    where = tl.min(tl.where(best == greatest[:, None], where, NO_POSITION), 1)
     # A soft cap is monotone, so the greatest product has the greatest score.
     highest = greatest
     if CAPPED and alibi_slopes is None:
@@ -410,7 +443,7 @@ def _score_split(
     wrong = (highest - guess > TOO_LOW) | (highest - guess < TOO_HIGH)
     if tl.max(wrong.to(tl.int32), 0) > 0:
         guess = tl.where(wrong, highest, guess)
-        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        total = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
         for t in tl.range(tile, end_tile, num_stages=1):
             block = _blocks(block_ids, t, column, first_block, last_block, BLOCK_SIZE, BLOCK_N)
             keys = _keys(k, block, t, column, element, k_block, k_key, k_element, HEAD_SIZE, BLOCK_SIZE, BLOCK_N)
@@ -419,7 +452,8 @@ def _score_split(
             score = _score(product, key, position, scale, soft_cap, slope, CAPPED, alibi_slopes is not None)
             seen = (key < high)[None, :] & (key >= low)[None, :]
             seen &= (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)
-            total += tl.exp2(tl.where(seen, score * to_log2 - guess[:, None], float("-inf")))
+            score = tl.where(seen, score * to_log2 - guess[:, None], float("-inf"))
+            total = _add(total, tl.exp2(score), COLUMNS)
 
     count = rows * HEADS
     part = (layer * tl.num_programs(1) + split) * count + row * HEADS + head
@@ -427,6 +461,49 @@ def _score_split(
     tl.store(positions + part, where, mask=real)
     parts += tl.num_programs(2) * tl.num_programs(1) * count
     tl.store(parts + part, guess + tl.log2(tl.sum(total, 1)), mask=real)
+
+
+@triton.jit
+def _halves(values):
+    """Left and right half of the columns."""
+    return tl.split(tl.permute(tl.reshape(values, [values.shape[0], 2, values.shape[1] // 2]), (0, 2, 1)))
+
+
+@triton.jit
+def _add(total, values, COLUMNS: tl.constexpr):
+    """Add values to the totals of their columns: those `COLUMNS` apart to the same."""
+    if values.shape[1] > COLUMNS:
+        left, right = _halves(values)
+        total = _add(_add(total, left, COLUMNS), right, COLUMNS)
+    else:
+        total += values
+    return total
+
+
+@triton.jit
+def _best(best, best_start, best_left, rank, start, COLUMNS: tl.constexpr):
+    """The greatest rank of each column, and where its keys start; of equal ranks the first.
+
+    Of `COLUMNS` keys and the next as many, the greater alone is compared; `best_left` (the former's rank where the
+    greatest was found) tells at the end which it was. That is 5 instructions for 2 ranks rather than 6.
+    """
+    if rank.shape[1] > 2 * COLUMNS:
+        left, right = _halves(rank)
+        best, best_start, best_left = _best(best, best_start, best_left, left, start, COLUMNS)
+        start += rank.shape[1] // 2
+        best, best_start, best_left = _best(best, best_start, best_left, right, start, COLUMNS)
+    elif rank.shape[1] > COLUMNS:
+        left, right = _halves(rank)
+        rank = tl.maximum(left, right)
+        better = rank > best
+        best_start = tl.where(better, start, best_start)
+        best_left = tl.where(better, left, best_left)
+        best = tl.where(better, rank, best)
+    else:
+        better = rank > best
+        best_start = tl.where(better, start, best_start)
+        best = tl.where(better, rank, best)
+    return best, best_start, best_left
 
 
 @triton.jit
@@ -451,9 +528,9 @@ def _keys(
     t,
     column,
     element,
-    k_block,
-    k_key,
-    k_element,
+    k_block: tl.constexpr,
+    k_key: tl.constexpr,
+    k_element: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,

@@ -52,12 +52,13 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="SmolLM2 on a few small cells")
     parser.add_argument("--only", nargs="+", choices=[*PHASES, "predecessor"], help="these phases alone")
     parser.add_argument("--rounds", type=int, help="of bare vLLM and the plugin in turn (5)")
+    parser.add_argument("--turns", type=int, help="of a long sample with and without detection (3)")
     parser.add_argument("--seconds", type=float, default=3600, help="begin no phase after so many seconds")
     parser.add_argument(
         "--predecessor", metavar="PYTHON", help="interpreter of an environment with retrieval-heads 0.1.2"
     )
     asked = parser.parse_args()
-    bench = Bench(is_cpu=asked.cpu, rounds=asked.rounds)
+    bench = Bench(is_cpu=asked.cpu, rounds=asked.rounds, turns=asked.turns)
     every = {**PHASES, "predecessor": partial(phases.predecessor, python=asked.predecessor)}
     until, failed = time.monotonic() + asked.seconds, False
     try:
@@ -65,7 +66,8 @@ def main() -> None:
             if asked.only is None or name in asked.only:
                 failed |= guarded(bench, name, run, until)
         print()
-        print("\n".join(table(bench.lines, len(bench.sizes.lengths) * len(bench.sizes.depths))), flush=True)
+        lengths, depths = bench.sizes.lengths, len(bench.sizes.depths)
+        print("\n".join(table(bench.lines, len(lengths) * depths, sum(lengths) * depths)), flush=True)
     finally:
         bench.stop()
     sys.exit(failed)

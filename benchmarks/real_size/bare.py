@@ -10,7 +10,6 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from dataclasses import asdict
@@ -53,9 +52,13 @@ def main() -> None:
 
 
 def listen(asked: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Hand on what is asked; at its end, end this process and everything that it started."""
-    for line in sys.stdin:
-        asked.put(json.loads(line))
+    """Hand on what is asked; at its end, end this process and everything that it started.
+
+    Not by `sys.stdin`, whose lock vLLM's engine process would wait for: it is forked, and closes that first of all.
+    """
+    with open(0, closefd=False) as lines:
+        for line in lines:
+            asked.put(json.loads(line))
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,7 @@ QWEN3_8B = {
     "eos_token_id": 2,
 }
 
+PATIENCE = 180  # seconds for bare vLLM's start, or for a grid
 SCORES = ("copy", "copy_reference", "mass", "query")  # of models without gated delta layers
 
 
@@ -99,9 +102,9 @@ class Took:
 class Bench:
     """Bare vLLM, the plugin's engine, and what was measured so far."""
 
-    def __init__(self, *, is_cpu: bool, rounds: int | None = None) -> None:
+    def __init__(self, *, is_cpu: bool, rounds: int | None = None, turns: int | None = None) -> None:
         self.is_cpu = is_cpu
-        self.sizes = SMALL if is_cpu else Sizes(rounds=rounds or Sizes.rounds)
+        self.sizes = SMALL if is_cpu else Sizes(rounds=rounds or Sizes.rounds, turns=turns or Sizes.turns)
         self.folder = Path(tempfile.mkdtemp(prefix="rh-gpu-"))
         self.model = locate_model("SmolLM2-135M-Instruct")
         self.engine_args: dict[str, Any] = {
@@ -129,6 +132,7 @@ class Bench:
         self._using: dict[str, Any] | None = None
         self._process: EngineProcess | None = None
         self._bare: subprocess.Popen[str] | None = None
+        self._bare_starts = False
         load_rouge()
 
     def tell(self, what: str, **figures: Any) -> None:
@@ -198,8 +202,7 @@ class Bench:
 
     def by_bare(self, suite: Suite) -> Took:
         """One call of `LLM.generate`; building the prompts is not in it."""
-        if self._bare is None:
-            self._start_bare()
+        self.start_bare()
         reply = self._ask_bare({"suite": str(suite.path)})
         assert reply.pop("answer_tokens") == [self.sizes.answer] * len(suite.cells)
         return Took(reply.pop("seconds"), reply)
@@ -250,14 +253,28 @@ class Bench:
         Raises:
             RuntimeError: It failed; its last words.
         """
-        log = self.folder / f"child-{len(self.lines)}.log"
-        with log.open("w") as errors:
-            done = subprocess.run(
-                [*map(str, command)], env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
-        if done.returncode:
-            raise RuntimeError(f"{command[1]} ended with {done.returncode}: {done.stdout[-500:]}{_tail(log)}")
-        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        lines, why = self.child_until(None, *command, **variables)
+        if why is not None:
+            raise RuntimeError(why)
+        return lines
+
+    def child_until(
+        self, seconds: float | None, *command: Any, **variables: str
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """The JSON lines that a command printed in so many seconds, and why there are no more unless it ended well."""
+        log, why = self.folder / f"child-{len(self.lines)}.log", None
+        printed = log.with_suffix(".out")
+        with log.open("w") as errors, printed.open("w") as out:
+            try:
+                done = subprocess.run(
+                    [*map(str, command)], env={**os.environ, **variables}, stdout=out, stderr=errors, timeout=seconds
+                )
+            except subprocess.TimeoutExpired:
+                why = f"stopped after {seconds:.0f} s"
+            else:
+                if done.returncode:
+                    why = f"{command[1]} ended with {done.returncode}: {_tail(printed)[-500:]}{_tail(log)}"
+        return [json.loads(line) for line in printed.read_text().splitlines() if line.startswith("{")], why
 
     def stop_engine(self) -> None:
         """End the plugin's engine."""
@@ -268,8 +285,8 @@ class Bench:
     def stop(self) -> None:
         """End everything."""
         self.stop_engine()
-        if self._bare is not None and self._bare.stdin is not None:
-            self._bare.stdin.close()  # which ends it
+        if self._bare is not None:
+            os.killpg(self._bare.pid, signal.SIGKILL)  # by closing its input it ends only where it still listens
             self._bare.wait()
         self._bare = None
 
@@ -277,7 +294,10 @@ class Bench:
         """Last words of everything that was started."""
         return "".join(f"{log.name}: {_tail(log)}\n" for log in sorted(self.folder.glob("*.log")))
 
-    def _start_bare(self) -> None:
+    def start_bare(self) -> None:
+        """Have bare vLLM start, without waiting until it has; it stays for the phases that follow."""
+        if self._bare is not None:
+            return
         variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if self.is_cpu else {}
         with (self.folder / "bare.log").open("w") as log:
             self._bare = subprocess.Popen(
@@ -289,18 +309,29 @@ class Bench:
                 env={**os.environ, **variables},
                 start_new_session=True,
             )
-        self._ask_bare({"model": self.model, "arguments": self.engine_args})
+        self._tell_bare({"model": self.model, "arguments": self.engine_args})
+        self._bare_starts = True
 
-    def _ask_bare(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _tell_bare(self, message: dict[str, Any]) -> None:
         assert self._bare is not None
         assert self._bare.stdin is not None
-        assert self._bare.stdout is not None
         self._bare.stdin.write(json.dumps(message) + "\n")
         self._bare.stdin.flush()
-        line = self._bare.stdout.readline()
+
+    def _ask_bare(self, message: dict[str, Any]) -> dict[str, Any]:
+        if self._bare_starts:
+            self._hear_bare()
+            self._bare_starts = False
+        self._tell_bare(message)
+        return self._hear_bare()
+
+    def _hear_bare(self) -> dict[str, Any]:
+        assert self._bare is not None
+        assert self._bare.stdout is not None
+        heard, _, _ = select.select([self._bare.stdout], [], [], PATIENCE)
+        line = self._bare.stdout.readline() if heard else ""
         if not line:
-            self._bare = None
-            raise RuntimeError("bare vLLM ended")
+            raise RuntimeError("bare vLLM ended" if heard else f"bare vLLM said nothing for {PATIENCE} s")
         reply: dict[str, Any] = json.loads(line)
         return reply
 

@@ -14,6 +14,8 @@ import numpy
 from real_size.bench import PARTS, Bench, NotRun, Took
 from retrieval_heads.suite import Suite
 
+PREDECESSOR_SECONDS = 150  # its engine's start included; cells that are not done by then are told as not measured
+
 
 def rounds(bench: Bench, way: str, kind: str) -> None:
     """Bare vLLM and the plugin in turn, in another order each time; both warmed up before."""
@@ -32,6 +34,7 @@ def rounds(bench: Bench, way: str, kind: str) -> None:
 
 def sweep(bench: Bench) -> None:
     """The grid through the plugin, as a run that scores no heads starts its engine, beside bare vLLM."""
+    bench.start_bare()
     bench.use(traced=False)
     rounds(bench, "sweep", "niah")
 
@@ -54,6 +57,7 @@ def memory(bench: Bench) -> None:
 
 def detect(bench: Bench) -> None:
     """The grid with four scores of every head on each answer, generation included, beside bare vLLM."""
+    bench.start_bare()
     bench.use(traced=True)
     rounds(bench, "detect", "detect")
     bench.tell("recomputed", at_most=bench.recomputed, block_size=bench.info["block_size"])
@@ -134,30 +138,40 @@ def predecessor(bench: Bench, python: str | None) -> None:
     found = subprocess.run([python, "-c", version], env={"PYTHONPATH": ""}, capture_output=True, text=True)
     if found.stdout.strip() != "0.1.2":
         raise NotRun(f"{python} has no retrieval-heads 0.1.2 but {found.stdout.strip() or 'none'}")
-    bench.use(traced=False)
-    suite = bench.suite(bench.sizes.lengths, [50])
+    suite = bench.suite(sorted(bench.sizes.lengths), [50])
     samples = []
     from retrieval_heads.engine.cells import CellBuilder
     from retrieval_heads.tokenizer import load_tokenizer
 
     tokenizer: Any = load_tokenizer({"model": bench.model})
     builder = CellBuilder(tokenizer, {}, {}, 1 << 20)
-    for cell, result in zip(suite.cells, bench.by_plugin(suite).results, strict=True):
+    for cell in suite.cells:
         request = builder.request(suite.question(), asdict(cell))
+        start, end = request.facts["needle_span"]
         samples.append(
             {
                 "prompt": tokenizer.decode(request.ids),
                 "needle": suite.needles[0].needle,
-                "needle_token_pos": request.facts["needle_span"][0],
-                "completion_tokens": result["answer"]["token_ids"],
+                "needle_token_pos": start,
+                # It scores an answer that is there already; which tokens they are changes nothing in its time.
+                "completion_tokens": (request.ids[start:end] * bench.sizes.answer)[: bench.sizes.answer],
             }
         )
     bench.stop()
+    # As its own command line starts the engine. nnsight says `enforce_eager` itself.
+    arguments = {key: value for key, value in bench.engine_args.items() if key != "enforce_eager"}
+    arguments["enable_prefix_caching"] = False
     asked = bench.folder / "predecessor.json"
-    asked.write_text(json.dumps({"model": bench.model, "arguments": bench.engine_args, "samples": samples}))
-    lines = bench.child(python, PARTS / "predecessor.py", asked, **variables)
-    for cell, line in zip(suite.cells, lines, strict=True):
+    asked.write_text(json.dumps({"model": bench.model, "arguments": arguments, "samples": samples}))
+    lines, why = bench.child_until(PREDECESSOR_SECONDS, python, PARTS / "predecessor.py", asked, **variables)
+    if lines:
+        bench.tell("predecessor start", **lines.pop(0))
+    for cell, line in zip(suite.cells, lines, strict=False):
         bench.tell("predecessor", length=cell.length, **line)
+    for cell in suite.cells[len(lines) :]:
+        bench.tell("predecessor not measured", length=cell.length, why=why and why[-300:])
+    if why is not None and not (lines and why.startswith("stopped")):
+        raise RuntimeError(why[-300:])
 
 
 def replicas(bench: Bench) -> None:

@@ -9,14 +9,15 @@ from typing import Any
 Lines = Sequence[dict[str, Any]]
 
 
-def table(lines: Lines, cells: int) -> Iterator[str]:
+def table(lines: Lines, cells: int, tokens: int) -> Iterator[str]:
     """Lines of text.
 
     Args:
         lines: What the phases told.
         cells: Of the grid: the paper's algorithm and the predecessor run on some of them alone.
+        tokens: Of all prompts of the grid.
     """
-    found = Found(lines, cells)
+    found = Found(lines, cells, tokens)
     for phases, name, target, result in ROWS:
         told = result(found)
         if told is None:
@@ -29,8 +30,8 @@ def table(lines: Lines, cells: int) -> Iterator[str]:
 class Found:
     """What the phases told, by what the rows ask."""
 
-    def __init__(self, lines: Lines, cells: int) -> None:
-        self._lines, self._cells = lines, cells
+    def __init__(self, lines: Lines, cells: int, tokens: int) -> None:
+        self._lines, self._cells, self._tokens = lines, cells, tokens
 
     def of(self, what: str, **fields: Any) -> list[dict[str, Any]]:
         """The lines of a kind that have these values."""
@@ -47,20 +48,22 @@ class Found:
         ratios = [line["seconds"] / bare[line["round"]] for line in self.of(way) if line["round"] in bare]
         return statistics.median(ratios) if ratios else None
 
-    def whole_grid(self, what: str) -> tuple[float, int] | None:
-        """Seconds of the grid extrapolated from one cell of each length, and how many were measured."""
+    def whole_grid(self, what: str) -> tuple[float, list[int]] | None:
+        """Seconds of the grid extrapolated, in proportion to tokens, from one cell of each length or of some; which."""
         measured = self.of(what)
         if not measured:
             return None
-        return statistics.mean(line["seconds"] for line in measured) * self._cells, len(measured)
+        lengths = [line["length"] for line in measured]
+        return sum(line["seconds"] for line in measured) / sum(lengths) * self._tokens, lengths
 
     def ratio(self, what: str) -> str | None:
         """Another way's whole grid against detection."""
         ours, theirs = self.median("detect"), self.whole_grid(what)
         if ours is None or theirs is None:
             return None
-        seconds, count = theirs
-        return f"{seconds / ours:.1f} ({seconds:.0f} s, extrapolated from {count} cells to {self._cells})"
+        seconds, lengths = theirs
+        cells = ", ".join(f"{length:,}" for length in lengths)
+        return f"{seconds / ours:.1f} ({seconds:.0f} s, extrapolated from cells of {cells} tokens to {self._cells})"
 
 
 def _sweep(found: Found) -> str | None:

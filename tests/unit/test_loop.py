@@ -1,7 +1,11 @@
-"""The engine's loop: what it counts. No engine."""
+"""The engine process: what its loop counts and feeds, and what it may start. No engine."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -90,3 +94,32 @@ def test_the_first_prompts_run_while_the_last_are_built() -> None:
     # The first has 50 tokens to compute, the others 18 each: enough for two steps is handed over before each step.
     assert events[:5] == ["add 0", "add 1", "step", "add 2", "add 3"]
     assert events[5:] == ["add 4", "step", "step", "step", "step", "step"]
+
+
+FORKING = """
+import multiprocessing, threading, time
+from retrieval_heads.engine.server import _end_with_launcher
+threading.Thread(target=_end_with_launcher, daemon=True).start()
+time.sleep(0.3)
+forked = multiprocessing.get_context("fork").Process(target=print, args=["forked"])
+forked.start()
+forked.join(5)
+print(forked.exitcode)
+"""
+
+
+def test_vllm_can_fork_its_workers_while_the_launcher_is_watched() -> None:
+    watched = subprocess.Popen(
+        [sys.executable, "-c", FORKING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # whose processes the watch kills
+    )
+    assert watched.stdout is not None
+    try:
+        assert watched.stdout.readline() == "forked\n"
+        assert watched.stdout.readline() == "0\n"
+    finally:
+        os.killpg(watched.pid, signal.SIGKILL)
+        watched.communicate()

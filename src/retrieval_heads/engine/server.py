@@ -278,8 +278,12 @@ def _load(server: Server, hello: Message) -> Callable[[], None]:
 
 
 def _end_with_launcher() -> None:
-    """Wait for the end of standard input, then end this process and everything it started."""
-    while sys.stdin.buffer.read(1 << 16):
+    """Wait for the end of standard input, then end this process and everything it started.
+
+    Not by `sys.stdin`: this thread would hold its lock, and a process that vLLM forks closes `sys.stdin` first of all
+    and would wait for that lock for ever.
+    """
+    while os.read(0, 1 << 16):
         pass
     os.killpg(os.getpgrp(), signal.SIGKILL)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from retrieval_heads.engine.cells import Request, scores_of
+from retrieval_heads.engine.scheduler import ReplayHashes
 from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError
 from retrieval_heads.tracing import probe
@@ -255,3 +256,35 @@ def test_a_gated_delta_layers_projections_are_taken_apart(interleaved: bool, ran
         torch.testing.assert_close(mixed, torch.cat([part[name].flatten(1) for name in "qkv"], -1))
         torch.testing.assert_close(b, part["b"])
         torch.testing.assert_close(a, part["a"])
+
+
+@pytest.mark.parametrize("prompt", [3, 16, 50])
+def test_a_replays_prompt_is_not_hashed_again_and_hashes_alike(prompt: int) -> None:
+    from vllm import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request as Queued
+
+    hashed = 0
+
+    def counting(values: Any) -> bytes:
+        nonlocal hashed
+        hashed += 1
+        return sha256(values)
+
+    def queued(ids: Sequence[int], hasher: Any, **extra_args: str) -> Queued:
+        return Queued("r", list(ids), SamplingParams(extra_args=extra_args), None, block_hasher=hasher)
+
+    init_none_hash(sha256)
+    plain, ids = get_request_block_hasher(16, counting), list(range(prompt + 20))
+    shared = ReplayHashes(plain)
+    asked = queued(ids[:prompt], shared, rh_hashed="r")
+    asked.append_output_token_ids(ids[prompt:])
+    before = hashed
+    replay = queued(ids[:-1], shared, rh_hashed_as="r")
+    again = hashed - before
+    alone = queued(ids[:-1], plain)
+    assert replay.block_hashes == alone.block_hashes
+    assert len(alone.block_hashes) == (prompt + 19) // 16
+    assert again == len(alone.block_hashes) - prompt // 16
+    assert queued(ids[:-1], shared, rh_hashed_as="r").block_hashes == alone.block_hashes, "handed over once"

@@ -132,7 +132,9 @@ class Engine:
         self.measured.add(reference)
         self.waiting.append((request, ids))
 
-    def replay(self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int) -> None:
+    def replay(
+        self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int, *, of: str | None = None
+    ) -> None:
         """Queue a replay."""
         self.replayed.add(request)
         self.waiting.append((request, ids))
@@ -143,6 +145,8 @@ class Engine:
         ids: Sequence[int],
         sampling: Mapping[str, Any],
         mask: Mapping[str, Any] | None = None,
+        *,
+        is_replayed: bool = False,
     ) -> None:
         """Queue a request."""
         if mask is not None:

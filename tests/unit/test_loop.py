@@ -30,7 +30,7 @@ class Engine:
     def __init__(self) -> None:
         self.waiting: list[tuple[str, Sequence[int]]] = []
 
-    def add(self, request: str, ids: Sequence[int], sampling: Any, mask: Any) -> None:
+    def add(self, request: str, ids: Sequence[int], sampling: Any, mask: Any, *, is_replayed: bool) -> None:
         self.waiting.append((request, ids))
 
     def step(self) -> list[Finished]:
@@ -76,9 +76,9 @@ def test_the_first_prompts_run_while_the_last_are_built() -> None:
     class Watched(Engine):
         info = {"block_size": 16, "max_num_batched_tokens": 30}  # noqa: RUF012 - read alone
 
-        def add(self, request: str, ids: Sequence[int], sampling: Any, mask: Any) -> None:
+        def add(self, request: str, *more: Any, **options: Any) -> None:
             events.append(f"add {request}")
-            super().add(request, ids, sampling, mask)
+            super().add(request, *more, **options)
 
         def step(self) -> list[Finished]:
             events.append("step")

@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from retrieval_heads.ablation import NONE
 from retrieval_heads.config import Needle, Prompt
 from retrieval_heads.engine.vllm import Finished
@@ -258,9 +260,8 @@ def scores_of(
     """
     if finished.error is not None or finished.head_scores is None:
         raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
-    scores = {
-        name: list(_by_layer(rows, layers)) for name, rows in zip(names, finished.head_scores.tolist(), strict=True)
-    }
+    figures = numpy.asarray(finished.head_scores, dtype=float).round(8)
+    scores = {name: list(_by_layer(rows, layers)) for name, rows in zip(names, figures.tolist(), strict=True)}
     for layer, heads in zip(layers, scores["mass"], strict=True):
         if broken := [head for head, value in enumerate(heads) if not math.isfinite(value)]:
             where = f"{layer['path']}, head {', '.join(map(str, broken))}"
@@ -268,7 +269,7 @@ def scores_of(
     if request.facts["question_span"][0] == request.facts["question_span"][1]:
         del scores["query"]
     return {
-        "heads": {name: [[round(value, 8) for value in heads] for heads in rows] for name, rows in scores.items()},
+        "heads": scores,
         "replay": {
             "cached_tokens": finished.cached_tokens,
             "computed_tokens": finished.prompt_tokens - finished.cached_tokens,

@@ -145,10 +145,10 @@ class Loop:
         reusable = self.reuse.add(request.prefix, len(request.ids))
         self.fed += len(request.ids) - reusable
         then = partial(self._to_replay if is_traced else self._answered, key, request)
-        self._send(key, request, partial(self._generated, then, reusable))
+        self._send(key, request, partial(self._generated, then, reusable), is_replayed=is_traced)
 
-    def _send(self, key: str, request: Request, then: Then) -> None:
-        self.engine.add(key, request.ids, request.sampling, request.mask)
+    def _send(self, key: str, request: Request, then: Then, *, is_replayed: bool = False) -> None:
+        self.engine.add(key, request.ids, request.sampling, request.mask, is_replayed=is_replayed)
         self.in_flight[key] = then
 
     def _can_mask(self, question: Message) -> bool:
@@ -190,7 +190,7 @@ class Loop:
         start, end = rows["question_span"]
         first = min(len(request.ids) - 1, start if start < end else len(request.ids))
         name = f"{_REPLAY}{key}"
-        self.engine.replay(name, [*request.ids, *said[:-1]], rows, first)
+        self.engine.replay(name, [*request.ids, *said[:-1]], rows, first, of=key)
         self.in_flight[name] = partial(self._scored, key, request, answer)
 
     def _scored(self, key: str, request: Request, answer: Message, finished: Finished) -> None:

@@ -165,9 +165,16 @@ class Engine:
         self.maskable, self.scores = traced.maskable, traced.scores
         self.start_seconds["tracing"] = traced.install_seconds
         self.traced, self._edits = traced, []
+        core = getattr(traced.engine.engine_core, "engine_core", None)
+        if core is not None and core.request_block_hasher is not None:  # else vLLM's core is a process of its own
+            from retrieval_heads.engine.scheduler import ReplayHashes
+
+            core.request_block_hasher = ReplayHashes(core.request_block_hasher)
         return traced.engine
 
-    def replay(self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int) -> None:
+    def replay(
+        self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int, *, of: str | None = None
+    ) -> None:
         """Queue a replay, ahead of everything that waits: one forward over a prompt and its answer, probed.
 
         Args:
@@ -176,6 +183,7 @@ class Engine:
             rows: The fields of `retrieval_heads.tracing.probe.Rows`.
             first_row: The first token that must be computed rather than read from the cache; where a layer's scores
                 need the whole context computed, none is read.
+            of: The request that it repeats, if that was added with `is_replayed`.
 
         Raises:
             EngineError: vLLM refuses the request.
@@ -185,6 +193,8 @@ class Engine:
 
         cap = 0 if self.traced.needs_whole_context else first_row
         probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.ARGUMENT: cap}
+        if of is not None:
+            probed[scheduler.HASHED_AS] = of
         self._add(request, ids, {**_NO_ANSWER, "extra_args": probed}, priority=-1)
 
     def add(
@@ -193,6 +203,8 @@ class Engine:
         ids: Sequence[int],
         sampling: Mapping[str, Any],
         mask: Mapping[str, Any] | None = None,
+        *,
+        is_replayed: bool = False,
     ) -> None:
         """Queue a request.
 
@@ -202,6 +214,7 @@ class Engine:
             sampling: vLLM's sampling parameters.
             mask: The heads that have no say in it: `mode`, `heads` as [layer, head], and for the mode `mean` the
                 name of a `reference` that has been measured.
+            is_replayed: Whether a `replay` of it will follow.
 
         Raises:
             EngineError: vLLM has no such sampling parameter, refuses the request, or cannot mask a head.
@@ -214,6 +227,10 @@ class Engine:
         elif self._edits is not None:
             # Without a list of edits, nnsight runs every one on every request.
             edited = {"nnsight_edits": self._edits}
+            if is_replayed:
+                from retrieval_heads.engine.scheduler import HASHED
+
+                edited[HASHED] = request
         if edited:
             sampling = {**sampling, "extra_args": {**(sampling.get("extra_args") or {}), **edited}}
         self._add(request, ids, sampling, salt=salt)

@@ -14,8 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+
+import numpy
 
 from retrieval_heads import models
 from retrieval_heads.engine import server, vllm
@@ -216,7 +217,7 @@ class Engine:
         """1 for a head that copies, else 0, by every score."""
         copying = [list(head) for head in self.told.retrieval_heads]
         scores = [[float([layer, head] in copying) for head in range(4)] for layer in range(4)]
-        return SimpleNamespace(tolist=lambda: [scores] * 4)
+        return numpy.array([scores] * 4)
 
 
 def main() -> None:

@@ -265,11 +265,18 @@ class Bench:
         log, why = self.folder / f"child-{len(self.lines)}.log", None
         printed = log.with_suffix(".out")
         with log.open("w") as errors, printed.open("w") as out:
+            done = subprocess.Popen(
+                [*map(str, command)],
+                env={**os.environ, **variables},
+                stdout=out,
+                stderr=errors,
+                start_new_session=True,
+            )
             try:
-                done = subprocess.run(
-                    [*map(str, command)], env={**os.environ, **variables}, stdout=out, stderr=errors, timeout=seconds
-                )
+                done.wait(seconds)
             except subprocess.TimeoutExpired:
+                os.killpg(done.pid, signal.SIGKILL)  # with the engine that it started
+                done.wait()
                 why = f"stopped after {seconds:.0f} s"
             else:
                 if done.returncode:

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from stepping import finish
 
 from retrieval_heads.config import Needle, Prompt
+from retrieval_heads.engine import vllm
 from retrieval_heads.engine.vllm import Engine, Finished
 from retrieval_heads.haystack import Haystack, read_text
 from retrieval_heads.models import locate_model
@@ -26,6 +28,7 @@ NEEDLE = Needle(
 )
 WORDING = Prompt.model_validate({"messages": [{"content": "<book>\n{context}\n</book>\n{question}"}]})
 DEPTHS = (37, 5, 80, 50)
+TRACKED = "nnsight_request_count"
 
 
 def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
@@ -43,13 +46,17 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
     )
     prompts = dict(zip(map(int, lengths), build(engine, map(int, lengths)), strict=False))
     answers = {}
-    for length, prompt in prompts.items():
-        engine.add(f"{length}", prompt.ids, {"max_tokens": 40, "temperature": 0.0})
-        answers[length] = finish(engine)[f"{length}"].token_ids
+    with mock.patch.object(vllm, "primed_stream", wraps=vllm.primed_stream) as primed:
+        for length, prompt in prompts.items():
+            engine.add(f"{length}", prompt.ids, {"max_tokens": 40, "temperature": 0.0}, is_replayed=True)
+            answers[length] = finish(engine)[f"{length}"].token_ids
+    hashes = engine._engine.engine_core.engine_core.request_block_hasher
+    told = {"primed": primed.call_count, "hashed": sorted(hashes._known)}
     runs: dict[str, dict[int, Finished]] = {"cached": {}, "cold": {}}
     for length, prompt in prompts.items():
-        replay(engine, length, prompt, answers[length])
+        replay(engine, length, prompt, answers[length], of=f"{length}")
         runs["cached"][length] = finish(engine)[f"{length}"]
+    told |= {"still hashed": sorted(hashes._known), "tracked": engine.traced.engine.collective_rpc(TRACKED)}
     for length, prompt in prompts.items():
         assert engine._engine.reset_prefix_cache()
         replay(engine, length, prompt, answers[length])
@@ -74,7 +81,7 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
         for name, each in runs.items()
         for length, finished in each.items()
     }
-    torch.save(found, out)
+    torch.save({**found, "told": told}, out)
     sys.stdout.flush()
     os._exit(0)  # nothing of the engine is worth an orderly end
 
@@ -88,7 +95,7 @@ def build(engine: Engine, lengths: Iterable[int]) -> Iterable[BuiltPrompt]:
         yield builder.build(haystack, frame, NEEDLE, length, depth, seed=0, boundary="sentence")
 
 
-def replay(engine: Engine, length: int, prompt: BuiltPrompt, answer: list[int]) -> None:
+def replay(engine: Engine, length: int, prompt: BuiltPrompt, answer: list[int], of: str | None = None) -> None:
     start, end = prompt.needle_span
     rows: dict[str, Any] = {
         "prompt_tokens": len(prompt.ids),
@@ -98,7 +105,7 @@ def replay(engine: Engine, length: int, prompt: BuiltPrompt, answer: list[int]) 
         "question_span": list(prompt.question_span),
         "positions": True,
     }
-    engine.replay(f"{length}", [*prompt.ids, *answer[:-1]], rows, prompt.question_span[0])
+    engine.replay(f"{length}", [*prompt.ids, *answer[:-1]], rows, prompt.question_span[0], of=of)
 
 
 if __name__ == "__main__":

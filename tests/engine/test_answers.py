@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 from tokenizers.decoders import DecodeStream
 
 from retrieval_heads.config import read_settings
@@ -132,4 +133,19 @@ def test_text_after_the_prompts_last_tokens_is_that_after_all_of_them(tokenizer:
     for cut in clean:
         before, answer = ids[:cut], ids[cut : cut + 40]
         whole = DecodeStream(ids=before, skip_special_tokens=True)
-        assert said(answer, primed_stream(before, True)) == said(answer, whole)
+        assert said(answer, primed_stream(backend, before, True)) == said(answer, whole)
+
+
+def test_where_the_last_tokens_tell_too_little_the_whole_prompt_is_decoded() -> None:
+    """Llama 2's kind of tokenizer: what it does not know is bytes, and the first space of a text is stripped."""
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581Hello", "x"]
+    known = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(known, [], byte_fallback=True, unk_token="<unk>"))
+    spaced = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(spaced)
+    tokenizer.add_special_tokens(["<s>"])
+    smiling = [known[f"<0x{byte:02X}>"] for byte in "\U0001f642\U0001f642\U0001f642\U0001f642\U0001f642\n".encode()]
+    assert primed_stream(tokenizer, [known["x"], *smiling], True) is None, "begins within a character"
+    assert primed_stream(tokenizer, [known["x"], *[tokenizer.token_to_id("<s>")] * 16], True) is None, "no text"
+    ids = [*smiling, *[known["x"]] * 16]
+    assert primed_stream(tokenizer, ids, True).step(tokenizer, known["\u2581Hello"]) == " Hello"

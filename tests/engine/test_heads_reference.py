@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,18 @@ def test_bfloat16_agrees_but_for_its_own_noise(probed: Any, length: int) -> None
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_a_replay_reads_its_prefix_from_the_cache_and_computes_every_row_it_scores(probed: Any, engine: str) -> None:
-    block_size = int(ENGINES[engine][1])
-    for (run, _), found in probed(engine).items():
+    _, block_size, lengths = ENGINES[engine]
+    for run, length in product(("cached", "cold", "batched"), lengths):
+        found = probed(engine)[run, length]
         first = found["question_span"][0]
-        cached = {"cached": first // block_size * block_size, "cold": 0}.get(run)
+        cached = {"cached": first // int(block_size) * int(block_size), "cold": 0}.get(run)
         assert cached is None or found["cached_tokens"] == cached
         assert found["cached_tokens"] <= first
+
+
+def test_short_ways_round_vllm_and_nnsight_are_taken(probed: Any) -> None:
+    told = probed("float32-block32")["told"]
+    assert told["primed"] == 2, "answers are decoded after the prompt's last tokens"
+    assert told["hashed"] == ["4096", "512"], "the prompts' hashes wait for the replays"
+    assert told["still hashed"] == [], "which took them"
+    assert told["tracked"] == [0], "and nnsight knows of no request any more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from retrieval_heads.tracing import probe
 from retrieval_heads.tracing.attention import RowScores
 from retrieval_heads.tracing.layer_kinds import SoftmaxAttention, Step, Taken, projected
 from retrieval_heads.tracing.probe import Probe, Rows, _copies
+from retrieval_heads.tracing.traced import TracedModel
 
 pytestmark = pytest.mark.engine
 
@@ -288,3 +290,10 @@ def test_a_replays_prompt_is_not_hashed_again_and_hashes_alike(prompt: int) -> N
     assert len(alone.block_hashes) == (prompt + 19) // 16
     assert again == len(alone.block_hashes) - prompt // 16
     assert queued(ids[:-1], shared, rh_hashed_as="r").block_hashes == alone.block_hashes, "handed over once"
+
+
+def test_an_error_of_any_rank_is_told() -> None:
+    ranks = [{"r": ({"head_scores": 1}, None), "s": ({}, None)}, {"r": ({"head_scores": 2}, "out of memory")}]
+    one = TracedModel.__new__(TracedModel)
+    one.engine = SimpleNamespace(collective_rpc=lambda name, args: [pickle.dumps(rank) for rank in ranks])
+    assert one.collect(["r", "s"]) == {"r": ({"head_scores": 1}, "out of memory"), "s": ({}, None)}

@@ -191,6 +191,7 @@ class Loop:
         first = min(len(request.ids) - 1, start if start < end else len(request.ids))
         name = f"{_REPLAY}{key}"
         self.engine.replay(name, [*request.ids, *said[:-1]], rows, first, of=key)
+        self.fed += len(request.ids)  # of a stored answer; after a generation it is forgotten before more is fed
         self.in_flight[name] = partial(self._scored, key, request, answer)
 
     def _scored(self, key: str, request: Request, answer: Message, finished: Finished) -> None:

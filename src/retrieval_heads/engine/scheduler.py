@@ -13,8 +13,8 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-ARGUMENT = "rh_max_cached_tokens"
-
+MAX_CACHED = "rh_max_cached_tokens"
+"""How many of its tokens may be read from the cache."""
 
 HASHED = "rh_hashed"
 """Of a request that will be replayed: a name for its prompt."""
@@ -63,7 +63,7 @@ class _Capped:
         def get_capped(request: Any) -> Any:
             nonlocal limit
             parameters = request.sampling_params
-            limit = ((parameters and parameters.extra_args) or {}).get(ARGUMENT)
+            limit = ((parameters and parameters.extra_args) or {}).get(MAX_CACHED)
             try:
                 return get(request)
             finally:

@@ -192,7 +192,7 @@ class Engine:
         from retrieval_heads.tracing import probe
 
         cap = 0 if self.traced.needs_whole_context else first_row
-        probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.ARGUMENT: cap}
+        probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.MAX_CACHED: cap}
         if of is not None:
             probed[scheduler.HASHED_AS] = of
         self._add(request, ids, {**_NO_ANSWER, "extra_args": probed}, priority=-1)
@@ -302,12 +302,13 @@ class Engine:
 
         vLLM decodes the whole prompt with the first token of the answer, and again with each that adds no text, in
         the thread that steps the engine: 3 ms a request and step at 16k tokens, during which a GPU has nothing to do.
-        The last tokens are enough to tell whether a space or half a character goes before the answer.
+        The last tokens tell whether a space or half a character goes before the answer, where they make text.
         """
         state = self._engine.output_processor.request_states.get(name)
         detokenizer: Any = getattr(state, "detokenizer", None)
         if hasattr(detokenizer, "stream"):  # that of a fast tokenizer
-            detokenizer.stream = primed_stream(ids, detokenizer.skip_special_tokens)
+            primed = primed_stream(detokenizer.tokenizer, ids, detokenizer.skip_special_tokens)
+            detokenizer.stream = primed or detokenizer.stream
 
     @property
     def has_work(self) -> bool:
@@ -325,11 +326,21 @@ class Engine:
         return [_finished(output, *collected.get(output.request_id, ())) for output in outputs]
 
 
-def primed_stream(ids: Sequence[int], skip_special_tokens: bool) -> Any:
-    """A `tokenizers.decoders.DecodeStream` that goes on after a prompt's ids."""
+def primed_stream(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool) -> Any:
+    """A `tokenizers.decoders.DecodeStream` that goes on after a prompt's ids; `None` where its last tell too little.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`.
+        ids: The prompt's.
+        skip_special_tokens: Whether special tokens make no text.
+    """
     from tokenizers.decoders import DecodeStream
 
-    return DecodeStream(ids=list(ids[-PRIMED_TOKENS:]), skip_special_tokens=skip_special_tokens)
+    last = list(ids[-PRIMED_TOKENS:])
+    text = tokenizer.decode(last, skip_special_tokens=skip_special_tokens)
+    if not text or text.endswith("\ufffd"):  # nothing but special tokens, or bytes that begin within a character
+        return None
+    return DecodeStream(ids=last, skip_special_tokens=skip_special_tokens)
 
 
 def _finished(output: Any, saves: Mapping[str, Any] | None = None, error: Any = None) -> Finished:

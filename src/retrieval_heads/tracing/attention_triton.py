@@ -70,7 +70,8 @@ class Tiling:
         most = max(1, min(tiles, 64 * self.programs // units))
         return min(
             range(1, most + 1),
-            key=lambda parts: triton.cdiv(units * parts, self.programs) * (triton.cdiv(tiles, parts) + START_STEPS),
+            # Not by `triton.cdiv`, which takes microseconds outside of a kernel.
+            key=lambda parts: -(-units * parts // self.programs) * (-(-tiles // parts) + START_STEPS),
         )
 
 

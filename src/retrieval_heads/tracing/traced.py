@@ -102,11 +102,13 @@ class TracedModel:
     def collect(self, finished: Sequence[str]) -> dict[str, tuple[dict[str, Any], Any]]:
         """What edits saved of requests that have just finished, by request and name, and nnsight's error or `None`.
 
-        Every rank has the same; the first one's is taken.
+        Every rank saves the same, so the first one's is taken; an error may be one rank's alone.
         """
-        found: dict[str, tuple[dict[str, Any], Any]] = pickle.loads(
-            self.engine.collective_rpc("collect_edits", args=(list(finished),))[0]
-        )
+        found: dict[str, tuple[dict[str, Any], Any]] = {}
+        for rank in self.engine.collective_rpc("collect_edits", args=(list(finished),)):
+            for request, (saves, error) in pickle.loads(rank).items():
+                first, told = found.get(request, (saves, None))
+                found[request] = first, error if told is None else told
         return found
 
 

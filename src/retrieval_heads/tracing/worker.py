@@ -33,7 +33,8 @@ class _Collects:
         """What named edits saved of finished requests, and what they raised; both are forgotten here.
 
         nnsight's `collect_nnsight` waits until the device has done all that it was given: at every step that ends a
-        request, the step that vLLM launched ahead would be waited for and none be ready after it.
+        request, the step that vLLM launched ahead would be waited for and none be ready after it. (Of several ranks
+        vLLM itself waits for that step before it asks them.)
 
         Returns:
             Pickled, by request: its saved tensors, `OnItsWay`s once, by name; and nnsight's error or `None`.

@@ -2,20 +2,23 @@
 
     python benchmarks/gpu.py                   # Qwen3-8B's shape with dummy weights, 44 cells of 4k to 32k tokens
     python benchmarks/gpu.py --only sweep detect
+    python benchmarks/gpu.py --eager --only sweep single detect
     python benchmarks/gpu.py --cpu             # SmolLM2, a few small cells: results count, times mean nothing
     python benchmarks/gpu.py --seconds 390     # begin no phase that was not begun by then
 
-- bare: `vllm.LLM.generate`, all prompts in one call, prefix caching, eager.
+- bare: `vllm.LLM.generate`, all prompts in one call, prefix caching.
 - sweep: the engine process that pytest talks to, as a run that scores no heads starts it, through the plugin's own
   client: submit all, then wait for each result and score it. What pytest adds to an item is not in it (under a
   millisecond).
 - detect: the same with the engine that nnsight instruments and every head of every layer scored on every answer;
   generation included.
 
-Two engines fit on the GPU with room for every cell, so sweep and detect alternate with bare one after the other.
-Every round has a seed of its own, so that no engine finds a prompt of an earlier round in its cache. The haystack is
-tokenized before. A JSON line for each measurement, then the table: ratios are medians of the rounds' own ratios. A
-phase that fails is told and the others go on; the exit status is 1 then.
+All three get the same arguments of vLLM's: decode steps are CUDA graphs, and no model is compiled, since a traced one
+cannot be. `--eager` has none of them use graphs. Two engines fit on the GPU with room for every cell, so sweep and
+detect alternate with bare one after the other. Every round has a seed of its own, so that no engine finds a prompt of
+an earlier round in its cache. The haystack is tokenized before. A JSON line for each measurement, then the table:
+ratios are medians of the rounds' own ratios. A phase that fails is told and the others go on; the exit status is 1
+then.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ PHASES: dict[str, Callable[[Bench], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="SmolLM2 on a few small cells")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs, in none of the engines")
     parser.add_argument("--only", nargs="+", choices=[*PHASES, "predecessor"], help="these phases alone")
     parser.add_argument("--rounds", type=int, help="of bare vLLM and the plugin in turn (5)")
     parser.add_argument("--turns", type=int, help="of a long sample with and without detection (3)")
@@ -58,7 +62,7 @@ def main() -> None:
         "--predecessor", metavar="PYTHON", help="interpreter of an environment with retrieval-heads 0.1.2"
     )
     asked = parser.parse_args()
-    bench = Bench(is_cpu=asked.cpu, rounds=asked.rounds, turns=asked.turns)
+    bench = Bench(is_cpu=asked.cpu, rounds=asked.rounds, turns=asked.turns, is_eager=asked.eager)
     every = {**PHASES, "predecessor": partial(phases.predecessor, python=asked.predecessor)}
     until, failed = time.monotonic() + asked.seconds, False
     try:

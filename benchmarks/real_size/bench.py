@@ -46,6 +46,18 @@ QWEN3_8B = {
     "eos_token_id": 2,
 }
 
+DECODE_GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+# With weights that two ranks share: dummy ones are drawn by each rank for itself.
+QWEN3_0_6B = {
+    **QWEN3_8B,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "vocab_size": 49152,
+    "torch_dtype": "float32",
+}
+
 PATIENCE = 180  # seconds for bare vLLM's start, or for a grid
 SCORES = ("copy", "copy_reference", "mass", "query")  # of models without gated delta layers
 
@@ -102,7 +114,9 @@ class Took:
 class Bench:
     """Bare vLLM, the plugin's engine, and what was measured so far."""
 
-    def __init__(self, *, is_cpu: bool, rounds: int | None = None, turns: int | None = None) -> None:
+    def __init__(
+        self, *, is_cpu: bool, rounds: int | None = None, turns: int | None = None, is_eager: bool = False
+    ) -> None:
         self.is_cpu = is_cpu
         self.sizes = SMALL if is_cpu else Sizes(rounds=rounds or Sizes.rounds, turns=turns or Sizes.turns)
         self.folder = Path(tempfile.mkdtemp(prefix="rh-gpu-"))
@@ -116,12 +130,13 @@ class Bench:
             "kv_cache_memory_bytes": 1 << 30,
         }
         if not is_cpu:
-            self.model = self._dummy_model()
+            self.model = self._shape("qwen3-8b-shape", QWEN3_8B)
             # As many blocks for both: 355,000 tokens of K and V. The grid fills 300,000, and requests were preempted.
             self.engine_args = {
                 "max_model_len": 131_072,
                 "dtype": "bfloat16",
-                "enforce_eager": True,
+                # The same for all: what a traced engine can do, which is everything but compile the model.
+                **({"enforce_eager": True} if is_eager else {"compilation_config": DECODE_GRAPHS}),
                 "load_format": "dummy",
                 "gpu_memory_utilization": 0.45,
                 "kv_cache_memory_bytes": 355_000 * 2 * 36 * 8 * 128 * 2,
@@ -348,14 +363,26 @@ class Bench:
         assert {name: sum(map(len, rows)) for name, rows in result["heads"].items()} == dict.fromkeys(SCORES, heads)
         self.recomputed = max(self.recomputed, result["replay"]["computed_tokens"])
 
-    def _dummy_model(self) -> str:
-        """A folder with Qwen3-8B's shape and SmolLM2's tokenizer."""
-        folder = self.folder / "qwen3-8b-shape"
+    def random_model(self) -> str:
+        """A folder with Qwen3-0.6B's shape, random float32 weights and SmolLM2's tokenizer."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        folder = self._shape("qwen3-0.6b-shape", QWEN3_0_6B)
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).save_pretrained(
+            folder
+        )
+        return folder
+
+    def _shape(self, name: str, config: dict[str, Any]) -> str:
+        """A folder with a model's shape and SmolLM2's tokenizer."""
+        folder = self.folder / name
         folder.mkdir()
         for file in Path(self.model).iterdir():
             if "token" in file.name or file.name in ("vocab.json", "merges.txt", "chat_template.jinja"):
-                (folder / file.name).symlink_to(file)
-        (folder / "config.json").write_text(json.dumps(QWEN3_8B))
+                (folder / file.name).symlink_to(file.resolve())
+        (folder / "config.json").write_text(json.dumps(config))
         return str(folder)
 
 

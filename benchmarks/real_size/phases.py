@@ -159,7 +159,8 @@ def predecessor(bench: Bench, python: str | None) -> None:
         )
     bench.stop()
     # As its own command line starts the engine. nnsight says `enforce_eager` itself.
-    arguments = {key: value for key, value in bench.engine_args.items() if key != "enforce_eager"}
+    ours = ("enforce_eager", "compilation_config")
+    arguments = {key: value for key, value in bench.engine_args.items() if key not in ours}
     arguments["enable_prefix_caching"] = False
     asked = bench.folder / "predecessor.json"
     asked.write_text(json.dumps({"model": bench.model, "arguments": arguments, "samples": samples}))
@@ -185,12 +186,16 @@ def replicas(bench: Bench) -> None:
 
 
 def tensor_parallel(bench: Bench) -> None:
-    """Head scores of two ranks against one, on the same prompts; only cells with the same answer are compared."""
+    """Head scores of two ranks against one, on the same prompts; only cells with the same answer are compared.
+
+    In float32, on random weights that are read from a file: dummy ones would be others on two ranks.
+    """
     _two_gpus(bench)
     suite = bench.suite(bench.sizes.lengths[:2], bench.sizes.depths, kind="detect")
+    model = {"model": bench.random_model(), "load_format": "auto", "dtype": "float32"}
     found = {}
     for ranks in (1, 2):
-        bench.use(traced=True, tensor_parallel_size=ranks)
+        bench.use(traced=True, tensor_parallel_size=ranks, **model)
         found[ranks] = bench.by_plugin(suite)
     pairs = [
         (one["heads"], two["heads"])

@@ -67,6 +67,7 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
         replay(engine, length, prompt, answers[length])
     together = finish(engine)
     runs["batched"] = {length: together[f"{length}"] for length in prompts}
+    told["replays by step"] = staggered(engine, prompts)
     found = {
         (name, length): {
             "ids": prompts[length].ids,
@@ -84,6 +85,21 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
     torch.save({**found, "told": told}, out)
     sys.stdout.flush()
     os._exit(0)  # nothing of the engine is worth an orderly end
+
+
+def staggered(engine: Engine, prompts: dict[int, BuiltPrompt]) -> list[int]:
+    """Answers that end one after the other, each replayed as it ends; how many replays each step ended."""
+    tokens = {f"answer of {4 * place} to {length}": length for place, length in enumerate(prompts, 1)}
+    for name, length in tokens.items():
+        engine.add(name, prompts[length].ids, {"max_tokens": int(name.split()[2]), "ignore_eos": True})
+    ended = []
+    while engine.has_work:
+        finished = engine.step()
+        for each in finished:
+            if each.id in tokens:
+                replay(engine, tokens[each.id], prompts[tokens[each.id]], each.token_ids)
+        ended.append(sum(each.head_scores is not None for each in finished))
+    return [count for count in ended if count]
 
 
 def build(engine: Engine, lengths: Iterable[int]) -> Iterable[BuiltPrompt]:

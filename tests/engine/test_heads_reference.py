@@ -139,3 +139,7 @@ def test_short_ways_round_vllm_and_nnsight_are_taken(probed: Any) -> None:
     assert told["hashed"] == ["4096", "512"], "the prompts' hashes wait for the replays"
     assert told["still hashed"] == [], "which took them"
     assert told["tracked"] == [0], "and nnsight knows of no request any more"
+
+
+def test_replays_of_answers_that_end_one_after_the_other_go_together(probed: Any) -> None:
+    assert probed("float32-block32")["told"]["replays by step"] == [2]

@@ -1,4 +1,5 @@
-"""What a replay needs of vLLM's scheduling: its last tokens out of the prefix cache's reach, and its prompt's hashes.
+"""What a replay needs of vLLM's scheduling: its last tokens out of the prefix cache's reach, its prompt's hashes, and
+company.
 
 A replay's prompt is a prompt and its answer, all of which the generation may have left in the cache; the rows that
 are to be scored have to be computed. A request says in its `extra_args` how many tokens may be read from the cache.
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 
 MAX_CACHED = "rh_max_cached_tokens"
@@ -21,6 +23,12 @@ HASHED = "rh_hashed"
 
 HASHED_AS = "rh_hashed_as"
 """Of its replay: that name."""
+
+TOGETHER = 16
+"""Replays that need not wait for more."""
+
+PATIENCE = 32
+"""Steps that a replay waits for others at most."""
 
 
 class ReplayHashes:
@@ -46,9 +54,19 @@ class ReplayHashes:
 
 
 class _Capped:
-    """Limits what the KV cache manager finds for a request that asks for it."""
+    """Limits what the KV cache manager finds for a request that asks for it, and has replays go together.
+
+    While prompts wait, replays go at once: what they need is still in the cache, and on a GPU the step is long enough
+    to hide the host's work for them. Once all prompts are in, steps decode and nothing else, a CUDA graph each, and one
+    with a replay in it is launched kernel by kernel; nothing evicts what replays need. So they wait for each other.
+    """
 
     kv_cache_manager: Any
+    running: Any
+    waiting: Any
+    _pause_state: Any
+    _held = 0
+    """Steps that replays have been waiting for others."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -71,6 +89,34 @@ class _Capped:
 
         manager.coordinator.find_longest_cache_hit = find_capped
         manager.get_computed_blocks = get_capped
+
+    def schedule(self, *arguments: Any, **options: Any) -> Any:
+        """vLLM's step, without the replays that wait for others."""
+        scheduler: Any = super()
+        if not self._replays_can_wait():
+            self._held = 0
+            return scheduler.schedule(*arguments, **options)
+        self._held += 1
+        # Its setter writes to the log.
+        before, self._pause_state = self._pause_state, max(self._pause_state, PauseState.PAUSED_NEW)
+        try:
+            return scheduler.schedule(*arguments, **options)
+        finally:
+            self._pause_state = before
+
+    def _replays_can_wait(self) -> bool:
+        """Whether nothing waits but replays, too few to go, and there is something else to do."""
+        return (
+            0 < len(self.waiting) < TOGETHER
+            and self._held < PATIENCE
+            and all(map(_is_replay, self.waiting))
+            and not all(map(_is_replay, self.running))
+        )
+
+
+def _is_replay(request: Any) -> bool:
+    parameters = request.sampling_params
+    return MAX_CACHED in ((parameters and parameters.extra_args) or {})
 
 
 class CappedScheduler(_Capped, Scheduler):

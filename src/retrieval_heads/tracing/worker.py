@@ -53,6 +53,16 @@ class _Collects:
         return pickle.dumps(found)
 
 
+class TracedGPUModelRunner(NNsightGPUModelRunner):
+    """nnsight's runner, which need not be eager in steps that no edit runs in."""
+
+    def _determine_batch_execution_and_padding(self, *arguments: Any, **options: Any) -> Any:
+        """A step with an edit runs the model's Python, where hooks are: in a CUDA graph there are none."""
+        if self.nnsight_model.interleaver.mediators:
+            options["force_eager"] = True
+        return super()._determine_batch_execution_and_padding(*arguments, **options)
+
+
 class TracedGPUWorker(_Collects, NNsightGPUWorker):
     """nnsight's worker on CUDA."""
 
@@ -60,6 +70,7 @@ class TracedGPUWorker(_Collects, NNsightGPUWorker):
         """Build the runner and remember it."""
         global _runner
         super().init_device()
+        self.model_runner.__class__ = TracedGPUModelRunner
         _runner = self.model_runner
 
 

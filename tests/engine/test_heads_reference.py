@@ -115,11 +115,10 @@ def test_bfloat16_agrees_but_for_its_own_noise(probed: Any, length: int) -> None
         found["ids"][start:end],
         found["question_span"],
     )["copy"]
-    ours, theirs = (
-        {int(head) for head in scores.flatten().argsort(descending=True, stable=True)[:10]}
-        for scores in (found["scores"][0], expected)
-    )
-    assert len(ours & theirs) >= 9
+    # Scores are whole tokens of the needle, and heads tie at the tenth place: ours are a token short of theirs at most.
+    ours, theirs = found["scores"][0].flatten(), expected.flatten()
+    tenth = theirs.topk(10).values.min()
+    assert (theirs[ours.topk(10).indices] > tenth - 1.5 / (end - start)).all()
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))

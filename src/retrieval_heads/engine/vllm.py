@@ -78,8 +78,8 @@ class Engine:
     Args:
         model: A folder or a hub name.
         arguments: vLLM's engine arguments, as the user gave them.
-        traced: Have nnsight instrument it, so that requests can be probed or masked. It is slower (7–9 % on CPU) and
-            eager.
+        traced: Have nnsight instrument it, so that requests can be probed or masked. It is slower (7–9 % on CPU); its
+            model is not compiled.
 
     Raises:
         EngineError: This vLLM is not supported, has no such argument, or has no layer that could be probed; vLLM's

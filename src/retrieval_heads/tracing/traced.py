@@ -29,20 +29,21 @@ from retrieval_heads.tracing.worker import worker_class
 class _TracedVLLM(VLLM):
     _WORKER_CLS = worker_class()
 
+    def _load_meta(self, repo_id: str, **arguments: Any) -> Any:
+        with _no_weight_processing():
+            return super()._load_meta(repo_id, **arguments)
+
+
+class _GraphedVLLM(_TracedVLLM):
+    """Not eager, as nnsight's is: with the arguments that `with_graphs` gives."""
+
     def _load_sync(self, repo_id: str, **arguments: Any) -> Any:
-        """As nnsight does, but with CUDA graphs where `with_graphs` asked for them."""
-        if "compilation_config" not in arguments:
-            return super()._load_sync(repo_id, **arguments)
         from nnsight.modeling.vllm.engines.engine import NNsightLLMEngine
         from vllm import LLM
 
         llm: Any = LLM(repo_id, worker_cls=self._WORKER_CLS, **arguments)
         llm.llm_engine.__class__ = NNsightLLMEngine
         return llm
-
-    def _load_meta(self, repo_id: str, **arguments: Any) -> Any:
-        with _no_weight_processing():
-            return super()._load_meta(repo_id, **arguments)
 
 
 class _UnloadedVLLM(_TracedVLLM):
@@ -54,18 +55,18 @@ class _UnloadedVLLM(_TracedVLLM):
             return super()._load_meta(repo_id, **arguments)
 
 
-def with_graphs(arguments: Mapping[str, Any], *, on_cuda: bool) -> dict[str, Any]:
-    """vLLM's arguments of a traced engine: decode steps as CUDA graphs, unless an edit runs in them.
+def with_graphs(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    """vLLM's arguments of a traced engine on CUDA whose decode steps are CUDA graphs; `None` where none are wanted.
 
     Nearly all steps of a sweep's end decode and nothing else. Launched kernel by kernel through nnsight's modules such
     a step takes the host 34 ms of Qwen3-8B's shape, whatever the GPU needs (10 to 30). No model is compiled: hooks are
-    the modules' Python. `enforce_eager`, or graphs switched off in the `compilation_config`, give an eager engine.
+    the modules' Python. `enforce_eager`, or graphs switched off in the `compilation_config`, refuse them.
     """
-    asked = {key: value for key, value in arguments.items() if key not in ("enforce_eager", "compilation_config")}
     compilation = arguments.get("compilation_config")
     compilation = dict(compilation) if isinstance(compilation, Mapping) else {}
-    if not on_cuda or arguments.get("enforce_eager") or compilation.get("cudagraph_mode") in ("NONE", 0):
-        return asked
+    if arguments.get("enforce_eager") or compilation.get("cudagraph_mode") in ("NONE", 0):
+        return None
+    asked = {key: value for key, value in arguments.items() if key != "enforce_eager"}
     return {**asked, "compilation_config": {**compilation, "mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 
 
@@ -92,8 +93,13 @@ class TracedModel:
     """
 
     def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
-        arguments = with_graphs(arguments, on_cuda=current_platform.is_cuda())
-        self.model: Any = _TracedVLLM(model, dispatch=True, **arguments)
+        graphed = with_graphs(arguments) if current_platform.is_cuda() else None
+        eager = {key: value for key, value in arguments.items() if key != "enforce_eager"}
+        self.model: Any = (
+            _TracedVLLM(model, dispatch=True, **eager)
+            if graphed is None
+            else _GraphedVLLM(model, dispatch=True, **graphed)
+        )
         self.engine: Any = self.model.vllm_entrypoint.llm_engine
         began = time.perf_counter()
         scored, unscored = _scored_layers(self.model)

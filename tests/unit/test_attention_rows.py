@@ -228,10 +228,19 @@ def test_scores_are_those_of_the_definition(path: Path, drawn: tuple[Case, bool]
     check(case, path(case, seeded()), exact)
 
 
+def whole(case: Case) -> Case:
+    """The same with whole numbers, whose products are exact in float32 in whatever order they are added up.
+
+    Equal keys have equal products then, also in Triton's interpreter: some processors' numpy adds up columns of a
+    matrix product in other orders than their neighbours.
+    """
+    return replace(case, q=(4 * case.q).round(), keys=(4 * case.keys).round())
+
+
 @each_path
 def test_of_equal_scores_the_lowest_position_wins(path: Path) -> None:
     positions = 2 * attention.KEYS_AT_A_TIME + 37  # several chunks, several splits
-    case = plain(3, positions, heads=3)
+    case = whole(plain(3, positions, heads=3))
     same = replace(case, keys=case.keys[:1].expand(positions, -1, -1))
     assert path(same, seeded()).argmax.unique().tolist() == [0]
     windowed = replace(same, options={**case.options, "sliding_window": attention.KEYS_AT_A_TIME + 9})
@@ -242,8 +251,8 @@ def test_of_equal_scores_the_lowest_position_wins(path: Path) -> None:
 @each_path
 @pytest.mark.parametrize("twins", [(5, 6), (5, 37), (31, 32), (63, 2100), (2047, 2048), (2110, 2111)])
 def test_of_two_greatest_the_lower_wins_wherever_they_are(path: Path, twins: tuple[int, int]) -> None:
-    case = plain(2, 2112)
-    case.keys[list(twins)] = 20.0 * case.q[:, 0].sum(0) / case.q[:, 0].sum(0).norm()
+    case = whole(plain(2, 2112))
+    case.keys[list(twins)] = (80.0 * case.q[:, 0].sum(0) / case.q[:, 0].sum(0).norm()).round()
     q = case.q[:, :1].sum(0, keepdim=True).expand(2, 2, -1)
     assert path(replace(case, q=q), seeded()).argmax[1].tolist() == [twins[0]] * 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,14 @@ import yaml
 
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.files import write_whole
-from retrieval_heads.results import Record, dump_record, read_records
+from retrieval_heads.results import SCHEMA, Record, dump_record, parse_record, read_records
+
+_MARK = f"{SCHEMA} run\n"
+"""What a run's `.lock` says; those of 0.1.0 are empty."""
+_OF_PREDECESSOR = re.compile(r"(results.*\.jsonl|detected.*\.json|(detect_)?heatmap.*\.(png|svg)|report\.(txt|html))$")
+"""What PyPI's `retrieval-heads` leaves in its `output_dir`."""
+_KEEPERS = frozenset({".gitignore", ".gitkeep", ".lock"})
+"""Files that keep an empty folder in a repository, and the lock of a run that is just starting."""
 
 
 class RunFolder:
@@ -25,7 +33,8 @@ class RunFolder:
         resumed: Go on with the earlier run in it: its results stay, a cell's new record takes the place of its old.
 
     Raises:
-        ConfigError: The folder cannot be written, another run is writing to it, or its results cannot be read.
+        ConfigError: The folder cannot be written, holds files that no run wrote, another run is writing to it, or its
+            results cannot be read.
     """
 
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
@@ -39,7 +48,12 @@ class RunFolder:
         self._written: dict[tuple[str, str], Record] = {}
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
+            if foreign := _foreign(path):
+                names = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+                raise ConfigError(
+                    f"{path}: holds files that no run wrote ({names}); give output_dir a folder of its own"
+                )
+            self._lock = (path / ".lock").open("a")
         except OSError as error:
             raise ConfigError(f"{path}: the run's folder cannot be written ({error.strerror})") from None
         try:
@@ -48,6 +62,9 @@ class RunFolder:
         except OSError:
             self._lock.close()
             raise ConfigError(f"{path}: another run is writing to this folder; give output_dir another") from None
+        self._lock.truncate(0)
+        self._lock.write(_MARK)
+        self._lock.flush()
         if resumed:
             self._take_up()
         elif self.results.exists():
@@ -139,6 +156,61 @@ class RunFolder:
         if any(self.earlier.get(key, record) != record for key, record in self._written.items()):
             self._rewrite((self.earlier | self._written).values())
         self._lock.close()
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a run of ours wrote a folder, as its `.lock` or its `run.json` says.
+
+    Of a run of 0.1.0 that was killed before `run.json` was written, an empty `.lock` beside results and log tells it.
+    """
+    lock = _start_of(path / ".lock")
+    if lock == _MARK:
+        return True
+    if lock == "" and (path / "results.jsonl").is_file() and (path / "engine.log").is_file():
+        return True
+    try:
+        facts = json.loads(_start_of(path / "run.json") or "")
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and isinstance(facts.get("retrieval_heads"), str)
+
+
+def _foreign(path: Path) -> list[str]:
+    """Names in a folder that no run wrote, ours or the predecessor's; none where a run of ours wrote there before."""
+    if is_run_folder(path):
+        return []
+    entries = sorted(path.iterdir())
+    is_old = any(_OF_PREDECESSOR.match(entry.name) and _is_measured(entry) for entry in entries)
+    return [
+        entry.name
+        for entry in entries
+        if entry.name not in _KEEPERS
+        and not (is_old and _OF_PREDECESSOR.match(entry.name))
+        and not (entry.is_dir() and not _foreign(entry))
+    ]
+
+
+def _is_measured(file: Path) -> bool:
+    """Whether a file is one of results, or of heads, in the predecessor's form."""
+    start = _start_of(file) or ""
+    if file.suffix == ".jsonl":
+        try:
+            parse_record(start.partition("\n")[0], file.name)
+        except ResultsError:
+            return False
+        return True
+    return file.suffix == ".json" and start.lstrip().startswith("{")
+
+
+def _start_of(file: Path) -> str | None:
+    """A file's first 16 MiB; `None` where there is no plain file that can be read."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as stream:
+            return stream.read(1 << 24).decode("utf-8", "replace")
+    except OSError:
+        return None
 
 
 def read_facts(run: Path) -> Mapping[str, Any]:

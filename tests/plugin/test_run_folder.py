@@ -244,3 +244,16 @@ def test_no_temporary_folder_stays(project: Project, monkeypatch: pytest.MonkeyP
     project.spawn().assert_outcomes(passed=6)
     assert list(tmp_path.glob("rh-*")) == []
     assert json.loads((project.latest / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("output_dir", [".", '""', "mine"])
+def test_a_folder_with_files_of_ones_own_is_refused(project: Project, output_dir: str) -> None:
+    project.suite()
+    mine = [project.write(name, "mine") for name in ("report.html", "heatmap.png", "mine/config.yaml")]
+    before = (project.path / "config.yaml").read_text()
+    result = project.run("--rh-set", f"output_dir={output_dir}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["*rh: *: holds files that no run wrote (*); give output_dir a folder of its own*"])
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert (project.path / "config.yaml").read_text() == before
+    assert project.starts == []

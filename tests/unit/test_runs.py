@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.results import Record, read_records
-from retrieval_heads.runs import RunFolder
+from retrieval_heads.runs import RunFolder, is_run_folder
 
 
 def record(depth: float = 50, suite: str = "essays", **fields: object) -> Record:
@@ -102,3 +103,94 @@ def test_settings_and_facts_are_written(tmp_path: Path) -> None:
     }
     assert json.loads((tmp_path / "run.json").read_text("utf-8")) == {"status": "finished"}
     assert folder.log.read_bytes() == b""
+
+
+class TestWhoseFolder:
+    """A run writes into a folder of its own, and never in place of somebody's files."""
+
+    def test_a_folder_with_a_users_files_is_refused_and_left_as_it_is(self, tmp_path: Path) -> None:
+        for name in ("config.yaml", "report.html", "heatmap.png", "notes.md"):
+            (tmp_path / name).write_text(f"my {name}")
+        with pytest.raises(ConfigError, match=r"holds files that no run wrote \(config.yaml, heatmap.png, notes.md, …"):
+            RunFolder(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "config.yaml", "heatmap.png", "notes.md", "report.html",
+        ]  # fmt: skip
+        assert all(path.read_text() == f"my {path.name}" for path in tmp_path.iterdir())
+
+    @pytest.mark.parametrize("name", ["config.yaml", "run.json", "results.jsonl", "heads.json", "suites/a.yaml"])
+    def test_one_file_is_enough(self, tmp_path: Path, name: str) -> None:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}")
+        with pytest.raises(ConfigError, match="holds files that no run wrote"):
+            RunFolder(tmp_path)
+        with pytest.raises(ConfigError, match="holds files that no run wrote"):
+            RunFolder(tmp_path, resumed=True)
+
+    @pytest.mark.parametrize("names", [[], [".gitignore"], [".gitkeep"], [".lock"], ["run-1/", "empty/"]])
+    def test_an_empty_folder_is_taken(self, tmp_path: Path, names: list[str]) -> None:
+        for name in names:
+            if name == "run-1/":
+                RunFolder(tmp_path / name).close()
+            elif name.endswith("/"):
+                (tmp_path / name).mkdir()
+            else:
+                (tmp_path / name).write_text("")
+        RunFolder(tmp_path).close()
+
+    def test_a_users_notes_in_a_runs_folder_do_not_bar_the_next(self, tmp_path: Path) -> None:
+        RunFolder(tmp_path).close()
+        (tmp_path / "notes.md").write_text("seen")
+        RunFolder(tmp_path).close()
+        assert (tmp_path / "notes.md").read_text() == "seen"
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            {".lock": "", "engine.log": "", "results.jsonl": "", "config.yaml": "kind: niah"},
+            {"run.json": '{"retrieval_heads": "0.1.0", "status": "finished"}', "config.yaml": "", "mine.txt": ""},
+        ],
+        ids=["killed early", "without its lock"],
+    )
+    def test_a_run_of_0_1_0_is_known(self, tmp_path: Path, files: dict[str, str]) -> None:
+        for name, content in files.items():
+            (tmp_path / name).write_text(content)
+        assert is_run_folder(tmp_path)
+        RunFolder(tmp_path).close()
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            {".lock": "", "config.yaml": "kind: niah"},
+            {"run.json": "[" * 100_000},
+            {"run.json": '{"status": "finished"}'},
+            {"results.jsonl": ""},
+            {},
+        ],
+    )
+    def test_a_lock_or_a_name_alone_makes_no_run(self, tmp_path: Path, files: dict[str, str]) -> None:
+        for name, content in files.items():
+            (tmp_path / name).write_text(content)
+        assert not is_run_folder(tmp_path)
+
+    def test_the_predecessors_output_dir_is_taken_with_its_files(self, tmp_path: Path) -> None:
+        old = {"context_length": 512, "document_depth": 50, "needle": "n", "context": "c", "rougeL": 0.9}
+        (tmp_path / "results.jsonl").write_text(json.dumps(old) + "\n")
+        (tmp_path / "detected-agg.json").write_text('{"model.layers.0": {"0": 0.1}}')
+        (tmp_path / "heatmap.png").write_bytes(b"\x89PNG")
+        RunFolder(tmp_path).close()
+        (kept,) = tmp_path.glob("results-*.jsonl")
+        assert json.loads(kept.read_text()) == old
+
+    def test_a_users_config_beside_the_predecessors_files_is_not_replaced(self, tmp_path: Path) -> None:
+        old = {"context_length": 512, "document_depth": 50, "needle": "n", "context": "c", "rougeL": 0.9}
+        (tmp_path / "results.jsonl").write_text(json.dumps(old) + "\n")
+        (tmp_path / "config.yaml").write_text("mine")
+        with pytest.raises(ConfigError, match=r"\(config.yaml\)"):
+            RunFolder(tmp_path)
+
+    def test_a_pipe_named_as_a_file_of_a_run_hangs_nobody(self, tmp_path: Path) -> None:
+        for name in (".lock", "run.json"):
+            os.mkfifo(tmp_path / name)
+        assert not is_run_folder(tmp_path)

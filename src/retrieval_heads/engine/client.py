@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,11 +65,17 @@ class Answer:
 
 
 class EngineClient:
-    """A connection to the engine; one per process, one question at a time."""
+    """What one process asks the engine through, from any of its threads.
+
+    A connection carries one question at a time. A call takes one that is idle, or makes a new one, and puts it back once
+    its whole reply was read: no other thread, and no later call after an interrupt, can read a reply that is not its
+    own. A process that was forked makes its own.
+    """
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._connection: socket.socket | None = None
+        self._idle: deque[socket.socket] = deque()
+        self._process = os.getpid()
         self._is_gone = False
 
     def connect(self, *, patience: float = 60.0) -> None:
@@ -80,24 +87,7 @@ class EngineClient:
         Raises:
             EngineDied: Nothing listens there.
         """
-        if self._connection is not None:
-            return
-        if self._is_gone:
-            raise EngineDied("the engine process is gone")
-        give_up = time.monotonic() + patience
-        while True:
-            connection = socket.socket(socket.AF_UNIX)
-            try:
-                connection.connect(self._address.path)
-                send(connection, {"key": self._address.key})
-            except OSError as error:
-                connection.close()
-                if time.monotonic() > give_up or not Path(self._address.path).parent.exists():
-                    raise EngineDied(f"nothing listens for the engine ({error.strerror})") from None
-                time.sleep(0.05)
-            else:
-                self._connection = connection
-                return
+        self._idle.append(self._taken(patience))
 
     def wait_ready(self) -> Mapping[str, Any]:
         """Wait until the model is loaded; what the engine says of itself (model, dtype, device, versions).
@@ -164,29 +154,56 @@ class EngineClient:
         return self._call({"do": "counters"})
 
     def close(self) -> None:
-        """Hang up."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Hang up. A call that is under way in another thread ends as it would have."""
+        while self._idle:
+            self._idle.pop().close()
 
     def _call(self, message: Message) -> Message:
-        self.connect()
-        assert self._connection is not None
+        connection = self._taken()
         try:
-            send(self._connection, message)
-            reply = receive(self._connection)
+            send(connection, message)
+            reply = receive(connection)
         except OSError:
             reply = None
         except BaseException:
-            self.close()  # an interrupt between question and reply leaves the connection out of step
+            connection.close()  # between question and reply it is out of step
             raise
         if reply is None:
-            self.close()
+            connection.close()
             self._is_gone = True  # nobody will listen there again: the next question need not wait for it
             raise EngineDied("the engine process is gone")
+        self._idle.append(connection)
         if "error" in reply:
             raise (EngineDied if reply.get("is_fatal") else EngineError)(reply["error"])
         return reply
+
+    def _taken(self, patience: float = 60.0) -> socket.socket:
+        """A connection that nobody else has."""
+        if self._process != os.getpid():
+            # Forked: both processes would read from the parent's connections. Closing them here leaves its own open.
+            self._process = os.getpid()
+            self.close()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connected(patience)
+
+    def _connected(self, patience: float) -> socket.socket:
+        if self._is_gone:
+            raise EngineDied("the engine process is gone")
+        give_up = time.monotonic() + patience
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(self._address.path)
+                send(connection, {"key": self._address.key})
+            except OSError as error:
+                connection.close()
+                if time.monotonic() > give_up or not Path(self._address.path).parent.exists():
+                    raise EngineDied(f"nothing listens for the engine ({error.strerror})") from None
+                time.sleep(0.05)
+            else:
+                return connection
 
 
 class EngineProcess:

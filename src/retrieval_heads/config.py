@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,11 +25,13 @@ from pydantic import (
     model_validator,
 )
 
+from retrieval_heads import yaml_reading
 from retrieval_heads.ablation import named, repeated
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates.expression import parse_gate
 from retrieval_heads.gates.number import FIELDS, PASS_RATE
 from retrieval_heads.kinds import Kind
+from retrieval_heads.yaml_reading import NotYaml, decode, parse
 
 Verdict = Literal["cell", "gates", "none"]
 
@@ -331,9 +332,14 @@ class Expect(Section):
     def _drops(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        drops = {int(found[1]): value for key, value in data.items() if (found := _DROP.match(str(key)))}
         said = {key: value for key, value in data.items() if not _DROP.match(str(key))}
-        return {**said, "drop_exceeds_random": {**said.get("drop_exceeds_random", {}), **drops}} if drops else said
+        drops = dict(said.get("drop_exceeds_random", {}))
+        for key, value in data.items():
+            if found := _DROP.match(str(key)):
+                if (count := int(found[1])) in drops:
+                    raise ValueError(f"the drop of the top {count} is expected twice")
+                drops[count] = value
+        return {**said, "drop_exceeds_random": drops} if drops else said
 
     @model_validator(mode="after")
     def _possible(self) -> Expect:
@@ -390,15 +396,6 @@ class Settings(Section):
     """The run's folder; `reports/<time>-<suite>` where it is left out."""
 
 
-class _Loader(yaml.CSafeLoader):
-    """YAML without dates: settings cross to the engine as JSON, and a model's revision may look like one."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name and form
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
 def is_whole_suite(data: Mapping[str, Any]) -> bool:
     """Whether a config file says what to ask, and so is a suite itself."""
     return "haystack" in data or "from_results" in data
@@ -414,22 +411,16 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is no YAML mapping, or holds a key or value that is not accepted.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    try:
-        data = yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.reason}") from None
+    text = decode(content, str(path))
+    data = parse(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected, found {type(data).__name__}")
-    data = _normal(data)
+    data = _normal(data, str(path))
     try:
         Settings.model_validate(data)
     except ValidationError as error:
@@ -439,7 +430,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def line_of(path: Path, *keys: str) -> int | None:
     """The 1-based line of a file on which the last of nested keys that it holds is written."""
-    return _line_of(path.read_text(encoding="utf-8"), keys)
+    return yaml_reading.line_of(decode(path.read_bytes(), str(path)), keys)
 
 
 def overrides(assignments: Sequence[str]) -> dict[str, Any]:
@@ -454,12 +445,12 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
         if not found or not key.strip():
             raise ConfigError(f"--rh-set {assignment}: expected section.key=value")
         try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError:
+            value = parse(text, f"--rh-set {assignment}")
+        except NotYaml:
             raise ConfigError(f"--rh-set {assignment}: {text!r} is not valid YAML") from None
         for part in reversed(key.strip().split(".")):
             value = {part: value}
-        settings = overlay(settings, _normal(value))
+        settings = overlay(settings, _normal(value, "--rh-set"))
     try:
         Settings.model_validate(settings)
     except ValidationError as error:
@@ -488,9 +479,11 @@ def resolve(data: Mapping[str, Any], where: str) -> Settings:
         raise ConfigError("\n".join(_sentences(error, where, ""))) from None
 
 
-def _normal(data: dict[str, Any]) -> dict[str, Any]:
+def _normal(data: dict[str, Any], where: str) -> dict[str, Any]:
     """Short forms written out, so that files can be merged key by key; an empty section says nothing."""
     normal = {key: value for key, value in data.items() if value is not None}
+    if {"results_files", "from_results"} <= normal.keys():
+        raise ConfigError(f"{where}: results_files and from_results are two names of one key; give one of them")
     if "results_files" in normal:  # the predecessor's name, whose file says no kind
         normal["from_results"] = normal.pop("results_files")
     if "from_results" in normal:
@@ -515,7 +508,7 @@ def _sentences(error: ValidationError, where: str, text: str) -> Iterator[str]:
             continue  # it is there, misspelt
         keys = [part for part in detail["loc"] if not _is_branch(part)]
         name = ".".join(str(key) for key in keys)
-        line = _line_of(text, keys)
+        line = yaml_reading.line_of(text, keys)
         sentence = f"{where}{f':{line}' if line else ''}: {name}: {_message(detail, keys)}"
         if (line, name) not in seen:
             seen.add((line, name))
@@ -568,22 +561,3 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
 def _nearest(word: str, valid: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _line_of(text: str, keys: Sequence[int | str]) -> int | None:
-    """The 1-based line on which the last of `keys` that can be found is written."""
-    if not text:
-        return None
-    node, line = yaml.compose(text, yaml.CSafeLoader), None
-    for key in keys:
-        if isinstance(node, yaml.MappingNode):
-            pair = next((pair for pair in node.value if pair[0].value == str(key)), None)
-            if pair is None:
-                break
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line

@@ -189,6 +189,13 @@ def test_nan_names_its_layer_and_head() -> None:
         scores_of(finished(scores), request(), NAMES, LAYERS)
 
 
+def test_nan_in_the_question_alone_is_an_error_of_the_cell_too() -> None:
+    scores = np.zeros((4, 2, 3))
+    scores[3, 0, 2] = np.nan
+    with pytest.raises(EngineError, match=r"query is no number, for NaN in .*model\.layers\.0\.attn, head 2"):
+        scores_of(finished(scores), request(), NAMES, LAYERS)
+
+
 def test_every_layer_has_a_row_of_its_own_heads() -> None:
     scores = np.arange(24).reshape(4, 2, 3).astype(float)
     scores[:, 1, 2] = np.nan

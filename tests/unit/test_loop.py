@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from retrieval_heads.engine.cells import Request
 from retrieval_heads.engine.loop import Loop
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.vllm import Finished
+from retrieval_heads.errors import EngineError, PromptError
 from retrieval_heads.reuse import Prefix
 
 BUILDING, STEPPING = 0.02, 0.005
@@ -94,6 +96,69 @@ def test_the_first_prompts_run_while_the_last_are_built() -> None:
     # The first has 50 tokens to compute, the others 18 each: enough for two steps is handed over before each step.
     assert events[:5] == ["add 0", "add 1", "step", "add 2", "add 3"]
     assert events[5:] == ["add 4", "step", "step", "step", "step", "step"]
+
+
+class Measuring(Engine):
+    """An engine that masks; what measuring its second piece of a reference comes to is told by its mistake."""
+
+    def __init__(self, mistake: str) -> None:
+        super().__init__()
+        self.mistake = mistake
+        self.layers = [{"number": 0, "heads": 2}]
+        self.maskable = [0]
+        self.measured = 0
+
+    def measure(self, request: str, ids: Sequence[int], name: str) -> None:
+        self.measured += 1
+        if self.mistake == "refused" and self.measured == 2:
+            raise EngineError("vLLM refuses the request: too long")
+        self.waiting.append((request, ids))
+
+    def step(self) -> list[Finished]:
+        error = "out of memory" if self.mistake == "hook" else None
+        return [
+            replace(finished, error=error) if finished.id.startswith("reference") else finished
+            for finished in super().step()
+        ]
+
+
+class Referring(Builder):
+    """Gives the reference of a haystack in three pieces, or cannot read it."""
+
+    def __init__(self, mistake: str) -> None:
+        self.mistake = mistake
+
+    def reference(self, source: str) -> tuple[str, list[list[int]]]:
+        if self.mistake == "unreadable":
+            raise PromptError("haystack: tales holds no text")
+        return "hash", [[1], [2], [3]]
+
+
+@pytest.mark.parametrize("awaits", [[], ["2"]], ids=["at the start", "once its heads are known"])
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        ("unreadable", "haystack: tales holds no text"),
+        ("refused", "the mean of the heads' output was not measured: vLLM refuses the request: too long"),
+        ("hook", "the mean of the heads' output was not measured: out of memory"),
+    ],
+)
+def test_a_mean_that_cannot_be_measured_is_an_error_of_the_cells_that_need_it(
+    mistake: str, reason: str, awaits: list[str]
+) -> None:
+    server = Server("key")
+    ablate = {"mode": "mean", "heads": [[0, 1]], "awaits": awaits}
+    masking = {"kind": "ablate", "suite": "masked", "source": "tales", "ablate": ablate}
+    server._submit({"question": masking, "cells": [{"key": f"{number}", "arm": "top_1"} for number in range(2)]})
+    server._submit({"question": {"kind": "niah", "ablate": None}, "cells": [{"key": "2", "arm": ""}]})
+    loop = Loop(server, Measuring(mistake), Referring(mistake))  # type: ignore[arg-type]
+    loop.in_flight["never"] = lambda _: None
+    with pytest.raises(EOFError):
+        loop.run()
+    assert server.jobs["0"].result == server.jobs["1"].result == {"status": "error", "reason": reason}
+    assert server.jobs["2"].result is not None
+    assert server.jobs["2"].result["status"] == "done"
+    assert loop.held == {}
 
 
 FORKING = """

@@ -262,12 +262,15 @@ def scores_of(
         raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
     figures = numpy.asarray(finished.head_scores, dtype=float).round(8)
     scores = {name: list(_by_layer(rows, layers)) for name, rows in zip(names, figures.tolist(), strict=True)}
-    for layer, heads in zip(layers, scores["mass"], strict=True):
-        if broken := [head for head, value in enumerate(heads) if not math.isfinite(value)]:
-            where = f"{layer['path']}, head {', '.join(map(str, broken))}"
-            raise EngineError(f"the heads were not scored: NaN in the queries, keys or decay of {where}")
     if request.facts["question_span"][0] == request.facts["question_span"][1]:
         del scores["query"]
+    for name, by_layer in scores.items():
+        for layer, heads in zip(layers, by_layer, strict=True):
+            if broken := [head for head, value in enumerate(heads) if not math.isfinite(value)]:
+                where = f"{layer['path']}, head {', '.join(map(str, broken))}"
+                raise EngineError(
+                    f"the heads were not scored: {name} is no number, for NaN in the queries, keys or decay of {where}"
+                )
     return {
         "heads": scores,
         "replay": {

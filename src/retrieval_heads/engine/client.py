@@ -67,9 +67,9 @@ class Answer:
 class EngineClient:
     """What one process asks the engine through, from any of its threads.
 
-    A connection carries one question at a time. A call takes one that is idle, or makes a new one, and puts it back once
-    its whole reply was read: no other thread, and no later call after an interrupt, can read a reply that is not its
-    own. A process that was forked makes its own.
+    A connection carries one question at a time. A call takes one that is idle, or makes a new one, and puts it back
+    once its whole reply was read: no other thread, and no later call after an interrupt, can read a reply that is not
+    its own. A process that was forked makes its own.
     """
 
     def __init__(self, address: Address) -> None:

@@ -33,6 +33,16 @@ _REPLAY = "replay "
 
 
 @dataclass
+class Reference:
+    """A text whose mean stands in for a masked head's output."""
+
+    to_measure: int
+    """Pieces of it that have not come back yet."""
+    failure: str | None = None
+    """Why there is no such mean: every cell that needs it is told."""
+
+
+@dataclass
 class Loop:
     """Keeps the engine fed from the server's queue and hands results back.
 
@@ -55,8 +65,8 @@ class Loop:
     """Those of them that can start now."""
     fed: int = 0
     """Tokens to compute that were handed to the engine since its last step, as far as prompts tell."""
-    references: dict[str, int] = field(default_factory=dict)
-    """By haystack, how many pieces of the reference of a mask of mode `mean` are yet to be measured."""
+    references: dict[str, Reference] = field(default_factory=dict)
+    """By haystack, what masks of mode `mean` put in place of heads."""
 
     def __post_init__(self) -> None:
         self.masks = Masks(self.server, self.engine)
@@ -89,7 +99,7 @@ class Loop:
                 then, key = self.in_flight.pop(finished.id), finished.id.removeprefix(_REPLAY)
                 if key in self.server.jobs:
                     self._guarded(key, then, finished)
-                else:  # a reference, which many jobs need
+                else:  # a piece of a reference, which many jobs need
                     then(finished)
             if not self.in_flight:
                 since = None  # what it waits for is no work of ours
@@ -101,8 +111,14 @@ class Loop:
             queue.Empty: There is none now.
         """
         for suite, keys in list(self.held.items()):
-            if self._can_mask(self.server.jobs[keys[0]].ask["question"]):
-                self.released.extend(self.held.pop(suite))
+            try:
+                is_known = self._can_mask(self.server.jobs[keys[0]].ask["question"])
+            except Exception as error:  # not known now, nor later
+                for key in self.held.pop(suite):
+                    self._guarded(key, _fail, error)
+            else:
+                if is_known:
+                    self.released.extend(self.held.pop(suite))
         return self.released.popleft() if self.released else self.server.waiting.get(block=not self.in_flight)
 
     def _guarded(self, key: str, action: Callable[[Any], None], argument: Any) -> None:
@@ -156,19 +172,27 @@ class Loop:
         ablate, source = question["ablate"], question["source"]
         if not self.masks.are_known(ablate):
             return False
-        if ablate["mode"] == "mean" and source not in self.references:
+        if ablate["mode"] != "mean":
+            return True
+        if source not in self.references:
             name, pieces = self.builder.reference(source)
-            self.references[source] = len(pieces)
+            reference = self.references[source] = Reference(to_measure=len(pieces))
             for number, ids in enumerate(pieces):
                 request = f"reference {number} of {source}"
-                self.engine.measure(request, ids, name)
-                self.in_flight[request] = partial(self._measured, source)
-        return not self.references.get(source)
+                try:
+                    self.engine.measure(request, ids, name)
+                except EngineError as error:
+                    reference.failure = str(error)
+                    break
+                self.in_flight[request] = partial(self._measured, reference)
+        reference = self.references[source]
+        if reference.failure is not None:
+            raise EngineError(f"the mean of the heads' output was not measured: {reference.failure}")
+        return reference.to_measure == 0
 
-    def _measured(self, source: str, finished: Finished) -> None:
-        if finished.error is not None:
-            raise RuntimeError(f"the mean of the heads' output was not measured: {finished.error}")
-        self.references[source] -= 1
+    def _measured(self, reference: Reference, finished: Finished) -> None:
+        reference.to_measure -= 1
+        reference.failure = reference.failure or finished.error
 
     def _generated(self, then: Then, reusable: int, finished: Finished) -> None:
         self.server.done.count_prompt(finished.prompt_tokens, finished.cached_tokens, reusable)
@@ -176,10 +200,12 @@ class Loop:
 
     def _answered(self, key: str, request: Request, finished: Finished) -> None:
         if finished.error is not None:
-            raise EngineError(f"the heads were not masked: {finished.error}")
+            raise EngineError(f"the heads were not masked: {finished.error}" if request.mask else finished.error)
         self.server.finish(key, {"status": "done", **request.facts, "answer": answer_of(finished)})
 
     def _to_replay(self, key: str, request: Request, finished: Finished) -> None:
+        if finished.error is not None:
+            raise EngineError(finished.error)
         self._replay(key, request, answer_of(finished))
 
     def _replay(self, key: str, request: Request, answer: Message) -> None:
@@ -197,3 +223,7 @@ class Loop:
     def _scored(self, key: str, request: Request, answer: Message, finished: Finished) -> None:
         scores = scores_of(finished, request, self.engine.scores, self.engine.layers)
         self.server.finish(key, {"status": "done", **request.facts, **scores, "answer": answer})
+
+
+def _fail(error: Exception) -> None:
+    raise error

@@ -52,6 +52,10 @@ class ReplayHashes:
             self._known[asked[HASHED]] = found
         return found
 
+    def forget(self, name: str) -> None:
+        """Of a prompt whose replay will not come."""
+        self._known.pop(name, None)
+
 
 class _Capped:
     """Limits what the KV cache manager finds for a request that asks for it, and has replays go together.

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,10 +35,11 @@ class Finished:
         finish_reason: `stop` or `length`.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: How many of those the prefix cache gave.
-        seconds: From the first step that worked on it to its last token.
+        seconds: From the first step that worked on it to its last token; where vLLM keeps no statistics
+            (`disable_log_stats`), from its queueing to its end.
         head_scores: A replay's, as `retrieval_heads.tracing.probe.Probe.result` makes them.
         prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
-        error: Why a replay's probe failed, or a mask.
+        error: Why a replay's probe failed, or a mask, or what vLLM gave could not be read.
     """
 
     id: str
@@ -114,6 +116,14 @@ class Engine:
         self._edits: list[str] | None = None
         self._edited: set[str] = set()
         """Unfinished requests that carry an edit."""
+        self._queued: dict[str, float] = {}
+        """When each unfinished request was queued."""
+        self._hashes: Any = None
+        """The `retrieval_heads.engine.scheduler.ReplayHashes`, where there are any."""
+        self._to_replay: set[str] = set()
+        """Requests added with `is_replayed` whose replay has not come."""
+        self._finished: set[str] = set()
+        """Requests that the last step finished."""
         self.start_seconds = {"import": time.perf_counter() - began}
         """What the start took: importing vLLM, the engine (load, profile, caches), and what tracing adds to it."""
         began = time.perf_counter()
@@ -169,7 +179,7 @@ class Engine:
         if core is not None and core.request_block_hasher is not None:  # else vLLM's core is a process of its own
             from retrieval_heads.engine.scheduler import ReplayHashes
 
-            core.request_block_hasher = ReplayHashes(core.request_block_hasher)
+            core.request_block_hasher = self._hashes = ReplayHashes(core.request_block_hasher)
         return traced.engine
 
     def replay(
@@ -196,6 +206,7 @@ class Engine:
         if of is not None:
             probed[scheduler.HASHED_AS] = of
         self._add(request, ids, {**_NO_ANSWER, "extra_args": probed}, priority=-1)
+        self._to_replay.discard(of or "")
 
     def add(
         self,
@@ -233,6 +244,8 @@ class Engine:
                 edited[HASHED] = request
         if edited:
             sampling = {**sampling, "extra_args": {**(sampling.get("extra_args") or {}), **edited}}
+        if is_replayed:
+            self._to_replay.add(request)
         self._add(request, ids, sampling, salt=salt)
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
@@ -293,6 +306,7 @@ class Engine:
             name = self._engine.add_request(request, prompt, parameters, priority=priority)
         except (ValueError, TypeError) as error:
             raise EngineError(f"vLLM refuses the request: {error}") from None
+        self._queued[request] = time.monotonic()
         self._prime_decoding(name, ids)
         if (sampling.get("extra_args") or {}).get("nnsight_edits"):
             self._edited.add(request)
@@ -316,14 +330,28 @@ class Engine:
         return bool(self._engine.has_unfinished_requests())
 
     def step(self) -> list[Finished]:
-        """Run the model once over whatever is scheduled; the requests that this finished."""
-        if self.traced is None:
-            return [_finished(output) for output in self._engine.step() if output.finished]
-        outputs = [output for output in self.traced.step() if output.finished]
-        edited = self._edited.intersection(output.request_id for output in outputs)
+        """Run the model once over whatever is scheduled; the requests that this finished.
+
+        Replays of these are queued before the next step, or never.
+        """
+        self._forget_hashes()
+        stepped = self._engine.step() if self.traced is None else self.traced.step()
+        outputs = {output.request_id: output for output in stepped if output.finished}
+        edited = self._edited & outputs.keys()
         self._edited -= edited
         collected = self.traced.collect(sorted(edited)) if edited else {}
-        return [_finished(output, *collected.get(output.request_id, ())) for output in outputs]
+        self._finished = set(outputs)
+        return [
+            _finished(output, self._queued.pop(name, None), *collected.get(name, ()))
+            for name, output in outputs.items()
+        ]
+
+    def _forget_hashes(self) -> None:
+        """Of prompts that were answered and not replayed: the answer was an error, or vLLM refused the replay."""
+        for request in self._to_replay & self._finished:
+            self._to_replay.discard(request)
+            if self._hashes is not None:
+                self._hashes.forget(request)
 
 
 def primed_stream(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool) -> Any:
@@ -343,8 +371,21 @@ def primed_stream(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool)
     return DecodeStream(ids=last, skip_special_tokens=skip_special_tokens)
 
 
-def _finished(output: Any, saves: Mapping[str, Any] | None = None, error: Any = None) -> Finished:
+def _finished(output: Any, queued: float | None, saves: Mapping[str, Any] | None = None, error: Any = None) -> Finished:
+    try:
+        return _read(output, queued, saves, error)
+    except Exception as unreadable:  # of this request alone: the others go on
+        traceback.print_exc()
+        why = f"vLLM's output cannot be read ({type(unreadable).__name__}: {unreadable})"
+        return Finished(output.request_id, "", [], "", 0, 0, 0.0, error=why)
+
+
+def _read(output: Any, queued: float | None, saves: Mapping[str, Any] | None, error: Any) -> Finished:
     answer, times = output.outputs[0], output.metrics
+    if times is not None:
+        seconds = times.last_token_ts - times.scheduled_ts
+    else:
+        seconds = time.monotonic() - queued if queued is not None else 0.0
     return Finished(
         id=output.request_id,
         text=answer.text,
@@ -352,7 +393,7 @@ def _finished(output: Any, saves: Mapping[str, Any] | None = None, error: Any = 
         finish_reason=answer.finish_reason or "",
         prompt_tokens=len(output.prompt_token_ids),
         cached_tokens=output.num_cached_tokens or 0,
-        seconds=round(times.last_token_ts - times.scheduled_ts, 4),
+        seconds=round(seconds, 4),
         head_scores=(saves or {}).get("head_scores"),
         prompt_logprob=_mean_logprob(output.prompt_token_ids, output.prompt_logprobs),
         error=_last_line(error),

@@ -77,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
     """Collect YAML files that say they are a suite of ours."""
-    if file_path.suffix not in (".yaml", ".yml"):
+    if file_path.suffix.lower() not in (".yaml", ".yml"):
         return None
     config = parent.config
     paths = [Path(os.path.abspath(str(arg).partition("::")[0])) for arg in config.args]  # noqa: PTH100 - as pytest does
@@ -91,7 +91,11 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile 
         return None
     from retrieval_heads.kinds import is_suite
 
-    return run_of(config).collect_file(parent, file_path) if is_named or is_suite(file_path) else None
+    if is_named:
+        return run_of(config).collect_file(parent, file_path)
+    if not is_suite(file_path) or run_of(config).is_mere_config(file_path):
+        return None
+    return run_of(config).collect_file(parent, file_path)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from retrieval_heads.ablation import NONE
 from retrieval_heads.config import Settings, is_whole_suite, overlay, overrides, read_settings, resolve
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
-from retrieval_heads.kinds import kind_of
+from retrieval_heads.kinds import kind_said
 from retrieval_heads.results import Record, dump_record
 from retrieval_heads.scoring import load_rouge, score_answer
 from retrieval_heads.suite import Suite
@@ -61,10 +61,14 @@ class Run:
         """Where the engine writes, for failure texts."""
         return self.host.log if self.host else "engine.log in the run's folder"
 
+    def is_mere_config(self, path: Path) -> bool:
+        """Whether a file is the config, and none that says itself what to ask."""
+        return path == self._config_path and not is_whole_suite(self.config_data)
+
     def collect_file(self, parent: pytest.Collector, path: Path) -> SuiteFile:
         """A suite file's collector; a config that holds a haystack stands in place of the suites of its kind."""
         kind = self.config_data.get("kind", "niah")
-        is_replaced = is_whole_suite(self.config_data) and path != self._config_path and kind_of(path) == kind
+        is_replaced = is_whole_suite(self.config_data) and path != self._config_path and kind_said(path) == kind
         collector: SuiteFile = SuiteFile.from_parent(parent, path=path, run=self, is_replaced=is_replaced)
         return collector
 

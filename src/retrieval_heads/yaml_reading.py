@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import yaml
@@ -65,22 +66,59 @@ def parse(text: str, where: str) -> Any:
         NotYaml: It is none, or several documents; with the line.
         ConfigError: It holds a key twice; with both lines.
     """
-    try:
-        loader = _Loader(text)
-        try:
-            document = loader.get_single_node()
-            if document is None:
-                return None
-            _refuse_twins(loader, document, where)
-            return loader.construct_document(document)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise NotYaml(f"{where}:{line}: not valid YAML: {error.problem}") from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise NotYaml(f"{where}:{line}: not valid YAML: {error.reason}") from None
+    with _loading(text, where) as loader:
+        document = loader.get_single_node()
+        if document is None:
+            return None
+        _refuse_twins(loader, document, where)
+        return loader.construct_document(document)
+
+
+def documents(text: str, where: str) -> list[yaml.Node]:
+    """The documents of a YAML text as nodes, whatever their tags say.
+
+    Raises:
+        NotYaml: It is none; with the line.
+    """
+    found: list[yaml.Node] = []
+    with _loading(text, where) as loader:
+        while loader.check_node():
+            document = loader.get_node()
+            assert document is not None  # as `check_node` said
+            found.append(document)
+    return found
+
+
+def entries(node: yaml.Node | None) -> dict[str, yaml.Node]:
+    """The keys of a mapping and what stands under them, merged mappings (`<<`) included; none of another node."""
+    found: dict[str, yaml.Node] = {}
+    waiting, seen = [node], set[int]()
+    while waiting:
+        mapping = waiting.pop()
+        if not isinstance(mapping, yaml.MappingNode) or id(mapping) in seen:
+            continue
+        seen.add(id(mapping))
+        for key, value in mapping.value:
+            if key.tag == _MERGE:
+                waiting += reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]
+            elif isinstance(key, yaml.ScalarNode):
+                found.setdefault(key.value, value)  # a key of one's own goes before a merged one
+    return found
+
+
+def listed_in(node: yaml.Node) -> list[yaml.Node]:
+    """What a sequence holds; nothing of another node."""
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def is_scalar(node: yaml.Node) -> bool:
+    """Whether a node is a text, a number or nothing."""
+    return isinstance(node, yaml.ScalarNode)
+
+
+def is_null(node: yaml.Node) -> bool:
+    """Whether a node says nothing: `~`, `null` or nothing at all."""
+    return bool(node.tag == "tag:yaml.org,2002:null")
 
 
 def line_of(text: str, keys: Sequence[int | str]) -> int | None:
@@ -100,6 +138,23 @@ def line_of(text: str, keys: Sequence[int | str]) -> int | None:
         else:
             break
     return line
+
+
+@contextmanager
+def _loading(text: str, where: str) -> Iterator[_Loader]:
+    """A loader of a text; what it cannot read becomes one sentence."""
+    try:
+        loader = _Loader(text)
+        try:
+            yield loader
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise NotYaml(f"{where}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise NotYaml(f"{where}:{line}: not valid YAML: {error.reason}") from None
 
 
 def _refuse_twins(loader: _Loader, document: yaml.Node, where: str) -> None:

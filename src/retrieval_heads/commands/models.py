@@ -16,6 +16,7 @@ from retrieval_heads.config import read_settings, resolve
 from retrieval_heads.engine.vllm import SUPPORTED, plain_reason
 from retrieval_heads.errors import ConfigError, EngineError
 from retrieval_heads.heads import Layer
+from retrieval_heads.kinds import is_yaml
 from retrieval_heads.models import PACKAGED, locate_model
 
 _WIDTH = 79
@@ -64,7 +65,7 @@ def _check(asked: str) -> None:
 
 def _model_of(asked: str) -> tuple[str, dict[str, Any]]:
     path = Path(asked).expanduser()
-    if path.suffix in (".yaml", ".yml"):
+    if is_yaml(path):
         model = resolve(read_settings(path), str(path)).model
         if model.model is None:
             raise ConfigError(f"{path}: names no model; expected `model: {{model: NAME}}`")

@@ -13,7 +13,7 @@ import tyro
 from retrieval_heads.commands.flags import assignments, split_settings
 from retrieval_heads.config import is_whole_suite, overrides, read_settings
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError
-from retrieval_heads.kinds import KINDS, is_suite
+from retrieval_heads.kinds import KINDS, find_suites
 from retrieval_heads.planning import earlier_run, plan_suite
 from retrieval_heads.soundness import Check, check_prompts
 from retrieval_heads.suite import Suite, load_suite
@@ -63,8 +63,7 @@ def _suites(asked: Validate, sets: Mapping[str, Any]) -> list[Suite]:
     for path in named:
         if not path.exists():
             raise ConfigError(f"{path}: no such suite or folder; name a suite, or a config that holds a haystack")
-        inside = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
-        files += [file for file in inside if file == path or is_suite(file)]
+        files += find_suites(path) if path.is_dir() else [path]
     if not files:
         raise ConfigError(f"{', '.join(map(str, named))}: no suite of kind {', '.join(KINDS)} there")
     return [load_suite(file, config, sets) for file in files]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -209,8 +210,11 @@ class Host:
             self._report_gates()
         if name := self._config.getoption("rh_save_baseline"):
             try:
-                if broken := self._verdict.broken:
-                    raise ResultsError(f"no baseline was saved: {len(broken)} of the gates are broken")
+                if failed := self._verdict.failed:
+                    words = ", ".join(
+                        f"{count} {word}" for word, count in Counter(one.outcome for one in failed).items()
+                    )
+                    raise ResultsError(f"no baseline was saved: of the gates, {words}")
                 self._baselines = self._judge.save(name, self._records, self._found, self._facts)
             except ResultsError as error:
                 self._complaints.append(str(error))

@@ -18,17 +18,20 @@ from retrieval_heads.gates import (
     META_KEYS,
     PASS_RATE,
     Baseline,
+    Comparison,
     HeadMeans,
+    Inconclusive,
     Outcome,
     Tolerance,
     Verdict,
     agreement,
     check,
-    compare,
+    judge,
     load_baseline,
     parse_gate,
     parse_max_drop,
     save_baseline,
+    set_against,
 )
 from retrieval_heads.gates.expression import nearest
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
@@ -47,6 +50,7 @@ class Judge:
         baselines: What each suite is compared with; empty without a baseline.
         max_drop: How far a number may fall below its baseline.
         allow_new: Whether a cell that the baseline lacks is no break.
+        inconclusive: Whether a fall that noise can explain fails the run.
     """
 
     settings: Mapping[str, Settings]
@@ -54,6 +58,7 @@ class Judge:
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     max_drop: Mapping[str, Tolerance] = field(default_factory=dict)
     allow_new: bool = False
+    inconclusive: Inconclusive = "fail"
 
     @classmethod
     def of(cls, plan: Plan, config: pytest.Config) -> Judge:
@@ -81,6 +86,7 @@ class Judge:
             baselines={suite: loaded[file] for suite, file in compared.items()},
             max_drop=tolerances,
             allow_new=config.getoption("rh_allow_new"),
+            inconclusive=config.getoption("rh_inconclusive"),
         )
         for suite, settings in judge.settings.items():
             is_gated = named or settings.gates or settings.kind == "ablate"
@@ -99,41 +105,43 @@ class Judge:
         Raises:
             ConfigError: A tolerance names a number that cannot be compared.
         """
-        verdict = Verdict(())
         heads = {each.suite: _means(each) for each in found}
+        of_suite = {suite: [record for record in records if record.suite_id == suite] for suite in self.settings}
+        # All suites are compared before any is judged: the more comparisons, the more of them fall by chance.
+        compared = {suite: self._compare(suite, of_suite[suite], facts) for suite in self.baselines}
+        judged = dict(zip(compared, judge(list(compared.values()), self.inconclusive), strict=True))
+        verdict = Verdict(())
         for suite in self.settings:
-            mine = [record for record in records if record.suite_id == suite]
             kind, _, name = suite.partition("/")
-            verdict += self._of_suite(suite, mine, heads.get(name) if kind == "detect" else None, facts)
+            verdict += self._gates(suite, of_suite[suite], heads.get(name) if kind == "detect" else None)
+            verdict += judged.get(suite, Verdict(()))
         return verdict
 
-    def _of_suite(
-        self, suite: str, records: Sequence[Record], heads: HeadMeans | None, facts: Mapping[str, Any]
-    ) -> Verdict:
-        settings, selected, baseline = self.settings[suite], self.plan.cells[suite], self.baselines.get(suite)
+    def _gates(self, suite: str, records: Sequence[Record], heads: HeadMeans | None) -> Verdict:
+        settings, baseline = self.settings[suite], self.baselines.get(suite)
         before = baseline.heads.get(suite.partition("/")[2]) if baseline else None
         verdict = check(
             [parse_gate(gate) for gate in settings.gates],
             records,
-            selected,
+            self.plan.cells[suite],
             allow_skipped=settings.allow_skipped,
             suite=suite,
             heads=heads,
             baseline_heads=before,
         )
-        if baseline is None:
-            return verdict
-        verdict += compare(
+        return verdict + Verdict((), notes=tuple(agreement(suite, heads, before)))
+
+    def _compare(self, suite: str, records: Sequence[Record], facts: Mapping[str, Any]) -> Comparison:
+        return set_against(
             records,
-            baseline,
+            self.baselines[suite],
             max_drop=self.max_drop,
             meta=meta_of(facts),
-            selected=selected,
+            selected=self.plan.cells[suite],
             allow_new=self.allow_new,
-            allow_skipped=settings.allow_skipped,
+            allow_skipped=self.settings[suite].allow_skipped,
             suite=suite,
         )
-        return verdict + Verdict((), notes=tuple(agreement(suite, heads, before)))
 
     def baseline_records(self) -> list[Record]:
         """What the run is compared with; each record once, whichever suites share its file."""
@@ -190,7 +198,7 @@ def report_of(outcome: Outcome, file: str, verdict: str) -> pytest.TestReport:
         outcome="passed" if outcome.passed else "skipped" if verdict == "none" else "failed",
         longrepr=None if outcome.passed else told,
         when="call",
-        user_properties=[("measured", outcome.measured), ("limit", outcome.limit)],
+        user_properties=[("outcome", outcome.outcome), ("measured", outcome.measured), ("limit", outcome.limit)],
     )
     if report.skipped:
         report.wasxfail = told

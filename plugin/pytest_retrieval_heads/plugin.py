@@ -50,6 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="How far a score may fall below the baseline: 0.05, 5%% or rougeL_recall:0.05 (default: 0.05)",
     )
+    group.addoption(
+        "--rh-inconclusive",
+        choices=["fail", "warn"],
+        default="fail",
+        help="What a fall beyond the limit that noise can explain does to the run (default: fail)",
+    )
     group.addoption("--rh-allow-new", action="store_true", help="Leave out cells that the baseline lacks")
     group.addoption(
         "--rh-save-baseline", metavar="NAME", help="Store the run as baselines/NAME.jsonl beside its suites"

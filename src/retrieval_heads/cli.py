@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -52,7 +52,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Compare:
-    """Judge a run against an earlier one, as `--rh-baseline` does; exit status 1 where a score fell.
+    """Judge a run against an earlier one, as `--rh-baseline` does; exit status 1 where a score fell or may have.
 
     Example: retrieval-heads compare reports/main reports/latest --max-drop 5%
     """
@@ -67,6 +67,8 @@ class Compare:
     """Leave out cells that the baseline lacks."""
     allow_skipped: bool = False
     """Leave out skipped cells."""
+    inconclusive: Literal["fail", "warn"] = "fail"
+    """What a fall beyond the limit that noise can explain does to the exit status."""
     json: Path | None = None
     """Write the verdict there as JSON too."""
 
@@ -82,6 +84,7 @@ class Compare:
             meta=after.meta,
             allow_new=self.allow_new,
             allow_skipped=self.allow_skipped,
+            inconclusive=self.inconclusive,
         )
         for suite in sorted(before.heads.keys() & after.heads.keys()):
             verdict += gates.Verdict((), notes=tuple(gates.agreement(suite, after.heads[suite], before.heads[suite])))

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 from retrieval_heads.gates import Outcome, Verdict, check, lines, parse_gate, to_json, to_markdown
 from retrieval_heads.results import Record
@@ -7,6 +8,8 @@ from retrieval_heads.results import Record
 LONG = "min over length(rougeL_recall) is 0.133 at length 2048, must be >= 0.8"
 BAD = Outcome("bad", False, 0.133, 0.8, LONG, ("2048/0 0.1", "2048/50 0.1", "2048/100 0.2"))
 GOOD = Outcome("good", True, 0.9, 0.8, "mean(x) is 0.9, must be >= 0.8")
+UNSURE = Outcome("unsure", False, 0.1, 0.05, "x 1→0.9, inconclusive: drop 0.1", is_inconclusive=True)
+WARNED = replace(UNSURE, passed=True)
 EMPTY = Outcome("empty", False, None, None, "mean(x) has no value")
 
 
@@ -32,6 +35,8 @@ def test_json_holds_plain_builtins_and_no_nan():
     assert data["schema"] == "retrieval-heads-gates/1"
     assert data["passed"] is False
     assert data["warnings"] == ["mind this"]
+    assert data["outcome"] == "broken"
+    assert [gate["outcome"] for gate in data["gates"]] == ["broken", "held", "broken", "broken"]
     assert data["gates"][0]["measured"] == 0.133
     assert data["gates"][0]["worst"] == ["2048/0 0.1", "2048/50 0.1", "2048/100 0.2"]
     assert data["gates"][3]["figures"] == {"bound": None, "pairs": 3}
@@ -54,14 +59,30 @@ def test_headlines():
     assert lines(Verdict((GOOD,)))[0] == "the gate holds"
     assert lines(Verdict((EMPTY,)))[0] == "the gate is broken"
     assert lines(Verdict((GOOD, GOOD)))[0] == "all 2 gates hold"
+    assert lines(Verdict((UNSURE,)))[0] == "the gate is inconclusive"
+    assert lines(Verdict((UNSURE, GOOD)))[0] == "1 of 2 gates inconclusive"
+    assert lines(Verdict((UNSURE, BAD, GOOD)))[0] == "1 of 3 gates broken, 1 inconclusive"
+
+
+def test_an_inconclusive_gate_is_shown_as_what_it_does_to_the_run():
+    assert lines(Verdict((GOOD, UNSURE, BAD)))[1:] == [
+        f"FAIL {LONG}; worst 2048/0 0.1",
+        f"FAIL {UNSURE.sentence}",
+        f"ok   {GOOD.sentence}",
+    ]
+    assert lines(Verdict((GOOD, WARNED)))[1:] == [f"WARN {UNSURE.sentence}", f"ok   {GOOD.sentence}"]
+    for outcome, passed in ((UNSURE, False), (WARNED, True)):
+        (told,) = to_json(Verdict((outcome,)))["gates"]
+        assert (told["outcome"], told["passed"]) == ("inconclusive", passed)
+        assert f"- ❓ inconclusive: `{UNSURE.sentence}`" in to_markdown(Verdict((outcome,)), [])
 
 
 def test_markdown_is_headline_gates_and_a_grid_of_means():
     records = [cell(1024, 0, 1.0), cell(1024, 50, 0.25), cell(2048, 0, 0.5), cell(2048, 0, 1.0, seed=1)]
     assert to_markdown(Verdict((BAD, GOOD), ("mind `this`",)), records) == (
         "### Retrieval heads: 1 of 2 gates broken\n\n"
-        f"- ❌ `{BAD.line()}`\n"
-        "- ✅ `mean(x) is 0.9, must be >= 0.8`\n"
+        f"- ❌ broken: `{BAD.line()}`\n"
+        "- ✅ held: `mean(x) is 0.9, must be >= 0.8`\n"
         "- ⚠️ `mind 'this'`\n\n"
         "`essays`: mean recall\n\n"
         "| length \\ depth | 0 % | 50 % |\n"
@@ -103,4 +124,4 @@ def test_a_judged_run_renders_everywhere():
         "FAIL mean(recall) is 0.5, must be >= 0.8; worst 1024/0 0, 1024/50 0.5",
     ]
     assert to_json(verdict)["gates"][0]["measured"] == 0.5
-    assert "❌ `mean(recall) is 0.5" in to_markdown(verdict, records)
+    assert "❌ broken: `mean(recall) is 0.5" in to_markdown(verdict, records)

@@ -1,7 +1,7 @@
 """Gates: thresholds on a run's numbers, and comparison with a baseline.
 
 Nothing here is green by default: a cell without a result, a NaN, an empty run break the gate. The module
-imports neither numpy nor scipy until a drop has to be told from noise.
+imports no numpy until a run is compared with its baseline.
 """
 
 from retrieval_heads.gates.baseline import (
@@ -13,18 +13,16 @@ from retrieval_heads.gates.baseline import (
     save_baseline,
 )
 from retrieval_heads.gates.expression import Aggregate, Agreement, EffectiveLength, Gate, parse_gate
-from retrieval_heads.gates.fall import FEWEST_PAIRS
 from retrieval_heads.gates.head_agreement import TOP_HEADS, HeadAgreement, HeadMeans, agreement, compare_heads
 from retrieval_heads.gates.number import FIELDS, PASS_RATE, number_names, stored_number
-from retrieval_heads.gates.regression import compare
+from retrieval_heads.gates.regression import Comparison, compare, judge, set_against
 from retrieval_heads.gates.render import GATES_SCHEMA, lines, to_json, to_markdown
 from retrieval_heads.gates.threshold import check
 from retrieval_heads.gates.tolerance import Tolerance, parse_max_drop
-from retrieval_heads.gates.verdict import Outcome, Verdict
+from retrieval_heads.gates.verdict import Inconclusive, Outcome, Verdict, Word
 
 __all__ = [
     "BASELINE_SCHEMA",
-    "FEWEST_PAIRS",
     "FIELDS",
     "GATES_SCHEMA",
     "META_KEYS",
@@ -33,17 +31,21 @@ __all__ = [
     "Aggregate",
     "Agreement",
     "Baseline",
+    "Comparison",
     "EffectiveLength",
     "Gate",
     "HeadAgreement",
     "HeadMeans",
+    "Inconclusive",
     "Outcome",
     "Tolerance",
     "Verdict",
+    "Word",
     "agreement",
     "check",
     "compare",
     "compare_heads",
+    "judge",
     "lines",
     "load_baseline",
     "meta_differences",
@@ -51,6 +53,7 @@ __all__ = [
     "parse_gate",
     "parse_max_drop",
     "save_baseline",
+    "set_against",
     "stored_number",
     "to_json",
     "to_markdown",

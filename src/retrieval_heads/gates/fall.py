@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Final
+from collections import Counter
+from dataclasses import dataclass
 
 from retrieval_heads.gates.expression import OWN_METRIC, SLACK
-from retrieval_heads.gates.noise import Bound, bound_drop, mean_over_cells
 from retrieval_heads.gates.number import stored_number
 from retrieval_heads.gates.pairing import Pairing
 from retrieval_heads.gates.selection import Gap, place
 from retrieval_heads.gates.tolerance import Tolerance
 from retrieval_heads.results import Record
-
-FEWEST_PAIRS: Final = 10
-"""Below this the bootstrap says nothing, and the point drop alone decides."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +33,29 @@ class Fall:
     """One number over all pairs, set against its tolerance."""
 
     changes: tuple[Change, ...]
-    cells: tuple[tuple[Change, ...], ...]
-    """The changes by cell: the seeds of one needle, length and depth together."""
+    weights: tuple[float, ...]
+    """Of each change in the mean; their sum is 1. Every cell counts the same, whatever its number of seeds."""
     before: float
     after: float
-    drop: float
     limit: float
-    bound: Bound | None
-    """`None` where the drop is accepted anyhow, or the pairs are too few."""
+    """The accepted drop."""
+    cells: int
+    """Places of a needle, length and depth, each with its seeds."""
+
+    @property
+    def drop(self) -> float:
+        """Above 0 where the number fell."""
+        return math.fsum(self.drops)
+
+    @property
+    def drops(self) -> list[float]:
+        """Each pair's share of the drop; their sum is the drop."""
+        return [weight * change.drop for weight, change in zip(self.weights, self.changes, strict=True)]
 
     @property
     def exceeds(self) -> bool:
         """Whether the drop is above the tolerance."""
         return self.drop > self.limit + SLACK
-
-    @property
-    def hidden(self) -> bool:
-        """Whether a drop above the tolerance may be noise alone."""
-        return self.exceeds and self.bound is not None and not self.bound.excludes_zero
 
 
 def paired_changes(name: str, pairing: Pairing) -> tuple[tuple[Change, ...], tuple[Gap, ...]]:
@@ -78,22 +77,14 @@ def paired_changes(name: str, pairing: Pairing) -> tuple[tuple[Change, ...], tup
 
 
 def measure_fall(changes: tuple[Change, ...], tolerance: Tolerance) -> Fall:
-    """Average over seeds, then over cells; the bootstrap runs only where it decides something."""
-    cells = tuple(_by_cell(changes))
-    before = mean_over_cells([[change.before for change in seeds] for seeds in cells])
-    after = mean_over_cells([[change.after for change in seeds] for seeds in cells])
-    drops = [[change.drop for change in seeds] for seeds in cells]
-    fall = Fall(changes, cells, before, after, mean_over_cells(drops), tolerance.drop(before), None)
-    if fall.exceeds and len(changes) >= FEWEST_PAIRS:
-        return replace(fall, bound=bound_drop(drops))
-    return fall
-
-
-def _by_cell(changes: Iterable[Change]) -> Iterator[tuple[Change, ...]]:
-    cells: defaultdict[tuple[object, ...], list[Change]] = defaultdict(list)
-    for change in changes:
-        cells[_cell_without_seed(change.record)].append(change)
-    yield from map(tuple, cells.values())
+    """Average over the seeds of a needle, length and depth, then over these."""
+    cells = Counter(_cell_without_seed(change.record) for change in changes)
+    weights = tuple(1 / (len(cells) * cells[_cell_without_seed(change.record)]) for change in changes)
+    before, after = (
+        math.fsum(weight * getattr(change, side) for weight, change in zip(weights, changes, strict=True))
+        for side in ("before", "after")
+    )
+    return Fall(changes, weights, before, after, tolerance.drop(before), len(cells))
 
 
 def _cell_without_seed(record: Record) -> tuple[object, ...]:

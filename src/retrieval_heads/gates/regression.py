@@ -1,24 +1,50 @@
-"""Comparison with a baseline: did a number fall, and by more than noise?"""
+"""Comparison with a baseline: did a number fall, and by more than noise? Held, broken or inconclusive."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates.baseline import Baseline, meta_differences
 from retrieval_heads.gates.expression import OWN_METRIC, nearest
 from retrieval_heads.gates.fall import Change, Fall, label, measure_fall, paired_changes
-from retrieval_heads.gates.noise import Bound, seeds_to_tell
 from retrieval_heads.gates.number import PASS_RATE, number_names
+from retrieval_heads.gates.paired import PairedTest, fall_p_value, holm, smallest_p_value
 from retrieval_heads.gates.pairing import Pair, pair_records
+from retrieval_heads.gates.power import seeds_to_tell, smallest_fall
 from retrieval_heads.gates.selection import Gap, describe, name_gaps, place
 from retrieval_heads.gates.tolerance import DEFAULT, Tolerance
-from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, plain
+from retrieval_heads.gates.verdict import WORST_SHOWN, Inconclusive, Outcome, Verdict, plain
 from retrieval_heads.results import Record, finite_mean
 
 _LESS_IS_NOT_WORSE: Final = {"achieved_depth", "cached_tokens", "prompt_tokens", "seconds"}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One number of one suite, set against its baseline."""
+
+    name: str
+    tolerance: Tolerance
+    fall: Fall | None
+    """`None` where no cell pairs."""
+    gaps: tuple[Gap, ...]
+    total: int
+    """Cells that were selected."""
+    suite: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A suite of a run set against its baseline, not judged yet: that takes the falls of all its suites."""
+
+    compared: tuple[Compared, ...]
+    warnings: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    """What is decided without a test."""
 
 
 def compare(
@@ -31,13 +57,38 @@ def compare(
     allow_new: bool = False,
     allow_skipped: bool = False,
     suite: str = "",
+    inconclusive: Inconclusive = "fail",
 ) -> Verdict:
-    """Judge a run against a baseline, cell by cell.
+    """Judge a run of one suite against a baseline: `set_against` and `judge` in one.
 
-    A number breaks when its mean falls by more than the tolerance and, with 10 pairs or more, the drop's
-    one-sided 95 % bound excludes 0 (`noise.bound_drop`); a drop that noise can explain is a warning. It
-    breaks too when a selected cell has no result, is in error, lacks the number or holds NaN, when the
-    baseline lacks it, and when no cell pairs.
+    Raises:
+        ConfigError: A tolerance names a number that no record holds, or one of which less is not worse.
+    """
+    comparison = set_against(
+        current,
+        baseline,
+        max_drop=max_drop,
+        meta=meta,
+        selected=selected,
+        allow_new=allow_new,
+        allow_skipped=allow_skipped,
+        suite=suite,
+    )
+    return judge([comparison], inconclusive)[0]
+
+
+def set_against(
+    current: Iterable[Record],
+    baseline: Baseline,
+    *,
+    max_drop: Mapping[str, Tolerance],
+    meta: Mapping[str, str] | None = None,
+    selected: Collection[str] | None = None,
+    allow_new: bool = False,
+    allow_skipped: bool = False,
+    suite: str = "",
+) -> Comparison:
+    """Pair a run with a baseline, cell by cell, and measure how far each number fell.
 
     Args:
         current: The run's records.
@@ -61,17 +112,43 @@ def compare(
     warnings = [*pairing.warnings, *_pass_marks(pairing.pairs)]
     if meta is not None:
         warnings += meta_differences(baseline.meta, meta)
-    outcomes = []
+    compared = []
     for name, tolerance in tolerances.items():
         changes, gaps = paired_changes(name, pairing)
-        if not changes:
-            outcomes.append(_unpaired(name, tolerance, gaps, pairing.total, suite))
-            continue
-        fall = measure_fall(changes, tolerance)
-        outcomes.append(_judge(name, tolerance, fall, gaps, pairing.total, suite))
-        if fall.hidden and fall.bound:
-            warnings.append(_hidden(name, fall, fall.bound))
-    return Verdict(tuple(outcomes), tuple(warnings))
+        fall = measure_fall(changes, tolerance) if changes else None
+        compared.append(Compared(name, tolerance, fall, gaps, pairing.total, suite))
+    return Comparison(tuple(compared), tuple(warnings))
+
+
+def judge(comparisons: Sequence[Comparison], inconclusive: Inconclusive = "fail") -> list[Verdict]:
+    """Judge all comparisons of a run together, since the more of them there are, the more of them fall by chance.
+
+    A number *held* where its mean fell by no more than the tolerance. It is *broken* where it fell further and the
+    fall is significant (`paired.fall_p_value`, adjusted by Holm over all numbers of all suites), or where so few
+    pairs moved that no fall over them ever could be. The rest is *inconclusive*. A number is broken too when a selected
+    cell has no result, is in error, lacks the number or holds NaN, when the baseline lacks it, and when no cell pairs.
+
+    Args:
+        comparisons: Of every suite.
+        inconclusive: Whether an inconclusive number fails the run.
+
+    Returns:
+        A verdict for each comparison.
+    """
+    falls = [one.fall for comparison in comparisons for one in comparison.compared if one.fall]
+    p_values = holm([fall_p_value(fall.drops) for fall in falls])
+    least = holm([smallest_p_value(fall.drops) for fall in falls])
+    tests = (PairedTest(*pair, comparisons=len(falls)) for pair in zip(p_values, least, strict=True))
+    return [
+        Verdict(
+            (
+                *comparison.outcomes,
+                *(_judge(one, next(tests) if one.fall else None, inconclusive) for one in comparison.compared),
+            ),
+            comparison.warnings,
+        )
+        for comparison in comparisons
+    ]
 
 
 def _by_number(max_drop: Mapping[str, Tolerance], records: Sequence[Record]) -> dict[str, Tolerance]:
@@ -93,40 +170,52 @@ def _check_names(names: Iterable[str], records: Sequence[Record]) -> None:
             raise ConfigError(f"max drop: {name!r} cannot be compared; {nearest(name, known)}")
 
 
-def _judge(name: str, tolerance: Tolerance, fall: Fall, gaps: Sequence[Gap], total: int, suite: str) -> Outcome:
-    passed = not gaps and (not fall.exceeds or fall.hidden)
-    limit = plain(fall.limit) + (f" ({tolerance})" if tolerance.relative else "")
-    sentence = f"{label(name)} {plain(fall.before)}→{plain(fall.after)}: "
+def _judge(one: Compared, test: PairedTest | None, inconclusive: Inconclusive) -> Outcome:
+    fall = one.fall
+    if fall is None or test is None:
+        return _unpaired(one)
+    is_inconclusive = not one.gaps and fall.exceeds and not test.decides
+    passed = not one.gaps and (not fall.exceeds or (is_inconclusive and inconclusive == "warn"))
+    word = "inconclusive" if is_inconclusive else "held" if passed else "broken"
+    limit = plain(fall.limit) + (f" ({one.tolerance})" if one.tolerance.relative else "")
+    sentence = f"{label(one.name)} {plain(fall.before)}→{plain(fall.after)}, {word}: "
     sentence += f"drop {plain(fall.drop, fall.limit)}, limit {limit}"
-    if fall.bound:
-        sentence += f", 95 % bound {plain(fall.bound.low)}"
-    elif fall.exceeds:
-        sentence += f", {len(fall.changes)} pairs are too few to tell noise"
-    if gaps:
-        sentence += f", but {describe(gaps, total)}"
-    figures = {"baseline": fall.before, "current": fall.after, "pairs": len(fall.changes)}
-    if fall.bound:
-        figures |= {"bound": fall.bound.low, "standard_error": fall.bound.error}
-    worst = () if passed else _worst(fall.changes, gaps)
-    return Outcome(_gate(name, tolerance), passed, fall.drop, fall.limit, sentence, worst, suite, figures)
+    if fall.exceeds:
+        sentence += f", {_tested(fall, test)}"
+    caught = smallest_fall(fall, test.comparisons)
+    smallest = caught.beyond if inconclusive == "fail" else caught.broken
+    sentence += f"; {'no fall' if smallest is None else f'a fall of {plain(smallest)}'} is caught 8 times of 10"
+    if one.gaps:
+        sentence += f", but {describe(one.gaps, one.total)}"
+    figures = {
+        "baseline": fall.before,
+        "current": fall.after,
+        "pairs": len(fall.changes),
+        "p_value": test.p_value,
+        **({} if caught.beyond is None else {"smallest_fall_caught": caught.beyond}),
+        **({} if caught.broken is None else {"smallest_fall_broken": caught.broken}),
+    }
+    worst = _worst(fall.changes, one.gaps) if one.gaps or fall.exceeds else ()
+    gate = _gate(one.name, one.tolerance)
+    return Outcome(gate, passed, fall.drop, fall.limit, sentence, worst, one.suite, figures, is_inconclusive)
 
 
-def _unpaired(name: str, tolerance: Tolerance, gaps: Sequence[Gap], total: int, suite: str) -> Outcome:
-    why = f": {describe(gaps, total)}" if gaps else ""
-    sentence = f"{label(name)} cannot be compared, limit {tolerance}: no cell pairs with the baseline{why}"
-    worst = tuple(name_gaps(gaps)[:WORST_SHOWN])
-    limit = None if tolerance.relative else tolerance.amount
-    return Outcome(_gate(name, tolerance), False, None, limit, sentence, worst, suite)
+def _tested(fall: Fall, test: PairedTest) -> str:
+    """What the test says of a fall beyond the tolerance."""
+    if test.is_significant:
+        return f"p {plain(test.p_value)}"
+    if test.decides:
+        return "too few pairs moved to tell it from noise, so that it counts"
+    needed = seeds_to_tell(fall)
+    return f"but noise can explain it (p {plain(test.p_value)}): about {needed} seeds a cell in both runs would tell"
 
 
-def _hidden(name: str, fall: Fall, bound: Bound) -> str:
-    seeds = max(1, round(len(fall.changes) / len(fall.cells)))
-    needed = seeds_to_tell(fall.drop, bound, seeds)
-    low = plain(bound.low)
-    return (
-        f"{label(name)} fell by {plain(fall.drop, fall.limit)}, more than {plain(fall.limit)}, but noise "
-        f"can explain it (95 % bound {low}): about {needed} seeds a cell in both runs would tell, now {seeds}"
-    )
+def _unpaired(one: Compared) -> Outcome:
+    why = f": {describe(one.gaps, one.total)}" if one.gaps else ""
+    sentence = f"{label(one.name)} cannot be compared, limit {one.tolerance}: no cell pairs with the baseline{why}"
+    worst = tuple(name_gaps(one.gaps)[:WORST_SHOWN])
+    limit = None if one.tolerance.relative else one.tolerance.amount
+    return Outcome(_gate(one.name, one.tolerance), False, None, limit, sentence, worst, one.suite)
 
 
 def _worst(changes: Iterable[Change], gaps: Sequence[Gap]) -> tuple[str, ...]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from retrieval_heads.gates.expression import OWN_METRIC
 from retrieval_heads.gates.number import stored_number
-from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict
+from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, Word
 from retrieval_heads.results import Record, finite_mean
+
+_SIGNS: Final[Mapping[Word, str]] = {"broken": "❌", "inconclusive": "❓", "held": "✅"}
+_WORDS: Final = tuple(_SIGNS)
 
 GATES_SCHEMA: Final = "retrieval-heads-gates/1"
 
@@ -21,6 +24,7 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
     return {
         "schema": GATES_SCHEMA,
         "passed": verdict.passed,
+        "outcome": verdict.outcome,
         "gates": [_outcome(outcome) for outcome in verdict.outcomes],
         "warnings": list(verdict.warnings),
         "notes": list(verdict.notes),
@@ -30,10 +34,17 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
 def lines(verdict: Verdict, width: int = 80) -> list[str]:
     """The verdict for a terminal: a headline, then one line a gate, broken ones first, then warnings.
 
-    A broken gate names as many of its worst cells as fit the width, and at least one.
+    `FAIL` is a gate that fails the run, `WARN` an inconclusive one that does not. A gate that did not hold names as
+    many of its worst cells as fit the width, and at least one.
     """
-    gates = [f"FAIL {_fitting(outcome, width - 5)}" for outcome in verdict.broken]
-    gates += [f"ok   {outcome.line()}" for outcome in verdict.outcomes if outcome.passed]
+    gates = [
+        f"FAIL {_fitting(outcome, width - 5)}"
+        for word in _WORDS
+        for outcome in verdict.failed
+        if outcome.outcome == word
+    ]
+    gates += [f"WARN {_fitting(outcome, width - 5)}" for outcome in verdict.of("inconclusive") if outcome.passed]
+    gates += [f"ok   {outcome.line()}" for outcome in verdict.of("held")]
     warnings = [
         line
         for warning in verdict.warnings
@@ -52,7 +63,7 @@ def to_markdown(verdict: Verdict, records: Iterable[Record], number: str = OWN_M
         number: What the grid shows; by default each record's own metric.
     """
     blocks = [f"### Retrieval heads: {_headline(verdict)}"]
-    gates = [f"- {'✅' if outcome.passed else '❌'} {_code(outcome.line())}" for outcome in verdict.outcomes]
+    gates = [f"- {_SIGNS[outcome.outcome]} {outcome.outcome}: {_code(outcome.line())}" for outcome in verdict.outcomes]
     warnings = [f"- ⚠️ {_code(warning)}" for warning in verdict.warnings]
     notes = [f"- {_code(note)}" for note in verdict.notes]
     if gates or warnings or notes:
@@ -65,11 +76,26 @@ def to_markdown(verdict: Verdict, records: Iterable[Record], number: str = OWN_M
 
 
 def _headline(verdict: Verdict) -> str:
-    count = len(verdict.outcomes)
-    if count < 2:
-        return "no gate was judged" if not count else f"the gate {'holds' if verdict.passed else 'is broken'}"
-    broken = len(verdict.broken)
-    return f"{broken} of {count} gates broken" if broken else f"all {count} gates hold"
+    return headline([outcome.outcome for outcome in verdict.outcomes])
+
+
+def headline(words: Sequence[str]) -> str:
+    """What became of all gates, in a few words.
+
+    Args:
+        words: What became of each.
+    """
+    if not words:
+        return "no gate was judged"
+    if len(words) == 1:
+        return {"held": "the gate holds", "inconclusive": "the gate is inconclusive"}.get(
+            words[0], "the gate is broken"
+        )
+    counts = [(words.count(word), word) for word in ("broken", "inconclusive") if word in words]
+    if not counts:
+        return f"all {len(words)} gates hold"
+    (count, word), *more = counts
+    return ", ".join([f"{count} of {len(words)} gates {word}", *(f"{count} {word}" for count, word in more)])
 
 
 def _fitting(outcome: Outcome, width: int) -> str:
@@ -82,6 +108,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "suite": outcome.suite,
         "gate": outcome.gate,
         "passed": outcome.passed,
+        "outcome": outcome.outcome,
         "measured": _finite(outcome.measured),
         "limit": _finite(outcome.limit),
         "sentence": outcome.sentence,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
+
+Word = Literal["held", "broken", "inconclusive"]
+"""What became of a gate."""
+
+Inconclusive = Literal["fail", "warn"]
+"""What an inconclusive comparison does to the run (`--rh-inconclusive`)."""
 
 WORST_SHOWN: Final = 3
 """A broken gate names this many of its worst cells."""
@@ -17,6 +23,7 @@ class Outcome:
     gate: str
     """The gate as its user wrote it, or what is compared with the baseline."""
     passed: bool
+    """Whether it lets the run pass: it held, or it is inconclusive and that is but a warning."""
     measured: float | None
     """`None` where there is no value; never NaN."""
     limit: float | None
@@ -27,7 +34,16 @@ class Outcome:
     """The worst cells as `length/depth value`, worst first; empty where the gate holds."""
     suite: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """More numbers by name, such as the baseline's mean and the bound of a drop."""
+    """More numbers by name, such as the baseline's mean and the p value of a drop."""
+    is_inconclusive: bool = False
+    """Beyond its limit, and noise may be why."""
+
+    @property
+    def outcome(self) -> Word:
+        """What became of it, in a word."""
+        if self.is_inconclusive:
+            return "inconclusive"
+        return "held" if self.passed else "broken"
 
     def line(self, worst: int = WORST_SHOWN) -> str:
         """The gate in one line, with so many of its worst cells at most."""
@@ -46,13 +62,30 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every gate holds; without a gate nothing is proved, so `False`."""
-        return bool(self.outcomes) and not self.broken
+        """Whether no gate fails the run; without a gate nothing is proved, so `False`."""
+        return bool(self.outcomes) and not self.failed
+
+    @property
+    def outcome(self) -> Word:
+        """The worst of its gates' words: broken, else inconclusive, else held; without a gate nothing is proved."""
+        words = {outcome.outcome for outcome in self.outcomes} or {"broken"}
+        if "broken" in words:
+            return "broken"
+        return "inconclusive" if "inconclusive" in words else "held"
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """The gates that fail the run."""
+        return tuple(outcome for outcome in self.outcomes if not outcome.passed)
 
     @property
     def broken(self) -> tuple[Outcome, ...]:
-        """The gates that do not hold."""
-        return tuple(outcome for outcome in self.outcomes if not outcome.passed)
+        """The gates that are broken."""
+        return self.of("broken")
+
+    def of(self, word: Word) -> tuple[Outcome, ...]:
+        """The gates of which that became."""
+        return tuple(outcome for outcome in self.outcomes if outcome.outcome == word)
 
     def __add__(self, other: Verdict) -> Verdict:
         """Both verdicts as one: it passes only where both do."""

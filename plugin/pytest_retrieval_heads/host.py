@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,13 +20,15 @@ from pytest_retrieval_heads import ablating, detection, terminal
 from pytest_retrieval_heads.judging import Judge, report_of
 from pytest_retrieval_heads.plan import NO_MODEL, Plan
 from pytest_retrieval_heads.plugin import config_file, verdict_of
+from pytest_retrieval_heads.termination import Termination
 from retrieval_heads import __version__
 from retrieval_heads.config import Settings
 from retrieval_heads.controls import Control
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.stored import StoredAnswers
-from retrieval_heads.errors import ConfigError, EngineError, ResultsError, RetrievalHeadsError
+from retrieval_heads.errors import ConfigError, EngineError, FileError, ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import Verdict, to_json, to_markdown
+from retrieval_heads.redaction import without_secrets, without_values
 from retrieval_heads.results import Record, read_records
 from retrieval_heads.runs import RunFolder, read_facts
 
@@ -34,12 +36,20 @@ _TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
 class Host:
-    """The session's one engine and one folder, and the hooks that only their owner has."""
+    """The session's one engine and one folder, and the hooks that only their owner has.
 
-    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+    Args:
+        config: pytest's.
+        settings: Those of config and options, without any suite's.
+        over_suites: What is laid over each suite: the keys of the config, and those of `--rh-set`.
+    """
+
+    def __init__(self, config: pytest.Config, settings: Settings, over_suites: Sequence[Mapping[str, Any]]) -> None:
         self._config = config
+        self._over_suites = over_suites
         self._settings = settings
         self._facts: dict[str, Any] = {}
+        self._termination = Termination()
         self.engine = self._engine()
         self._plan: Plan | None = None
         self._folder: RunFolder | None = None
@@ -52,6 +62,8 @@ class Host:
         self._verdict = Verdict(())
         self._is_judged = False
         self._baselines: list[Path] = []
+        self._unwritten = 0
+        """How many files could not be written: each fails the session."""
         self._has_broken_suite = False
         self._began = self._ready = self._answered = time.monotonic()
         config.pluginmanager.register(self, "rh-host")
@@ -80,26 +92,20 @@ class Host:
             self._judge = Judge.of(plan, self._config)
             folder = self._open_folder(plan)
             folder.write_config(plan.resolved())
+            if not folder.earlier:  # that it cannot be written is told before an engine is loaded
+                folder.write_run({**self._facts_of(plan), "status": "starting"})
         except RetrievalHeadsError as error:
             self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
         self._folder = folder
         if self._is_rescored:
             # What the cells were asked of stays as it was.
-            self._facts |= {"rescored": time.strftime(_TIME), "arguments": list(self._config.invocation_params.args)}
+            self._facts |= {"rescored": time.strftime(_TIME), "arguments": self._arguments}
             self.engine.launch({}, folder.log)
             self._say(
                 f"rh: {plan.total} cells of {', '.join(plan.suites)}; scoring the answers of {self._shown(folder.path)}"
             )
             return
-        self._facts = {
-            "began": time.strftime(_TIME),
-            "retrieval_heads": __version__,
-            "python": platform.python_version(),
-            "arguments": list(self._config.invocation_params.args),
-            "model": plan.model["model"],
-            "engine_args": {key: value for key, value in plan.told_model.items() if value not in (None, {})},
-            "selected_cells": plan.total,
-        }
+        self._facts = self._facts_of(plan)
         cells = f"{plan.total} cells of {', '.join(plan.suites)}; " if plan.suites else ""
         self._say(f"rh: {cells}starting the engine, log {self.log}")
         earlier = str(folder.results) if folder.earlier else None
@@ -118,8 +124,8 @@ class Host:
             self._stop(error)
         self._ready = self._answered = time.monotonic()
         starting = self._ready - self._began
-        self._facts |= {"engine_start_seconds": round(starting, 2), **info}
-        folder.write_run({**self._facts, "status": "running"})
+        self._facts |= {"engine_start_seconds": round(starting, 2), **without_values(info)}
+        self._attempt(lambda: folder.write_run({**self._facts, "status": "running"}))
         try:
             ablating.check_heads(plan.suites, info)
         except ConfigError as error:
@@ -129,6 +135,21 @@ class Host:
             f"rh: {several}{info['model']} {'are' if several else 'is'} ready in {starting:.1f} s "
             f"({info['dtype']} on {info['device']}, {info['engine']})"
         )
+
+    @property
+    def _arguments(self) -> list[str]:
+        return [without_secrets(str(argument)) for argument in self._config.invocation_params.args]
+
+    def _facts_of(self, plan: Plan) -> dict[str, Any]:
+        return {
+            "began": time.strftime(_TIME),
+            "retrieval_heads": __version__,
+            "python": platform.python_version(),
+            "arguments": self._arguments,
+            "model": without_values(plan.model["model"]),
+            "engine_args": without_values({key: value for key, value in plan.model.items() if value not in (None, {})}),
+            "selected_cells": plan.total,
+        }
 
     def pytest_report_header(self) -> str | None:
         """One line, when a config is in play."""
@@ -153,7 +174,11 @@ class Host:
             return
         if self._has_broken_suite and not self._config.option.continue_on_collection_errors:
             self._exit("a suite cannot be used; nothing was started", pytest.ExitCode.INTERRUPTED)
-        self.prepare(Plan.load(plan_file))
+        try:
+            plan = Plan.load(plan_file, self._over_suites)
+        except ConfigError as error:
+            self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
+        self.prepare(plan)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -163,9 +188,12 @@ class Host:
         found = getattr(report, "rh", None)
         if found is not None and self._folder is not None:
             record = Record.model_validate(found)
+            was_written = self._folder.journal.failure is None
             if self._folder.write_record(record):
                 self._records.append(record)
                 self._answered = time.monotonic()
+            if was_written and (failure := self._folder.journal.failure):
+                self._say(f"rh: {failure}; it is tried again with each further answer")
         if (reason := getattr(report, "rh_died", None)) and hasattr(report, "node"):
             # From a worker: nothing more can be measured. Raised there it would be an internal error.
             self._stop(EngineError(self.obituary(reason)))
@@ -182,16 +210,25 @@ class Host:
         if self._folder is None or self._judge is None or self._is_judged:
             return
         self._is_judged = True
+        self._settle()
         for suite, settings in self._suites("detect").items():
             suffix = self._suffix("detect", suite)
-            found = detection.finish(suite, settings, self._of("detect", suite), self._facts, self._path, suffix)
+            try:
+                found = detection.finish(suite, settings, self._of("detect", suite), self._facts, self._path, suffix)
+            except FileError as error:
+                self._tell_unwritten(error)
+                continue
             self._found.append(found)
             is_judged = verdict_of(settings, self._config) != "none"
             session.testsfailed += (found.error is not None) + len(found.broken) * is_judged
         for suite, settings in self._suites("ablate").items():
             suffix = self._suffix("ablate", suite)
             mine, controls = self._of("ablate", suite), self._controls(suite, settings)
-            ablated = ablating.finish(suite, settings, mine, controls, self._facts, self._folder, suffix)
+            try:
+                ablated = ablating.finish(suite, settings, mine, controls, self._facts, self._folder, suffix)
+            except FileError as error:
+                self._tell_unwritten(error)
+                continue
             self._ablated.append(ablated)
             is_judged = verdict_of(settings, self._config) != "none"
             session.testsfailed += len(ablated.broken) * is_judged
@@ -205,7 +242,8 @@ class Host:
             self._complaints.append(str(error))
             session.testsfailed += 1
         if self._verdict.outcomes:
-            self._folder.write_json("gates.json", to_json(self._verdict))
+            folder = self._folder
+            self._attempt(lambda: folder.write_json("gates.json", to_json(self._verdict)))
             session.testscollected += len(self._verdict.outcomes)  # so that progress ends at 100 %
             self._report_gates()
         if name := self._config.getoption("rh_save_baseline"):
@@ -216,9 +254,34 @@ class Host:
                     )
                     raise ResultsError(f"no baseline was saved: of the gates, {words}")
                 self._baselines = self._judge.save(name, self._records, self._found, self._facts)
-            except ResultsError as error:
+            except RetrievalHeadsError as error:
                 self._complaints.append(str(error))
                 session.testsfailed += 1
+        session.testsfailed += self._unwritten
+
+    def _settle(self) -> None:
+        """See that what was measured is on disk; what is not is told with the way to get it there."""
+        assert self._folder is not None
+        try:
+            self._complaints += self._folder.settle()
+        except FileError as error:
+            missing = self._folder.journal.missing or len(self._records)
+            self._tell_unwritten(
+                f"{error}; {missing} of {len(self._records)} records are not there; with room for them, "
+                f"--rh-resume --rh-run {self._shown(self._folder.path)} asks their cells again"
+            )
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        """Write a file; where that fails, what was measured goes on and the session fails at its end."""
+        try:
+            write()
+        except FileError as error:
+            self._tell_unwritten(error)
+
+    def _tell_unwritten(self, reason: object) -> None:
+        if str(reason) not in self._complaints:
+            self._complaints.append(str(reason))
+            self._unwritten += 1
 
     def _controls(self, suite: str, settings: Settings) -> Mapping[str, Control]:
         """Other behaviour under the suite's masks: measured, or of the run whose stored answers are scored again."""
@@ -250,9 +313,13 @@ class Host:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Close the books, draw what was asked for."""
+        if exitstatus == pytest.ExitCode.INTERRUPTED:
+            self.engine.end()  # before xdist waits for workers that wait for it
         if self._folder is None or self._plan is None:
             return
         self._decide(session)
+        told = self._unwritten
+        self._settle()
         counts = {status: sum(record.status == status for record in self._records) for status in terminal.STATUSES}
         self._facts.setdefault("status", "finished" if len(self._records) == self._plan.total else "cut short")
         self._facts |= {
@@ -265,10 +332,13 @@ class Host:
             **(self._done() if exitstatus != pytest.ExitCode.INTERRUPTED else {}),
             "exit_status": int(exitstatus),
         }
-        self._folder.write_run(self._facts)
+        folder = self._folder
+        self._attempt(lambda: folder.write_run(self._facts))
         if self._config.getoption("rh_report"):
             self._draw(self._folder)
         self._summarize_for_github()
+        if self._unwritten > told and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _done(self) -> dict[str, Any]:
         """What the engine did, as `retrieval_heads.engine.server.Done` counts it; nothing where none can tell."""
@@ -324,6 +394,7 @@ class Host:
         self.engine.end()
         if self._folder is not None:
             self._folder.close()
+        self._termination.restore()
 
     def _engine(self) -> EngineProcess:
         """The engine to come, or the stored answers of the run that is scored again."""
@@ -401,7 +472,7 @@ class Host:
                 heads={found.suite: found.detection.table(found.suite) for found in self._found if found.detection},
                 ablations=read_ablations(folder.path) if self._ablated else (),
                 gates=to_json(self._verdict) if self._verdict.outcomes else {},
-                config=(folder.path / "config.yaml").read_text(encoding="utf-8"),
+                config=folder.config,
                 baseline=self._judge.baseline_records() if self._judge else (),
             ),
             folder.path,
@@ -448,13 +519,13 @@ class Host:
     def _exit(self, line: str, status: pytest.ExitCode) -> NoReturn:
         """End the session; the engine first, so that no worker goes on waiting for it."""
         self.engine.end()
-        pytest.exit(f"rh: {line}", returncode=status)
+        pytest.exit(without_secrets(f"rh: {line}"), returncode=status)
 
     def _say(self, line: str) -> None:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.ensure_newline()
-            reporter.write_line(line)
+            reporter.write_line(without_secrets(line))
 
     def _shown(self, path: Path) -> str:
         base = Path(self._config.invocation_params.dir)

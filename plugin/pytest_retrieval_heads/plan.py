@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_retrieval_heads.collect import CellItem
-from retrieval_heads.config import Settings
+from retrieval_heads.config import Settings, overlay, read_settings, resolve
 from retrieval_heads.files import write_whole
+from retrieval_heads.redaction import without_values
 from retrieval_heads.suite import Suite
 
 NO_MODEL = "no model is named; give --rh-config FILE with `model: {model: NAME}`, or --rh-set model.model=NAME"
@@ -90,30 +92,32 @@ class Plan:
         return sum(map(len, self.cells.values()))
 
     def save(self, path: Path) -> None:
-        """Write the plan whole or not at all; every worker writes the same."""
-        write_whole(path, json.dumps(asdict(self)).encode())
+        """Write the plan whole or not at all, without secrets; every worker writes the same."""
+        write_whole(path, json.dumps(without_values(asdict(self))).encode(), is_private=True)
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
-        """Read a saved plan."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+    def load(cls, path: Path, over_suites: Sequence[Mapping[str, Any]]) -> Plan:
+        """Read a saved plan; the model's secrets are read where they were written.
 
-    @property
-    def told_model(self) -> dict[str, Any]:
-        """The `model` section as files of the run say it."""
-        return _told(self.model)
+        Args:
+            path: The file.
+            over_suites: What is laid over each suite: the keys of the config, and those of `--rh-set`.
+
+        Raises:
+            ConfigError: A suite changed since, and cannot be read.
+        """
+        plan = cls(**json.loads(path.read_text(encoding="utf-8")))
+        if plan.error is not None:
+            return plan
+        suite = next((read_settings(Path(file)) for file in plan.files.values()), {})
+        model = reduce(overlay, (layer.get("model", {}) for layer in (suite, *over_suites)))
+        return replace(plan, model=resolve({"model": model}, str(path)).model.model_dump())
 
     def resolved(self) -> Mapping[str, Any]:
         """What `config.yaml` says: one suite's settings, or each suite's by name."""
-        suites = {name: {**settings, "model": _told(settings["model"])} for name, settings in self.suites.items()}
-        if len(suites) == 1:
-            return next(iter(suites.values()))
-        return {"suites": suites} if suites else {"model": self.told_model, "engine": {"replicas": self.replicas}}
-
-
-def _told(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A `model` section without a hub's token, which belongs into no file."""
-    return {key: value for key, value in model.items() if key != "hf_token"}
+        if len(self.suites) == 1:
+            return next(iter(self.suites.values()))
+        return {"suites": self.suites} if self.suites else {"model": self.model, "engine": {"replicas": self.replicas}}
 
 
 def awaited(suite: Suite) -> str | None:

@@ -44,7 +44,7 @@ class Run:
         if hasattr(config, "workerinput"):
             address = Address(**config.workerinput["rh"])
         else:
-            self.host = Host(config, self.settings)
+            self.host = Host(config, self.settings, [self.config_data, self.sets])
             address = self.host.engine.address
         self._plan_file = Path(address.path).with_name("plan.json")
         self.client = EngineClient(address)

@@ -31,6 +31,7 @@ from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates.expression import parse_gate
 from retrieval_heads.gates.number import FIELDS, PASS_RATE
 from retrieval_heads.kinds import Kind
+from retrieval_heads.redaction import is_secret_key, keep_assignment_secret, keep_secret
 from retrieval_heads.yaml_reading import NotYaml, decode, parse
 
 Verdict = Literal["cell", "gates", "none"]
@@ -84,6 +85,10 @@ class Model(Section):
     """A Jinja file, or the template itself; the tokenizer's own where it is left out."""
     chat_template_kwargs: dict[str, Any] = {}
     """Given to the template, such as `{enable_thinking: false}`."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What a traceback or a failed assertion shows: no secret."""
+        return ((name, value) for name, value in super().__repr_args__() if not is_secret_key(name))
 
     @property
     def engine_args(self) -> dict[str, Any]:
@@ -421,6 +426,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected, found {type(data).__name__}")
     data = _normal(data, str(path))
+    keep_secret(data)
     try:
         Settings.model_validate(data)
     except ValidationError as error:
@@ -441,6 +447,7 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {}
     for assignment in assignments:
+        keep_assignment_secret(assignment)
         key, found, text = assignment.partition("=")
         if not found or not key.strip():
             raise ConfigError(f"--rh-set {assignment}: expected section.key=value")
@@ -451,6 +458,7 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
         for part in reversed(key.strip().split(".")):
             value = {part: value}
         settings = overlay(settings, _normal(value, "--rh-set"))
+    keep_secret(settings)
     try:
         Settings.model_validate(settings)
     except ValidationError as error:

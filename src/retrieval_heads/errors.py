@@ -1,8 +1,17 @@
 """The exceptions that users see, as sentences without a traceback."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from retrieval_heads.redaction import without_secrets
+
 
 class RetrievalHeadsError(Exception):
-    """Something the user can act on: what was wrong, where, and what is accepted."""
+    """Something the user can act on: what was wrong, where, and what is accepted. It quotes no secret."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class ConfigError(RetrievalHeadsError):
@@ -19,3 +28,15 @@ class ResultsError(RetrievalHeadsError):
 
 class EngineError(RetrievalHeadsError):
     """The engine did not start, died, or refused a request."""
+
+
+class FileError(RetrievalHeadsError, OSError):
+    """A file that cannot be written, and the `OSError` that says why."""
+
+    def __str__(self) -> str:
+        return without_secrets(f"{self.filename}: cannot be written ({self.strerror})")
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> FileError:
+        """What happened to a path."""
+        return cls(error.errno, error.strerror or str(error), str(path))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.redaction import without_values
 
 SCHEMA = "retrieval-heads/1"
 
@@ -212,9 +213,12 @@ def read_records(path: Path, *, torn_last_line: bool = False) -> list[Record]:
 
 
 def dump_record(record: Record) -> str:
-    """One line of `results.jsonl`, without the line end."""
+    """One line of `results.jsonl`, without the line end and without secrets."""
     data = record.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+    line = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    if without_values(line) == line:
+        return line
+    return json.dumps(without_values(data), ensure_ascii=False, allow_nan=False)
 
 
 def finite_mean(values: list[float]) -> float:

@@ -7,14 +7,16 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from retrieval_heads.errors import ConfigError, ResultsError
-from retrieval_heads.files import write_whole
+from retrieval_heads.errors import ConfigError, FileError, ResultsError
+from retrieval_heads.files import sweep_parts, write_whole
+from retrieval_heads.journal import Cell, Journal, aside
+from retrieval_heads.redaction import without_values
 from retrieval_heads.results import SCHEMA, Record, dump_record, parse_record, read_records
 
 _MARK = f"{SCHEMA} run\n"
@@ -23,6 +25,8 @@ _OF_PREDECESSOR = re.compile(r"(results.*\.jsonl|detected.*\.json|(detect_)?heat
 """What PyPI's `retrieval-heads` leaves in its `output_dir`."""
 _KEEPERS = frozenset({".gitignore", ".gitkeep", ".lock"})
 """Files that keep an empty folder in a repository, and the lock of a run that is just starting."""
+_ENDINGS = frozenset({".html", ".json", ".jsonl", ".lock", ".log", ".png", ".svg", ".yaml"})
+"""Of the files of a run."""
 
 
 class RunFolder:
@@ -38,41 +42,65 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
-        self.path = path
-        self.results = path / "results.jsonl"
-        self.log = path / "engine.log"
-        self.earlier: dict[tuple[str, str], Record] = {}
+        self.earlier: dict[Cell, Record] = {}
         """The records that a resumed run found, by suite and cell."""
         self.is_torn = False
         """Whether the last of them was incomplete, and dropped."""
-        self._written: dict[tuple[str, str], Record] = {}
+        self._contents: dict[str, bytes] = {}
+        """What was written, by the file's name."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if foreign := _foreign(path):
-                names = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-                raise ConfigError(
-                    f"{path}: holds files that no run wrote ({names}); give output_dir a folder of its own"
-                )
-            self._lock = (path / ".lock").open("a")
+            self._occupy(path)
+            if resumed:
+                self._take_up()
+            else:
+                if self.results.exists():
+                    self.results.rename(aside(self.results))
+                self.log.write_bytes(b"")
+            self.journal = Journal(self.results, self.earlier)
+        except FileError as error:
+            raise ConfigError(f"{error}; the run's folder must be writable") from None
         except OSError as error:
             raise ConfigError(f"{path}: the run's folder cannot be written ({error.strerror})") from None
+
+    @property
+    def results(self) -> Path:
+        """Where the records are."""
+        return self.path / "results.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Where everything goes that the engine prints."""
+        return self.path / "engine.log"
+
+    def _occupy(self, path: Path, *, is_known: bool = False) -> None:
+        """Make the folder this run's own, until this process ends, however it ends.
+
+        Args:
+            path: The folder.
+            is_known: It was this run's before, whatever lies in it.
+
+        Raises:
+            ConfigError: It is somebody else's.
+            OSError: It cannot be written.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        if foreign := [] if is_known else _foreign(path):
+            names = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+            raise ConfigError(f"{path}: holds files that no run wrote ({names}); give output_dir a folder of its own")
+        for entry in path.iterdir():
+            if entry.suffix in _ENDINGS and entry.is_dir() and not entry.is_symlink() and not is_run_folder(entry):
+                raise ConfigError(f"{entry}: is a folder, and a file of the run may go there; move it away")
+        lock = (path / ".lock").open("a")
         try:
-            # Held until this process ends, however it ends.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.close()
+            lock.close()
             raise ConfigError(f"{path}: another run is writing to this folder; give output_dir another") from None
-        self._lock.truncate(0)
-        self._lock.write(_MARK)
-        self._lock.flush()
-        if resumed:
-            self._take_up()
-        elif self.results.exists():
-            written = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.results.stat().st_mtime))
-            self.results.rename(_unused(path / f"results-{written}.jsonl"))
-        if not resumed:
-            self.log.write_bytes(b"")
-        self._stream = self.results.open("a" if resumed else "w", encoding="utf-8")
+        lock.truncate(0)
+        lock.write(_MARK)
+        lock.flush()
+        self.path, self._lock = path, lock
+        sweep_parts(path)
 
     def _take_up(self) -> None:
         """Read the earlier run's records, and leave them in the file as one whole line each."""
@@ -90,10 +118,8 @@ class RunFolder:
             raise ConfigError(f"{error}; this run cannot be resumed") from None
         self.earlier = {(record.suite_id, record.cell): record for record in records}
         if len(self.earlier) < len(records):
-            self._rewrite(self.earlier.values())
-
-    def _rewrite(self, records: Iterable[Record]) -> None:
-        write_whole(self.results, "".join(f"{dump_record(record)}\n" for record in records).encode())
+            lines = "".join(f"{dump_record(record)}\n" for record in self.earlier.values())
+            write_whole(self.results, lines.encode())
 
     @classmethod
     def create(cls, output_dir: str | None, base: Path, suites: Sequence[str]) -> RunFolder:
@@ -115,46 +141,96 @@ class RunFolder:
         return folder
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
-        """Write `config.yaml`: what the files and options came to."""
-        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        write_whole(self.path / "config.yaml", text.encode())
+        """Write `config.yaml`: what the files and options came to, without secrets."""
+        text = yaml.safe_dump(without_values(dict(settings)), sort_keys=False, allow_unicode=True)
+        self._write("config.yaml", text)
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         """Write `run.json`, whole or not at all."""
         self.write_json("run.json", facts)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Write a file of JSON, whole or not at all."""
-        path = self.path / name
-        write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-        return path
+        """Write a file of JSON without secrets, whole or not at all.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        return self._write(name, json.dumps(without_values(content), indent=2, ensure_ascii=False) + "\n")
+
+    def _write(self, name: str, text: str) -> Path:
+        content = text.encode()
+        write_whole(self.path / name, content)
+        self._contents[name] = content
+        return self.path / name
 
     def write_record(self, record: Record) -> bool:
-        """Append a record and flush it; a cell's second record is dropped, and one that stands there already.
+        """Append a record; a cell's second record is dropped, and one that stands there already.
 
         Returns:
-            Whether it is the cell's first of this session.
+            Whether it is the cell's first of this session. `journal.failure` says whether it is on disk.
         """
-        key = (record.suite_id, record.cell)
-        if key in self._written:
-            return False
-        self._written[key] = record
-        if record != self.earlier.get(key):
-            self._stream.write(dump_record(record) + "\n")
-            self._stream.flush()
-        return True
+        return self.journal.append(record)
 
     @property
     def reused(self) -> int:
         """How many of this session's cells have the answer that the earlier run gave them."""
-        earlier = ((record, self.earlier.get(key)) for key, record in self._written.items())
+        earlier = ((record, self.earlier.get(key)) for key, record in self.journal.written.items())
         return sum(old is not None and (old.request, old.text) == (new.request, new.text) for new, old in earlier)
 
+    def settle(self) -> list[str]:
+        """See that the files are all there, and write again what is missing; of outdated records none stays.
+
+        Where the folder is another run's by now, or cannot be made again, this run's files go beside it.
+
+        Returns:
+            What had happened to them, a sentence each.
+
+        Raises:
+            FileError: Records are missing on disk, and cannot be written.
+        """
+        if self._is_here():
+            return self._restored()
+        before, is_moved = self.path, not self.journal.is_in_place()
+        self._lock.close()
+        try:
+            self._occupy(before, is_known=not is_moved)
+        except (ConfigError, OSError):
+            beside = _unused(before)
+            try:
+                self._occupy(beside)
+            except OSError as error:
+                raise FileError.of(beside, error) from None
+        if not is_moved and self.path == before:  # its lock alone was removed
+            return self._restored()
+        self.journal.path = self.results
+        self._restored()
+        where = "again" if self.path == before else f"to {self.path}"
+        return [f"{before}: was moved or removed during the run; its files were written {where}"]
+
+    def _restored(self) -> list[str]:
+        happened = [self.journal.settle()]
+        for name in [name for name in self._contents if not (self.path / name).exists()]:
+            write_whole(self.path / name, self._contents[name])
+            happened.append(f"{self.path / name}: was removed during the run; it was written again")
+        return [sentence for sentence in happened if sentence]
+
+    @property
+    def config(self) -> str:
+        """The text of `config.yaml`."""
+        return self._contents.get("config.yaml", b"").decode()
+
+    def _is_here(self) -> bool:
+        """Whether the folder still stands where it was made, this run's lock in it."""
+        mine = os.fstat(self._lock.fileno())
+        try:
+            found = (self.path / ".lock").stat()
+        except OSError:
+            return False
+        return (mine.st_dev, mine.st_ino) == (found.st_dev, found.st_ino)
+
     def close(self) -> None:
-        """Let another run write to the folder; of an earlier run's records the outdated ones go."""
-        self._stream.close()
-        if any(self.earlier.get(key, record) != record for key, record in self._written.items()):
-            self._rewrite((self.earlier | self._written).values())
+        """Let another run write to the folder."""
+        self.journal.close()
         self._lock.close()
 
 

@@ -10,12 +10,10 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
+from retrieval_heads.engine.private_folder import PrivateFolder
 from retrieval_heads.errors import EngineError
 
 _LOG_LINES = 12
@@ -223,10 +223,10 @@ class EngineProcess:
 
     def __init__(self, within: Path | None = None) -> None:
         self._is_replica = within is not None
-        self._folder = Path(tempfile.mkdtemp(prefix="rh-", dir=within))
-        self.address = Address(str(self._folder / "engine.sock"), secrets.token_hex(16))
+        self._folder = PrivateFolder(within)
+        self.address = Address(str(self._folder.path / "engine.sock"), secrets.token_hex(16))
         self._process: subprocess.Popen[bytes] | None = None
-        self._log: Path | None = None
+        self._log: EngineLog | None = None
         self._is_ended = False
 
     @property
@@ -243,18 +243,18 @@ class EngineProcess:
                 `replicas`, how many engines or `auto`.
             log: Where everything goes that the engine prints.
         """
-        self._log = log
         hello = {**settings, "socket": self.address.path, "key": self.address.key, "log": str(log)}
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self.server],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # A session of its own: Ctrl-C reaches pytest, which then ends the engine in order.
-                start_new_session=not self._is_replica,
-            )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self.server],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # A session of its own: Ctrl-C reaches pytest, which then ends the engine in order.
+            start_new_session=not self._is_replica,
+        )
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._log = EngineLog(self._process.stdout, log)
         # A process that died at once is reported when somebody connects.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(hello).encode() + b"\n")
@@ -297,9 +297,8 @@ class EngineProcess:
         """The log's last lines, indented, below a line that names the log."""
         if self._log is None:
             return ""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        shown = [line[:160] for line in lines if line.strip()][-_LOG_LINES:]
-        return "".join(f"\n    {line}" for line in [f"last lines of {self._log}:", *shown]) if shown else ""
+        shown = [line[:160] for line in self._log.last_lines(_LOG_LINES, patience=0.5)]
+        return "".join(f"\n    {line}" for line in [f"last lines of {self._log.path}:", *shown]) if shown else ""
 
     def end(self) -> None:
         """End the process and everything it started. Nothing in it is worth waiting for."""
@@ -311,4 +310,6 @@ class EngineProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+            if self._log is not None:
+                self._log.close(patience=2)
+        self._folder.remove()

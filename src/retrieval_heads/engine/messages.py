@@ -15,6 +15,8 @@ Message = dict[str, Any]
 
 _LENGTH = struct.Struct(">Q")
 _LONGEST = 1 << 32  # a length beyond this is not ours: something else speaks on the socket
+OPENING = 1 << 10
+"""Bytes of a client's first message: nothing longer is read of one that has not shown the key."""
 
 
 def send(connection: socket.socket, message: Message) -> None:
@@ -27,8 +29,12 @@ def send(connection: socket.socket, message: Message) -> None:
     connection.sendall(_LENGTH.pack(len(data)) + data)
 
 
-def receive(connection: socket.socket) -> Message | None:
+def receive(connection: socket.socket, longest: int = _LONGEST) -> Message | None:
     """Receive one message; `None` when the other side has closed.
+
+    Args:
+        connection: Where from.
+        longest: A message of more bytes is refused, unread.
 
     Raises:
         OSError: The connection broke, or what came is no message.
@@ -37,10 +43,13 @@ def receive(connection: socket.socket) -> Message | None:
     if head is None:
         return None
     (length,) = _LENGTH.unpack(head)
-    data = _read(connection, length) if length <= _LONGEST else None
+    data = _read(connection, length) if length <= longest else None
     if data is None:
         raise ConnectionError("the message was cut short")
-    message = json.loads(data)
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConnectionError(f"the message is no JSON ({error})") from None
     if not isinstance(message, dict):
         raise ConnectionError(f"expected an object, received {type(message).__name__}")
     return message

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import secrets
 import signal
 import socket
 import sys
@@ -20,8 +21,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from retrieval_heads.engine.messages import Message, receive, send
+from retrieval_heads.engine.messages import OPENING, Message, receive, send
 from retrieval_heads.errors import RetrievalHeadsError
+from retrieval_heads.redaction import keep_secret, without_secrets
+
+_OPENING_SECONDS = 10.0
+"""How long a client may take to show the key."""
 
 
 @dataclass
@@ -95,9 +100,8 @@ class Server:
     def listen(self, path: str) -> None:
         """Accept clients, each in a thread of its own."""
         listener = socket.socket(socket.AF_UNIX)
-        before = os.umask(0o177)
-        listener.bind(path)
-        os.umask(before)
+        listener.bind(path)  # in a folder that nobody else can enter
+        Path(path).chmod(0o600)
         listener.listen(128)
         threading.Thread(target=self._accept, args=[listener], daemon=True).start()
 
@@ -110,11 +114,13 @@ class Server:
     def failed(self, reason: str) -> None:
         """The engine can do no more: everything that waits, and everything yet to come, is told why."""
         with self.changed:
-            self.failure = reason
+            self.failure = without_secrets(reason)
             self.changed.notify_all()
 
     def finish(self, key: str, result: Message) -> None:
         """A job's result; whoever waits for it gets it."""
+        if "reason" in result:
+            result = {**result, "reason": without_secrets(result["reason"])}
         with self.changed:
             self.jobs[key].result = result
             if self.jobs[key].ask["do"] == "cell":
@@ -129,9 +135,11 @@ class Server:
     def _serve(self, connection: socket.socket) -> None:
         with connection:
             try:
-                opening = receive(connection)
-                if opening is None or opening.get("key") != self.key:
+                connection.settimeout(_OPENING_SECONDS)
+                opening = receive(connection, OPENING)
+                if opening is None or not secrets.compare_digest(str(opening.get("key")).encode(), self.key.encode()):
                     return
+                connection.settimeout(None)
                 while (message := receive(connection)) is not None:
                     send(connection, self._reply(message))
             except OSError:
@@ -218,6 +226,7 @@ class Server:
 def main() -> None:
     """Serve until standard input ends."""
     hello = json.loads(sys.stdin.buffer.readline())
+    keep_secret(hello)
     _stay_at(hello.get("place") or {})
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     server = Server(hello["key"])

@@ -46,12 +46,18 @@ class SuiteFile(pytest.File):
             suite = load_suite(self.path, self._run.config_data, self._run.sets)
         except RetrievalHeadsError as error:
             raise self.CollectError(str(error)) from None
-        for cell in suite.cells:
-            name = f"{suite.settings.kind}[{cell.name}]"
-            # The id is given, not derived: pytest 9.2's --lf does not find derived ids with a bracket in them.
-            yield CellItem.from_parent(
-                self, name=name, nodeid=f"{self.nodeid}::{name}", run=self._run, suite=suite, cell=cell
-            )
+        items = list(_items(self, self._run, suite))
+        self._run.has_collected(suite, self.nodeid, items)
+        yield from items
+
+
+def _items(parent: pytest.Collector, run: Run, suite: Suite) -> Iterator[CellItem]:
+    for cell in suite.cells:
+        name = f"{suite.settings.kind}[{cell.name}]"
+        # The id is given, not derived: pytest 9.2's --lf does not find derived ids with a bracket in them.
+        yield CellItem.from_parent(
+            parent, name=name, nodeid=f"{parent.nodeid}::{name}", run=run, suite=suite, cell=cell
+        )
 
 
 class CellItem(pytest.Item):

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ import pytest
 
 from pytest_retrieval_heads import ablating, detection, terminal
 from pytest_retrieval_heads.judging import Judge, report_of
+from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.plan import NO_MODEL, Plan
 from pytest_retrieval_heads.plugin import config_file, verdict_of
 from pytest_retrieval_heads.termination import Termination
@@ -27,7 +29,7 @@ from retrieval_heads.controls import Control
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.stored import StoredAnswers
 from retrieval_heads.errors import ConfigError, EngineError, FileError, ResultsError, RetrievalHeadsError
-from retrieval_heads.gates import Verdict, to_json, to_markdown
+from retrieval_heads.gates import Verdict, read_gates, to_json, to_markdown, with_kept
 from retrieval_heads.redaction import without_secrets, without_values
 from retrieval_heads.results import Record, read_records
 from retrieval_heads.runs import RunFolder, read_facts
@@ -60,6 +62,7 @@ class Host:
         self._ablated: list[ablating.Ablated] = []
         self._judge: Judge | None = None
         self._verdict = Verdict(())
+        self._gates: Path | None = None
         self._is_judged = False
         self._baselines: list[Path] = []
         self._unwritten = 0
@@ -203,7 +206,16 @@ class Host:
         """Once every cell is done: the heads, and what was expected of them, while the exit status can still change."""
         result = yield
         self._decide(session)
+        self._refuse_nothing(session)
         return result
+
+    def _refuse_nothing(self, session: pytest.Session) -> None:
+        """A comparison of no cell is no comparison, whatever else the session ran."""
+        option = next((one for one in ("rh_baseline", "rh_save_baseline") if self._config.getoption(one)), None)
+        if option is None or (self._plan and self._plan.total) or session.config.option.collectonly:
+            return
+        self._complaints.append(f"--{option.replace('_', '-')}: no cell of any suite is selected: nothing was compared")
+        session.testsfailed += 1
 
     def _decide(self, session: pytest.Session) -> None:
         """Heads, gates and baseline; once, whether the loop came to its end or was cut short."""
@@ -212,7 +224,7 @@ class Host:
         self._is_judged = True
         self._settle()
         for suite, settings in self._suites("detect").items():
-            suffix = self._suffix("detect", suite)
+            suffix, settings = self._suffix("detect", suite), self._expecting(f"detect/{suite}", settings)
             try:
                 found = detection.finish(suite, settings, self._of("detect", suite), self._facts, self._path, suffix)
             except FileError as error:
@@ -222,7 +234,7 @@ class Host:
             is_judged = verdict_of(settings, self._config) != "none"
             session.testsfailed += (found.error is not None) + len(found.broken) * is_judged
         for suite, settings in self._suites("ablate").items():
-            suffix = self._suffix("ablate", suite)
+            suffix, settings = self._suffix("ablate", suite), self._expecting(f"ablate/{suite}", settings)
             mine, controls = self._of("ablate", suite), self._controls(suite, settings)
             try:
                 ablated = ablating.finish(suite, settings, mine, controls, self._facts, self._folder, suffix)
@@ -241,11 +253,10 @@ class Host:
         except RetrievalHeadsError as error:
             self._complaints.append(str(error))
             session.testsfailed += 1
-        if self._verdict.outcomes:
-            folder = self._folder
-            self._attempt(lambda: folder.write_json("gates.json", to_json(self._verdict)))
+        else:
+            self._write_gates(self._judge)
             session.testscollected += len(self._verdict.outcomes)  # so that progress ends at 100 %
-            self._report_gates()
+            self._report_gates(self._judge)
         if name := self._config.getoption("rh_save_baseline"):
             try:
                 if failed := self._verdict.failed:
@@ -283,6 +294,23 @@ class Host:
             self._complaints.append(str(reason))
             self._unwritten += 1
 
+    def _expecting(self, suite: str, settings: Settings) -> Settings:
+        """A suite's settings; what it expects is left out where it was run in part."""
+        assert self._plan is not None
+        return settings if self._plan.is_whole(suite) else settings.model_copy(update={"expect": None})
+
+    def _write_gates(self, judge: Judge) -> None:
+        """Write `gates.json`; what an earlier run of the folder says of suites that were run in part now stays."""
+        whole = judge.of_whole(self._verdict)
+        if not whole.outcomes:
+            return
+        assert self._folder is not None
+        in_part = [suite for suite in judge.plan.collected if not judge.plan.is_whole(suite)]
+        content = with_kept(to_json(whole), read_gates(self._path), in_part)
+        folder = self._folder
+        self._attempt(lambda: folder.write_json("gates.json", content))
+        self._gates = folder.path / "gates.json"
+
     def _controls(self, suite: str, settings: Settings) -> Mapping[str, Control]:
         """Other behaviour under the suite's masks: measured, or of the run whose stored answers are scored again."""
         is_whole = self._plan is not None and len(self._records) == self._plan.total
@@ -296,19 +324,25 @@ class Host:
             self._complaints.append(f"no controls of {suite}: {error}")
             return {}
 
-    def _report_gates(self) -> None:
+    def _report_gates(self, judge: Judge) -> None:
         """Tell pytest of every gate as of a test: its summary, JUnit XML and --lf know it then."""
-        assert self._plan is not None
-        assert self._judge is not None
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
+        if reporter is not None and self._verdict.outcomes:
             reporter.write_ensure_prefix("gates ", "")
+        judged: list[str] = []
         for outcome in self._verdict.outcomes:
-            file = Path(self._plan.files[outcome.suite])
-            root = self._config.rootpath
-            name = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
-            verdict = verdict_of(self._judge.settings[outcome.suite], self._config)
-            self._config.hook.pytest_runtest_logreport(report=report_of(outcome, name, verdict))
+            node = judge.plan.nodes.get(outcome.suite) or self._node_of(judge.baseline_of(outcome.suite))
+            settings = judge.settings.get(outcome.suite, self._settings)
+            report = report_of(outcome, node, verdict_of(settings, self._config))
+            judged.append(report.nodeid)
+            self._config.hook.pytest_runtest_logreport(report=report)
+        for suite, node in judge.plan.nodes.items():
+            if judge.plan.is_whole(suite):
+                LastFailed(self._config).settle(node, judged, partial(judge.is_no_gate, suite))
+
+    def _node_of(self, file: Path) -> str:
+        root = self._config.rootpath
+        return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -362,12 +396,14 @@ class Host:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The grid of scores and the paths of what was written."""
         if self._folder is None or self._plan is None or not self._plan.suites:
+            for complaint in self._complaints:
+                terminalreporter.write_line(f"rh: {complaint}", yellow=True)
             return
         paths = {"results": self._shown(self._folder.results)}
         paths |= {path.stem: self._shown(path) for found in self._found for path in found.paths[:1]}
         paths |= {ablated.path.stem: self._shown(ablated.path) for ablated in self._ablated if ablated.path}
         paths |= {picture.stem: self._shown(picture) for picture in self._pictures if picture.suffix != ".svg"}
-        if self._verdict.outcomes:
+        if self._gates:
             paths["gates"] = self._shown(self._path / "gates.json")
         for path in self._baselines:
             paths[f"baseline of {path.parents[1].name}"] = self._shown(path)

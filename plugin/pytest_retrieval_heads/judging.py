@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from retrieval_heads.gates import (
     HeadMeans,
     Inconclusive,
     Outcome,
+    Shrinkage,
     Tolerance,
     Verdict,
     agreement,
@@ -32,9 +34,11 @@ from retrieval_heads.gates import (
     parse_max_drop,
     save_baseline,
     set_against,
+    shrinkage,
 )
 from retrieval_heads.gates.expression import nearest
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
+from retrieval_heads.kinds import KINDS
 from retrieval_heads.results import Record
 
 _COMPARABLE = (*METRICS, PASS_RATE, "rougeL")
@@ -51,6 +55,8 @@ class Judge:
         max_drop: How far a number may fall below its baseline.
         allow_new: Whether a cell that the baseline lacks is no break.
         inconclusive: Whether a fall that noise can explain fails the run.
+        shrinkages: By baseline file, what of it the suites do not ask any more.
+        allow_removed: Whether that is no break.
     """
 
     settings: Mapping[str, Settings]
@@ -59,6 +65,8 @@ class Judge:
     max_drop: Mapping[str, Tolerance] = field(default_factory=dict)
     allow_new: bool = False
     inconclusive: Inconclusive = "fail"
+    shrinkages: Mapping[Path, Shrinkage] = field(default_factory=dict)
+    allow_removed: bool = False
 
     @classmethod
     def of(cls, plan: Plan, config: pytest.Config) -> Judge:
@@ -70,8 +78,10 @@ class Judge:
         """
         base = Path(config.invocation_params.dir)
         named, max_drop = config.getoption("rh_baseline"), config.getoption("rh_max_drop")
-        if not named and (max_drop or config.getoption("rh_allow_new")):
-            raise ConfigError("--rh-max-drop and --rh-allow-new compare with a baseline: give --rh-baseline too")
+        for option in ("max_drop", "allow_new", "allow_removed"):
+            if config.getoption(f"rh_{option}") and not named:
+                flag = f"--rh-{option.replace('_', '-')}"
+                raise ConfigError(f"{flag} is of a comparison with a baseline: give --rh-baseline too")
         if (saved := config.getoption("rh_save_baseline")) and not re.fullmatch(r"\w[\w.-]*", saved):
             raise ConfigError(f"--rh-save-baseline {saved}: a name of letters, digits, '.', '-' and '_' is expected")
         tolerances = parse_max_drop(max_drop or DEFAULT_MAX_DROP)
@@ -87,6 +97,8 @@ class Judge:
             max_drop=tolerances,
             allow_new=config.getoption("rh_allow_new"),
             inconclusive=config.getoption("rh_inconclusive"),
+            shrinkages={file: _shrinkage(file, baseline, plan, config) for file, baseline in loaded.items()},
+            allow_removed=config.getoption("rh_allow_removed"),
         )
         for suite, settings in judge.settings.items():
             is_gated = named or settings.gates or settings.kind == "ablate"
@@ -113,9 +125,57 @@ class Judge:
         verdict = Verdict(())
         for suite in self.settings:
             kind, _, name = suite.partition("/")
+            of_baseline = judged.get(suite, Verdict(()))
+            if not self.plan.is_whole(suite):
+                verdict += _of_part(of_baseline)
+                continue
             verdict += self._gates(suite, of_suite[suite], heads.get(name) if kind == "detect" else None)
-            verdict += judged.get(suite, Verdict(()))
-        return verdict
+            verdict += of_baseline
+        return verdict + self._partial() + self._shrunk()
+
+    def of_whole(self, verdict: Verdict) -> Verdict:
+        """What of a verdict is of suites whose every cell is selected, which `gates.json` holds."""
+        whole = [outcome for outcome in verdict.outcomes if self.plan.is_whole(outcome.suite)]
+        return replace(verdict, outcomes=tuple(whole))
+
+    def is_no_gate(self, suite: str, gate: str) -> bool:
+        """Whether a gate that was broken before is none any more, now that its suite was judged without it."""
+        try:
+            parse_gate(gate)
+        except ConfigError:
+            return suite in self.baselines  # one of a comparison, which this run made too
+        return True
+
+    def baseline_of(self, suite: str) -> Path:
+        """The baseline file that knows a suite."""
+        return next(file for file, shrunk in self.shrinkages.items() if suite in shrunk.removed)
+
+    def _partial(self) -> Verdict:
+        """A warning for each suite of which cells are deselected and something is demanded."""
+        warnings = []
+        for suite, cells in self.plan.collected.items():
+            selected, total = len(self.plan.cells.get(suite, ())), len(cells)
+            if selected == total or not (suite in self.plan.gated or self.shrinkages):
+                continue
+            told = f"{suite} is partial: {selected} of {total} cells are selected"
+            if suite in self.plan.gated:
+                told += "; what it demands of all of them is not judged"
+            if self.shrinkages:
+                told += f"; the {total - selected} others are not compared with the baseline"
+            warnings.append(told)
+        return Verdict((), tuple(warnings))
+
+    def _shrunk(self) -> Verdict:
+        """What the baselines measured and nobody asks any more."""
+        outcomes, warnings = [], []
+        for shrunk in self.shrinkages.values():
+            for suite, count in shrunk.uncollected.items():
+                warnings.append(f"{count} cells of the baseline are of {suite}, which was not collected")
+            if self.allow_removed:
+                warnings += shrunk.lines()
+            else:
+                outcomes += [shrunk.outcome(suite) for suite in shrunk.removed]
+        return Verdict(tuple(outcomes), tuple(warnings))
 
     def _gates(self, suite: str, records: Sequence[Record], heads: HeadMeans | None) -> Verdict:
         settings, baseline = self.settings[suite], self.baselines.get(suite)
@@ -167,6 +227,9 @@ class Judge:
         missing = sum((suite, cell) not in has for suite, cells in self.plan.cells.items() for cell in cells)
         if missing:
             raise ResultsError(f"no baseline was saved: {missing} of {self.plan.total} selected cells have no result")
+        partial = [suite for suite in self.plan.cells if not self.plan.is_whole(suite)]
+        if unjudged := [suite for suite in partial if suite in self.plan.gated]:
+            raise ResultsError(f"no baseline was saved: {unjudged[0]} is partial, and its gates were not judged")
         written = []
         for folder in dict.fromkeys(Path(file).parent for file in self.plan.files.values()):
             mine = {suite for suite, file in self.plan.files.items() if Path(file).parent == folder}
@@ -177,23 +240,28 @@ class Judge:
         return written
 
 
+def _of_part(judged: Verdict) -> Verdict:
+    """Of some of a suite's cells no gate holds; that they fell below the baseline is said all the same."""
+    return replace(judged, outcomes=tuple(one for one in judged.outcomes if one.outcome != "held"))
+
+
 def meta_of(facts: Mapping[str, Any]) -> dict[str, str]:
     """What measured a run, by the keys that comparisons look at."""
     return {key: str(facts[key]) for key in META_KEYS if facts.get(key) is not None}
 
 
-def report_of(outcome: Outcome, file: str, verdict: str) -> pytest.TestReport:
+def report_of(outcome: Outcome, node: str, verdict: str) -> pytest.TestReport:
     """A gate as a test of its own, so that every tool that reads reports sees it.
 
     Args:
         outcome: The gate, judged.
-        file: The suite's file, as in its items' ids.
+        node: The id that the suite's items stand under.
         verdict: What decides the exit code; under `none` a broken gate is an xfail.
     """
     name, told = f"gate[{outcome.gate}]", replace(outcome, suite="").line()
     report = pytest.TestReport(
-        nodeid=f"{file}::{name}",
-        location=(file, 0, f"{outcome.suite}::{name}"),
+        nodeid=f"{node}::{name}",
+        location=(node.partition("::")[0], 0, f"{outcome.suite}::{name}"),
         keywords={},
         outcome="passed" if outcome.passed else "skipped" if verdict == "none" else "failed",
         longrepr=None if outcome.passed else told,
@@ -209,6 +277,18 @@ def _means(found: Found) -> HeadMeans | None:
     if found.detection is None:
         return None
     return {name: estimate.mean for name, estimate in found.detection.estimates.items()}
+
+
+def _shrinkage(file: Path, baseline: Baseline, plan: Plan, config: pytest.Config) -> Shrinkage:
+    """What a baseline's cells came to: a file beside suites is of their folder, a run may be of others too."""
+    folders = {Path(suite).parent for suite in plan.files.values()}
+    owner = file.resolve().parent.parent
+    is_beside = file.parent.name == "baselines" and owner in {folder.resolve() for folder in folders}
+    covered = [owner] if is_beside else folders
+    asked = [Path(os.path.abspath(arg)) for arg in config.args if "::" not in arg]  # noqa: PTH100 - as pytest does
+    is_whole = all(any(folder.is_relative_to(one) for one in asked if one.is_dir()) for folder in covered)
+    kinds = KINDS if is_beside else {suite.partition("/")[0] for suite in plan.collected}
+    return shrinkage(baseline.records, plan.collected, plan.beside, kinds if is_whole else ())
 
 
 def _baseline_file(named: str, base: Path, suite: Path) -> Path:

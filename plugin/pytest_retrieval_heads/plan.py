@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ class Plan:
         traced: Whether heads are scored or masked, which takes an engine that nnsight instruments.
         output_dir: The folder that the settings name.
         error: Why the session cannot run, in one sentence.
+        nodes: The node id that the items of each suite stand under.
+        collected: Each collected suite's cells before any was deselected, also of suites of which none is selected.
+        gated: The collected suites with gates or expectations.
+        beside: The cells of suites that lie in the same folders and were not collected.
     """
 
     model: dict[str, Any]
@@ -45,6 +49,10 @@ class Plan:
     traced: bool
     output_dir: str | None
     error: str | None = None
+    nodes: dict[str, str] = field(default_factory=dict)
+    collected: dict[str, list[str]] = field(default_factory=dict)
+    gated: list[str] = field(default_factory=list)
+    beside: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, items: Iterable[pytest.Item], settings: Settings) -> Plan | None:
@@ -84,7 +92,27 @@ class Plan:
             traced=any(one.kind in ("detect", "ablate") for one in asked.values()),
             output_dir=first.output_dir,
             error=error,
+            nodes={item.suite.id: item.nodeid.partition(f"::{item.name}")[0] for item in cell_items(items)},
         )
+
+    def before_deselection(self, collected: Iterable[Suite], beside: Iterable[Suite]) -> Plan:
+        """The plan that knows what its suites ask before any cell is deselected.
+
+        Args:
+            collected: Every suite that was collected, selected or not.
+            beside: Suites in the same folders that were not.
+        """
+        collected = list(collected)
+        return replace(
+            self,
+            collected={suite.id: [cell.id for cell in suite.cells] for suite in collected},
+            gated=[suite.id for suite in collected if suite.settings.gates or suite.settings.expect],
+            beside={suite.id: [cell.id for cell in suite.cells] for suite in beside},
+        )
+
+    def is_whole(self, suite: str) -> bool:
+        """Whether every cell of a suite is selected."""
+        return len(self.cells.get(suite, ())) == len(self.collected.get(suite, self.cells.get(suite, ())))
 
     @property
     def total(self) -> int:
@@ -133,12 +161,17 @@ def _unfound(suite: Suite, suites: Sequence[Suite]) -> str | None:
     return f"the heads of {name} are to be masked, and no cell of that suite is selected; select it too, or name a file"
 
 
+def cell_items(items: Iterable[pytest.Item]) -> list[CellItem]:
+    """The items that are cells."""
+    return [item for item in items if isinstance(item, CellItem)]
+
+
 def cells_of(suite: Suite, items: Iterable[pytest.Item]) -> list[CellItem]:
     """A suite's selected items."""
-    return [item for item in items if isinstance(item, CellItem) and item.suite is suite]
+    return [item for item in cell_items(items) if item.suite is suite]
 
 
 def selected_suites(items: Iterable[pytest.Item]) -> list[Suite]:
     """The suites of the selected items, in order."""
-    found = {id(item.suite): item.suite for item in items if isinstance(item, CellItem)}
+    found = {id(item.suite): item.suite for item in cell_items(items)}
     return list(found.values())

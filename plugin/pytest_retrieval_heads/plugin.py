@@ -56,6 +56,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="fail",
         help="What a fall beyond the limit that noise can explain does to the run (default: fail)",
     )
+    group.addoption(
+        "--rh-allow-removed", action="store_true", help="Let go of the baseline's cells that the suites ask no more"
+    )
     group.addoption("--rh-allow-new", action="store_true", help="Leave out cells that the baseline lacks")
     group.addoption(
         "--rh-save-baseline", metavar="NAME", help="Store the run as baselines/NAME.jsonl beside its suites"
@@ -76,9 +79,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line(
             "markers", f"{kind}(length, depth, needle, seed{arm}): a cell, set by its suite of that kind"
         )
+    for name in ("config", "baseline", "save_baseline", "run"):
+        _refuse_empty(f"--rh-{name.replace('_', '-')}", config.getoption(f"rh_{name}"))
+    for name in ("set", "max_drop"):
+        for value in config.getoption(f"rh_{name}"):
+            _refuse_empty(f"--rh-{name.replace('_', '-')}", value)
     is_controller = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
-    if config_file(config) or config.getoption("rh_set") or is_controller:
+    is_compared = config.getoption("rh_baseline") or config.getoption("rh_save_baseline")
+    if config_file(config) or config.getoption("rh_set") or is_compared or is_controller:
         run_of(config)
+
+
+def _refuse_empty(option: str, value: str | None) -> None:
+    """An option that is given without a value is a variable that nobody set, not an option left out."""
+    if value is not None and not value.strip():
+        raise pytest.UsageError(f"rh: {option} is given without a value (a variable that is not set?); leave it out")
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ import pytest
 
 from pytest_retrieval_heads.collect import CellItem, SuiteFile
 from pytest_retrieval_heads.host import Host
+from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.plan import NO_MODEL, Plan, awaited, cells_of, selected_suites
 from pytest_retrieval_heads.plugin import config_file, verdict_of
 from retrieval_heads.ablation import NONE
 from retrieval_heads.config import Settings, is_whole_suite, overlay, overrides, read_settings, resolve
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
-from retrieval_heads.kinds import kind_said
+from retrieval_heads.kinds import is_suite, is_yaml, kind_said
 from retrieval_heads.results import Record, dump_record
 from retrieval_heads.scoring import load_rouge, score_answer
-from retrieval_heads.suite import Suite
+from retrieval_heads.suite import Suite, load_suite
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 
@@ -40,6 +42,8 @@ class Run:
         self._config_path = Path(path).absolute() if path else None
         self.config_data = read_settings(self._config_path) if self._config_path else {}
         self.sets = overrides(config.getoption("rh_set"))
+        self._collected: dict[str, Suite] = {}
+        self._last_failed = LastFailed(config)
         self.host: Host | None = None
         if hasattr(config, "workerinput"):
             address = Address(**config.workerinput["rh"])
@@ -71,6 +75,11 @@ class Run:
         is_replaced = is_whole_suite(self.config_data) and path != self._config_path and kind_said(path) == kind
         collector: SuiteFile = SuiteFile.from_parent(parent, path=path, run=self, is_replaced=is_replaced)
         return collector
+
+    def has_collected(self, suite: Suite, node: str, items: Sequence[pytest.Item]) -> None:
+        """Remember what a suite asks before any of it is deselected."""
+        self._collected[suite.id] = suite
+        self._last_failed.select_whole(node, items)
 
     def engine(self) -> EngineClient:
         """The shared engine, for whoever asks it; started now if no selected test's arguments told that it is needed.
@@ -112,7 +121,7 @@ class Run:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """A worker leaves its plan to the controller, before xdist tells it that collection is done."""
-        if self.host is None and (plan := Plan.of(session.items, self.settings)):
+        if self.host is None and (plan := self._plan(session.items)):
             plan.save(self._plan_file)
 
     @pytest.hookimpl(wrapper=True)
@@ -124,7 +133,7 @@ class Run:
             if suites:
                 # While the engine starts, nobody waits for these imports; later they would take its cores from it.
                 threading.Thread(target=load_rouge).start()
-            if self.host and (plan := Plan.of(session.items, self.settings)):
+            if self.host and (plan := self._plan(session.items)):
                 self.host.prepare(plan)
             try:
                 for suite in suites:
@@ -145,9 +154,34 @@ class Run:
             vars(report).update(rh=record, rh_died=died)
         return report
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A cell that fails by itself is asked again for itself."""
+        if report.failed:
+            self._last_failed.failed(report.nodeid)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Before pytest writes its set of what failed last."""
+        self._last_failed.restore()
+
     def pytest_unconfigure(self) -> None:
         """Hang up."""
         self.client.close()
+
+    def _plan(self, items: Sequence[pytest.Item]) -> Plan | None:
+        plan = Plan.of(items, self.settings)
+        return plan and plan.before_deselection(self._collected.values(), self._beside())
+
+    def _beside(self) -> Iterator[Suite]:
+        """Suites in the folders of those collected that a path, `--ignore` or `--lf` kept out; for a baseline alone."""
+        if not self._config.getoption("rh_baseline"):
+            return
+        known = {suite.path for suite in self._collected.values()}
+        for folder in dict.fromkeys(path.parent for path in known):
+            for path in sorted(folder.iterdir()):
+                if path not in known and is_yaml(path) and is_suite(path):
+                    with suppress(RetrievalHeadsError):  # one that cannot be read now is nobody's cells
+                        yield load_suite(path, self.config_data, self.sets)
 
     def _submit(self, suite: Suite, items: list[pytest.Item]) -> None:
         mine = cells_of(suite, items)

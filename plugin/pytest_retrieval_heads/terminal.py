@@ -60,7 +60,7 @@ def summary(
         reporter.write_line(f"{missing} of {selected} selected cells have no result", yellow=True)
     for note in notes:
         reporter.write_line(note)
-    if verdict.outcomes:
+    if verdict.outcomes or verdict.warnings:
         reporter.section("gates", "-")
         for line in gate_lines(verdict, width):
             reporter.write_line(line, red=line.startswith("FAIL"), yellow=line.startswith("WARN"))

@@ -22,6 +22,7 @@ from retrieval_heads.commands.visualize import Visualize, visualize
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError
 from retrieval_heads.files import write_whole
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
+from retrieval_heads.kinds import KINDS
 
 _DESCRIPTION = "Needle-in-a-haystack suites and retrieval heads on vLLM, without typing pytest."
 _STARTERS = ("configs", "suites")
@@ -65,6 +66,8 @@ class Compare:
     """How far a score may fall: 0.05, 5% or rougeL_recall:0.05."""
     allow_new: bool = False
     """Leave out cells that the baseline lacks."""
+    allow_removed: bool = False
+    """Let go of the baseline's cells that the run to judge has not."""
     allow_skipped: bool = False
     """Leave out skipped cells."""
     inconclusive: Literal["fail", "warn"] = "fail"
@@ -82,10 +85,13 @@ class Compare:
             before,
             max_drop=gates.parse_max_drop(self.max_drop),
             meta=after.meta,
+            selected={gates.cell_name(record) for record in after.records} if self.allow_removed else None,
             allow_new=self.allow_new,
             allow_skipped=self.allow_skipped,
             inconclusive=self.inconclusive,
         )
+        shrunk = gates.shrinkage(before.records, gates.cells_of(after.records), {}, KINDS)
+        verdict += gates.Verdict((), tuple(shrunk.lines()))
         for suite in sorted(before.heads.keys() & after.heads.keys()):
             verdict += gates.Verdict((), notes=tuple(gates.agreement(suite, after.heads[suite], before.heads[suite])))
         for line in gates.lines(verdict, shutil.get_terminal_size().columns):
@@ -148,12 +154,22 @@ def main(arguments: Sequence[str] | None = None, program: str = "retrieval-heads
     """The program `retrieval-heads`."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _refuse_empty(given)
         if given and given[0] in _DISPATCHED:
             _DISPATCHED[given[0]](given[1:], f"{program} {given[0]}")
             return
         tyro.extras.subcommand_cli_from_dict(_COMMANDS, prog=program, args=given, description=_DESCRIPTION).run()
     except RetrievalHeadsError as error:
         sys.exit(f"retrieval-heads: {error}")
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """An argument without a value is a variable that nobody set, not one left out."""
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    for before, argument in zip(["", *ours], ours, strict=False):
+        if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
+            name = argument.rstrip("= ") or (before if before.startswith("--") else "an argument")
+            raise ConfigError(f"{name} is given without a value (a variable that is not set?); leave it out")
 
 
 def main_niah() -> None:

@@ -451,6 +451,10 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
         key, found, text = assignment.partition("=")
         if not found or not key.strip():
             raise ConfigError(f"--rh-set {assignment}: expected section.key=value")
+        if not text.strip():
+            raise ConfigError(
+                f"--rh-set {assignment}: no value (a variable that is not set?); write '' for an empty text"
+            )
         try:
             value = parse(text, f"--rh-set {assignment}")
         except NotYaml:

@@ -78,12 +78,6 @@ class TestGatesOfASuite:
             "nothing was measured: 6 of 6 selected cells without a result" in verdict(project)["gates"][0]["sentence"]
         )
 
-    def test_gates_look_at_what_was_selected(self, project: Project) -> None:
-        project.suite(gates=[MEAN])
-        project.behave(wrong_lengths=[256])
-        assert project.run("-k", "len_128").ret == 0
-        assert project.run("-k", "len_256").ret == 1
-
     def test_a_gate_of_nothing_is_a_usage_error(self, project: Project) -> None:
         project.suite()
         result = project.run("--rh-verdict", "gates")

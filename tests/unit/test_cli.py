@@ -82,3 +82,23 @@ def test_the_shipped_grids() -> None:
     assert demo.settings.verdict == "none"
     assert {cell.length for cell in classic.cells} == set(range(1000, 32001, 1000))
     assert {cell.depth for cell in classic.cells} == set(range(0, 101, 10))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["niah", "suites", "--baseline", ""], "--baseline"),
+        (["niah", "suites", "--baseline="], "--baseline"),
+        (["niah", ""], "an argument"),
+        (["niah", "--model.model", " "], "--model.model"),
+        (["detect", "--output-dir="], "--output-dir"),
+        (["compare", "", "reports/latest"], "an argument"),
+        (["compare", "a", "b", "--json", ""], "--json"),
+        (["validate", "suites", "--config="], "--config"),
+        (["visualize", "niah", "--results", ""], "--results"),
+        (["reconstruct", "reports/latest", "--cell="], "--cell"),
+    ],
+)
+def test_an_argument_without_a_value_is_refused(arguments: list[str], named: str) -> None:
+    with pytest.raises(SystemExit, match=f"^retrieval-heads: {named} is given without a value"):
+        main(arguments)

@@ -16,7 +16,9 @@ from retrieval_heads.gates.expression import Aggregate, Agreement, EffectiveLeng
 from retrieval_heads.gates.head_agreement import TOP_HEADS, HeadAgreement, HeadMeans, agreement, compare_heads
 from retrieval_heads.gates.number import FIELDS, PASS_RATE, number_names, stored_number
 from retrieval_heads.gates.regression import Comparison, compare, judge, set_against
-from retrieval_heads.gates.render import GATES_SCHEMA, lines, to_json, to_markdown
+from retrieval_heads.gates.removed import Shrinkage, cells_of, shrinkage
+from retrieval_heads.gates.render import GATES_SCHEMA, lines, read_gates, to_json, to_markdown, with_kept
+from retrieval_heads.gates.selection import cell_name
 from retrieval_heads.gates.threshold import check
 from retrieval_heads.gates.tolerance import Tolerance, parse_max_drop
 from retrieval_heads.gates.verdict import Inconclusive, Outcome, Verdict, Word
@@ -38,10 +40,13 @@ __all__ = [
     "HeadMeans",
     "Inconclusive",
     "Outcome",
+    "Shrinkage",
     "Tolerance",
     "Verdict",
     "Word",
     "agreement",
+    "cell_name",
+    "cells_of",
     "check",
     "compare",
     "compare_heads",
@@ -52,9 +57,12 @@ __all__ = [
     "number_names",
     "parse_gate",
     "parse_max_drop",
+    "read_gates",
     "save_baseline",
     "set_against",
+    "shrinkage",
     "stored_number",
     "to_json",
     "to_markdown",
+    "with_kept",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from retrieval_heads.gates.expression import OWN_METRIC
@@ -28,6 +30,32 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
         "gates": [_outcome(outcome) for outcome in verdict.outcomes],
         "warnings": list(verdict.warnings),
         "notes": list(verdict.notes),
+    }
+
+
+def read_gates(folder: Path) -> dict[str, Any]:
+    """What a run folder's `gates.json` says; nothing where there is none that can be read."""
+    try:
+        content = json.loads((folder / "gates.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and content.get("schema") == GATES_SCHEMA else {}
+
+
+def with_kept(content: dict[str, Any], earlier: Mapping[str, Any], suites: Collection[str]) -> dict[str, Any]:
+    """The content of `gates.json` with the gates of an earlier one for suites that were not judged now.
+
+    Args:
+        content: From `to_json`.
+        earlier: From `read_gates`.
+        suites: Those that were run in part.
+    """
+    gates = earlier.get("gates")
+    kept = [gate for gate in gates if gate.get("suite") in suites] if isinstance(gates, list) else []
+    return {
+        **content,
+        "gates": [*content["gates"], *kept],
+        "passed": content["passed"] and all(gate.get("passed") is True for gate in kept),
     }
 
 

@@ -1,8 +1,8 @@
 """Kills of a running session, each resumed: what was written stays, each cell's once, and nothing is asked again.
 
 By command: `python tests/faults/kill_loop.py --rounds 1000` (the stand-in engine), `--engine real --rounds 20` (vLLM
-and SmolLM2). A round starts a session and kills something of it: pytest, its whole process group, a worker of xdist, or the
-engine, by SIGKILL, SIGTERM or SIGINT, once a drawn number of records stands on disk or at a drawn moment of its start.
+and SmolLM2). A round starts a session and kills something of it: pytest, its whole process group, a worker of xdist, or
+the engine, by SIGKILL, SIGTERM or SIGINT, once a drawn number of records stands on disk or at a drawn moment of its start.
 The next round resumes it, and is killed too, until a suite is answered; then another folder begins.
 """
 

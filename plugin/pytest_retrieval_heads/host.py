@@ -22,6 +22,7 @@ from pytest_retrieval_heads.judging import Judge, report_of
 from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.plan import NO_MODEL, Plan
 from pytest_retrieval_heads.plugin import config_file, verdict_of
+from pytest_retrieval_heads.stored import check_answers, check_rescored
 from pytest_retrieval_heads.termination import Termination
 from retrieval_heads import __version__
 from retrieval_heads.config import Settings
@@ -30,6 +31,7 @@ from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProces
 from retrieval_heads.engine.stored import StoredAnswers
 from retrieval_heads.errors import ConfigError, EngineError, FileError, ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import Verdict, read_gates, to_json, to_markdown, with_kept
+from retrieval_heads.identity import Identities, asked_again_line, why_asked_again
 from retrieval_heads.redaction import without_secrets, without_values
 from retrieval_heads.results import Record, read_records
 from retrieval_heads.runs import RunFolder, read_facts
@@ -52,6 +54,8 @@ class Host:
         self._settings = settings
         self._facts: dict[str, Any] = {}
         self._termination = Termination()
+        self._earlier = Identities()
+        self._warnings: list[str] = []
         self.engine = self._engine()
         self._plan: Plan | None = None
         self._folder: RunFolder | None = None
@@ -93,6 +97,8 @@ class Host:
         self._plan = plan
         try:
             self._judge = Judge.of(plan, self._config)
+            if not self._is_rescored:
+                check_answers(plan)
             folder = self._open_folder(plan)
             folder.write_config(plan.resolved())
             if not folder.earlier:  # that it cannot be written is told before an engine is loaded
@@ -127,10 +133,18 @@ class Host:
             self._stop(error)
         self._ready = self._answered = time.monotonic()
         starting = self._ready - self._began
-        self._facts |= {"engine_start_seconds": round(starting, 2), **without_values(info)}
+        told = without_values(info)
+        now = Identities.of_facts(told)
+        self._facts |= {
+            "engine_start_seconds": round(starting, 2),
+            **told,
+            "identities": (self._earlier | now).to_json(),
+            "answered_by": now.answered_by,
+        }
         self._attempt(lambda: folder.write_run({**self._facts, "status": "running"}))
         try:
             ablating.check_heads(plan.suites, info)
+            self._warnings += check_answers(plan, now)
         except ConfigError as error:
             self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
         several = f"{info['replicas']} replicas of " if "replicas" in info else ""
@@ -362,6 +376,7 @@ class Host:
             "seconds": round(time.monotonic() - self._began, 2),
             "cells": counts,
             **({"reused_cells": self._folder.reused} if self._folder.earlier else {}),
+            **({"asked_again": dict(reasons)} if (reasons := self._asked_again()) else {}),
             # After Ctrl-C nobody waits for an engine that may be stuck.
             **(self._done() if exitstatus != pytest.ExitCode.INTERRUPTED else {}),
             "exit_status": int(exitstatus),
@@ -410,9 +425,11 @@ class Host:
         notes = []
         if self._folder.earlier and not self._is_rescored:
             notes.append(f"{self._folder.reused} of {len(self._records)} answers are those of the earlier run")
+        if reasons := self._asked_again():
+            notes.append(asked_again_line(len(self._folder.asked_again), reasons))
         if self._folder.is_torn:
             notes.append("the earlier run's last line was incomplete; its cell was asked again")
-        notes += terminal.done(self._facts)
+        notes += [*self._warnings, *terminal.done(self._facts)]
         terminal.summary(
             terminalreporter,
             self._records,
@@ -474,7 +491,17 @@ class Host:
         names = list(dict.fromkeys(suite.partition("/")[2] for suite in plan.suites))
         return RunFolder.create(plan.output_dir, Path(self._config.invocation_params.dir), names)
 
+    def _asked_again(self) -> Sequence[tuple[str, int]]:
+        """Why answers of the run that is resumed were not taken."""
+        if self._folder is None or self._is_rescored or not self._folder.earlier:
+            return []
+        now = Identities.of_facts(self._facts)
+        return why_asked_again(self._folder.asked_again, self._earlier, now)
+
     def _take_up(self, run: Path, plan: Plan) -> RunFolder:
+        self._earlier = Identities.of_facts(read_facts(run))
+        if self._is_rescored:
+            check_rescored(plan, read_records(run / "results.jsonl", torn_last_line=True), self._facts, self._allows)
         folder = RunFolder(run, resumed=True)
         stored = {record.suite_id for record in folder.earlier.values()}
         if stored and not stored & plan.suites.keys():
@@ -484,6 +511,10 @@ class Host:
                 "name the one you mean with --rh-run"
             )
         return folder
+
+    @property
+    def _allows(self) -> bool:
+        return bool(self._config.getoption("rh_allow_changed"))
 
     def _summarize_for_github(self) -> None:
         """Append grid and gates to the page that GitHub shows for a job."""

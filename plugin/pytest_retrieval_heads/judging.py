@@ -16,7 +16,6 @@ from pytest_retrieval_heads.plan import Plan
 from retrieval_heads.config import METRICS, Settings
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import (
-    META_KEYS,
     PASS_RATE,
     Baseline,
     Comparison,
@@ -30,6 +29,7 @@ from retrieval_heads.gates import (
     check,
     judge,
     load_baseline,
+    meta_of,
     parse_gate,
     parse_max_drop,
     save_baseline,
@@ -54,6 +54,7 @@ class Judge:
         baselines: What each suite is compared with; empty without a baseline.
         max_drop: How far a number may fall below its baseline.
         allow_new: Whether a cell that the baseline lacks is no break.
+        allow_changed: Whether a question that is not the baseline's is none.
         inconclusive: Whether a fall that noise can explain fails the run.
         shrinkages: By baseline file, what of it the suites do not ask any more.
         allow_removed: Whether that is no break.
@@ -64,6 +65,7 @@ class Judge:
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     max_drop: Mapping[str, Tolerance] = field(default_factory=dict)
     allow_new: bool = False
+    allow_changed: bool = False
     inconclusive: Inconclusive = "fail"
     shrinkages: Mapping[Path, Shrinkage] = field(default_factory=dict)
     allow_removed: bool = False
@@ -82,6 +84,8 @@ class Judge:
             if config.getoption(f"rh_{option}") and not named:
                 flag = f"--rh-{option.replace('_', '-')}"
                 raise ConfigError(f"{flag} is of a comparison with a baseline: give --rh-baseline too")
+        if config.getoption("rh_allow_changed") and not (named or config.getoption("rh_rescore")):
+            raise ConfigError("--rh-allow-changed is for stored answers: give --rh-baseline or --rh-rescore too")
         if (saved := config.getoption("rh_save_baseline")) and not re.fullmatch(r"\w[\w.-]*", saved):
             raise ConfigError(f"--rh-save-baseline {saved}: a name of letters, digits, '.', '-' and '_' is expected")
         tolerances = parse_max_drop(max_drop or DEFAULT_MAX_DROP)
@@ -96,6 +100,7 @@ class Judge:
             baselines={suite: loaded[file] for suite, file in compared.items()},
             max_drop=tolerances,
             allow_new=config.getoption("rh_allow_new"),
+            allow_changed=config.getoption("rh_allow_changed"),
             inconclusive=config.getoption("rh_inconclusive"),
             shrinkages={file: _shrinkage(file, baseline, plan, config) for file, baseline in loaded.items()},
             allow_removed=config.getoption("rh_allow_removed"),
@@ -200,6 +205,7 @@ class Judge:
             selected=self.plan.cells[suite],
             allow_new=self.allow_new,
             allow_skipped=self.settings[suite].allow_skipped,
+            allow_changed=self.allow_changed,
             suite=suite,
         )
 
@@ -243,11 +249,6 @@ class Judge:
 def _of_part(judged: Verdict) -> Verdict:
     """Of some of a suite's cells no gate holds; that they fell below the baseline is said all the same."""
     return replace(judged, outcomes=tuple(one for one in judged.outcomes if one.outcome != "held"))
-
-
-def meta_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What measured a run, by the keys that comparisons look at."""
-    return {key: str(facts[key]) for key in META_KEYS if facts.get(key) is not None}
 
 
 def report_of(outcome: Outcome, node: str, verdict: str) -> pytest.TestReport:

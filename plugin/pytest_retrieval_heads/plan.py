@@ -33,6 +33,7 @@ class Plan:
         cells: Each suite's selected cells, by `Cell.id`.
         traced: Whether heads are scored or masked, which takes an engine that nnsight instruments.
         output_dir: The folder that the settings name.
+        origins: Who gave the stored answers that suites trace, as `Origin.to_json` tells it.
         error: Why the session cannot run, in one sentence.
         nodes: The node id that the items of each suite stand under.
         collected: Each collected suite's cells before any was deselected, also of suites of which none is selected.
@@ -48,6 +49,7 @@ class Plan:
     cells: dict[str, list[str]]
     traced: bool
     output_dir: str | None
+    origins: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     error: str | None = None
     nodes: dict[str, str] = field(default_factory=dict)
     collected: dict[str, list[str]] = field(default_factory=dict)
@@ -91,6 +93,7 @@ class Plan:
             cells={suite.id: [item.cell.id for item in cells_of(suite, items)] for suite in suites},
             traced=any(one.kind in ("detect", "ablate") for one in asked.values()),
             output_dir=first.output_dir,
+            origins={suite.id: [one.to_json() for one in suite.origins] for suite in suites if suite.origins},
             error=error,
             nodes={item.suite.id: item.nodeid.partition(f"::{item.name}")[0] for item in cell_items(items)},
         )

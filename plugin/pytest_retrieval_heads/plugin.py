@@ -59,6 +59,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--rh-allow-removed", action="store_true", help="Let go of the baseline's cells that the suites ask no more"
     )
+    group.addoption(
+        "--rh-allow-changed",
+        action="store_true",
+        help="Compare with, or score again, answers to a question that was changed since: text, wording, placement",
+    )
     group.addoption("--rh-allow-new", action="store_true", help="Leave out cells that the baseline lacks")
     group.addoption(
         "--rh-save-baseline", metavar="NAME", help="Store the run as baselines/NAME.jsonl beside its suites"

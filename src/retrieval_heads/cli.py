@@ -70,6 +70,8 @@ class Compare:
     """Let go of the baseline's cells that the run to judge has not."""
     allow_skipped: bool = False
     """Leave out skipped cells."""
+    allow_changed: bool = False
+    """Compare cells that were asked something else: another text, wording or placement."""
     inconclusive: Literal["fail", "warn"] = "fail"
     """What a fall beyond the limit that noise can explain does to the exit status."""
     json: Path | None = None
@@ -88,6 +90,7 @@ class Compare:
             selected={gates.cell_name(record) for record in after.records} if self.allow_removed else None,
             allow_new=self.allow_new,
             allow_skipped=self.allow_skipped,
+            allow_changed=self.allow_changed,
             inconclusive=self.inconclusive,
         )
         shrunk = gates.shrinkage(before.records, gates.cells_of(after.records), {}, KINDS)

@@ -383,6 +383,8 @@ class Settings(Section):
     scoring: Scoring = Scoring()
     from_results: Annotated[list[str], BeforeValidator(_plain_list)] = []
     """Results whose stored answers are traced in place of asking (detect)."""
+    from_model: str | None = None
+    """The model that gave the stored answers, where another is to trace them (detect)."""
     score_threshold: float | None = None
     """Take stored answers whose ROUGE-L is at least this, and count them all, as the predecessor did."""
     calculate_device: str | None = None

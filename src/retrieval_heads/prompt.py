@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from retrieval_heads.config import Needle, Prompt
 from retrieval_heads.errors import PromptError
 from retrieval_heads.haystack import Context, Haystack, Text, Tokenize
-from retrieval_heads.results import Recipe
+from retrieval_heads.results import Recipe, Template
 
 # Plain letters: no template trims, escapes or splits them, and no haystack holds them.
 _CONTEXT, _QUESTION = "RHxCONTEXTxMARKxRH", "RHxQUESTIONxMARKxRH"
@@ -112,6 +112,12 @@ class PromptBuilder:
     def tokenize(self) -> Tokenize:
         """Text to ids and character offsets, special tokens neither added nor read from the text."""
         return tokenize_with(self.tokenizer, read_special=False)
+
+    @cached_property
+    def template(self) -> Template:
+        """The chat template, for records."""
+        text = hashlib.sha256(str(self._template or "").encode()).hexdigest()
+        return Template(hash=text, kwargs=dict(self.template_kwargs), is_given=self.chat_template is not None)
 
     def frame(self, prompt: Prompt, question: str) -> Frame:
         """Render and tokenize what surrounds a context.

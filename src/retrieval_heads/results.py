@@ -23,6 +23,28 @@ Status = Literal["pass", "low", "skipped", "error"]
 Span = tuple[int, int]
 
 
+class Template(BaseModel):
+    """The chat template that a prompt was rendered with."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    hash: str
+    """SHA-256 of its text."""
+    kwargs: dict[str, Any] = {}
+    """What it was given (`model.chat_template_kwargs`)."""
+    is_given: bool = False
+    """Whether the settings name it; else it is the model's own."""
+
+
+class AnsweredBy(BaseModel):
+    """Who gave an answer: keys of `identities` in the run's `run.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str
+    engine: str
+
+
 class Recipe(BaseModel):
     """What rebuilds the exact prompt of a record."""
 
@@ -46,6 +68,12 @@ class Recipe(BaseModel):
     """SHA-256 of the prompt's wording, the chat template and its arguments."""
     prompt_hash: str
     """SHA-256 of the prompt's token ids as little-endian int32."""
+    template: Template | None = None
+    """The chat template alone; `None` in records of before there were identities."""
+    boundary: str = ""
+    """Where the needle may stand, as the suite says; empty in records of before."""
+    sampling: dict[str, Any] | None = None
+    """The suite's `generation`; `None` in records of before."""
 
 
 class Replay(BaseModel):
@@ -94,6 +122,8 @@ class Record(BaseModel):
     """Names the question asked; the same cell of another model's run has the same name."""
     request: str = ""
     """Hash of what was sent: prompt ids, sampling, model and its revision, dtype, engine version, mask."""
+    answered_by: AnsweredBy | None = None
+    """Model and engine; `None` in records of before there were identities, and in the predecessor's."""
     status: Status = "pass"
     """`pass`, `low` (below the threshold), `skipped` (never asked) or `error`."""
     reason: str = ""

@@ -172,6 +172,16 @@ class RunFolder:
         return self.journal.append(record)
 
     @property
+    def asked_again(self) -> list[tuple[Record, Record]]:
+        """Each cell that the earlier run answered and this session asked again: its record of then and of now."""
+        pairs = ((self.earlier.get(key), record) for key, record in self.journal.written.items())
+        return [
+            (old, new)
+            for old, new in pairs
+            if old is not None and {old.status, new.status} <= {"pass", "low"} and old.request != new.request
+        ]
+
+    @property
     def reused(self) -> int:
         """How many of this session's cells have the answer that the earlier run gave them."""
         earlier = ((record, self.earlier.get(key)) for key, record in self.journal.written.items())

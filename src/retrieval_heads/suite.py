@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from retrieval_heads.config import Haystack, Needle, Range, Settings, line_of, o
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.haystack import check_source
 from retrieval_heads.heads import Head, read_ranked
+from retrieval_heads.origin import Origin, origins
 from retrieval_heads.results import Record, read_records
+from retrieval_heads.runs import read_facts
 
 _PREDECESSOR_LENGTHS = tuple(range(1_000, 50_000, 1_000))
 _PREDECESSOR_DEPTHS = tuple(float(depth) for depth in range(0, 100, 10))
@@ -67,6 +69,8 @@ class Suite:
     cells: tuple[Cell, ...]
     heads: tuple[Head, ...] = ()
     """What an ablation masks, the best first; empty where another suite of the run finds them."""
+    origins: tuple[Origin, ...] = ()
+    """Who gave the stored answers that are traced."""
 
     @property
     def id(self) -> str:
@@ -123,6 +127,8 @@ def load_suite(path: Path, config: Mapping[str, Any] | None = None, sets: Mappin
     settings = _with_expected(settings, written)
     if settings.from_results:
         return _stored_suite(path, settings, written)
+    if settings.from_model is not None:
+        raise ConfigError(f"{written.at('from_model')}: from_model: names who gave stored answers; give from_results")
     needles = tuple(_needles(settings, written))
     source, name = _source(settings.haystack, written)
     heads = _masked_heads(settings, written) if settings.kind == "ablate" else ()
@@ -299,14 +305,32 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
     if twice := [name for name, count in names.items() if count > 1]:
         raise ConfigError(f"{written.at('from_results')}: from_results: {twice[0]} is stored twice")
     source = settings.from_results[0]
-    return Suite(path.stem, path, settings, tuple(needles.values()), source, "stored", tuple(cells))
+    origins = tuple(
+        origin
+        for number, name in enumerate(settings.from_results, start=1)
+        for origin in _origins(_results_of(name, written), [one for at, one in asked if at == number], written)
+    )
+    return Suite(path.stem, path, settings, tuple(needles.values()), source, "stored", tuple(cells), origins=origins)
+
+
+def _origins(file: Path, records: Iterable[Record], written: _Written) -> Iterator[Origin]:
+    """Who gave the answers of a file, as the `run.json` beside it says."""
+    try:
+        facts = read_facts(file.parent)
+    except ResultsError as error:
+        raise ConfigError(f"{written.at('from_results')}: from_results: {error}") from None
+    yield from origins(str(file), records, facts)
+
+
+def _results_of(name: str, written: _Written) -> Path:
+    """A file of results, or the one in a run's folder."""
+    file = _found(name, written)
+    return file / "results.jsonl" if file.is_dir() else file
 
 
 def _read_stored(name: str, settings: Settings, written: _Written) -> Iterator[Record]:
     """The stored answers of a file that the settings ask for."""
-    file = _found(name, written)
-    if file.is_dir():
-        file /= "results.jsonl"
+    file = _results_of(name, written)
     try:
         records = read_records(file)
     except ResultsError as error:

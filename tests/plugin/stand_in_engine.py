@@ -113,7 +113,7 @@ class Engine:
         self.info = {
             "engine": "stand-in 0",
             "model_revision": "main",
-            "dtype": "float32",
+            "dtype": str(self.arguments.get("dtype", "float32")),
             "device": "no device",
             "max_model_len": self.max_model_len,
             "block_size": 16,

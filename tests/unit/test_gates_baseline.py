@@ -68,7 +68,8 @@ def test_the_file_is_a_header_and_one_short_sorted_line_a_cell(saved):
     header, *lines = map(json.loads, saved.read_text().splitlines())
     assert header == {"schema": "retrieval-heads-baseline/1", "cells": 3, **META}
     assert [line["document_depth"] for line in lines] == [0, 50, 100]
-    assert not {"text", "token_ids", "needle", "question", "prompt"} & set().union(*lines)
+    assert not {"token_ids", "prompt", "question_span", "around", "heads"} & set().union(*lines)
+    assert {"text", "question", "needle"} <= set(lines[0]), "what it takes to score the answer again"
 
 
 def test_the_order_of_the_run_does_not_change_the_file(saved, tmp_path):

@@ -67,17 +67,17 @@ class CellBuilder:
     Args:
         tokenizer: The tested model's.
         model: The `model` section of the settings.
-        identity: What tells this engine's answers from another's: model, revision, dtype, engine version.
+        answered_by: Keys of the identities of model and engine: what tells this engine's answers from another's.
         max_model_len: Tokens that prompt and answer may take together.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, model: Mapping[str, Any], identity: Mapping[str, Any], max_model_len: int
+        self, tokenizer: Tokenizer, model: Mapping[str, Any], answered_by: Mapping[str, str], max_model_len: int
     ) -> None:
         self._prompts = PromptBuilder(
             tokenizer, _template_text(model.get("chat_template")), model.get("chat_template_kwargs") or {}
         )
-        self._identity = identity
+        self._answered_by = dict(answered_by)
         self._max_model_len = max_model_len
         self._haystack = lru_cache(maxsize=4)(self._read_haystack)
         self._frame = lru_cache(maxsize=256)(self._make_frame)
@@ -134,7 +134,18 @@ class CellBuilder:
             tail=frame.tail,
             salt=_salt(question, cell),
         )
-        return Request(prompt.ids, sampling, self._facts(prompt, haystack, frame, sampling, mask), mask, prefix)
+        facts = self._facts(prompt, haystack, frame)
+        facts["recipe"] |= {
+            "template": self._prompts.template.model_dump(mode="json"),
+            "boundary": question["boundary"],
+            "sampling": {key: value for key, value in question["generation"].items() if value is not None},
+        }
+        if mask:
+            facts["mask"] = mask
+        if self._answered_by:
+            facts["answered_by"] = self._answered_by
+        facts["request"] = _request_hash(facts, sampling)
+        return Request(prompt.ids, sampling, facts, mask, prefix)
 
     def reference(self, source: str) -> tuple[str, list[list[int]]]:
         """The text whose mean stands in for a masked head's output: its name, and the haystack's first tokens in
@@ -157,7 +168,8 @@ class CellBuilder:
         frame = self._frame(wording.model_dump_json(), record.question)
         needle = Needle(needle=record.needle, question=record.question, answer_span=record.answer_span)
         prompt = self._prompts.rebuild(haystack, frame, needle, record.context_length, record.recipe)
-        return Request(prompt.ids, {}, self._facts(prompt, haystack, frame, {}))
+        facts = self._facts(prompt, haystack, frame) | {"recipe": record.recipe.model_dump(mode="json")}
+        return Request(prompt.ids, {}, facts)
 
     def _predecessors(self, record: Record) -> Request:
         """Its records hold the prompt's text; its needle is where that text says so."""
@@ -188,18 +200,8 @@ class CellBuilder:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         return self._prompts.encode_start(self._prompts.render(messages))
 
-    def _facts(
-        self,
-        prompt: BuiltPrompt,
-        haystack: Haystack,
-        frame: Frame,
-        sampling: Mapping[str, Any],
-        mask: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        sent = json.dumps([prompt.hash, sampling, self._identity, *([mask] if mask else [])], sort_keys=True)
+    def _facts(self, prompt: BuiltPrompt, haystack: Haystack, frame: Frame) -> dict[str, Any]:
         return {
-            "request": hashlib.sha256(sent.encode()).hexdigest(),
-            **({"mask": mask} if mask else {}),
             "prompt_tokens": len(prompt.ids),
             "achieved_depth": round(prompt.achieved_depth, 4),
             "needle_span": prompt.needle_span,
@@ -226,6 +228,15 @@ class CellBuilder:
 
     def _make_frame(self, prompt: str, question: str) -> Frame:
         return self._prompts.frame(Prompt.model_validate_json(prompt), question)
+
+
+def _request_hash(facts: Mapping[str, Any], sampling: Mapping[str, Any]) -> str:
+    """Tells a request from every other: all of its question, and who is asked."""
+    recipe = facts["recipe"]
+    question = [recipe[key] for key in ("prompt_hash", "hash", "wording", "boundary", "sampling")]
+    template = [recipe["template"]["hash"], recipe["template"]["kwargs"]]
+    sent = [question, template, sampling, facts.get("answered_by"), facts.get("mask")]
+    return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
 
 
 def _salt(question: Mapping[str, Any], cell: Mapping[str, Any]) -> tuple[Any, ...] | None:

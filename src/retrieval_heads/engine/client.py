@@ -243,7 +243,8 @@ class EngineProcess:
                 `replicas`, how many engines or `auto`.
             log: Where everything goes that the engine prints.
         """
-        hello = {**settings, "socket": self.address.path, "key": self.address.key, "log": str(log)}
+        where = {"socket": self.address.path, "key": self.address.key, "log": str(log)}
+        hello = {"run": secrets.token_hex(4), **settings, **where}
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.server],
             stdin=subprocess.PIPE,

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -259,6 +260,7 @@ def _load(server: Server, hello: Message) -> Callable[[], None]:
         if len(found) > 1:
             return Router.launched(server, hello, found).run
 
+    from retrieval_heads import identity
     from retrieval_heads.engine.cells import CellBuilder
     from retrieval_heads.engine.loop import Loop
     from retrieval_heads.engine.stored import complete_answers
@@ -268,12 +270,21 @@ def _load(server: Server, hello: Message) -> Callable[[], None]:
     model = dict(hello["model"])
     name, template = model.pop("model"), model.pop("chat_template", None)
     kwargs = model.pop("chat_template_kwargs", None)
-    engine = Engine(locate_model(name), model, traced=hello["traced"])
-    identity = {"model": name, **{key: engine.info[key] for key in ("model_revision", "dtype", "engine")}}
+    location, environment = locate_model(name), dict(os.environ)  # before vLLM sets variables of its own
+    # Beside the engine, which reads the same files.
+    files = ThreadPoolExecutor(1).submit(identity.weights_of, location)
+    engine = Engine(location, model, traced=hello["traced"])
+    loaded = dict(engine.info.get("loaded", {}))
+    revision = loaded.pop("revision", engine.info["model_revision"] or None)
+    given = identity.model_identity(name, files.result(), model, loaded, revision)
+    runs_on = identity.engine_identity(
+        model, environment, engine=engine.info["engine"], device=engine.info["device"], traced=hello["traced"]
+    )
+    identities = identity.Identities.of(given, runs_on, hello.get("run", ""))
     builder = CellBuilder(
         engine.tokenizer,
         {"chat_template": template, "chat_template_kwargs": kwargs},
-        identity,
+        identities.answered_by,
         engine.max_model_len,
     )
     began = time.perf_counter()
@@ -282,7 +293,7 @@ def _load(server: Server, hello: Message) -> Callable[[], None]:
     # Read before anybody is told that the engine is ready, and may write there.
     earlier = complete_answers(Path(hello["earlier"])) if hello.get("earlier") else {}
     start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}
-    server.started({"model": name, **engine.info, "start_seconds": start_seconds})
+    server.started({"model": name, **engine.info, "start_seconds": start_seconds, "identities": identities.to_json()})
     return Loop(server, engine, builder, earlier).run
 
 

@@ -17,7 +17,7 @@ from retrieval_heads.results import Record, read_records
 
 _ANSWER = ("text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens", "seconds")
 _PROMPT = ("prompt_tokens", "achieved_depth", "needle_span", "question_span", "around", "recipe")
-_FACTS = ("request", *_PROMPT, "mask", "heads", "replay")
+_FACTS = ("request", "answered_by", *_PROMPT, "mask", "heads", "replay")
 
 
 def key_of(record: Record) -> str:

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from retrieval_heads.errors import EngineError
@@ -145,6 +146,12 @@ class Engine:
             "engine": f"vllm {self.version}",
             "model_revision": config.model_config.revision or getattr(hf_config, "_commit_hash", None) or "",
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "loaded": {
+                "dtype": str(config.model_config.dtype).removeprefix("torch."),
+                "quantization": config.model_config.quantization or "none",
+                "kv_cache_dtype": str(config.cache_config.cache_dtype),
+                "revision": _commit(model, config.model_config, hf_config),
+            },
             "device": current_platform.get_device_name() or current_platform.device_type,
             "architecture": ", ".join(getattr(hf_config, "architectures", None) or ["unknown"]),
             "max_model_len": self.max_model_len,
@@ -352,6 +359,19 @@ class Engine:
             self._to_replay.discard(request)
             if self._hashes is not None:
                 self._hashes.forget(request)
+
+
+def _commit(model: str, model_config: Any, hf_config: Any) -> str | None:
+    """The commit of a hub's model, which a branch's name does not tell; `None` where it cannot be told."""
+    if found := getattr(hf_config, "_commit_hash", None):
+        return str(found)
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json", revision=model_config.revision)
+    except ValueError:  # a folder's path is no hub name
+        return None
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def primed_stream(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool) -> Any:

@@ -10,6 +10,7 @@ from retrieval_heads.gates.baseline import (
     Baseline,
     load_baseline,
     meta_differences,
+    meta_of,
     save_baseline,
 )
 from retrieval_heads.gates.expression import Aggregate, Agreement, EffectiveLength, Gate, parse_gate
@@ -54,6 +55,7 @@ __all__ = [
     "lines",
     "load_baseline",
     "meta_differences",
+    "meta_of",
     "number_names",
     "parse_gate",
     "parse_max_drop",

@@ -1,8 +1,8 @@
 """The baseline file: what a run scored, one short line a cell, small enough to commit.
 
-The first line is a header: schema, number of cells, what measured them (`META_KEYS`), and with a detection the
-mean scores of its heads. The others are
-`Record`s of which only the fields below are kept; answers and prompts are left out.
+The first line is a header: schema, number of cells, what measured them (`META_KEYS`, and what else tells the model and
+the engine), and with a detection the mean scores of its heads. The others are `Record`s of which only the fields below
+are kept: what tells the question apart from the model (`recipe`), and the answer, so that it can be scored again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from retrieval_heads.files import write_whole
 from retrieval_heads.gates.head_agreement import HeadMeans
 from retrieval_heads.gates.selection import cell_name, last_of_each, place
 from retrieval_heads.heads import SCHEMA as HEADS_SCHEMA
+from retrieval_heads.identity import Identities, Identity, shown
 from retrieval_heads.results import Record, read_records
 
 BASELINE_SCHEMA: Final = "retrieval-heads-baseline/1"
@@ -31,18 +32,28 @@ _KEPT: Final = (
     "cell",
     "suite",
     "kind",
+    "answered_by",
     "status",
     "context_length",
     "document_depth",
     "needle_name",
     "seed",
     "arm",
+    "needle",
+    "answer_span",
+    "question",
+    "reference",
+    "text",
+    "recipe",
     "metric",
     "threshold",
     "passed",
     "rougeL",
     "scores",
 )
+HASH: Final = "_hash"
+"""Ends the header's keys of files, such as `weights_hash`."""
+_IN_META_KEYS: Final = {"name", "revision", "dtype", "version", "device", "torch", "nnsight"}
 _SAVE_AGAIN = "save it again with --rh-save-baseline"
 
 
@@ -54,6 +65,15 @@ class Baseline:
     meta: Mapping[str, str] = field(default_factory=dict)
     heads: Mapping[str, HeadMeans] = field(default_factory=dict)
     """Mean head scores of each detect suite, by its name; a head without a score is NaN."""
+    file: Path | None = field(default=None, compare=False)
+    """Where it was read."""
+
+    @property
+    def save_command(self) -> str:
+        """What saves it anew."""
+        if self.file is None or self.file.parent.name != "baselines":
+            return "pytest ... --rh-save-baseline NAME"
+        return f"pytest {_shown(self.file.parents[1])} ... --rh-save-baseline {self.file.stem}"
 
 
 def save_baseline(
@@ -113,19 +133,56 @@ def load_baseline(path: Path) -> Baseline:
         return _read_baseline(file, header, lines[1:])
     if schema.startswith(BASELINE_SCHEMA.split("/")[0]):
         raise ResultsError(f"{file}: baseline of schema {schema!r}; this version reads {BASELINE_SCHEMA!r}")
-    return Baseline(tuple(read_records(file)), _run_meta(file.with_name("run.json")), dict(_run_heads(file.parent)))
+    meta = _run_meta(file.with_name("run.json"))
+    return Baseline(tuple(read_records(file)), meta, dict(_run_heads(file.parent)), file)
+
+
+def meta_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What measured a run, as a header holds it: `META_KEYS`, and what else tells its model and its engine.
+
+    Args:
+        facts: What its `run.json` says.
+    """
+    meta = {key: str(facts[key]) for key in META_KEYS if facts.get(key) is not None}
+    known = Identities.of_facts(facts)
+    by = facts.get("answered_by")
+    if isinstance(by, Mapping):
+        sides = known.models.get(str(by.get("model"))), known.engines.get(str(by.get("engine")))
+        meta |= {key: value for side in sides if side for key, value in _header_fields(side)}
+    return meta
+
+
+def _header_fields(identity: Identity) -> Iterator[tuple[str, str]]:
+    """The fields that `META_KEYS` do not say; all files of a kind by one hash."""
+    files: dict[str, dict[str, Any]] = {}
+    for key, value in identity.fields.items():
+        kind, _, name = key.rpartition("/")
+        if kind:
+            files.setdefault(kind, {})[name] = value
+        elif key not in _IN_META_KEYS and value is not False and value != "none":
+            yield key, shown(value)
+    for kind, named in files.items():
+        yield f"{kind}{HASH}", Identity(named).key
 
 
 def meta_differences(baseline: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
-    """A warning for each key of `META_KEYS`, or beside them, that the two sides do not share."""
+    """A warning for each key of `META_KEYS`, or beside them, that the two sides do not share.
+
+    Hashes of a model's files, which baselines of before do not hold, are compared where both sides say them.
+    """
     if current and not baseline:
         return ["the baseline does not say which model and engine measured it"]
     keys = dict.fromkeys((*META_KEYS, *baseline, *current))
+    compared = [key for key in keys if not key.endswith(HASH) or (key in baseline and key in current)]
     return [
-        f"{key} differs: {baseline.get(key, 'unknown')} in the baseline, {current.get(key, 'unknown')} now"
-        for key in keys
+        f"{key} differs: {_said(baseline, key)} in the baseline, {_said(current, key)} now"
+        for key in compared
         if baseline.get(key) != current.get(key)
     ]
+
+
+def _said(meta: Mapping[str, str], key: str) -> str:
+    return meta.get(key, "unknown" if key in META_KEYS else "not said")
 
 
 def _read_baseline(file: Path, header: Mapping[str, Any], lines: Sequence[str]) -> Baseline:
@@ -137,7 +194,11 @@ def _read_baseline(file: Path, header: Mapping[str, Any], lines: Sequence[str]) 
         raise ResultsError(f"{file}: holds {len(records)} of its {expected} cells; {_SAVE_AGAIN}")
     meta = {key: str(value) for key, value in header.items() if key not in ("schema", "cells", "heads")}
     heads = header.get("heads", {})
-    return Baseline(records, meta, {suite: _scored_rows(scores) for suite, scores in heads.items()})
+    return Baseline(records, meta, {suite: _scored_rows(scores) for suite, scores in heads.items()}, file)
+
+
+def _shown(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _record(line: str, where: str) -> Record:
@@ -150,7 +211,9 @@ def _record(line: str, where: str) -> Record:
 
 
 def _kept_fields(record: Record) -> dict[str, Any]:
-    data = record.model_dump(include=set(_KEPT), exclude_none=True) | {"cell": cell_name(record)}
+    data = record.model_dump(mode="json", include=set(_KEPT), exclude_none=True) | {"cell": cell_name(record)}
+    if record.recipe is not None:
+        data["recipe"]["haystack"] = PurePath(record.recipe.haystack).name  # the folder is one of this machine
     return {name: data[name] for name in _KEPT if data.get(name, "") != ""}
 
 
@@ -207,5 +270,4 @@ def _run_meta(file: Path) -> dict[str, str]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    known = data if isinstance(data, dict) else {}
-    return {key: str(known[key]) for key in META_KEYS if known.get(key) is not None}
+    return meta_of(data) if isinstance(data, dict) else {}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates.baseline import Baseline, meta_differences
 from retrieval_heads.gates.expression import OWN_METRIC, nearest
 from retrieval_heads.gates.fall import Change, Fall, label, measure_fall, paired_changes
+from retrieval_heads.gates.marks import Marked, mark_alike
 from retrieval_heads.gates.number import PASS_RATE, number_names
 from retrieval_heads.gates.paired import PairedTest, fall_p_value, holm, smallest_p_value
-from retrieval_heads.gates.pairing import Pair, pair_records
+from retrieval_heads.gates.pairing import pair_records
 from retrieval_heads.gates.power import seeds_to_tell, smallest_fall
+from retrieval_heads.gates.questions import Questions, compare_questions
 from retrieval_heads.gates.selection import Gap, describe, name_gaps, place
 from retrieval_heads.gates.tolerance import DEFAULT, Tolerance
 from retrieval_heads.gates.verdict import WORST_SHOWN, Inconclusive, Outcome, Verdict, plain
@@ -56,6 +58,7 @@ def compare(
     selected: Collection[str] | None = None,
     allow_new: bool = False,
     allow_skipped: bool = False,
+    allow_changed: bool = False,
     suite: str = "",
     inconclusive: Inconclusive = "fail",
 ) -> Verdict:
@@ -72,6 +75,7 @@ def compare(
         selected=selected,
         allow_new=allow_new,
         allow_skipped=allow_skipped,
+        allow_changed=allow_changed,
         suite=suite,
     )
     return judge([comparison], inconclusive)[0]
@@ -86,6 +90,7 @@ def set_against(
     selected: Collection[str] | None = None,
     allow_new: bool = False,
     allow_skipped: bool = False,
+    allow_changed: bool = False,
     suite: str = "",
 ) -> Comparison:
     """Pair a run with a baseline, cell by cell, and measure how far each number fell.
@@ -100,16 +105,26 @@ def set_against(
         selected: Names of the cells that were to be measured; without it, those of both sides.
         allow_new: A selected cell that the baseline lacks stays out instead of breaking the gate.
         allow_skipped: A skipped cell stays out instead of breaking the gate.
+        allow_changed: Cells that were asked something else than the baseline's are a warning, and break no gate.
         suite: Stands before each line, where there are several suites.
 
     Raises:
         ConfigError: A tolerance names a number that no record holds, or one of which less is not worse.
     """
     records = tuple(current)
-    tolerances = _by_number(max_drop, records)
-    _check_names(tolerances, (*records, *baseline.records))
     pairing = pair_records(records, baseline.records, selected, allow_new=allow_new, allow_skipped=allow_skipped)
-    warnings = [*pairing.warnings, *_pass_marks(pairing.pairs)]
+    marked = mark_alike(pairing.pairs)
+    pairing = replace(pairing, pairs=marked.pairs)
+    judged = tuple(pair.current for pair in marked.pairs) or records
+    tolerances = _by_number(max_drop, judged)
+    _check_names(tolerances, (*records, *baseline.records, *(pair.baseline for pair in marked.pairs)))
+    questions = compare_questions(pairing.pairs, baseline.meta, meta)
+    warnings = [*pairing.warnings, *filter(None, [marked.rescored, _stale(baseline, marked, questions)])]
+    outcomes = []
+    if questions.changed and not allow_changed:
+        outcomes.append(questions.outcome(suite))
+    elif questions.changed:
+        warnings.append(questions.sentence)
     if meta is not None:
         warnings += meta_differences(baseline.meta, meta)
     compared = []
@@ -117,7 +132,7 @@ def set_against(
         changes, gaps = paired_changes(name, pairing)
         fall = measure_fall(changes, tolerance) if changes else None
         compared.append(Compared(name, tolerance, fall, gaps, pairing.total, suite))
-    return Comparison(tuple(compared), tuple(warnings))
+    return Comparison(tuple(compared), tuple(warnings), tuple(outcomes))
 
 
 def judge(comparisons: Sequence[Comparison], inconclusive: Inconclusive = "fail") -> list[Verdict]:
@@ -235,19 +250,12 @@ def _mean(side: str, changes: Iterable[Change]) -> str:
     return plain(finite_mean([getattr(change, side) for change in changes]))
 
 
-def _pass_marks(pairs: Iterable[Pair]) -> list[str]:
-    """A warning where the two sides call different answers passed."""
-    marks = {(_mark(pair.baseline), _mark(pair.current)) for pair in pairs}
-    return [
-        f"pass_rate means {before} in the baseline and {after} now"
-        for before, after in sorted(marks)
-        if before and after and before != after
-    ]
-
-
-def _mark(record: Record) -> str:
-    known = record.metric and record.threshold is not None
-    return f"{record.metric} > {record.threshold:g}" if known else ""
+def _stale(baseline: Baseline, marked: Marked, questions: Questions) -> str:
+    """What a baseline of before cannot be compared by, and the command that saves it anew; empty where all can be."""
+    reasons = [marked.stale] if marked.stale else []
+    if questions.unknown:
+        reasons.append(f"does not say what it was asked ({', '.join(questions.unknown)})")
+    return f"the baseline {' and '.join(reasons)}; save it anew: {baseline.save_command}" if reasons else ""
 
 
 def _gate(name: str, tolerance: Tolerance) -> str:

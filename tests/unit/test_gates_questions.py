@@ -1,0 +1,220 @@
+"""A baseline's cells must have been asked what the run's were; and both sides are judged by one metric."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieval_heads.gates import Baseline, Verdict, compare, load_baseline, meta_of, parse_max_drop, save_baseline
+from retrieval_heads.results import Record
+
+META = {"model": "m", "model_revision": "r", "dtype": "bfloat16", "engine": "vllm 0.32.0", "device": "cpu"}
+RECIPE: dict[str, Any] = {
+    "haystack": "/home/somebody/tales",
+    "hash": "a" * 64,
+    "tokens": 900,
+    "offset": 0,
+    "insertion": 10,
+    "repeats": 0,
+    "wording": [{"role": "user", "content": "{context} {question}"}],
+    "template_hash": "t",
+    "prompt_hash": "1" * 64,
+    "template": {"hash": "b" * 64},
+    "boundary": "sentence",
+    "sampling": {"temperature": 0.0},
+}
+OF_BEFORE = ("template", "boundary", "sampling")
+
+
+def record(depth: int, **fields: Any) -> Record:
+    recipe = fields.pop("recipe", {})
+    return Record.model_validate(
+        {
+            "cell": f"niah/tales/sf/seed_0/len_512/depth_{depth}",
+            "suite": "tale",
+            "context_length": 512,
+            "document_depth": depth,
+            "needle": "The ferry to Oslo leaves at dawn.",
+            "question": "When does the ferry to Oslo leave?",
+            "reference": "The ferry to Oslo leaves at dawn.",
+            "text": "At dawn it leaves.",
+            "scores": {"rouge1_recall_novel": 1.0, "substring": 0.0},
+            "metric": "rouge1_recall_novel",
+            "threshold": 0.5,
+            "passed": True,
+            "recipe": None if recipe is None else {**RECIPE, "prompt_hash": f"{depth}" * 8, **recipe},
+            **fields,
+        }
+    )
+
+
+def run(**fields: Any) -> tuple[Record, ...]:
+    return tuple(record(depth, **fields) for depth in (0, 50, 100))
+
+
+def judged(
+    now: tuple[Record, ...], before: tuple[Record, ...], meta: dict[str, str] | None = None, **options: Any
+) -> Verdict:
+    return compare(
+        now, Baseline(before, META), max_drop=parse_max_drop("0"), meta=meta or META, suite="niah/tale", **options
+    )
+
+
+def test_the_same_questions_are_no_gate_and_no_warning() -> None:
+    verdict = judged(run(), run())
+    assert verdict.passed
+    assert len(verdict.outcomes) == 2
+    assert verdict.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"hash": "c" * 64}, "question.haystack: aaaaaaaaaaaa in the baseline, cccccccccccc now"),
+        ({"boundary": "token"}, "question.boundary: sentence in the baseline, token now"),
+        ({"wording": [{"role": "user", "content": "{question} {context}"}]}, "question.wording: "),
+        ({"template": {"hash": "d" * 64}}, "question.template: bbbbbbbbbbbb in the baseline, dddddddddddd now"),
+        ({"template": {"hash": "b" * 64, "kwargs": {"x": 1}}}, "question.chat_template_kwargs: none in the baseline"),
+        ({"sampling": {"temperature": 0.7}}, "question.sampling.temperature: 0.0 in the baseline, 0.7 now"),
+        ({}, "question.prompt: "),
+    ],
+)
+def test_a_changed_question_fails_and_is_named_for_its_suite(change: dict[str, Any], named: str) -> None:
+    now = run(recipe={**change, "prompt_hash": "9" * 64})
+    verdict = judged(now, run())
+    (broken,) = verdict.broken
+    assert broken.line().startswith(f"niah/tale: 3 of 3 cells are not asked what the baseline was asked: {named}")
+    assert "--rh-allow-changed" in broken.sentence
+    allowed = judged(now, run(), allow_changed=True)
+    assert allowed.passed
+    assert named in " ".join(allowed.warnings)
+
+
+def test_a_part_of_the_cells_is_counted() -> None:
+    now = (*run(recipe={"boundary": "token"})[:1], *run()[1:])
+    (broken,) = judged(now, run()).broken
+    assert "1 of 3 cells" in broken.sentence
+
+
+def test_of_pydoc_it_is_said_why_its_text_may_differ() -> None:
+    (broken,) = judged(run(recipe={"haystack": "pydoc", "hash": "c" * 64}), run()).broken
+    assert "pydoc is Python's own help, which changes with its version" in broken.sentence
+
+
+def test_another_models_own_template_and_tokens_are_the_models() -> None:
+    other = run(recipe={"template": {"hash": "d" * 64, "kwargs": {"thinking": False}}, "prompt_hash": "9" * 64})
+    verdict = judged(other, run(), {**META, "model": "other"})
+    assert verdict.passed
+    assert verdict.warnings == ("model differs: m in the baseline, other now",)
+    given = run(recipe={"template": {"hash": "d" * 64, "is_given": True}})
+    assert not judged(given, run(), {**META, "model": "other"}).passed
+
+
+def test_another_tokenizer_of_the_same_model_is_no_other_question() -> None:
+    now = run(recipe={"prompt_hash": "9" * 64})
+    assert judged(now, run(), {**META, "model_revision": "s"}).passed
+
+
+def test_a_run_of_before_is_compared_by_what_it_says() -> None:
+    before = run(recipe=dict.fromkeys(OF_BEFORE[:1]) | {"boundary": "", "sampling": None})
+    verdict = judged(run(), before)
+    assert verdict.passed
+    (warning,) = verdict.warnings
+    assert warning.startswith("the baseline does not say what it was asked (boundary, sampling); save it anew: ")
+    changed = run(recipe={"hash": "c" * 64})
+    assert not judged(changed, before).passed
+    assert not judged(run(recipe={"template_hash": "u"}), before).passed
+
+
+def test_a_baseline_of_before_is_one_warning_with_the_command_that_saves_it_anew(tmp_path: Path) -> None:
+    lines = [{"schema": "retrieval-heads-baseline/1", "cells": 3, **META}]
+    for one in run():
+        kept = (
+            "cell",
+            "suite",
+            "status",
+            "context_length",
+            "document_depth",
+            "metric",
+            "threshold",
+            "passed",
+            "scores",
+        )
+        lines.append({key: getattr(one, key) for key in kept})
+    file = tmp_path / "suites" / "baselines" / "main.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    now = run(metric="new", threshold=0.0, passed=False, scores={"new": 0.0, "rouge1_recall_novel": 1.0})
+    verdict = compare(now, load_baseline(file), max_drop=parse_max_drop("0"), meta={**META, "weights_hash": "w"})
+    assert verdict.passed, "judged by the baseline's own metric and threshold, nothing fell"
+    assert verdict.warnings == (
+        "the baseline was judged by rouge1_recall_novel > 0.5, and so is this run here, not by its own new > 0 and "
+        "does not say what it was asked (haystack, wording, chat template, boundary, sampling); save it anew: "
+        f"pytest {tmp_path / 'suites'} ... --rh-save-baseline main",
+    )
+
+
+def test_a_fall_is_found_by_the_baselines_own_metric() -> None:
+    now = run(metric="new", threshold=0.0, scores={"rouge1_recall_novel": 0.2, "new": 1.0})
+    before = run(reference="", text="")
+    verdict = judged(now, before)
+    assert {outcome.gate.split(" <=")[0] for outcome in verdict.broken} == {
+        "drop of rouge1_recall_novel",
+        "drop of pass_rate",
+    }
+
+
+def test_a_baseline_with_answers_is_scored_again(tmp_path: Path) -> None:
+    file = tmp_path / "b.jsonl"
+    save_baseline(run(), META, file)
+    now = run(metric="rougeL_recall_novel", threshold=0.4, scores={"rougeL_recall_novel": 0.5}, passed=True)
+    verdict = compare(now, load_baseline(file), max_drop=parse_max_drop("0.9"), meta=META)
+    assert {outcome.gate.split(" <=")[0] for outcome in verdict.outcomes} == {
+        "drop of rougeL_recall_novel",
+        "drop of pass_rate",
+    }
+    (warning,) = verdict.warnings
+    assert warning == (
+        "the baseline's answers were scored again by rougeL_recall_novel > 0.4; "
+        "they had been judged by rouge1_recall_novel > 0.5"
+    )
+
+
+def test_a_saved_baseline_keeps_question_and_answer_and_no_path(tmp_path: Path) -> None:
+    file = tmp_path / "b.jsonl"
+    save_baseline(run(), META, file)
+    stored = load_baseline(file).records[0]
+    assert stored.recipe == replace_haystack(record(0))
+    assert (stored.text, stored.reference, stored.question) == (record(0).text, record(0).reference, record(0).question)
+    assert "somebody" not in file.read_text("utf-8")
+    assert judged(run(), load_baseline(file).records).warnings == ()
+
+
+def replace_haystack(one: Record) -> Any:
+    assert one.recipe is not None
+    return one.recipe.model_copy(update={"haystack": "tales"})
+
+
+def test_the_header_says_what_else_tells_model_and_engine() -> None:
+    fields = {"dtype": "bfloat16", "quantization": "fp8", "weights/a.safetensors": "1", "weights/b.safetensors": "2"}
+    facts = {
+        **META,
+        "answered_by": {"model": "M", "engine": "E"},
+        "identities": {
+            "models": {"M": {"name": "m", "fields": fields}},
+            "engines": {"E": {"fields": {"version": "vllm", "traced": False, "enforce_eager": True}}},
+        },
+    }
+    meta = meta_of(facts)
+    assert META.items() <= meta.items()
+    assert meta["quantization"] == "fp8"
+    assert meta["enforce_eager"] == "true"
+    assert meta.keys() - META.keys() == {"quantization", "enforce_eager", "weights_hash"}
+    plain = replace(Baseline(run(), META), meta=META)
+    verdict = compare(run(), plain, max_drop=parse_max_drop("0"), meta=meta)
+    assert "quantization differs: not said in the baseline, fp8 now" in verdict.warnings
+    assert verdict.passed

@@ -2,8 +2,8 @@
 
 By command: `python tests/faults/kill_loop.py --rounds 1000` (the stand-in engine), `--engine real --rounds 20` (vLLM
 and SmolLM2). A round starts a session and kills something of it: pytest, its whole process group, a worker of xdist, or
-the engine, by SIGKILL, SIGTERM or SIGINT, once a drawn number of records stands on disk or at a drawn moment of its start.
-The next round resumes it, and is killed too, until a suite is answered; then another folder begins.
+the engine, by SIGKILL, SIGTERM or SIGINT, once a drawn number of records stands on disk or at a drawn moment of its
+start. The next round resumes it, and is killed too, until a suite is answered; then another folder begins.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import forked
 import yaml
 
 _HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ from retrieval_heads.results import Record, parse_record  # noqa: E402
 ANSWERED = ("pass", "low")
 PATIENCE = 120.0
 """Seconds in which every process must be gone after a kill: a hang is told from a slow machine."""
-_MARK = "RH_KILL_LOOP"
+MARK = "RH_KILL_LOOP"
 _CONFTEST = """\
 import sys
 
@@ -45,6 +46,7 @@ EngineProcess.server = "stand_in_engine"
 sys.modules.setdefault("scipy", None)  # nltk, which stems words, takes a second for it; nothing here uses it
 """
 
+Process = subprocess.Popen[bytes] | forked.Forked
 Target = Literal["pytest", "group", "worker", "engine"]
 TARGETS: tuple[Target, ...] = ("pytest", "group", "worker", "engine")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -94,14 +96,21 @@ class KillLoop:
         seed: Draws what is killed, how and when.
         engine: `stand-in` or `real`.
         cells: Of the suite.
+        forks: Whether sessions and stand-in engines are copies of this process (`forked`); workers never are.
     """
 
-    def __init__(self, folder: Path, *, seed: int, engine: str = "stand-in", cells: int = 24) -> None:
+    def __init__(
+        self, folder: Path, *, seed: int, engine: str = "stand-in", cells: int = 24, forks: bool = False
+    ) -> None:
         self.folder = folder
         self.tally = Tally()
         self._draw = random.Random(seed)
         self._engine = engine
         self._cells = cells
+        self._forks = forks
+        self._distributed = 0.1 if forks else 0.3
+        # A copy of this process shows the environment with which this one was started.
+        self._mark = os.environ[MARK] if forks else str(folder)
         self._run = 0
         self._seen: dict[str, tuple[str, str]] = {}
         """Of the run at hand: request and answer of each cell that was on disk after an earlier kill."""
@@ -118,7 +127,7 @@ class KillLoop:
             (self.folder / "tales").mkdir()
             tale = "Once upon a time there was a boat. It sailed far away. Nobody saw it again.\n" * 20
             (self.folder / "tales" / "a.txt").write_text(tale)
-            (self.folder / "conftest.py").write_text(_CONFTEST)
+            (self.folder / "conftest.py").write_text(_CONFTEST + (forked.CONFTEST if self._forks else ""))
         else:
             model = {"model": "SmolLM2-135M-Instruct", "max_model_len": 1024, "enforce_eager": True}
             haystack, needle = "pydoc", FERRY
@@ -152,7 +161,7 @@ class KillLoop:
             Lost: A promise was broken.
         """
         self.tally.rounds += 1
-        is_distributed = self._draw.random() < 0.3
+        is_distributed = self._draw.random() < self._distributed
         target = self._draw.choice(TARGETS if is_distributed else (*TARGETS[:2], "engine"))
         number = self._draw.choice(SIGNALS)
         before = len(self._seen)
@@ -215,44 +224,30 @@ class KillLoop:
         self._run += 1
         self._seen = {}
 
-    def _start(self, is_distributed: bool) -> subprocess.Popen[bytes]:
+    def _start(self, is_distributed: bool) -> Process:
         served = self.folder / "served"
         served.unlink(missing_ok=True)
         behaviour = Behaviour(delay=0.02, served=str(served), start_seconds=0.05)
-        arguments = [
-            "tale.yaml",
-            "--rh-config",
-            "config.yaml",
-            "--rh-set",
-            f"output_dir={self._out}",
-            "--rh-resume",
-            "-q",
-        ]
-        arguments += [
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:hypothesispytest",
-            "-p",
-            "no:typeguard",
-            "-p",
-            "no:anyio",
-        ]
-        paths = [str(_HERE.parent / "plugin"), str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
+        arguments = ["tale.yaml", "--rh-config", "config.yaml", "--rh-set", f"output_dir={self._out}"]
+        arguments += ["--rh-resume", "-q", *(["-n", "2"] if is_distributed else [])]
+        for plugin in ("cacheprovider", "hypothesispytest", "typeguard", "anyio"):
+            arguments += ["-p", f"no:{plugin}"]
+        paths = [str(_HERE), str(_HERE.parent / "plugin"), str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
             VARIABLE: behaviour.environment(),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "TMPDIR": str(self._temporary),
             "VLLM_CPU_KVCACHE_SPACE": "1",
-            _MARK: str(self.folder),
+            MARK: self._mark,
         }
         for variable in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "CI", "GITHUB_STEP_SUMMARY"):
             environment.pop(variable, None)
         with (self.folder / "printed").open("wb") as printed:
+            if self._forks:
+                return forked.session(arguments, self.folder, environment, printed.fileno())
             return subprocess.Popen(
-                [sys.executable, "-m", "pytest", *arguments, *(["-n", "2"] if is_distributed else [])],
+                [sys.executable, "-m", "pytest", *arguments],
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -263,14 +258,14 @@ class KillLoop:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
-    def _wait_for(self, session: subprocess.Popen[bytes], records: int) -> None:
+    def _wait_for(self, session: Process, records: int) -> None:
         give_up = time.monotonic() + PATIENCE
         while session.poll() is None and self._count() < records:
             if time.monotonic() > give_up:
                 raise Lost(f"a hang: {self._count()} of {records} records after {PATIENCE} s\n{self._printed()}")
             time.sleep(0.005)
 
-    def _wait_for_end(self, session: subprocess.Popen[bytes], killed: str) -> None:
+    def _wait_for_end(self, session: Process, killed: str) -> None:
         try:
             session.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -279,7 +274,7 @@ class KillLoop:
         while orphans := self._alive():
             if time.monotonic() > give_up:
                 raise Lost(f"orphans after {killed}: {orphans}")
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def _count(self) -> int:
         try:
@@ -287,19 +282,22 @@ class KillLoop:
         except OSError:
             return 0
 
-    def _processes(self, session: subprocess.Popen[bytes], target: Target) -> list[int]:
+    def _processes(self, session: Process, target: Target) -> list[int]:
         """Whom the signal goes to; pytest where what was drawn is not there yet."""
         if target in ("pytest", "group"):
             return [session.pid]
         others = [(process, command) for process, command in self._alive() if process != session.pid]
-        engines = [process for process, command in others if "engine" in command.partition("\0-m\0")[2]]
+        if self._forks:
+            engines = [process for process, command in others if "kill_loop" in command]
+        else:
+            engines = [process for process, command in others if "engine" in command.partition("\0-m\0")[2]]
         workers = [process for process, command in others if process not in engines and "tracker" not in command]
         return (engines if target == "engine" else workers)[:1] or [session.pid]
 
     def _alive(self) -> list[tuple[int, str]]:
         """Processes of this loop's sessions, however far from them by now, with their command lines."""
         found = []
-        mark = f"{_MARK}={self.folder}".encode()
+        mark = f"{MARK}={self._mark}".encode()
         for process in Path("/proc").iterdir():
             if not process.name.isdigit() or int(process.name) == os.getpid():
                 continue
@@ -355,15 +353,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=14)
     parser.add_argument("--engine", choices=["stand-in", "real"], default="stand-in")
+    parser.add_argument("--fork", action="store_true", help="start sessions as copies of one process: faster")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kill-loop-"))
-    loop = KillLoop(folder, seed=options.seed, engine=options.engine, cells=24 if options.engine == "stand-in" else 12)
+    if options.fork and MARK not in os.environ:
+        os.environ[MARK] = str(folder)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    if options.fork:
+        forked.preload()
+    cells = 24 if options.engine == "stand-in" else 12
+    loop = KillLoop(folder, seed=options.seed, engine=options.engine, cells=cells, forks=options.fork)
     began = time.monotonic()
     try:
         for number in range(options.rounds):
             loop.round()
             if (number + 1) % 50 == 0:
-                print(f"{number + 1} rounds, {time.monotonic() - began:.0f} s", flush=True)
+                print(f"after {time.monotonic() - began:.0f} s: {loop.tally.lines()[0]}", flush=True)
         loop.finish()
     except Lost as error:
         sys.exit(f"round {loop.tally.rounds} of seed {options.seed}, in {folder}: {error}")

@@ -171,7 +171,8 @@ class Host:
     def pytest_report_header(self) -> str | None:
         """One line, when a config is in play."""
         path = config_file(self._config)
-        return f"rh: {path}, model {self._settings.model.model or '(named by the suite)'}" if path else None
+        model = self._settings.model.model or "(named by the suite)"
+        return without_secrets(f"rh: {path}, model {model}") if path else None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

@@ -26,6 +26,7 @@ from retrieval_heads.config import Settings, is_whole_suite, overlay, overrides,
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.kinds import is_suite, is_yaml, kind_said
+from retrieval_heads.redaction import without_values
 from retrieval_heads.results import Record, dump_record
 from retrieval_heads.scoring import load_rouge, score_answer
 from retrieval_heads.suite import Suite, load_suite
@@ -152,6 +153,7 @@ class Run:
             died = str(call.excinfo.value) if call.excinfo and isinstance(call.excinfo.value, EngineDied) else None
             record = json.loads(dump_record(item.record)) if item.record else None
             vars(report).update(rh=record, rh_died=died)
+        _take_out_secrets(report)
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -200,6 +202,18 @@ class Run:
         if self._config.args_source is not pytest.Config.ArgsSource.ARGS:
             args.clear()
         args.append(path)
+
+
+def _take_out_secrets(report: pytest.TestReport) -> None:
+    """Of every test of the session: a user's own may print or compare what `rh_config` holds."""
+    if isinstance(report.longrepr, tuple):
+        path, line, reason = report.longrepr
+        report.longrepr = (path, line, without_values(reason))
+    elif report.longrepr is not None:
+        text = str(report.longrepr)
+        if (clean := without_values(text)) != text:
+            report.longrepr = clean
+    report.sections = [(name, without_values(text)) for name, text in report.sections]
 
 
 def _record(item: CellItem, result: dict[str, Any]) -> Record:

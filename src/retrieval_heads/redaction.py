@@ -145,7 +145,8 @@ def _secrets_in(data: Any, *, is_secret: bool) -> Iterator[str]:
     elif is_secret and data is not None and not isinstance(data, bool):
         yield str(data)
     elif isinstance(data, str):
-        yield from (found["credentials"] for found in _IN_URL.finditer(data))
+        for found in _IN_URL.finditer(data):
+            yield from (found["credentials"], found["credentials"].partition(":")[2])
 
 
 def _is_telling(value: str, shortest: int) -> bool:

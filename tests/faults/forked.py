@@ -1,4 +1,4 @@
-"""Sessions and stand-in engines as copies of one process that has loaded everything, which takes a fifth of the time."""
+"""Sessions and stand-in engines as copies of one process that has loaded everything: a fifth of the time."""
 
 from __future__ import annotations
 

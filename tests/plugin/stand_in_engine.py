@@ -48,6 +48,7 @@ class Behaviour:
         gpus: The GPUs that can be seen; `None` for a CPU.
         bad_gpu: The one on which an engine fails, crashes or dies, and no other does.
         served: A file that gets a line for each request: the engine's GPU and the request's name.
+        says: What it prints at its start: `model`, its arguments, or the value of an environment variable.
     """
 
     starts: str = os.devnull
@@ -66,6 +67,7 @@ class Behaviour:
     gpus: Sequence[str] | None = None
     bad_gpu: str | None = None
     served: str = os.devnull
+    says: Sequence[str] = ()
 
     def environment(self) -> str:
         """For `VARIABLE`."""
@@ -100,6 +102,9 @@ class Engine:
             self.told = replace(self.told, fail=None, crash=False, die_after=None, fail_after=None)
         if self.told.asked and Path(self.told.asked).exists():
             self.number = len(Path(self.told.asked).read_text().split())
+        for name in self.told.says:
+            said = " ".join(f"{key} {value}" for key, value in self.arguments.items())
+            print(f"told {said}" if name == "model" else os.environ[name], flush=True)
         time.sleep(self.told.start_seconds)
         if self.told.crash:
             print("the last words of the engine", flush=True)

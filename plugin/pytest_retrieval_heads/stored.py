@@ -38,7 +38,7 @@ def check_answers(plan: Plan, loaded: Identities | None = None) -> list[str]:
             except ConfigError as error:
                 raise ConfigError(f"{suite}: {error}") from None
             if warning:
-                warnings.append(f"{suite}: {warning}")
+                warnings.append(f"WARN {suite}: {warning}")
     return warnings
 
 

@@ -121,7 +121,7 @@ def load_suite(path: Path, config: Mapping[str, Any] | None = None, sets: Mappin
     own, config, sets = read_settings(path), config or {}, sets or {}
     if own.get("kind", "niah") != config.get("kind", own.get("kind", "niah")):
         # A config that is a suite of another kind says nothing of what this one asks.
-        config = {key: value for key, value in config.items() if key not in ("kind", "from_results")}
+        config = {key: value for key, value in config.items() if key not in ("kind", "from_results", "from_model")}
     settings = resolve(overlay(overlay(own, config), sets), str(path))
     written = _Written(path, {} if config == own else config, sets)
     settings = _with_expected(settings, written)

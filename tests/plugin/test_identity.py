@@ -216,7 +216,7 @@ class TestStoredAnswers:
         result = self.traced(project)
         result.assert_outcomes(passed=1)
         result.stdout.fnmatch_lines(
-            ["detect/again: *records that do not say which model answered; they are traced as *"]
+            ["WARN detect/again: *records that do not say which model answered; they are traced as *"]
         )
 
     def test_ours_without_a_word_on_the_model_are_refused(self, project: Project) -> None:

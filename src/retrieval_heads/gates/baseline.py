@@ -213,7 +213,8 @@ def _record(line: str, where: str) -> Record:
 def _kept_fields(record: Record) -> dict[str, Any]:
     data = record.model_dump(mode="json", include=set(_KEPT), exclude_none=True) | {"cell": cell_name(record)}
     if record.recipe is not None:
-        data["recipe"]["haystack"] = PurePath(record.recipe.haystack).name  # the folder is one of this machine
+        source = PurePath(record.recipe.haystack)
+        data["recipe"]["haystack"] = source.name if source.is_absolute() else str(source)  # no path of this machine
     return {name: data[name] for name in _KEPT if data.get(name, "") != ""}
 
 

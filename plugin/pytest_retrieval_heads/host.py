@@ -120,7 +120,7 @@ class Host:
         earlier = str(folder.results) if folder.earlier else None
         hello = {
             "model": plan.model,
-            "replicas": plan.replicas,
+            **plan.engine,
             "traced": plan.traced,
             "haystacks": plan.haystacks,
             "earlier": earlier,

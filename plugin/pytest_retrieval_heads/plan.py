@@ -26,7 +26,7 @@ class Plan:
 
     Args:
         model: The `model` section, the same for every suite.
-        replicas: How many engines, or `auto`.
+        engine: The `engine` section, the same for every suite.
         suites: Each suite's resolved settings, by kind and name: `niah/demo`.
         files: Each suite's file.
         haystacks: Their sources.
@@ -42,7 +42,7 @@ class Plan:
     """
 
     model: dict[str, Any]
-    replicas: int | str
+    engine: dict[str, Any]
     suites: dict[str, dict[str, Any]]
     files: dict[str, str]
     haystacks: list[str]
@@ -77,7 +77,9 @@ class Plan:
         elif any(other.model != first.model for other in every):
             error = f"the suites {', '.join(asked)} name different models; one run has one engine"
         elif any(other.engine != first.engine for other in every):
-            error = f"the suites {', '.join(asked)} name different engine.replicas; one run has one engine"
+            odd = [key for key, value in first.engine if any(getattr(other.engine, key) != value for other in every)]
+            keys = ", ".join(f"engine.{key}" for key in odd)
+            error = f"the suites {', '.join(asked)} name different {keys}; one run has one engine"
         elif any(other.output_dir != first.output_dir for other in every):
             error = f"the suites {', '.join(asked)} name different output_dirs; one run has one folder"
         elif first.model.model is None:
@@ -86,7 +88,7 @@ class Plan:
             error = next((f"{suite.id}: {broken}" for suite in suites if (broken := _unfound(suite, suites))), None)
         return cls(
             model=first.model.model_dump(),
-            replicas=first.engine.replicas,
+            engine=first.engine.model_dump(),
             suites={suite.id: suite.resolved() for suite in suites},
             files={suite.id: str(suite.path) for suite in suites},
             haystacks=sorted({suite.source for suite in suites if not suite.settings.from_results}),
@@ -148,7 +150,7 @@ class Plan:
         """What `config.yaml` says: one suite's settings, or each suite's by name."""
         if len(self.suites) == 1:
             return next(iter(self.suites.values()))
-        return {"suites": self.suites} if self.suites else {"model": self.model, "engine": {"replicas": self.replicas}}
+        return {"suites": self.suites} if self.suites else {"model": self.model, "engine": self.engine}
 
 
 def awaited(suite: Suite) -> str | None:

@@ -7,6 +7,7 @@ of which model. Later ones win: suite, then config, then `--rh-set`. Nothing her
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -101,6 +102,10 @@ class Engine(Section):
 
     replicas: Literal["auto"] | int = 1
     """How many engines, each on a GPU of its own; `auto`: as many as there are GPUs, or one on a CPU."""
+    silence: float | None = 900
+    """Seconds without a step or another sign of life, after which an engine is ended; `null` waits for ever."""
+    start_limit: float | None = 3600
+    """Seconds that an engine may take until its model is loaded; `null` waits for ever."""
 
     @field_validator("replicas", mode="before")
     @classmethod
@@ -108,6 +113,13 @@ class Engine(Section):
         if replicas != "auto" and (type(replicas) is not int or replicas < 1):
             raise ValueError(f"expected auto or a number of engines, 1 or more; found {replicas!r}")
         return replicas
+
+    @field_validator("silence", "start_limit", mode="before")
+    @classmethod
+    def _seconds(cls, limit: Any) -> Any:
+        if limit is not None and (type(limit) not in (int, float) or not 0 < limit < math.inf):
+            raise ValueError(f"expected a number of seconds above 0, or null for no limit; found {limit!r}")
+        return limit
 
 
 class Haystack(Section):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,9 @@ class Behaviour:
         start_seconds: How long the start takes.
         delay: Seconds for each answer, one after the other; at 0 all are answered in one step.
         die_after: How many answers it gives before it is killed; `fail_after`, before its step raises.
+        stall_after: How many answers it gives before nothing moves any more, and how that comes (`stall`): a step that
+            `sleep`s, steps that do nothing (`spin`), one that keeps the interpreter to itself (`hold`), a process that
+            is stopped (`stop`).
         tokenizer: `words` or `bytes`.
         retrieval_heads: Heads that copy, of four layers of four: masked, it answers wrongly.
         asked: A file that gets a line for each engine, at its end: how many requests it was given.
@@ -61,6 +65,8 @@ class Behaviour:
     delay: float = 0
     die_after: int | None = None
     fail_after: int | None = None
+    stall_after: int | None = None
+    stall: str = "sleep"
     tokenizer: str = "words"
     retrieval_heads: Sequence[Sequence[int]] = ()
     asked: str | None = None
@@ -94,12 +100,13 @@ class Engine:
     answered: int = 0
     asked: int = 0
     number: int = 0
+    has_moved: bool = True
 
     def __post_init__(self) -> None:
         self.told = Behaviour.from_environment()
         self.gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         if self.told.bad_gpu not in (None, self.gpu):
-            self.told = replace(self.told, fail=None, crash=False, die_after=None, fail_after=None)
+            self.told = replace(self.told, fail=None, crash=False, die_after=None, fail_after=None, stall_after=None)
         if self.told.asked and Path(self.told.asked).exists():
             self.number = len(Path(self.told.asked).read_text().split())
         for name in self.told.says:
@@ -181,10 +188,12 @@ class Engine:
         """Answer everything that waits, or with a delay the first of it."""
         time.sleep(self.told.delay)
         count = 1 if self.told.delay else len(self.waiting)
-        for limit in (self.told.die_after, self.told.fail_after):
+        for limit in (self.told.die_after, self.told.fail_after, self.told.stall_after):
             if limit is not None:
                 count = min(count, limit - self.answered)
         if self.waiting and count <= 0:
+            if self.told.stall_after is not None:
+                return self._stalled()
             self._wait_for_records()
             if self.told.fail_after is not None:
                 raise RuntimeError("the stand-in's step fails")
@@ -192,6 +201,17 @@ class Engine:
         batch, self.waiting = self.waiting[:count], self.waiting[count:]
         self.answered += len(batch)
         return [self._finished(request, ids) for request, ids in batch]
+
+    def _stalled(self) -> list[Finished]:
+        """Do nothing, in one way or another."""
+        self.has_moved = False
+        if self.told.stall == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif self.told.stall == "hold":
+            re.match(r"(a+)+$", "a" * 64 + "b")  # takes ages, and lets no other thread run meanwhile
+        elif self.told.stall == "sleep":
+            time.sleep(600)
+        return []
 
     def _wait_for_records(self) -> None:
         """Until what was answered stands in the run's results, so that tests can count it."""

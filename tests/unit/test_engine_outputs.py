@@ -20,8 +20,8 @@ def engine(*outputs: SimpleNamespace) -> Engine:
     """An engine whose next step gives these."""
     made = Engine.__new__(Engine)
     made.traced, made._edited, made._queued, made._finished = None, set(), {}, set()
-    made._hashes, made._to_replay = None, set()
-    made._engine = SimpleNamespace(step=lambda: list(outputs))
+    made._hashes, made._to_replay, made._progress = None, set(), None
+    made._engine = SimpleNamespace(step=lambda: list(outputs), engine_core=None)
     return made
 
 
@@ -52,3 +52,24 @@ def test_hashes_are_forgotten_where_no_replay_follows() -> None:
     stepping.step()
     assert forgotten == ["refused"]
     assert stepping._to_replay == {"running"}
+
+
+def test_a_step_that_computes_nothing_has_not_moved() -> None:
+    stepping = engine()
+    request = SimpleNamespace(request_id="r", num_computed_tokens=0)
+    scheduler = SimpleNamespace(running=[request], waiting=[])
+    stepping._engine.engine_core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))
+    moved = []
+    for computed in (512, 1024, 1024, 1024, 1025):
+        request.num_computed_tokens = computed
+        stepping.step()
+        moved.append(stepping.has_moved)
+    assert moved == [True, True, False, False, True]
+
+
+def test_a_core_of_its_own_is_taken_at_its_word() -> None:
+    stepping = engine()
+    stepping._engine.engine_core = SimpleNamespace()
+    stepping.step()
+    stepping.step()
+    assert stepping.has_moved

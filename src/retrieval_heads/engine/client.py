@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,9 +25,13 @@ from typing import Any
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
 from retrieval_heads.engine.private_folder import PrivateFolder
+from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError
+from retrieval_heads.files import write_whole
 
 _LOG_LINES = 12
+_LOOK = 1.0  # seconds between two looks whether a silent engine was given up
+_LAST = 10.0  # seconds that a killed process may take to go
 
 
 class EngineDied(EngineError):
@@ -162,7 +167,7 @@ class EngineClient:
         connection = self._taken()
         try:
             send(connection, message)
-            reply = receive(connection)
+            reply = self._reply(connection)
         except OSError:
             reply = None
         except BaseException:
@@ -171,11 +176,31 @@ class EngineClient:
         if reply is None:
             connection.close()
             self._is_gone = True  # nobody will listen there again: the next question need not wait for it
-            raise EngineDied("the engine process is gone")
+            raise self._died()
         self._idle.append(connection)
         if "error" in reply:
             raise (EngineDied if reply.get("is_fatal") else EngineError)(reply["error"])
         return reply
+
+    def _reply(self, connection: socket.socket) -> Message | None:
+        """Wait for the reply; `None` when the engine is gone, or was given up by who launched it.
+
+        A process that cannot be killed, as one whose GPU hangs may be, does not hang up either.
+        """
+        connection.settimeout(_LOOK)
+        while not _grave(self._address).exists():
+            with contextlib.suppress(TimeoutError):
+                connection.recv(1, socket.MSG_PEEK)
+                if not _grave(self._address).exists():  # else it is what a stopped process went on with
+                    connection.settimeout(None)
+                    return receive(connection)
+        return None
+
+    def _died(self) -> EngineDied:
+        try:
+            return EngineDied(f"the engine {_grave(self._address).read_text(encoding='utf-8')}")
+        except OSError:
+            return EngineDied("the engine process is gone")
 
     def _taken(self, patience: float = 60.0) -> socket.socket:
         """A connection that nobody else has."""
@@ -190,7 +215,7 @@ class EngineClient:
 
     def _connected(self, patience: float) -> socket.socket:
         if self._is_gone:
-            raise EngineDied("the engine process is gone")
+            raise self._died()
         give_up = time.monotonic() + patience
         while True:
             connection = socket.socket(socket.AF_UNIX)
@@ -206,8 +231,13 @@ class EngineClient:
                 return connection
 
 
+def _grave(address: Address) -> Path:
+    """The file that says why an engine was ended by who launched it, for the clients of every process."""
+    return Path(address.path).with_name("ended")
+
+
 class EngineProcess:
-    """Launches one engine process and ends it.
+    """Launches one engine process, watches it and ends it.
 
     The socket lies in a private folder of its own with a short name: UNIX socket paths hold 108 bytes at most.
 
@@ -227,7 +257,10 @@ class EngineProcess:
         self.address = Address(str(self._folder.path / "engine.sock"), secrets.token_hex(16))
         self._process: subprocess.Popen[bytes] | None = None
         self._log: EngineLog | None = None
+        self._ending = threading.Lock()
         self._is_ended = False
+        self._gave_up: str | None = None
+        """Why it was ended while somebody still waited for it."""
 
     @property
     def is_launched(self) -> bool:
@@ -239,12 +272,15 @@ class EngineProcess:
 
         Args:
             settings: What to load: `model` as in the settings, `traced` for a run that scores heads, `haystacks`, the
-                sources that cells will name, `earlier`, results of an earlier run whose answers are used again, and
-                `replicas`, how many engines or `auto`.
+                sources that cells will name, `earlier`, results of an earlier run whose answers are used again,
+                `replicas`, how many engines or `auto`, and how many seconds it may be silent (`silence`) and take to
+                load (`start_limit`).
             log: Where everything goes that the engine prints.
         """
-        where = {"socket": self.address.path, "key": self.address.key, "log": str(log)}
+        pulse = self._folder.path / "pulse"
+        where = {"socket": self.address.path, "key": self.address.key, "pulse": str(pulse), "log": str(log)}
         hello = {"run": secrets.token_hex(4), **settings, **where}
+        limits = Limits(settings.get("silence"), settings.get("start_limit"))
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.server],
             stdin=subprocess.PIPE,
@@ -260,6 +296,8 @@ class EngineProcess:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(hello).encode() + b"\n")
             self._process.stdin.flush()
+        self._watchdog = Watchdog(self._process.pid, pulse, limits, log)
+        self._watchdog.watch(self._give_up)
 
     def wait_ready(self) -> Mapping[str, Any]:
         """Wait until the model is loaded.
@@ -288,6 +326,9 @@ class EngineProcess:
         """
         if self._process is None:
             return "it was never launched"
+        if self._gave_up is not None:
+            with self._ending:  # until its stacks are in the log
+                return self._gave_up  # dead or not: a process that waits for a GPU may outlive its kill
         try:
             code = self._process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
@@ -303,14 +344,37 @@ class EngineProcess:
 
     def end(self) -> None:
         """End the process and everything it started. Nothing in it is worth waiting for."""
-        if self._process is not None and not self._is_ended:
-            self._is_ended = True  # its process id may be another's from here on
-            assert self._process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            if self._log is not None:
-                self._log.close(patience=2)
+        with self._ending:
+            if self._process is not None and not self._is_ended:
+                self._is_ended = True  # its process id may be another's from here on
+                assert self._process.stdin is not None
+                with contextlib.suppress(BrokenPipeError):
+                    self._process.stdin.close()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_LAST)
+                if self._log is not None:
+                    self._log.close(patience=2)
         self._folder.remove()
+
+    def _give_up(self, reason: str) -> None:
+        """End a process in which nothing moves, and tell everybody who waits for it why."""
+        with self._ending:
+            if self._is_ended:
+                return
+            assert self._process is not None
+            self._gave_up = reason
+            # First, for a process that was stopped goes on to write its stacks. A full disk keeps nobody waiting.
+            with contextlib.suppress(OSError):
+                write_whole(_grave(self.address), reason.encode())
+            with contextlib.suppress(OSError):
+                self._watchdog.write_stacks()
+            # A replica shares its launcher's group.
+            started = descendants(self._process.pid) if self._is_replica else []
+            for process in [self._process.pid, *started]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            if not self._is_replica:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)

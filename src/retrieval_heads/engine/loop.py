@@ -30,6 +30,7 @@ from retrieval_heads.reuse import Reuse
 Then = Callable[[Finished], None]
 
 _REPLAY = "replay "
+_REST = 1.0  # seconds that an engine with nothing to do waits for a job before it tells that it is alive
 
 
 @dataclass
@@ -51,12 +52,14 @@ class Loop:
         engine: A `retrieval_heads.engine.vllm.Engine`.
         builder: Builds cells' prompts, a bounded number ahead of the engine.
         earlier: Records of an earlier run, by the name of their cell: one whose request is the same is not asked again.
+        beat: Called at every sign of life: a job that was started, a step that moved something, a second of rest.
     """
 
     server: Server
     engine: Any
     builder: CellBuilder
     earlier: Mapping[str, Record] = field(default_factory=dict)
+    beat: Callable[[], None] = lambda: None
     in_flight: dict[str, Then] = field(default_factory=dict)
     """What to do as each request finishes."""
     held: dict[str, list[str]] = field(default_factory=dict)
@@ -87,12 +90,16 @@ class Loop:
                     break
                 since = clock() if since is None else since
                 self._guarded(key, self._start, key)
+                self.beat()
             if not self.in_flight:
+                self.beat()
                 since = None
                 continue
             began = clock()
             found = self.engine.step()
             ended = clock()
+            if getattr(self.engine, "has_moved", True):
+                self.beat()
             self.server.done.count_step(ended - began, began - (since or began))
             since = ended
             for finished in found:
@@ -105,7 +112,7 @@ class Loop:
                 since = None  # what it waits for is no work of ours
 
     def _next(self) -> str:
-        """The next job to start; waits for one only when there is nothing else to do.
+        """The next job to start; waits for one, a second at most, only when there is nothing else to do.
 
         Raises:
             queue.Empty: There is none now.
@@ -119,7 +126,9 @@ class Loop:
             else:
                 if is_known:
                     self.released.extend(self.held.pop(suite))
-        return self.released.popleft() if self.released else self.server.waiting.get(block=not self.in_flight)
+        if self.released:
+            return self.released.popleft()
+        return self.server.waiting.get(block=not self.in_flight, timeout=_REST)
 
     def _guarded(self, key: str, action: Callable[[Any], None], argument: Any) -> None:
         """Do what may go wrong for one job alone: it is told, and the others go on."""

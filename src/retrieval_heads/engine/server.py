@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from retrieval_heads.engine.messages import OPENING, Message, receive, send
+from retrieval_heads.engine.watchdog import Pulse, write_stacks_on_signal
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.redaction import keep_secret, without_secrets
 
@@ -226,14 +227,16 @@ class Server:
 
 def main() -> None:
     """Serve until standard input ends."""
+    write_stacks_on_signal()
     hello = json.loads(sys.stdin.buffer.readline())
     keep_secret(hello)
+    pulse = Pulse(Path(hello["pulse"]))
     _stay_at(hello.get("place") or {})
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     server = Server(hello["key"])
     server.listen(hello["socket"])
     try:
-        run = _load(server, hello)
+        run = _load(server, hello, pulse)
         run()
     except RetrievalHeadsError as error:
         server.failed(str(error))
@@ -242,7 +245,7 @@ def main() -> None:
         from retrieval_heads.engine.vllm import plain_reason
 
         server.failed(f"{type(error).__name__}: {plain_reason(error)}")
-    threading.Event().wait()  # clients read why; the launcher ends this process
+    pulse.rest()  # clients read why; the launcher ends this process
 
 
 def _stay_at(place: Message) -> None:
@@ -252,12 +255,14 @@ def _stay_at(place: Message) -> None:
         os.sched_setaffinity(0, place["cores"])
 
 
-def _load(server: Server, hello: Message) -> Callable[[], None]:
+def _load(server: Server, hello: Message, pulse: Pulse) -> Callable[[], None]:
     if hello.get("replicas", 1) != 1:
         from retrieval_heads.engine.replicas import Router, places
 
         found = places(hello["replicas"], hello["model"])
         if len(found) > 1:
+            # Each replica is watched by itself. What this process waits for is theirs.
+            threading.Thread(target=pulse.rest, daemon=True).start()
             return Router.launched(server, hello, found).run
 
     from retrieval_heads import identity
@@ -293,8 +298,9 @@ def _load(server: Server, hello: Message) -> Callable[[], None]:
     # Read before anybody is told that the engine is ready, and may write there.
     earlier = complete_answers(Path(hello["earlier"])) if hello.get("earlier") else {}
     start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}
+    pulse.beat()
     server.started({"model": name, **engine.info, "start_seconds": start_seconds, "identities": identities.to_json()})
-    return Loop(server, engine, builder, earlier).run
+    return Loop(server, engine, builder, earlier, beat=pulse.beat).run
 
 
 def _end_with_launcher() -> None:
@@ -310,3 +316,5 @@ def _end_with_launcher() -> None:
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # in a process that vLLM has spawned
+    write_stacks_on_signal()

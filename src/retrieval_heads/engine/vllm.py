@@ -125,6 +125,9 @@ class Engine:
         """Requests added with `is_replayed` whose replay has not come."""
         self._finished: set[str] = set()
         """Requests that the last step finished."""
+        self.has_moved = True
+        """Whether the last step computed something, as far as can be seen."""
+        self._progress: object = None
         self.start_seconds = {"import": time.perf_counter() - began}
         """What the start took: importing vLLM, the engine (load, profile, caches), and what tracing adds to it."""
         began = time.perf_counter()
@@ -348,10 +351,23 @@ class Engine:
         self._edited -= edited
         collected = self.traced.collect(sorted(edited)) if edited else {}
         self._finished = set(outputs)
+        progress = self._computed()
+        self.has_moved = bool(outputs) or progress is None or progress != self._progress
+        self._progress = progress
         return [
             _finished(output, self._queued.pop(name, None), *collected.get(name, ()))
             for name, output in outputs.items()
         ]
+
+    def _computed(self) -> object:
+        """What changes with each step that computes something; `None` where vLLM's core is a process of its own, whose
+        steps come back when they have.
+        """
+        scheduler = getattr(getattr(self._engine.engine_core, "engine_core", None), "scheduler", None)
+        if scheduler is None:
+            return None
+        running = [(request.request_id, request.num_computed_tokens) for request in scheduler.running]
+        return running, len(scheduler.waiting)
 
     def _forget_hashes(self) -> None:
         """Of prompts that were answered and not replayed: the answer was an error, or vLLM refused the replay."""

@@ -432,14 +432,20 @@ if INTERPRETED or COMPILED:
 
 
 @pytest.mark.parametrize(("score_layers", "device"), LAYERS)
-@pytest.mark.parametrize("scales", ["one for all", "one each"])
-def test_layers_together_score_as_layers_alone(score_layers: Any, device: str, scales: str) -> None:
+@pytest.mark.parametrize(
+    "k_scale",
+    [
+        pytest.param(torch.tensor([0.5]), id="one for all"),
+        pytest.param(torch.tensor([0.5, 0.25, 2.0]), id="one a layer"),
+        pytest.param(torch.tensor([[0.5, 0.03], [0.25, 0.7], [2.0, 1.0]]), id="one a KV head"),
+    ],
+)
+def test_layers_together_score_as_layers_alone(score_layers: Any, device: str, k_scale: Any) -> None:
     case = plain(5, 90, heads=4, kv_heads=2, span=(20, 50), sliding_window=70, k_scale=0.5)
     cache, ids = case.paged(seeded())
     caches = [(cache.float() * size).to(FP8).view(torch.uint8).to(device) for size in (1.0, 2.0, 0.5)]
     q = torch.stack([case.q, case.q.flip(0), case.q.flip(1)])
     sinks = torch.randn(3, 4, generator=seeded())
-    k_scale = torch.tensor([0.5] if scales == "one for all" else [0.5, 0.25, 2.0])
     options = {name: value for name, value in case.options.items() if name not in ("sinks", "k_scale")}
     together = score_layers(
         q.to(device),
@@ -451,7 +457,7 @@ def test_layers_together_score_as_layers_alone(score_layers: Any, device: str, s
         k_scale=k_scale.to(device),
     )
     for layer in range(3):
-        keys = caches[layer].cpu().view(FP8).float() * k_scale[layer % len(k_scale)]
+        keys = caches[layer].cpu().view(FP8).float() * k_scale[layer % len(k_scale)].view(1, -1, 1, 1)
         options["sinks"] = sinks[layer]
         alone = attention.score_rows(q[layer], keys, ids, case.first_position, **options)
         assert torch.equal(together.argmax[layer].cpu(), alone.argmax)

@@ -76,7 +76,8 @@ def score_rows(
         soft_cap: None or 0 is none.
         sinks: `[query_heads]`, a logit per head that joins `logsumexp` and is no position.
         alibi_slopes: `[query_heads]`.
-        k_scale: What a key is multiplied by (quantised caches): a number, or a tensor of one element.
+        k_scale: What a key is multiplied by (quantised caches), above 0: a number, a tensor of one element, or of one
+            for each KV head, `[1, kv_heads]`.
 
     Raises:
         ValueError: Shapes, dtypes or numbers that do not fit together, named.
@@ -103,10 +104,15 @@ def score_rows(
         keys = blocks.transpose(0, 1).flatten(1, 2)[:, skipped : skipped + stop - start]
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
+    kv_heads = k_cache.shape[1]
+    if isinstance(k_scale, Tensor) and k_scale.numel() > 1:
+        # Into the queries, which have a KV head. Keys that tie still do.
+        q = q.float() * k_scale.float().view(kv_heads).repeat_interleave(q.shape[1] // kv_heads)[:, None]
+        k_scale = None
     return _score(
         q,
         read,
-        k_cache.shape[1],
+        kv_heads,
         first_position,
         scale=scale if k_scale is None else scale * k_scale,
         span=span,
@@ -137,7 +143,7 @@ def score_layers(
         q: `[layers, rows, query_heads, head_size]`.
         k_caches: One for each layer, alike in shape, strides and dtype, indexed by the same block ids (one KV group).
         sinks: `[layers, query_heads]`.
-        k_scale: A number for all, or a tensor of one element or of one for each layer.
+        k_scale: A number for all, or a tensor: of one element, of one for each layer, or `[layers, kv_heads]`.
 
     Returns:
         Scores `[layers, rows, query_heads]`.
@@ -170,7 +176,7 @@ def score_layers(
             soft_cap=soft_cap,
             sinks=None if sinks is None else sinks[layer],
             alibi_slopes=alibi_slopes,
-            k_scale=k_scale.view(-1)[layer % k_scale.numel()] if isinstance(k_scale, Tensor) else k_scale,
+            k_scale=k_scale[layer : layer + 1] if isinstance(k_scale, Tensor) and k_scale.numel() > 1 else k_scale,
         )
         for layer, k_cache in enumerate(k_caches)
     ]
@@ -277,8 +283,12 @@ def check_layers(
         raise ValueError(f"a cache is {list(first.shape)}; it must be [blocks, KV heads, block size, head size]")
     if sinks is not None and list(sinks.shape) != [q.shape[0], q.shape[2]]:
         raise ValueError(f"sinks is {list(sinks.shape)}; it must be [{q.shape[0]}, {q.shape[2]}] (layers, query heads)")
-    if isinstance(k_scale, Tensor) and k_scale.numel() not in (1, q.shape[0]):
-        raise ValueError(f"k_scale is {list(k_scale.shape)}; it must be a number, or a tensor of 1 or {q.shape[0]}")
+    by_head = [q.shape[0], first.shape[1]]
+    if isinstance(k_scale, Tensor) and k_scale.numel() > 1 and list(k_scale.shape) not in (by_head[:1], by_head):
+        raise ValueError(
+            f"k_scale is {list(k_scale.shape)}; it must be a number, or a tensor of 1, {by_head[:1]} (layers) or "
+            f"{by_head} (layers, KV heads)"
+        )
     _check_rows(
         q[0],
         kv_heads=first.shape[1],

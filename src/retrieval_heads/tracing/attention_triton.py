@@ -240,7 +240,7 @@ def score_layers(
         soft_cap or 0.0,
         *q.stride(),
         *cache.stride(),
-        k_scale.stride(0) if isinstance(k_scale, Tensor) and k_scale.numel() > 1 else 0,
+        *_scale_strides(k_scale),
         HEADS=heads,
         GROUP=group,
         HEAD_SIZE=head_size,
@@ -285,6 +285,13 @@ def _offsets(pointers: tuple[int, ...], element_bytes: int, device: torch.device
     if any(odd) or any(offset % ALIGNED.value for offset in offsets):
         raise ValueError(f"the layers' caches do not begin whole multiples of {ALIGNED.value} elements apart")
     return torch.tensor(offsets, dtype=torch.int64, device=device)
+
+
+def _scale_strides(k_scale: Tensor | None) -> tuple[int, int]:
+    """How far the scales of two layers are apart, and those of two KV heads: 0 where they have the same."""
+    if k_scale is None or k_scale.numel() == 1:
+        return 0, 0
+    return k_scale.stride(0), k_scale.stride(1) if k_scale.dim() > 1 else 0
 
 
 @lru_cache
@@ -333,6 +340,7 @@ def _score_split(
     k_key: tl.constexpr,
     k_element: tl.constexpr,
     k_scale_layer,
+    k_scale_head,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -399,7 +407,7 @@ def _score_split(
     if k_offsets is not None:
         k += tl.multiple_of(tl.load(k_offsets + layer), ALIGNED)
     if k_scale is not None:
-        scale *= tl.load(k_scale + layer * k_scale_layer)
+        scale *= tl.load(k_scale + layer * k_scale_layer + kv_head * k_scale_head)
     slope = tl.load(alibi_slopes + head, mask=real, other=0.0).to(tl.float32) if alibi_slopes is not None else 0.0
     # Without cap and ALiBi scores stay products, and `scale` joins the exponent's factor: no instruction of its own.
     to_log2 = LOG2E if CAPPED or alibi_slopes is not None else scale * LOG2E

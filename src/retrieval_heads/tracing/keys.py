@@ -51,9 +51,12 @@ class KeyOrder:
         return kv_cache.as_strided((*kv_cache.shape[:2], *self.shape), strides, kv_cache.storage_offset())
 
     def read(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
-        """Copy the keys of some blocks, `[len(block_ids) × block_size, kv_heads, head_size]`."""
+        """Copy the keys of some blocks, `[len(block_ids) × block_size, kv_heads, head_size]`; quantised ones as
+        float8_e4m3fn, not multiplied by their scale.
+        """
         cells = kv_cache.index_select(0, block_ids).flatten(2).index_select(2, self.offsets)
-        return cells.unflatten(2, self.shape).transpose(1, 2).flatten(0, 1)
+        keys = cells.unflatten(2, self.shape).transpose(1, 2).flatten(0, 1)
+        return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
 
 def key_order(attention: Any) -> KeyOrder:
@@ -67,6 +70,7 @@ def key_order(attention: Any) -> KeyOrder:
     """
     cache, size = attention.kv_cache, int(attention.head_size)
     _, heads, block_size, _ = cache.shape
+    scales = key_scales(attention)
     scratch = torch.zeros_like(cache[:1])
     slots = torch.arange(block_size, dtype=torch.int64, device=cache.device)
     count = block_size * size
@@ -76,7 +80,10 @@ def key_order(attention: Any) -> KeyOrder:
     scale, step = 1, 0
     while scale < count or step == 0:
         digits = (place // scale % _DIGIT + 1).view(block_size, 1, size)
-        keys = digits.expand(block_size, heads, size).to(attention.dtype).contiguous()
+        keys = digits.expand(block_size, heads, size)
+        if scales is not None:  # the writer divides by them
+            keys = keys * scales.view(1, -1, 1)
+        keys = keys.to(attention.dtype).contiguous()
         attention.impl.do_kv_cache_update(attention, keys, torch.zeros_like(keys), scratch, slots)
         read = _floats(scratch[0].flatten(1)).round().to(torch.int64)
         written = read > 0
@@ -96,6 +103,21 @@ def key_order(attention: Any) -> KeyOrder:
     if any(not torch.equal(order, offsets[0]) for order in offsets[1:]):
         raise UnreadableCache(f"{type(attention.impl).__name__} packs the keys of each head in another order")
     return KeyOrder((block_size, size), _grid(offsets[0], block_size, size), offsets[0])
+
+
+def key_scales(attention: Any) -> Tensor | None:
+    """What the keys in a layer's cache are multiplied by, float32, `[1]` or `[kv_heads]`; `None` where by nothing.
+
+    A checkpoint's calibrated scales, or those that vLLM came to at its start. On CPU the kernel writes and reads with
+    one number a layer, of scales by head the greatest.
+    """
+    cache: Tensor = attention.kv_cache
+    if cache.dtype not in (torch.uint8, FP8):
+        return None
+    if cache.device.type == "cpu":
+        return torch.tensor([float(attention._k_scale_float)])
+    scale: Tensor = attention._k_scale
+    return scale.detach().float().reshape(-1)
 
 
 def _grid(offsets: Tensor, positions: int, channels: int) -> tuple[int, int] | None:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from retrieval_heads.tracing.attention import RowScores, score_rows, score_rows_dense, scorer
+from retrieval_heads.tracing.declared import unscored_feature, why_refused
 from retrieval_heads.tracing.gated_delta import recurrence, score_rows_gated_delta
-from retrieval_heads.tracing.keys import KeyOrder, UnreadableCache, key_order
+from retrieval_heads.tracing.keys import KeyOrder, key_order, key_scales
 
 _orders: dict[tuple[Any, ...], KeyOrder] = {}
+_checked: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,15 @@ class SoftmaxAttention(_Softmax):
     how = "softmax over the paged keys; window, soft cap, sinks and ALiBi as the layer has them"
 
     def refusal(self, module: Any) -> str | None:
-        """Attention of an encoder, or over an encoder's output, sees other keys than a decoder's."""
+        """Attention of an encoder, or over an encoder's output, sees other keys than a decoder's; and what the layer's
+        implementation declares has to be what is scored.
+        """
         from vllm.v1.attention.backend import AttentionType
 
-        return None if module.attn_type == AttentionType.DECODER else f"Attention ({module.attn_type})"
+        if module.attn_type != AttentionType.DECODER:
+            return f"Attention ({module.attn_type})"
+        refused = why_refused(module)
+        return f"Attention {refused}" if refused else None
 
     def heads(self, module: Any) -> int:
         """Query heads."""
@@ -161,6 +168,7 @@ class SoftmaxAttention(_Softmax):
     def _score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
         modules = [one.module for one in taken]
         module, impl = modules[0], modules[0].impl
+        _check(modules)
         cache, order, window = module.kv_cache, _order(module), module.sliding_window
         block_size, (first, end) = order.shape[0], step.wanted
         block_ids = _metadata(module).block_table[step.row, : (end - 1) // block_size + 1]
@@ -180,9 +188,7 @@ class SoftmaxAttention(_Softmax):
                 block_ids,
                 first,
                 sinks=torch.stack([each.impl.sinks for each in modules]) if has_sinks else None,
-                k_scale=torch.stack([each._k_scale.view(()) for each in modules])
-                if cache.dtype == torch.uint8
-                else None,
+                k_scale=_key_scales(modules),
                 **options,
             )
             return list(_unstacked(scores))
@@ -190,7 +196,7 @@ class SoftmaxAttention(_Softmax):
         return [
             score_rows_dense(
                 one.rows,
-                order.read(one.module.kv_cache, block_ids[first_block:]),
+                _scaled(order.read(one.module.kv_cache, block_ids[first_block:]), one.module),
                 first,
                 first_key=first_block * block_size,
                 sinks=one.module.impl.sinks if has_sinks else None,
@@ -211,7 +217,11 @@ class LatentAttention(_Softmax):
     how = "softmax in the latent space: each head's query times its W_UK against the cached latents"
 
     def refusal(self, module: Any) -> str | None:
-        """A sparse index lets a row see some keys alone; quantised latents are packed in other ways."""
+        """A sparse index lets a row see some keys alone; quantised latents are packed in other ways; and with context
+        parallelism a rank has some of the keys.
+        """
+        if feature := unscored_feature(module):
+            return f"MLAAttention {feature}"
         if getattr(module, "use_sparse", False) or getattr(module, "indexer", None) is not None:
             return "MLAAttention with a sparse index"
         if str(module.kv_cache_dtype).startswith(("fp8", "nvfp4")):
@@ -405,6 +415,22 @@ def _of_rank(module: Any, features: Tensor, width: int) -> Tensor:
     return features if features.shape[-1] == width else features[:, module.tp_rank * width :][:, :width]
 
 
+def _check(modules: Sequence[Any]) -> None:
+    """Refuse here what the weightless copy, by which layers are chosen, did not declare: it has no other ranks, and
+    what a step's metadata says comes with the step.
+    """
+    for module in modules:
+        if id(module.impl) not in _checked:
+            if refused := why_refused(module):
+                raise ValueError(f"this layer is Attention {refused}")
+            _checked.add(id(module.impl))
+    metadata = _metadata(modules[0])
+    if not getattr(metadata, "causal", True):
+        raise ValueError("in this step rows see what comes behind them")
+    if getattr(metadata, "rswa_prefix_lens", None) is not None:
+        raise ValueError("in this step rows see their prompt beside their window (R-SWA)")
+
+
 def _metadata(module: Any) -> Any:
     from vllm.forward_context import get_forward_context
 
@@ -437,10 +463,21 @@ def _order(module: Any) -> KeyOrder:
     key = (type(module.impl), cache.shape[1:], cache.dtype, module.dtype, getattr(module, "isa", None))
     if key not in _orders:
         _orders[key] = key_order(module)
-    order = _orders[key]
-    if order.view(cache) is None and cache.dtype == torch.uint8:
-        raise UnreadableCache("a quantised cache on CPU cannot be read")
-    return order
+    return _orders[key]
+
+
+def _key_scales(modules: Sequence[Any]) -> Tensor | None:
+    """The scales of alike layers' keys, `[layers]`, or `[layers, kv_heads]` where a layer has them by head."""
+    scales = [scale for module in modules if (scale := key_scales(module)) is not None]
+    if not scales:
+        return None
+    widest = max(scale.numel() for scale in scales)
+    return torch.stack([scale.expand(widest) for scale in scales]).squeeze(1)
+
+
+def _scaled(keys: Tensor, module: Any) -> Tensor:
+    scales = key_scales(module)
+    return keys if scales is None else keys.float() * scales[:, None]
 
 
 def _latent_blocks(metadata: Any, row: int) -> Tensor:

@@ -93,6 +93,12 @@ class TracedModel:
     """
 
     def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
+        for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+            if int(arguments.get(name) or 1) > 1:
+                raise EngineError(
+                    f"model.{name}: {arguments[name]}: each rank has some of the keys alone, so that heads cannot be "
+                    "scored; 1 is accepted, and tensor_parallel_size shares out heads"
+                )
         graphed = with_graphs(arguments) if current_platform.is_cuda() else None
         eager = {key: value for key, value in arguments.items() if key != "enforce_eager"}
         self.model: Any = (

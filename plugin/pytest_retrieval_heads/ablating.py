@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_retrieval_heads.detection import identity_of
-from retrieval_heads.ablation import MODES, NONE, check
+from pytest_retrieval_heads.detection import failures, identity_of
+from retrieval_heads.ablation import MODES, NONE, check, idle_heads
 from retrieval_heads.config import Expect, Settings
-from retrieval_heads.controls import QUESTIONS, Control, mean_of, measure
+from retrieval_heads.controls import QUESTIONS, Control, intervals, mean_of, measure
 from retrieval_heads.effect import Effect, effect_of, to_json
 from retrieval_heads.engine.client import Address, Answer, EngineClient
 from retrieval_heads.errors import ConfigError, ResultsError
+from retrieval_heads.gates import Inconclusive, Outcome
+from retrieval_heads.gates.expression import SLACK
 from retrieval_heads.haystack import read_text
+from retrieval_heads.heads import Head
 from retrieval_heads.results import Record
 from retrieval_heads.runs import RunFolder
 
@@ -26,7 +29,7 @@ class Ablated:
     Args:
         suite: Its name.
         effect: Accuracy by arm; `None` when it cannot be told.
-        broken: Expectations that do not hold, a sentence each.
+        expected: What was expected of it, judged.
         controls: By arm, other behaviour under its mask; empty where it was not measured.
         error: Why there are no figures.
         path: The file written.
@@ -34,7 +37,7 @@ class Ablated:
 
     suite: str
     effect: Effect | None
-    broken: Sequence[str]
+    expected: Sequence[Outcome]
     controls: Mapping[str, Control]
     error: str | None
     path: Path | None
@@ -70,6 +73,9 @@ def finish(
     facts: Mapping[str, Any],
     folder: RunFolder,
     suffix: str,
+    *,
+    ranked: Mapping[Head, float],
+    inconclusive: Inconclusive,
 ) -> Ablated:
     """Compute a suite's figures and write `ablation.json`.
 
@@ -81,18 +87,25 @@ def finish(
         facts: What `run.json` says.
         folder: The run's folder.
         suffix: Behind the file's name, when the run has several ablate suites.
+        ranked: Mean `copy` of the heads that were to be masked, where it is known.
+        inconclusive: Whether a figure whose interval holds what is expected of it fails the run.
     """
     assert settings.ablate is not None
-    expected = len(settings.expect.drop_exceeds_random) if settings.expect else 0
     try:
         effect = effect_of(records, settings.ablate.until)
     except ResultsError as error:
-        return Ablated(suite, None, [f"expected figures, and {error}"] * bool(expected), {}, str(error), None)
+        counts = settings.expect.drop_exceeds_random if settings.expect else {}
+        expected = [
+            Outcome(_gate(*drop), False, None, drop[1], f"expected figures, and {error}", suite=f"ablate/{suite}")
+            for drop in sorted(counts.items())
+        ]
+        return Ablated(suite, None, expected, {}, str(error), None)
+    effect = replace(effect, notes=[*effect.notes, *_never_copied(effect, ranked)])
     told = to_json(effect, {"suite": suite, **identity_of(facts), "seed": settings.ablate.seed})
     told["controls"] = {arm: asdict(control) for arm, control in controls.items()}
     path = folder.write_json(f"ablation{suffix}.json", told)
-    broken = list(_broken(settings.expect, effect)) if settings.expect else []
-    return Ablated(suite, effect, broken, controls, None, path)
+    expected = [replace(one, suite=f"ablate/{suite}") for one in _judged(settings.expect, effect, inconclusive)]
+    return Ablated(suite, effect, expected, controls, None, path)
 
 
 def controls(address: Address, records: Sequence[Record]) -> dict[str, Control]:
@@ -151,7 +164,7 @@ def table(ablated: Ablated) -> Iterator[str]:
     effect = ablated.effect
     if effect is None:
         yield str(ablated.error)
-        yield from (f"broken: {sentence}" for sentence in ablated.broken)
+        yield from failures(ablated.expected)
         return
     more = f"{'perplexity':>12}{'closed book':>13}" if ablated.controls else ""
     yield f"{'arm':>10}{'cells':>7}{'accuracy':>19}{'drop':>20}{more}"
@@ -164,6 +177,8 @@ def table(ablated: Ablated) -> Iterator[str]:
     yield "intervals are 95 %"
     if ablated.controls:
         yield f"perplexity is that of the haystack's end; closed book: {len(QUESTIONS)} questions that need no context"
+        arms = {group.name: group.masks for group in effect.groups}
+        yield f"closed book with its interval: {intervals(arms, ablated.controls)}"
     for group in effect.groups:
         if len(group.draws) > 1:
             least, most = min(group.draws.values()), max(group.draws.values())
@@ -175,16 +190,34 @@ def table(ablated: Ablated) -> Iterator[str]:
         yield f"accuracy falls to {100 * effect.until:g} % of the unmasked with {where}"
     yield f"mode {effect.mode}: {MODES.get(effect.mode, effect.mode)}"
     yield from effect.notes
-    yield from (f"broken: {sentence}" for sentence in ablated.broken)
+    yield from failures(ablated.expected)
 
 
-def _broken(expect: Expect, effect: Effect) -> Iterator[str]:
-    for count, least in sorted(expect.drop_exceeds_random.items()):
-        more = effect.excess.get(count)
+def _judged(expect: Expect | None, effect: Effect, inconclusive: Inconclusive) -> Iterator[Outcome]:
+    for count, least in sorted(expect.drop_exceeds_random.items()) if expect else ():
+        gate, more = _gate(count, least), effect.excess.get(count)
         if more is None:
-            yield f"expected the drop of the top {count} and of {count} others, and not both were measured"
-        elif more.value < least:
-            yield (
-                f"expected masking the top {count} to cost {least:g} more accuracy than masking {count} others; "
-                f"it cost {more} more"
-            )
+            why = f"expected the drop of the top {count} and of {count} others, and not both were measured"
+            yield Outcome(gate, False, None, least, why)
+            continue
+        sentence = (
+            f"expected masking the top {count} to cost {least:g} more accuracy than masking {count} others; "
+            f"it cost {more} more"
+        )
+        is_open = more.low < least - SLACK and more.high >= least - SLACK
+        if is_open:
+            sentence += f": the interval holds {least:g}, so more cells are needed to tell"
+        passed = more.low >= least - SLACK or (is_open and inconclusive == "warn")
+        figures = {"low": more.low, "high": more.high}
+        yield Outcome(gate, passed, more.value, least, sentence, figures=figures, is_inconclusive=is_open)
+
+
+def _gate(count: int, least: float) -> str:
+    return f"expect top_{count}_drop_exceeds_random {least:g}"
+
+
+def _never_copied(effect: Effect, ranked: Mapping[Head, float]) -> Iterator[str]:
+    """A sentence for each count of best heads of which some never copied: masking those tells nothing of copying."""
+    for group in effect.groups:
+        if group.count and not group.draws and (idle := idle_heads(group.masks[group.name], ranked)):
+            yield f"{group.name}: {idle}"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from retrieval_heads.ablation import named
 from retrieval_heads.config import Expect, Settings
 from retrieval_heads.errors import ResultsError, RetrievalHeadsError
-from retrieval_heads.gates import META_KEYS
-from retrieval_heads.heads import RETRIEVAL_THRESHOLD, Detection, Layer, aggregate, overlap, read_ranked, write_heads
+from retrieval_heads.gates import META_KEYS, Outcome
+from retrieval_heads.gates.expression import SLACK
+from retrieval_heads.heads import RETRIEVAL_THRESHOLD, Detection, Head, Layer, aggregate, read_ranked, write_heads
+from retrieval_heads.intervals import Interval, shown
 from retrieval_heads.results import Record
+from retrieval_heads.top_heads import overlap, top_heads
 
 _TOP = 10
 _IDENTITY = (*META_KEYS, "tensor_parallel_size")
@@ -24,14 +29,14 @@ class Found:
     Args:
         suite: Its name.
         detection: The heads; `None` when no sample counted.
-        broken: Expectations that do not hold, a sentence each.
+        expected: What was expected of it, judged.
         error: Why there are no heads.
         paths: The files written.
     """
 
     suite: str
     detection: Detection | None
-    broken: Sequence[str]
+    expected: Sequence[Outcome]
     error: str | None
     paths: Sequence[Path]
 
@@ -54,8 +59,8 @@ def finish(
     except ResultsError as error:
         return Found(suite, None, [], str(error), [])
     paths = write_heads(detection, folder, {"suite": suite, **identity_of(facts)}, suffix)
-    broken = list(_broken(settings.expect, detection)) if settings.expect else []
-    return Found(suite, detection, broken, None, paths)
+    expected = [replace(outcome, suite=f"detect/{suite}") for outcome in _judged(settings.expect, detection)]
+    return Found(suite, detection, expected, None, paths)
 
 
 def identity_of(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +80,8 @@ def table(found: Found) -> Iterator[str]:
     copy = detection.estimates["copy"]
     for (layer, head), mean in detection.ranked()[:_TOP]:
         at = rows[layer], head
-        interval = f"{copy.low[at]:.3f} – {copy.high[at]:.3f}"
+        low, high = float(copy.low[at]), float(copy.high[at])
+        interval = shown(None if math.isnan(low) else Interval(low, high))
         more = "".join(f"{detection.estimates[name].mean[at]:8.3f}" for name in others)
         yield f"{f'{layer}-{head}':>8}{mean:8.3f}{interval:>17}{more}"
     heads = sum(layer.heads for layer in detection.layers)
@@ -85,28 +91,63 @@ def table(found: Found) -> Iterator[str]:
     )
     if (stability := detection.stability()) is not None:
         yield f"the top {_TOP} of random halves of the samples agree on {100 * stability:.0f} %"
-    yield from (f"broken: {sentence}" for sentence in found.broken)
+    if note := detection.top(_TOP).note("this run"):
+        yield note
+    yield from failures(found.expected)
 
 
-def _broken(expect: Expect, detection: Detection) -> Iterator[str]:
-    ranked = [head for head, _ in detection.ranked()]
-    best = ranked[: expect.within_top]
-    if missing := [head for head in expect.top_heads if head not in best]:
-        places = ", ".join(
-            f"{layer}-{head} is {f'number {ranked.index((layer, head)) + 1}' if (layer, head) in ranked else 'no head'}"
-            for layer, head in missing
-        )
-        yield f"expected within the top {expect.within_top}: {places} (by copy)"
+def failures(expected: Sequence[Outcome]) -> Iterator[str]:
+    """What was expected and did not come: a line each, with its word before it."""
+    yield from (f"{one.outcome}: {one.sentence}" for one in expected if one.outcome != "held")
+
+
+def _judged(expect: Expect | None, detection: Detection) -> Iterator[Outcome]:
+    if expect is None:
+        return
+    if expect.top_heads:
+        yield _among_the_best(expect, detection)
     if expect.min_overlap_with is not None:
-        try:
-            before = [head for head, _ in read_ranked(Path(expect.min_overlap_with))[: expect.within_top]]
-        except RetrievalHeadsError as error:
-            yield str(error)
-            return
-        shared = overlap(best, before)
-        if shared < expect.min_overlap:
-            gone = ", ".join(f"{layer}-{head}" for layer, head in before if (layer, head) not in best)
-            yield (
-                f"of the top {expect.within_top} of {expect.min_overlap_with} {100 * shared:.0f} % are found again, "
-                f"{100 * expect.min_overlap:.0f} % are expected; gone: {gone}"
-            )
+        yield _found_again(expect, Path(expect.min_overlap_with), detection)
+
+
+def _among_the_best(expect: Expect, detection: Detection) -> Outcome:
+    ranked = dict(detection.ranked())
+    numbers = {head: number for number, head in enumerate(ranked, start=1)}
+    best = detection.top(expect.within_top).heads
+
+    def place(head: Head) -> str:
+        if head not in ranked:
+            return f"{named(head)} is no head"
+        number = f"{named(head)} is number {numbers[head]}"
+        if numbers[head] > expect.within_top:
+            return number
+        return f"{number} and {'ties with what follows' if ranked[head] > 0 else 'never copied'}"
+
+    missing = [head for head in expect.top_heads if head not in best]
+    if missing:
+        sentence = f"expected within the top {expect.within_top}: {', '.join(map(place, missing))} (by copy)"
+    else:
+        sentence = (
+            f"within the top {expect.within_top} as expected: {', '.join(map(named, expect.top_heads))} (by copy)"
+        )
+    count = len(expect.top_heads)
+    return Outcome(f"expect top_heads within {expect.within_top}", not missing, count - len(missing), count, sentence)
+
+
+def _found_again(expect: Expect, file: Path, detection: Detection) -> Outcome:
+    gate, asked = f"expect min_overlap >= {expect.min_overlap:g}", expect.within_top
+    try:
+        ranked = read_ranked(file)
+    except RetrievalHeadsError as error:
+        return Outcome(gate, False, None, expect.min_overlap, str(error))
+    before, now = top_heads(ranked, asked), detection.top(asked)
+    notes = "".join(f"; {note}" for side, best in ((str(file), before), ("this run", now)) if (note := best.note(side)))
+    shared = overlap(before, now)
+    if shared is None:
+        return Outcome(gate, False, None, expect.min_overlap, f"no head of {file} or of this run stands out{notes}")
+    wanted = f"{100 * expect.min_overlap:.0f} % are expected"
+    sentence = f"of the top {asked} of {file} {100 * shared:.0f} % are found again, {wanted}"
+    if gone := [head for head, _ in ranked if head in before.heads - now.heads]:
+        sentence += f"; gone: {', '.join(map(named, gone))}"
+    passed = shared >= expect.min_overlap - SLACK
+    return Outcome(gate, passed, shared, expect.min_overlap, sentence + notes)

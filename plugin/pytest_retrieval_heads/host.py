@@ -5,6 +5,7 @@ That is the plain pytest process, or under xdist the controller, which itself co
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import time
@@ -31,6 +32,7 @@ from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProces
 from retrieval_heads.engine.stored import StoredAnswers
 from retrieval_heads.errors import ConfigError, EngineError, FileError, ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import Verdict, read_gates, to_json, to_markdown, with_kept
+from retrieval_heads.heads import Head
 from retrieval_heads.identity import Identities, asked_again_line, why_asked_again
 from retrieval_heads.redaction import without_secrets, without_values
 from retrieval_heads.results import Record, read_records
@@ -246,25 +248,34 @@ class Host:
                 self._tell_unwritten(error)
                 continue
             self._found.append(found)
-            is_judged = verdict_of(settings, self._config) != "none"
-            session.testsfailed += (found.error is not None) + len(found.broken) * is_judged
+            session.testsfailed += found.error is not None
         for suite, settings in self._suites("ablate").items():
             suffix, settings = self._suffix("ablate", suite), self._expecting(f"ablate/{suite}", settings)
             mine, controls = self._of("ablate", suite), self._controls(suite, settings)
             try:
-                ablated = ablating.finish(suite, settings, mine, controls, self._facts, self._folder, suffix)
+                ablated = ablating.finish(
+                    suite,
+                    settings,
+                    mine,
+                    controls,
+                    self._facts,
+                    self._folder,
+                    suffix,
+                    ranked=self._ranked(settings),
+                    inconclusive=self._judge.inconclusive,
+                )
             except FileError as error:
                 self._tell_unwritten(error)
                 continue
             self._ablated.append(ablated)
-            is_judged = verdict_of(settings, self._config) != "none"
-            session.testsfailed += len(ablated.broken) * is_judged
+        expected = [*(found.expected for found in self._found), *(ablated.expected for ablated in self._ablated)]
+        self._verdict = Verdict(tuple(itertools.chain(*expected)))
         is_judged = any(verdict_of(settings, self._config) != "none" for settings in self._judge.settings.values())
         if is_judged and self._records and all(record.status == "skipped" for record in self._records):
             self._complaints.append("no cell was measured: every one was skipped")
             session.testsfailed += 1
         try:
-            self._verdict = self._judge.verdict(self._records, self._found, self._facts)
+            self._verdict += self._judge.verdict(self._records, self._found, self._facts)
         except RetrievalHeadsError as error:
             self._complaints.append(str(error))
             session.testsfailed += 1
@@ -274,11 +285,10 @@ class Host:
             self._report_gates(self._judge)
         if name := self._config.getoption("rh_save_baseline"):
             try:
-                if failed := self._verdict.failed:
-                    words = ", ".join(
-                        f"{count} {word}" for word, count in Counter(one.outcome for one in failed).items()
-                    )
-                    raise ResultsError(f"no baseline was saved: of the gates, {words}")
+                if failed := Counter(outcome.outcome for outcome in self._verdict.failed):
+                    (word, count), *more = sorted(failed.items())
+                    others = "".join(f", {number} {other}" for other, number in more)
+                    raise ResultsError(f"no baseline was saved: {count} of the gates are {word}{others}")
                 self._baselines = self._judge.save(name, self._records, self._found, self._facts)
             except RetrievalHeadsError as error:
                 self._complaints.append(str(error))
@@ -338,6 +348,12 @@ class Host:
         except RetrievalHeadsError as error:
             self._complaints.append(f"no controls of {suite}: {error}")
             return {}
+
+    def _ranked(self, settings: Settings) -> Mapping[Head, float]:
+        """Mean `copy` of the heads that a detect suite of this run found for an ablation; empty where none did."""
+        name = settings.ablate.awaited if settings.ablate else None
+        detections = (found.detection for found in self._found if f"detect/{found.suite}" == name)
+        return dict(next((detection.ranked() for detection in detections if detection), []))
 
     def _report_gates(self, judge: Judge) -> None:
         """Tell pytest of every gate as of a test: its summary, JUnit XML and --lf know it then."""

@@ -11,6 +11,7 @@ import pytest
 from pytest_retrieval_heads import ablating, detection
 from retrieval_heads.gates import Verdict
 from retrieval_heads.gates import lines as gate_lines
+from retrieval_heads.intervals import mean_interval, shown
 from retrieval_heads.results import Record, finite_mean
 
 STATUSES = ("pass", "low", "skipped", "error")
@@ -95,8 +96,9 @@ def totals(records: Sequence[Record]) -> list[str]:
     lines = [f"{len(records)} {'cell' if len(records) == 1 else 'cells'}: {told}"]
     if measured:
         metric = measured[0].metric
-        mean = finite_mean([record.scores[metric] for record in measured])
-        lines[0] += f"; mean {metric} {mean:.3f}"
+        values = [record.scores[metric] for record in measured]
+        lines[0] += f"; mean {metric} {finite_mean(values):.3f}"
+        lines.append(f"95 % interval of that mean: {shown(mean_interval(values))}")
     reasons: dict[str, list[Record]] = {}
     for record in records:
         if record.status == "skipped":

@@ -198,6 +198,17 @@ def read_heads(path: Path, model: str | None) -> tuple[Heads, str]:
     return ranked, ""
 
 
+def idle_heads(masked: Sequence[Head], scores: Mapping[Head, float]) -> str:
+    """What a reader must know of masked heads with a score of 0; empty where there are none.
+
+    Args:
+        masked: The best heads of a detection.
+        scores: Mean `copy` of its heads.
+    """
+    idle = [named(head) for head in masked if scores.get(head, 1.0) <= 0]
+    return f"{len(idle)} of the top {len(masked)} heads never copied: {', '.join(idle)}" if idle else ""
+
+
 def repeated(heads: Sequence[Head]) -> Head | None:
     """The first head that is given twice."""
     return next((head for head, count in Counter(heads).items() if count > 1), None)

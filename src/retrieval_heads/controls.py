@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from retrieval_heads.engine.client import Answer
 from retrieval_heads.errors import RetrievalHeadsError
+from retrieval_heads.intervals import share_interval
 from retrieval_heads.results import finite_mean
 
 QUESTIONS: Sequence[tuple[str, Sequence[str]]] = (
@@ -97,6 +98,24 @@ def mean_of(controls: Sequence[Control]) -> Control:
     """Of a control's draws: perplexities have a geometric mean."""
     logs = [math.log(control.perplexity) for control in controls]
     return Control(math.exp(finite_mean(logs)), finite_mean([control.closed_book for control in controls]))
+
+
+def intervals(arms: Mapping[str, Iterable[str]], controls: Mapping[str, Control]) -> str:
+    """The share of questions answered with its exact interval, arm by arm.
+
+    Draws of a control ask the same questions, so that they are counted once.
+
+    Args:
+        arms: By the name that figures stand under, the arms whose mean is shown: the draws of a control.
+        controls: By arm, what was measured.
+    """
+    shown = []
+    for name, members in arms.items():
+        if measured := [controls[arm] for arm in members if arm in controls]:
+            share = mean_of(measured).closed_book
+            interval = share_interval(share, len(QUESTIONS))
+            shown.append(f"{name} {share:.2f} [{interval.low:.2f}, {interval.high:.2f}]")
+    return ", ".join(shown)
 
 
 def _perplexity(answer: Answer) -> float:

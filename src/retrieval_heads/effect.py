@@ -1,7 +1,6 @@
 """What masking heads did: accuracy by arm with its interval, and the drop against the unmasked arm, cell by cell.
 
-Accuracy is the share of cells whose answer retrieved the needle; a control's is the mean over its draws. Imports
-neither torch nor numpy.
+Accuracy is the share of cells whose answer retrieved the needle; a control's is the mean over its draws.
 """
 
 from __future__ import annotations
@@ -10,16 +9,15 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist, variance
+from statistics import variance
 from typing import Any
 
 from retrieval_heads.ablation import NONE, Arm, borrowed
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.intervals import Interval, difference_interval, share_interval
 from retrieval_heads.results import Record, finite_mean
 
 SCHEMA = "retrieval-heads-ablation/1"
-
-_Z = NormalDist().inv_cdf(0.975)
 
 Cell = tuple[str, int, int, float]
 """Needle, seed, length and depth: what arms share."""
@@ -157,18 +155,6 @@ def to_json(effect: Effect, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def wilson(share: float, count: float) -> Figure:
-    """A share with Wilson's 95 % score interval (Wilson 1927), which has a width also at 0 and 1.
-
-    Args:
-        share: 0–1.
-        count: What it was counted on; need not be whole.
-    """
-    centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return Figure(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
-
-
 def _cell(record: Record) -> Cell:
     return record.needle_name or record.needle, record.seed, record.context_length, record.document_depth
 
@@ -180,7 +166,7 @@ def _mean_of(drawn: Mapping[str, Mapping[Cell, float]]) -> dict[Cell, float]:
 
 
 def _accuracy(mean: Mapping[Cell, float], drawn: Mapping[str, Mapping[Cell, float]]) -> Figure:
-    """Wilson's interval over cells, on as many cells as leave room for the spread of the draws.
+    """The share's exact interval over cells, on as many cells as leave room for the spread of the draws.
 
     Cells are what is sampled: draws repeat the same ones. Where draws differ, their variance over their number adds to
     the share's own, and the interval is that of so many fewer cells (an effective sample size, Kish 1965).
@@ -192,7 +178,8 @@ def _accuracy(mean: Mapping[Cell, float], drawn: Mapping[str, Mapping[Cell, floa
     shares = [finite_mean([cells[cell] for cell in mean]) for cells in drawn.values()]
     if len(shares) > 1 and own > 0:
         count = own / (own / count + variance(shares) / len(shares))
-    return wilson(share, count)
+    interval = share_interval(share, count)
+    return Figure(share, interval.low, interval.high)
 
 
 def _difference(
@@ -201,23 +188,18 @@ def _difference(
     low: Mapping[Cell, float],
     low_draws: Mapping[str, Mapping[Cell, float]],
 ) -> Figure:
-    """`high` minus `low` on the cells of both, with the interval of a paired difference made of the two shares' own
-    (Newcombe 1998, Statistics in Medicine 17:2635, method 8; the correlation is Pearson's over cells).
-    """
+    """`high` minus `low` on the cells of both; see `intervals.difference_interval`."""
     shared = sorted(set(high) & set(low))
     first, second = {cell: high[cell] for cell in shared}, {cell: low[cell] for cell in shared}
     one, other = _accuracy(first, high_draws), _accuracy(second, low_draws)
-    related = _correlation(list(first.values()), list(second.values()))
     value = one.value - other.value
-
-    def reach(a: float, b: float) -> float:
-        return math.sqrt(max(0.0, a * a - 2 * related * a * b + b * b))
-
-    return Figure(
+    interval = difference_interval(
         value,
-        max(-1.0, value - reach(one.value - one.low, other.high - other.value)),
-        min(1.0, value + reach(one.high - one.value, other.value - other.low)),
+        (one.value, Interval(one.low, one.high)),
+        (other.value, Interval(other.low, other.high)),
+        _correlation(list(first.values()), list(second.values())),
     )
+    return Figure(value, interval.low, interval.high)
 
 
 def _correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.files import write_whole
+from retrieval_heads.intervals import mean_intervals
 from retrieval_heads.results import HeadScores, Record
+from retrieval_heads.top_heads import TopHeads, overlap, top_heads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +39,6 @@ RETRIEVAL_THRESHOLD = 0.1
 
 # What is stored: sums of rounded shares would put a mean of 0.1 below the threshold.
 _DIGITS = 6
-_RESAMPLES = 1000
 _SPLITS = 100
 
 Head = tuple[int, int]
@@ -69,7 +70,7 @@ class Estimate:
 
     mean: NDArray[Any]
     low: NDArray[Any]
-    """Lower end of the bootstrap 95 % interval of the mean."""
+    """Lower end of the 95 % interval of the mean (`retrieval_heads.intervals`); NaN for too few samples."""
     high: NDArray[Any]
     """Its upper end."""
 
@@ -101,23 +102,29 @@ class Detection:
         return rank(heads)
 
     def stability(self, top: int = 10) -> float | None:
-        """How far the ranking depends on the samples: the share of the `top` heads by `copy` that two random halves
-        of the counted samples have in common, mean over 100 seeded splits; `None` below two samples.
+        """How far the ranking depends on the samples: the overlap of the `top` heads by `copy` of two random halves of
+        the counted samples (`retrieval_heads.top_heads`), mean over 100 seeded splits; `None` below two samples, and
+        where no head ever copied. A half in which no head stands out agrees with nothing.
         """
         import numpy as np
 
         if len(self.counted) < 2:
             return None
         values = _stacked(self.counted, "copy").reshape(len(self.counted), -1)
-        top = min(top, values.shape[1])
+        if not (values > 0).any():
+            return None
         random = np.random.default_rng(0)
         overlaps = []
         for _ in range(_SPLITS):
             order = random.permutation(len(values))
             halves = (order[: len(order) // 2], order[len(order) // 2 :])
-            first, second = (np.argsort(-values[half].mean(0), kind="stable")[:top] for half in halves)
-            overlaps.append(len(np.intersect1d(first, second)) / top)
+            first, second = (top_heads(enumerate(values[half].mean(0).tolist()), top) for half in halves)
+            overlaps.append(overlap(first, second) or 0.0)
         return float(np.mean(overlaps))
+
+    def top(self, count: int, score: str = "copy") -> TopHeads:
+        """The best heads, as far as their scores tell them from the rest."""
+        return top_heads(self.ranked(score), count)
 
     def table(self, suite: str) -> HeadTable:
         """The means as `heads.json` tells them, rounded as there."""
@@ -165,12 +172,18 @@ class HeadTable:
         ]
         return [head for head, _ in rank(heads)]
 
+    def top(self, score: str, count: int) -> TopHeads:
+        """The best heads, each (layer number, head), as far as their scores tell them from the rest."""
+        mean = self.estimates[score].mean
+        heads = self.ranked(score)
+        return top_heads((((self.layers[row].number, head), float(mean[row, head])) for row, head in heads), count)
+
 
 def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
     """Average the head scores of the samples whose answer retrieved the needle.
 
-    The interval is the percentile bootstrap of the mean over samples (Efron and Tibshirani 1993, section 13.3), 1000
-    seeded resamples; as one product of resampled counts and scores, since scipy's takes minutes on 5,000 heads.
+    Intervals are those of `intervals.mean_intervals`. `copy_reference` has no upper limit of its own: that of its
+    scale is the greatest figure that any counted answer could have come to, one needle token copied at each step.
 
     Raises:
         ResultsError: No sample counts, or samples are of other models.
@@ -186,17 +199,17 @@ def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
     if any([len(row) for row in heads] != shape for record in counted for heads in (record.heads or {}).values()):
         raise ResultsError("the samples' heads are not those of this model's layers: they are of other models")
     measured = [name for name in SCORES if all(record.heads and name in record.heads for record in counted)]
-    return Detection(tuple(layers), counted, samples, {name: _estimate(_stacked(counted, name)) for name in measured})
+    return Detection(
+        tuple(layers),
+        counted,
+        samples,
+        {name: _estimate(_stacked(counted, name), _greatest(name, counted)) for name in measured},
+    )
 
 
 def rank(heads: Iterable[Ranked]) -> list[Ranked]:
     """Best first; ties in the order of layer, then head."""
     return sorted(heads, key=lambda ranked: (-ranked[1], ranked[0]))
-
-
-def overlap(first: Sequence[Head], second: Sequence[Head]) -> float:
-    """The share of the longer list's heads that both lists hold."""
-    return len(set(first) & set(second)) / max(len(first), len(second), 1)
 
 
 def write_heads(detection: Detection, folder: Path, facts: Mapping[str, Any], suffix: str = "") -> list[Path]:
@@ -379,15 +392,22 @@ def _rectangle(rows: Sequence[Sequence[float]]) -> list[list[float]]:
     return [[*row, *[math.nan] * (most - len(row))] for row in rows]
 
 
-def _estimate(values: NDArray[Any]) -> Estimate:
-    import numpy as np
+def _estimate(values: NDArray[Any], greatest: float) -> Estimate:
+    return Estimate(values.mean(0), *mean_intervals(values, greatest))
 
-    samples = len(values)
-    random = np.random.default_rng(0)
-    counts = random.multinomial(samples, np.full(samples, 1 / samples), size=_RESAMPLES)
-    means = counts @ values.reshape(samples, -1) / samples
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return Estimate(values.mean(0), low.reshape(values.shape[1:]), high.reshape(values.shape[1:]))
+
+def _greatest(score: str, records: Sequence[Record]) -> float:
+    """The greatest figure that a score could have on any of these samples."""
+    if score != "copy_reference":
+        return 1.0
+    said = [
+        len(record.token_ids) / (end - start)
+        for record in records
+        for start, end in [record.needle_span or (0, 0)]
+        if end > start
+    ]
+    measured = [value for record in records for row in (record.heads or {})[score] for value in row]
+    return max(1.0, *said, *measured)
 
 
 def _everything(detection: Detection, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -404,7 +424,7 @@ def _everything(detection: Detection, facts: Mapping[str, Any]) -> dict[str, Any
         "scores": {
             name: {
                 part: [
-                    [round(float(value), _DIGITS) for value in row[: layer.heads]]
+                    [None if math.isnan(value) else round(float(value), _DIGITS) for value in row[: layer.heads]]
                     for row, layer in zip(getattr(estimate, part), detection.layers, strict=True)
                 ]
                 for part in ("mean", "low", "high")

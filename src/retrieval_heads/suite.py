@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.ablation import NONE, arms, read_heads
+from retrieval_heads.ablation import NONE, arms, idle_heads, read_heads
 from retrieval_heads.config import Haystack, Needle, Range, Settings, line_of, overlay, read_settings, resolve
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.haystack import check_source
@@ -236,8 +236,9 @@ def _masked_heads(settings: Settings, written: _Written) -> tuple[Head, ...]:
             heads, odd = read_heads(file, settings.model.model)
         except ResultsError as error:
             raise ConfigError(f"{written.at('ablate', 'heads')}: ablate.heads: {error}") from None
-        if odd:
-            warnings.warn(f"{written.at('ablate', 'heads')}: ablate.heads: {odd}", stacklevel=2)
+        idle = idle_heads(heads[: max(ablate.top)], dict(read_ranked(file)))
+        for sentence in filter(None, (odd, idle and f"{file}: {idle}")):
+            warnings.warn(f"{written.at('ablate', 'heads')}: ablate.heads: {sentence}", stacklevel=2)
         source = str(file)
     if len(heads) < max(ablate.top):
         raise ConfigError(

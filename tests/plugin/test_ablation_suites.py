@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
@@ -52,9 +53,10 @@ def test_masked_cells_are_missed_without_failing_and_figures_are_written(project
     result.stdout.fnmatch_lines(
         [
             "*- ablation: cut -*",
-            "*none      2  1.00 [[]0.34, 1.00]   *   7.4         0.00",
-            "*top_2      2  0.00 [[]0.00, 0.66]   1.00 [[]*]         7.4         0.00",
+            "*none      2  1.00 [[]0.16, 1.00]   *   7.4         0.00",
+            "*top_2      2  0.00 [[]0.00, 0.84]  1.00 [[]-0.19, 1.00]         7.4         0.00",
             "*random_2      2  1.00 [[]*]  0.00 [[]*] *",
+            "closed book with its interval: none 0.00 [[]0.00, 0.31], top_2 0.00 [[]0.00, 0.31], random_2 *",
             "random_2: 2 draws, accuracy 1.00 to 1.00",
             "masking the top 2 costs 1.00 [[]*] more accuracy than masking 2 others of the same layers",
             "mode zero: *",
@@ -75,17 +77,50 @@ def test_masked_cells_are_missed_without_failing_and_figures_are_written(project
     assert len({record.request for record in records}) == 8
 
 
-@pytest.mark.parametrize(("heads", "status"), [(HEADS, 0), ([[3, 3], [0, 1]], 1)])
-def test_an_expected_drop_decides_the_run(project: Project, heads: list[list[int]], status: int) -> None:
+MANY = {"context_lengths": [128], "document_depths": list(range(0, 100, 8))}
+DROP = "expect.top_2_drop_exceeds_random=0.3"
+
+
+@pytest.mark.parametrize(
+    ("heads", "sweep", "outcome"),
+    [(HEADS, MANY, "held"), ([[3, 3], [0, 1]], MANY, "broken"), (HEADS, SWEEP, "inconclusive")],
+)
+def test_the_interval_of_an_expected_drop_decides_the_run(
+    project: Project, heads: list[list[int]], sweep: dict[str, Any], outcome: str
+) -> None:
     ablation(project, heads=heads)
     project.behave(retrieval_heads=HEADS[:2])
-    result = project.run("--rh-set", "expect.top_2_drop_exceeds_random=0.3")
-    assert result.ret == status
-    broken = [line for line in result.outlines if line.startswith("broken:")]
-    assert len(broken) == status
-    if broken:
-        assert "expected masking the top 2 to cost 0.3 more accuracy than masking 2 others; it cost" in broken[0]
-    assert project.run("--rh-set", "expect.top_2_drop_exceeds_random=0.3", "--rh-verdict", "none").ret == 0
+    expected = ["--rh-set", DROP, "--rh-set", f"sweep={json.dumps(sweep)}", "--junit-xml", "junit.xml"]
+    result = project.run(*expected, "--rh-save-baseline", "main")
+    assert result.ret == (outcome != "held")
+    told = [line for line in result.outlines if line.startswith((f"{outcome}:", "no baseline was saved"))]
+    if outcome != "held":
+        assert told[0].startswith(
+            f"{outcome}: expected masking the top 2 to cost 0.3 more accuracy than masking 2 others"
+        )
+        assert told[1] == f"no baseline was saved: 1 of the gates are {outcome}"
+        failure = ElementTree.parse(project.path / "junit.xml").find(".//failure")
+        assert failure is not None
+        assert "to cost 0.3 more accuracy" in str(failure.get("message"))
+    (gate,) = json.loads((project.latest / "gates.json").read_text("utf-8"))["gates"]
+    assert (gate["outcome"], gate["gate"]) == (outcome, "expect top_2_drop_exceeds_random 0.3")
+    assert project.run(*expected, "--rh-verdict", "none").ret == 0
+    assert project.run(*expected, "--rh-inconclusive", "warn").ret == (outcome == "broken")
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_masked_heads_that_never_copied_are_named(project: Project, is_stored: bool) -> None:
+    """The stand-in's second head copies nothing: a top two of one copying head and one other."""
+    project.suite("heads", kind="detect", sweep=SWEEP)
+    project.behave(retrieval_heads=HEADS[:1])
+    if is_stored:
+        project.run("-m", "detect")
+        stored = str((project.latest / "heads.json").resolve())
+        ablation(project, heads=stored)
+        project.run("-m", "ablate").stdout.fnmatch_lines(["*heads.json: 1 of the top 2 heads never copied: 0-0"])
+    else:
+        ablation(project, heads="detect/heads")
+        project.run().stdout.fnmatch_lines(["top_2: 1 of the top 2 heads never copied: 0-0"])
 
 
 @pytest.mark.parametrize("names", [("a_heads", "b_cut"), ("b_heads", "a_cut")])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from retrieval_heads.effect import effect_of, to_json, wilson
+from retrieval_heads.effect import effect_of, to_json
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.results import Mask, Record
 
@@ -60,23 +60,14 @@ def test_arms_and_their_drops() -> None:
     assert effect_of(records({"none": [True] * 4, "top_2": [True] * 3 + [False]})).reached is None
 
 
-@given(st.integers(1, 60), st.data())
-def test_wilsons_interval_is_scipys(count: int, data: st.DataObject) -> None:
-    passed = data.draw(st.integers(0, count))
-    expected = stats.binomtest(passed, count).proportion_ci(method="wilson")
-    found = wilson(passed / count, count)
-    assert found.low == pytest.approx(expected.low, abs=1e-9)
-    assert found.high == pytest.approx(expected.high, abs=1e-9)
-
-
 def test_the_paired_interval_is_newcombes() -> None:
-    """His method 8 by the counts of pairs: both retrieved, the first alone, the second alone, neither."""
+    """His method 8 of exact intervals, by the counts of pairs: both retrieved, one alone, the other alone, neither."""
     both, one, other, neither = 20, 12, 2, 6
     first = [True] * (both + one) + [False] * (other + neither)
     second = [True] * both + [False] * one + [True] * other + [False] * neither
     margins = (both + one) * (other + neither) * (both + other) * (one + neither)
     phi = (both * neither - one * other) / math.sqrt(margins)
-    (low, high), (less, more) = (stats.binomtest(passed, 40).proportion_ci(method="wilson") for passed in (32, 22))
+    (low, high), (less, more) = (stats.binomtest(passed, 40).proportion_ci(method="exact") for passed in (32, 22))
     down, up, below, above = 0.8 - low, high - 0.8, 0.55 - less, more - 0.55
     effect = effect_of(records({"none": first, "top_2": second}))
     drop = effect.groups[1].drop

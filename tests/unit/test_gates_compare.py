@@ -52,7 +52,10 @@ def judge(current, baseline, max_drop="5%", **options):
         ("0.05", {"": Tolerance(0.05)}),
         ("5%", {"": Tolerance(0.05, relative=True)}),
         ("0", {"": Tolerance(0)}),
-        ("rougeL_recall:0.05", {"rougeL_recall": Tolerance(0.05)}),
+        ("rougeL_recall:0.05", {"rougeL_recall": Tolerance(0.05), "": Tolerance(0.05)}),
+        ("only:rougeL_recall:0.05", {"rougeL_recall": Tolerance(0.05)}),
+        ("only : substring : 1%, rougeL_f:0.2", {"substring": Tolerance(0.01, True), "rougeL_f": Tolerance(0.2)}),
+        (["pass_rate:0.1", "only:substring:0"], {"pass_rate": Tolerance(0.1), "substring": Tolerance(0)}),
         (" 5 % , pass_rate : 2.5%", {"": Tolerance(0.05, True), "pass_rate": Tolerance(0.025, True)}),
         (["0.1", "substring:0"], {"": Tolerance(0.1), "substring": Tolerance(0)}),
     ],
@@ -77,6 +80,9 @@ def test_a_tolerance_is_absolute_or_relative_and_may_name_its_score(text, expect
         ("100%", "below 100%"),
         ("0.1,0.2", "given twice"),
         ("a:0.1,a:5%", "a is given twice"),
+        ("only:a:0.1,a:5%", "a is given twice"),
+        ("only:a:0.1,0.05", "'only:' leaves out the pass metric and pass_rate, and 0.05 is given for them"),
+        ("only:only:a:0.1", "expected such as"),
     ],
 )
 def test_a_tolerance_that_cannot_be_meant_is_refused(text, said):
@@ -87,7 +93,7 @@ def test_a_tolerance_that_cannot_be_meant_is_refused(text, said):
 
 @given(st.floats(0, 0.99), st.booleans())
 def test_a_tolerance_is_read_back_from_its_own_text(amount, relative):
-    found = parse_max_drop(f"x:{Tolerance(amount, relative)}")["x"]
+    found = parse_max_drop(f"only:x:{Tolerance(amount, relative)}")["x"]
     assert found.amount == pytest.approx(amount, rel=1e-9, abs=1e-12)
     assert found.relative is relative
 
@@ -151,9 +157,9 @@ def test_too_few_pairs_that_moved_are_said():
 
 def test_scores_are_tested_by_flipping_signs():
     before = run([0.9] * 12)
-    tiny = judge(run([0.5, 0.4] + [0.95] * 5 + [0.85] * 5), before, "recall:0.05").outcomes[0]
+    tiny = judge(run([0.5, 0.4] + [0.95] * 5 + [0.85] * 5), before, "only:recall:0.05").outcomes[0]
     assert tiny.outcome == "inconclusive"
-    clear = judge(run([0.6] * 6 + [0.7] * 6), before, "recall:0.05").outcomes[0]
+    clear = judge(run([0.6] * 6 + [0.7] * 6), before, "only:recall:0.05").outcomes[0]
     assert clear.outcome == "broken"
     assert clear.figures["p_value"] == pytest.approx(1 / 2**12)
 
@@ -164,7 +170,7 @@ def test_holm_is_over_the_numbers_of_all_suites():
 
     def falls(suites):
         return [
-            set_against(after, Baseline(before), max_drop=parse_max_drop("recall:0.05"), suite=f"s{n}")
+            set_against(after, Baseline(before), max_drop=parse_max_drop("only:recall:0.05"), suite=f"s{n}")
             for n in range(suites)
         ]
 
@@ -192,7 +198,7 @@ def test_no_fall_that_the_bootstrap_called_worse_is_green(cells):
 
 
 def test_the_worst_cells_are_those_that_fell_most():
-    outcome = judge(run([0.9, 0.2, 1, 0.5, 0.1]), run([1] * 5), "recall:0.05").outcomes[0]
+    outcome = judge(run([0.9, 0.2, 1, 0.5, 0.1]), run([1] * 5), "only:recall:0.05").outcomes[0]
     assert outcome.worst == ("1024/40 1→0.1", "1024/10 1→0.2", "1024/30 1→0.5")
 
 
@@ -252,15 +258,28 @@ def test_a_better_run_passes():
 
 def test_a_relative_tolerance_is_of_the_baselines_mean():
     before = run([0.4] * 12)
-    assert judge(run([0.385] * 12), before, "recall:5%").passed
-    assert not judge(run([0.375] * 12), before, "recall:5%").passed
-    assert judge(run([0.375] * 12), before, "recall:0.05").passed
+    assert judge(run([0.385] * 12), before, "only:recall:5%").passed
+    assert not judge(run([0.375] * 12), before, "only:recall:5%").passed
+    assert judge(run([0.375] * 12), before, "only:recall:0.05").passed
 
 
 def test_a_bare_tolerance_gates_pass_metric_and_pass_rate_and_a_named_one_goes_before_it():
     gates = [outcome.gate for outcome in judge(run([1] * 12), run([1] * 12), "5%,recall:0.2").outcomes]
     assert gates == ["drop of recall <= 0.2", "drop of pass_rate <= 5%"]
-    assert len(judge(run([1] * 12), run([1] * 12), "recall:0.2").outcomes) == 1
+    assert len(judge(run([1] * 12), run([1] * 12), "only:recall:0.2").outcomes) == 1
+
+
+def test_a_named_tolerance_adds_to_the_default_gates():
+    """A named one alone let recall fall from 1 to 0."""
+    before = [record.model_copy(update={"scores": {"recall": 1.0, "substring": 1.0}}) for record in run([1] * 12)]
+    after = [record.model_copy(update={"scores": {"recall": 0.0, "substring": 1.0}}) for record in run([0] * 12)]
+    verdict = judge(after, before, "substring:0.01")
+    assert [(outcome.gate, outcome.outcome) for outcome in verdict.outcomes] == [
+        ("drop of recall <= 0.05", "broken"),
+        ("drop of pass_rate <= 0.05", "broken"),
+        ("drop of substring <= 0.01", "held"),
+    ]
+    assert judge(after, before, "only:substring:0.01").passed
 
 
 def test_suites_with_different_pass_metrics_are_compared_each_by_its_own():
@@ -295,7 +314,7 @@ def test_a_tolerance_for_what_cannot_be_compared_is_refused(name):
         ((), (), "no cell pairs"),
     ],
 )
-@pytest.mark.parametrize("max_drop", ["recall:0.5", "5%"])
+@pytest.mark.parametrize("max_drop", ["only:recall:0.5", "5%"])
 def test_a_cell_that_cannot_be_compared_breaks_the_gate(current, baseline, said, max_drop):
     verdict = judge(current, baseline, max_drop)
     assert not verdict.passed

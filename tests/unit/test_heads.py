@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads import Layer, aggregate, overlap, rank, read_ranked, read_table, write_heads
+from retrieval_heads.heads import Layer, aggregate, rank, read_ranked, read_table, write_heads
+from retrieval_heads.intervals import mean_interval
 from retrieval_heads.results import HeadScores, Record
 
 LAYERS = [Layer("model.model.layers.0.self_attn.attn", 0, 3), Layer("model.model.layers.2.self_attn.attn", 2, 3)]
 
 
 def sample(copy: list[list[float]], *, passed: bool = True, **scores: list[list[float]]) -> Record:
-    heads: HeadScores = {"copy": copy, "copy_reference": copy, "mass": copy, **scores}
+    heads: HeadScores = {"copy": copy, "copy_reference": copy, "mass": copy} | scores
     return Record(
         context_length=512, document_depth=50, needle="n", cell=f"c{copy}{passed}", passed=passed, heads=heads
     )
@@ -75,17 +75,38 @@ def test_layers_have_their_own_numbers_of_heads_or_none(tmp_path: Path) -> None:
     assert np.isnan(table.estimates["copy"].mean).sum(1).tolist() == [3, 0, 2]
 
 
-def test_intervals_are_those_of_scipys_percentile_bootstrap() -> None:
+def test_every_head_has_the_interval_of_its_mean() -> None:
     records = samples(30)
     found = aggregate(records, LAYERS).estimates["copy"]
-    values = np.array([record.heads["copy"] for record in records if record.heads])
-    expected = stats.bootstrap(
-        (values,), np.mean, axis=0, method="percentile", n_resamples=5000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    np.testing.assert_allclose(found.low, expected.low, atol=0.02)
-    np.testing.assert_allclose(found.high, expected.high, atol=0.02)
-    assert (found.low < found.mean).all()
-    assert (found.mean < found.high).all()
+    for row, head in ((0, 0), (1, 2)):
+        expected = mean_interval([record.heads["copy"][row][head] for record in records if record.heads])
+        assert expected is not None
+        assert (found.low[row, head], found.high[row, head]) == pytest.approx((expected.low, expected.high), abs=0.01)
+
+
+def test_below_five_samples_no_interval_is_stored(tmp_path: Path) -> None:
+    heads, *_ = write_heads(aggregate([sample([[1.0] * 3] * 2)] * 4, LAYERS), tmp_path, {})
+    stored = json.loads(heads.read_text())["scores"]["copy"]
+    assert stored == {"mean": [[1.0] * 3] * 2, "low": [[None] * 3] * 2, "high": [[None] * 3] * 2}
+    assert np.isnan(read_table(heads).estimates["copy"].low).all()
+
+
+def test_equal_samples_have_an_interval_of_some_width() -> None:
+    found = aggregate([sample([[1.0, 0.0, 0.5]] * 2)] * 5, LAYERS).estimates["copy"]
+    assert (found.high - found.low > 0.2).all()
+
+
+def test_a_count_per_step_has_the_scale_of_the_longest_answer() -> None:
+    """Twelve answer tokens over a needle of four: a head that copied at each step would have 3."""
+    fields = {"token_ids": [1] * 12, "needle_span": (10, 14)}
+    records = [
+        sample([[0.5] * 3] * 2, copy_reference=[[value] * 3] * 2).model_copy(update=fields)
+        for value in (0.5, 1.5, 2.0, 0.0, 1.0)
+    ]
+    found = aggregate(records, LAYERS).estimates["copy_reference"]
+    expected = mean_interval([0.5, 1.5, 2.0, 0.0, 1.0], top=3)
+    assert expected is not None
+    assert (found.low[0, 0], found.high[0, 0]) == pytest.approx((expected.low, expected.high))
 
 
 def test_ranking_puts_ties_in_the_order_of_layer_then_head() -> None:
@@ -109,6 +130,15 @@ def test_stability_is_high_where_samples_agree_and_low_where_they_are_noise() ->
     assert shaky is not None
     assert shaky < 0.3
     assert aggregate(agreeing[:1], layers).stability() is None
+
+
+def test_two_samples_that_share_no_head_are_not_stable() -> None:
+    layers = [Layer(f"layers.{number}.attn", number, 10) for number in range(10)]
+    scores = np.zeros((2, 10, 10))
+    scores[0, 3, 4] = scores[1, 7, 1] = 0.9
+    assert aggregate([sample(each.tolist()) for each in scores], layers).stability() == 0
+    assert aggregate([sample(scores[0].tolist())] * 2, layers).stability() == 1
+    assert aggregate([sample(np.zeros((10, 10)).tolist())] * 2, layers).stability() is None
 
 
 def test_head_files_are_written_in_every_form_and_read_back_the_same(tmp_path: Path) -> None:
@@ -161,11 +191,6 @@ def test_a_file_that_is_none_of_these_is_one_clear_sentence(tmp_path: Path, cont
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"gone\.json: cannot be read"):
         read_ranked(tmp_path / "gone.json")
-
-
-def test_overlap_is_a_share_of_the_longer_list() -> None:
-    assert overlap([(0, 1), (0, 2)], [(0, 2), (0, 3)]) == 0.5
-    assert overlap([(0, 1)], [(0, 1), (0, 2)]) == 0.5
 
 
 def test_heads_of_another_shape_than_the_layers_are_not_averaged(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.text import Text
 
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.intervals import mean_interval
 from retrieval_heads.plots import (
     difference_map,
     head_heatmap,
@@ -31,7 +32,7 @@ from retrieval_heads.plots import (
     profiles,
     score_distribution,
 )
-from retrieval_heads.plots.curves import distribution_figure, interval, profiles_figure
+from retrieval_heads.plots.curves import distribution_figure, profiles_figure
 from retrieval_heads.plots.difference import difference_figure
 from retrieval_heads.plots.grid import metric_label, number_labels
 from retrieval_heads.plots.heads import head_figure
@@ -404,17 +405,15 @@ def test_profiles_overlay_runs_that_can_be_told_apart() -> None:
     assert len({str(line_look(n)) for n in range(210)}) == 210
 
 
-def test_intervals_hold_the_mean_and_shrink_to_nothing_where_values_agree() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert interval([0.3]) is None
-        assert interval([0.3, 0.3, 0.3]) == (0.3, 0.3)
-        values = np.random.default_rng(1).random(40).tolist()
-        low, high = interval(values) or (math.nan, math.nan)
-    assert low < np.mean(values) < high
-    assert interval(values) == (low, high)
-    # 1.96 standard errors of the mean, to which the percentile interval of 2000 resamples comes close.
-    assert high - low == pytest.approx(2 * 1.96 * np.std(values) / math.sqrt(40), rel=0.1)
+def test_whiskers_are_the_interval_of_the_mean_and_none_for_too_few_values() -> None:
+    records = [record(1000, depth) for depth in range(0, 50, 10)]
+    records += [record(2000, depth) for depth in range(0, 40, 10)]
+    (whiskers,) = (each for each in profiles_figure(records).axes[0].collections if each.get_label() == "interval")
+    (five, four) = ([y for _, y in segment] for segment in whiskers.get_segments())
+    expected = mean_interval([1.0] * 5)
+    assert expected is not None
+    assert five == pytest.approx([expected.low, expected.high])
+    assert four == [1.0, 1.0]
 
 
 def test_profiles_of_no_measured_record_are_refused_by_the_name_of_the_run() -> None:

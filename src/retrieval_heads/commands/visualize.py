@@ -12,10 +12,10 @@ import tyro
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.gates import load_baseline
-from retrieval_heads.heads import HeadTable, overlap
 from retrieval_heads.pictures import draw_heads, first_score, scored
 from retrieval_heads.report import StoredRun, load_run, write_report
 from retrieval_heads.results import Record
+from retrieval_heads.top_heads import overlap
 
 _TOP = 10
 
@@ -110,8 +110,11 @@ class VisualizeDetect:
             overlaid = {name: scored(table) for name, table in tables.items()}
             written += score_distribution(overlaid, folder / "head_scores.png", title=self.title)
         for (first, one), (second, other) in combinations(tables.items(), 2):
-            shared = overlap(_best(one), _best(other))
-            print(f"{first} and {second}: {100 * shared:.0f} % of the top {_TOP} heads in common")
+            best = {name: table.top(first_score(table), _TOP) for name, table in ((first, one), (second, other))}
+            shared = overlap(*best.values())
+            told = "no head in common" if shared is None else f"{100 * shared:.0f} % of the top {_TOP} heads in common"
+            notes = "".join(f"; {note}" for name, heads in best.items() if (note := heads.note(name)))
+            print(f"{first} and {second}: {told}{notes}")
         _tell(written)
 
 
@@ -162,10 +165,6 @@ def _cells(run: StoredRun, name: str) -> Sequence[Record]:
 
 def _title(run: StoredRun, name: str) -> str:
     return Path(str(run.facts.get("model") or name)).name
-
-
-def _best(table: HeadTable) -> list[tuple[int, int]]:
-    return [(table.layers[row].number, head) for row, head in table.ranked(first_score(table))[:_TOP]]
 
 
 def _beside(output: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates.expression import Agreement, Gate
 from retrieval_heads.gates.selection import Selection, describe, name_gaps
 from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, plain
+from retrieval_heads.top_heads import overlap, top_heads
 
 TOP_HEADS: Final = 20
 
@@ -42,9 +43,8 @@ class HeadAgreement:
 def compare_heads(current: Any, baseline: Any, *, top: int = TOP_HEADS) -> HeadAgreement:
     """Compare the mean head scores of two runs.
 
-    Spearman's rank correlation (Spearman 1904; ties share their mean rank). The overlap is the heads that are
-    among the best of both, over the larger of the two sets: heads that tie across the last place are in
-    neither, since their order would be chance.
+    Spearman's rank correlation (Spearman 1904; ties share their mean rank), and the overlap of the best heads
+    (`retrieval_heads.top_heads`).
 
     Args:
         current: Mean scores, `[layers, heads]`; a NaN is a head, or a layer's row of heads, without a score.
@@ -76,8 +76,8 @@ def compare_heads(current: Any, baseline: Any, *, top: int = TOP_HEADS) -> HeadA
         if (scores == scores[0]).all()
     ]
     spearman = None if constant else _spearman(after_scored, before_scored)
-    overlap, tied = _overlap(after_scored, before_scored, top)
-    return HeadAgreement(spearman, overlap, top, int(scored.sum()), (*notes, *constant, *tied))
+    shared, tied = (None, []) if constant else _overlap(after_scored, before_scored, top)
+    return HeadAgreement(spearman, shared, top, int(scored.sum()), (*notes, *constant, *tied))
 
 
 def agreement(suite: str, heads: HeadMeans | None, before: HeadMeans | None) -> Iterator[str]:
@@ -150,20 +150,9 @@ def _spearman(after: Any, before: Any) -> float:
 def _overlap(after: Any, before: Any, top: int) -> tuple[float | None, list[str]]:
     if top >= len(after):
         return None, [f"the top {top} are all {len(after)} scored heads"]
-    best_after, best_before = _best(after, top), _best(before, top)
-    sizes = {"this run": len(best_after), "the baseline": len(best_before)}
-    notes = [
-        f"{size} of the top {top} stand out in {side}, the others tie" for side, size in sizes.items() if size < top
-    ]
-    if not best_after or not best_before:
-        return None, notes
-    return len(best_after & best_before) / max(sizes.values()), notes
-
-
-def _best(scores: Any, top: int) -> set[int]:
-    """The best heads; those that tie with the first one left out are left out too."""
-    import numpy as np
-
-    first_out = np.sort(scores)[::-1][top]
-    best = np.flatnonzero(scores > first_out)
-    return {int(head) for head in best}
+    best = {
+        side: top_heads(enumerate(scores.tolist()), top)
+        for side, scores in (("this run", after), ("the baseline", before))
+    }
+    notes = [note for side, heads in best.items() if (note := heads.note(side))]
+    return overlap(*best.values()), notes

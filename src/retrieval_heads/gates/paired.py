@@ -51,7 +51,7 @@ def fall_p_value(drops: Sequence[float]) -> float:
     """One-sided p value of a fall, by flipping signs (Fisher 1935, section 21).
 
     The share of all ways to give the drops a sign in which they sum up to as much as they did. Drops of one size (a
-    cell passed, or did not) make it McNemar's exact test (McNemar 1947); up to 32 pairs that moved are enumerated, of
+    cell passed, or did not) make it McNemar's exact test (McNemar 1947). Up to 32 pairs that moved are enumerated; of
     more there are 50,000 seeded draws (5,000 above 4,000 pairs), of which what was found is one (Phipson & Smyth 2010).
 
     Args:

@@ -119,10 +119,15 @@ def headline(words: Sequence[str]) -> str:
         return {"held": "the gate holds", "inconclusive": "the gate is inconclusive"}.get(
             words[0], "the gate is broken"
         )
-    counts = [(words.count(word), word) for word in ("broken", "inconclusive") if word in words]
-    if not counts:
-        return f"all {len(words)} gates hold"
-    (count, word), *more = counts
+    return counts(words) or f"all {len(words)} gates hold"
+
+
+def counts(words: Sequence[str]) -> str:
+    """How many gates did not hold, such as `1 of 3 gates broken, 1 inconclusive`; empty where all did."""
+    found = [(words.count(word), word) for word in _WORDS if word != "held" and word in words]
+    if not found:
+        return ""
+    (count, word), *more = found
     return ", ".join([f"{count} of {len(words)} gates {word}", *(f"{count} {word}" for count, word in more)])
 
 

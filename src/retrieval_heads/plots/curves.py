@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap
 
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.intervals import FEWEST, Interval, mean_interval
 from retrieval_heads.plots.grid import MEASURED, Sample, measured_samples, metric_label
 from retrieval_heads.plots.heads import checked_scores
 from retrieval_heads.plots.layout import Page, arrange, new_figure, text_width
@@ -26,12 +26,9 @@ from retrieval_heads.plots.saving import save
 from retrieval_heads.plots.style import HEADS, INK, PAPER, counted, line_look, shorten, styled
 from retrieval_heads.results import Record, finite_mean
 
-_RESAMPLES = 2000
 # Whiskers up to this many points on an axis, a band beyond.
 _MAX_WHISKERS = 24
 _MAX_WHISKERED_RUNS = 4
-# Resampled values held at once: bounds memory to some 16 MB.
-_BATCH_VALUES = 2_000_000
 
 
 def score_distribution(
@@ -62,7 +59,7 @@ def profiles(
     metric: str | None = None,
     title: str = "",
 ) -> list[Path]:
-    """Draw the mean score against context length and against needle depth, with 95 % bootstrap intervals.
+    """Draw the mean score against context length and against needle depth, with 95 % intervals.
 
     Args:
         records: Of one run, or of several by name, which are overlaid.
@@ -190,7 +187,7 @@ def profiles_figure(
     if left_out:
         facts.append(f"{left_out:,} skipped or in error left out")
     if len(everything) > 1:
-        facts.append("mean with its 95 % bootstrap interval")
+        facts.append(f"mean with its 95 % interval, from {FEWEST} values on")
     legend = [
         Line2D([], [], label=shorten(name, 60), **line_look(index))
         for index, name in enumerate(runs)
@@ -199,29 +196,6 @@ def profiles_figure(
     title = title or "Score by context length and needle depth"
     arrange(Page(figure, [[by_length, by_depth]], (width, height), title, " · ".join(facts), legend))
     return figure
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of the mean (seeded).
-
-    Args:
-        values: Scores of one length or depth.
-
-    Returns:
-        Lower and upper end; `None` for fewer than two values, and an interval of no width for equal values.
-    """
-    if len(values) < 2:
-        return None
-    sample = np.asarray(values, dtype=float)
-    found = bootstrap(
-        (sample,),
-        np.mean,
-        method="percentile",
-        n_resamples=_RESAMPLES,
-        batch=max(1, _BATCH_VALUES // len(sample)),
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def _measured(name: str, records: Sequence[Record], metric: str | None) -> list[Sample]:
@@ -240,9 +214,9 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], index: int, runs: 
         groups[x].append(value)
     xs = sorted(groups)
     means = [finite_mean(groups[x]) for x in xs]
-    # Without an interval (one value) the whisker has no length: a point alone says "no interval".
-    ends = [interval(groups[x]) or (mean, mean) for x, mean in zip(xs, means, strict=True)]
-    low, high = [end[0] for end in ends], [end[1] for end in ends]
+    # Without an interval (too few values) the whisker has no length: a point alone says "no interval".
+    ends = [mean_interval(groups[x]) or Interval(mean, mean) for x, mean in zip(xs, means, strict=True)]
+    low, high = [end.low for end in ends], [end.high for end in ends]
     look = line_look(index)
     # Whiskers of neighbours stand side by side; of more runs or points they would be a thicket.
     whiskers = len(xs) == 1 or (len(xs) <= _MAX_WHISKERS and runs <= _MAX_WHISKERED_RUNS)

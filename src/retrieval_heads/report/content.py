@@ -117,6 +117,7 @@ def _heads(name: str, table: HeadTable) -> dict[str, Any]:
     return {
         "name": name,
         "threshold": RETRIEVAL_THRESHOLD,
+        "counted": table.counted,
         "layers": [
             {"number": layer.number, "heads": layer.heads, "kind": layer.kind}
             | ({"window": layer.sliding_window} if layer.sliding_window is not None else {})

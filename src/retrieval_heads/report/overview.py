@@ -9,10 +9,14 @@ from datetime import datetime
 from typing import Any
 
 from retrieval_heads.ablation import NONE
+from retrieval_heads.controls import Control, intervals
+from retrieval_heads.gates.render import counts, headline
 from retrieval_heads.heads import RETRIEVAL_THRESHOLD, HeadTable
+from retrieval_heads.intervals import mean_interval, shown
 from retrieval_heads.report.stored import StoredRun
 from retrieval_heads.results import Record, finite_mean
 
+_WORDS = ("broken", "inconclusive", "held")
 _IDENTITY = {
     "model": "Model",
     "model_revision": "Revision",
@@ -101,8 +105,9 @@ def _cells(records: Sequence[Record], baseline: Sequence[Record]) -> Iterator[tu
     yield "retrieved", f"{count['pass']:,} of {len(records):,}", ", ".join(rest)
     if not measured:
         return
-    mean = finite_mean([_score(record) or 0.0 for record in measured])
-    yield "mean score", f"{mean:.3f}", measured[0].metric.replace("_", " ")
+    scores = [_score(record) or 0.0 for record in measured]
+    metric = measured[0].metric.replace("_", " ")
+    yield "mean score", f"{finite_mean(scores):.3f}", f"{metric}, 95 %: {shown(mean_interval(scores))}"
     before = {(record.suite_id, record.cell): _score(record) for record in baseline}
     pairs = [
         ((_score(record) or 0.0), old)
@@ -139,6 +144,8 @@ def _heads(table: HeadTable) -> Iterator[tuple[str, str, str]]:
         f"{int((mean >= RETRIEVAL_THRESHOLD).sum()):,} of {len(ranked):,}",
         f"mean {name} of {RETRIEVAL_THRESHOLD:g} or more",
     )
+    if note := table.top(name, 10).note("this run"):
+        yield "top 10", f"{len(table.top(name, 10).heads)} heads", note
     row, head = ranked[0]
     yield "best head", f"{table.layers[row].number}-{head}", f"layer-head, mean {name} {mean[row, head]:.3f}"
     if table.counted is not None:
@@ -181,8 +188,14 @@ def _ablation(told: Mapping[str, Any]) -> dict[str, Any]:
         "mode": str(told["mode"]),
         "columns": ["arm", "cells", "accuracy", "drop", "draws", *(["perplexity", "closed book"] if controls else [])],
         "rows": rows,
-        "notes": [*excess, *map(str, told.get("notes") or [])],
+        "notes": [*excess, *_closed_book(told["groups"], controls), *map(str, told.get("notes") or [])],
     }
+
+
+def _closed_book(groups: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]) -> list[str]:
+    measured = {arm: Control(**control) for arm, control in controls.items()}
+    shown = intervals({group["name"]: group["masks"] for group in groups}, measured)
+    return [f"Closed book with its interval: {shown}."] if shown else []
 
 
 def _interval(estimate: Mapping[str, float]) -> str:
@@ -195,24 +208,20 @@ def _gates(gates: Mapping[str, Any]) -> dict[str, Any]:
         {
             "suite": str(gate.get("suite", "")),
             "gate": str(gate.get("gate", "")),
-            "passed": bool(gate.get("passed")),
+            # Older files hold no word.
+            "word": str(gate.get("outcome") or ("held" if gate.get("passed") else "broken")),
             "sentence": str(gate.get("sentence", "")),
             "worst": ", ".join(map(str, gate.get("worst", []))),
         }
         for gate in gates.get("gates", [])
     ]
-    broken = sum(not outcome["passed"] for outcome in outcomes)
-    if not outcomes:
-        headline = ""
-    elif broken:
-        headline = f"{broken} of {len(outcomes)} gates broken"
-    else:
-        headline = f"all {len(outcomes)} gates hold" if len(outcomes) > 1 else "the gate holds"
+    words = [outcome["word"] for outcome in outcomes]
+    told = (headline(words) if "held" in words else counts(words)) if words else ""
     return {
         # Broken ones first: they are what a reader came for.
-        "outcomes": sorted(outcomes, key=lambda outcome: outcome["passed"]),
-        "headline": headline,
-        "broken": broken,
+        "outcomes": sorted(outcomes, key=lambda outcome: _WORDS.index(outcome["word"])),
+        "headline": told,
+        "broken": len(words) - words.count("held"),
         "warnings": [str(warning) for warning in gates.get("warnings", [])],
         "notes": [str(note) for note in gates.get("notes", [])],
     }

@@ -67,7 +67,8 @@ function headGrid(found, state, heads, names, onOpen) {
   const best = sorted(heads, state.score, true).filter((head) => head.values[state.score] > 0).slice(0, TOP_HEADS);
   const interval = (name, row, head) => {
     const [low, high] = [found.scores[name].low[row][head], found.scores[name].high[row][head]];
-    return low === null || low === undefined ? "" : ` (95 %: ${low.toFixed(3)} to ${high.toFixed(3)})`;
+    if (low === null || low === undefined) return found.counted > 0 ? " (95 %: too few)" : "";
+    return ` (95 %: ${low.toFixed(3)} to ${high.toFixed(3)})`;
   };
   return {
     rows: found.layers.map((layer) => String(layer.number)),

@@ -1,0 +1,150 @@
+"""Every 95 % interval of the project: of a share, of a mean of bounded values, of a difference of two shares.
+
+Each holds its coverage for few values, and none is of no width. `benchmarks/intervals.py` measures both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+COVERAGE: Final = 0.95
+
+FEWEST: Final = 5
+"""Below so many values a mean has no interval."""
+
+TOO_FEW: Final = "too few"
+"""What stands in place of an interval of fewer values."""
+
+_TAIL: Final = (1 - COVERAGE) / 2
+_DRAWS: Final = 4_000
+_DRAWS_OF_ONE: Final = 40_000
+_FEW_COLUMNS: Final = 20
+_VALUES_AT_ONCE: Final = 4_000_000
+_SEED: Final = 20240515
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+def share_interval(share: float, count: float) -> Interval:
+    """The exact interval of a share (Clopper & Pearson 1934).
+
+    Args:
+        share: 0–1.
+        count: What it was counted on, above 0; need not be whole, as an effective sample size is not.
+    """
+    from scipy.special import betaincinv
+
+    passed = share * count
+    low = float(betaincinv(passed, count - passed + 1, _TAIL)) if passed > 0 else 0.0
+    high = float(betaincinv(passed + 1, count - passed, 1 - _TAIL)) if passed < count else 1.0
+    return Interval(min(share, low), max(share, high))
+
+
+def mean_interval(values: Sequence[float], top: float = 1.0) -> Interval | None:
+    """The interval of the mean of values in [0, `top`]; `None` for fewer than `FEWEST`.
+
+    See `mean_intervals`, of which this is one column. Of values 0 and 1 it is that of `share_interval`.
+    """
+    import numpy as np
+
+    if len(values) < FEWEST:
+        return None
+    low, high = mean_intervals(np.asarray(values, dtype=float)[:, None], top)
+    return Interval(float(low[0]), float(high[0]))
+
+
+def mean_intervals(values: NDArray[Any], top: float = 1.0) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The intervals of the means of values in [0, `top`].
+
+    Gaffke's bounds (Gaffke 2005; Learned-Miller & Thomas 2019): the upper end is the 97.5 % quantile of the mean of the
+    values and one more, `top`, under weights that are uniform on the simplex; the lower end likewise with a 0 more. Of
+    values 0 and 1 it is Clopper and Pearson's interval. That the coverage holds for every distribution is a conjecture
+    without a counterexample (Phan, Thomas & Learned-Miller 2021); it is simulated in our tests. 4,000 seeded draws,
+    40,000 for few columns.
+
+    Args:
+        values: `[samples, ...]`; NaN gives NaN. A value beyond [0, `top`] is taken as the end that it is beyond, for
+            the interval alone, which holds the mean in any case.
+        top: The greatest value that could be.
+
+    Returns:
+        Lower and upper ends, each `[...]`; NaN for fewer than `FEWEST` samples.
+    """
+    import numpy as np
+
+    samples, shape = len(values), values.shape[1:]
+    if samples < FEWEST:
+        return np.full(shape, math.nan), np.full(shape, math.nan)
+    columns = values.reshape(samples, -1)
+    inside = np.clip(columns, 0, top)
+    weights = _weights(samples, _DRAWS_OF_ONE if columns.shape[1] <= _FEW_COLUMNS else _DRAWS)
+    lows, highs = [], []
+    step = max(1, _VALUES_AT_ONCE // len(weights))
+    for start in range(0, columns.shape[1], step):
+        means = weights[:, :-1] @ inside[:, start : start + step].astype(weights.dtype)
+        lows.append(_quantile(means, _TAIL))
+        highs.append(_quantile(means + top * weights[:, -1:], 1 - _TAIL))
+    mean = columns.mean(0)
+    low = np.minimum(np.concatenate(lows), mean)
+    high = np.maximum(np.minimum(np.concatenate(highs), top), mean)
+    return low.reshape(shape), high.reshape(shape)
+
+
+def difference_interval(
+    value: float, first: tuple[float, Interval], second: tuple[float, Interval], correlation: float
+) -> Interval:
+    """The interval of a difference of two paired shares, made of their own (Newcombe 1998, Statistics in Medicine
+    17:2635, method 8).
+
+    Args:
+        value: The first less the second.
+        first: A share and its interval.
+        second: The other.
+        correlation: Pearson's, over pairs.
+    """
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))
+
+    (share, own), (less, others) = first, second
+    return Interval(
+        max(-1.0, value - reach(share - own.low, others.high - less)),
+        min(1.0, value + reach(own.high - share, less - others.low)),
+    )
+
+
+def shown(interval: Interval | None, digits: int = 3) -> str:
+    """For people: `0.526 – 0.683`, or that there are too few values."""
+    return f"{interval.low:.{digits}f} – {interval.high:.{digits}f}" if interval else TOO_FEW
+
+
+@lru_cache(maxsize=4)
+def _weights(samples: int, draws: int) -> NDArray[Any]:
+    """`[draws, samples + 1]`, uniform on the simplex: single precision, whose error is far below a draw's."""
+    import numpy as np
+
+    spacings = np.random.default_rng(_SEED).standard_exponential((draws, samples + 1), dtype=np.float32)
+    weights: NDArray[Any] = spacings / spacings.sum(1, keepdims=True)
+    return weights
+
+
+def _quantile(means: NDArray[Any], tail: float) -> NDArray[Any]:
+    """The order statistic outside of the quantile, so that drawing widens the interval and does not narrow it."""
+    import numpy as np
+
+    place = math.floor(tail * (len(means) + 1)) - 1 if tail < 0.5 else math.ceil(tail * (len(means) + 1)) - 1
+    found: NDArray[Any] = np.partition(means, place, axis=0)[place].astype(float)
+    return found

@@ -108,13 +108,13 @@ def key_order(attention: Any) -> KeyOrder:
 def key_scales(attention: Any) -> Tensor | None:
     """What the keys in a layer's cache are multiplied by, float32, `[1]` or `[kv_heads]`; `None` where by nothing.
 
-    A checkpoint's calibrated scales, or those that vLLM came to at its start. On CPU the kernel writes and reads with
+    A checkpoint's calibrated scales, or those that vLLM came to at its start. The CPU's kernel writes and reads with
     one number a layer, of scales by head the greatest.
     """
     cache: Tensor = attention.kv_cache
     if cache.dtype not in (torch.uint8, FP8):
         return None
-    if cache.device.type == "cpu":
+    if type(attention.impl).__name__ == "CPUAttentionBackendImpl":
         return torch.tensor([float(attention._k_scale_float)])
     scale: Tensor = attention._k_scale
     return scale.detach().float().reshape(-1)

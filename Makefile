@@ -1,18 +1,22 @@
 # make demo: environment, CPU engine, model, essays; then the sweep and the heads; then the pictures.
 # make test: environment with the test tools; lint, then all tests, the real engine included.
+# make soak: a thousand kills of a running session, each resumed (docs/reliability.md).
 PYTHON ?= python3
 VENV ?= .venv
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
 
 test: lint
-	$(bin)/pytest -n 2 tests/unit tests/plugin tests/browser
+	$(bin)/pytest -n 2 tests/unit tests/plugin tests/faults tests/browser
 	$(bin)/pytest -n 2 --dist loadfile tests/engine
+
+soak: $(VENV)/.test
+	$(bin)/python tests/faults/kill_loop.py --rounds 1000 --fork
 
 lint: $(VENV)/.test
 	$(bin)/ruff check .

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import time
 from pathlib import Path
 
 import pytest
-import yaml
-from project import Project, is_gone
+from project import Project
 
 from retrieval_heads.results import Record, dump_record
 
@@ -162,39 +157,6 @@ class TestRescore:
         result = project.run("--rh-rescore")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(["*--rh-rescore: there is no earlier run here; name one with --rh-run"])
-
-
-def wait_for_death(project: Project, process: int) -> None:
-    assert is_gone(process, patience=10)
-    for engine in project.starts:
-        assert is_gone(engine, patience=10), "an engine outlived its run"
-
-
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["plain", "xdist"])
-def test_killed_at_any_moment_and_resumed_it_ends_as_if_undisturbed(project: Project, workers: list[str]) -> None:
-    """Ten moments each for a plain run and for one under xdist."""
-    project.suite()
-    project.behave(wrong_lengths=[256])
-    project.run()
-    expected = answers(project)
-    random_moments = random.Random(7 + len(workers))
-    for turn in range(10):
-        project.behave(wrong_lengths=[256], delay=0.15, start_seconds=0.1)
-        project.write("config.yaml", yaml.safe_dump({"model": {"model": "toy"}, "output_dir": f"killed-{turn}"}))
-        folder = project.path / f"killed-{turn}"
-        run = project.popen(*workers)
-        moment = random_moments.uniform(0.2, 2.5)
-        time.sleep(moment)
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-        wait_for_death(project, run.pid)
-        project.behave(wrong_lengths=[256])
-        resumed = project.run("--rh-resume")
-        resumed.assert_outcomes(passed=3, failed=3)
-        (project.path / "reports/latest").unlink()
-        (project.path / "reports/latest").symlink_to(folder)
-        assert answers(project) == expected, f"killed after {moment:.2f} s"
-        assert len(results(project).read_text().splitlines()) == 6
 
 
 def test_a_killed_rewrite_leaves_the_last_record_of_each_cell(project: Project) -> None:

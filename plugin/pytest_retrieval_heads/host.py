@@ -168,6 +168,8 @@ class Host:
             "model": without_values(plan.model["model"]),
             "engine_args": without_values({key: value for key, value in plan.model.items() if value not in (None, {})}),
             "selected_cells": plan.total,
+            # Whatever becomes of this session, the records of before refer to them.
+            **({"identities": self._earlier.to_json()} if self._earlier.models else {}),
         }
 
     def pytest_report_header(self) -> str | None:

@@ -128,6 +128,14 @@ class TestResume:
             ["1 answer was asked again: the earlier answers do not say which model and engine *"]
         )
 
+    def test_an_engine_that_does_not_start_leaves_what_the_answers_refer_to(self, project: Project) -> None:
+        answered_once(project)
+        project.behave(fail="no memory")
+        assert project.run("--rh-resume").ret == pytest.ExitCode.TESTS_FAILED
+        project.behave(asked="asked")
+        result = project.run("--rh-resume", "--rh-set", "model.quantization=fp8")
+        result.stdout.fnmatch_lines(["1 answer was asked again: model.quantization: none then, fp8 now"])
+
     def test_a_run_of_two_models_keeps_who_gave_which_answer(self, project: Project) -> None:
         project.suite()
         project.run("-k", "len_128")

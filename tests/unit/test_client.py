@@ -17,6 +17,7 @@ from retrieval_heads.engine import client as client_module
 from retrieval_heads.engine.client import Address, EngineClient
 from retrieval_heads.engine.messages import Message, receive
 from retrieval_heads.engine.server import Server
+from retrieval_heads.errors import EngineError
 
 
 def echo(server: Server) -> None:
@@ -91,6 +92,14 @@ def test_a_question_that_cannot_be_sent_spoils_no_later_one(address: Address) ->
     client: Any = EngineClient(address)
     with pytest.raises(TypeError):
         client.ask({"a set"})
+    assert client.ask("after").text == "after"
+
+
+def test_a_question_that_the_server_stumbles_over_is_an_error_of_that_question_alone(address: Address) -> None:
+    client = EngineClient(address)
+    with pytest.raises(EngineError, match="KeyError") as raised:
+        client._call({"do": "result"})  # of no cell
+    assert raised.type is EngineError, "and not that the engine died"
     assert client.ask("after").text == "after"
 
 

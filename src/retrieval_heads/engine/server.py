@@ -159,7 +159,13 @@ class Server:
         action = actions.get(str(message.get("do")))
         if action is None:
             return {"error": f"the engine cannot do {message.get('do')!r}"}
-        return action(message)
+        try:
+            return action(message)
+        except (
+            Exception
+        ) as error:  # of this question alone: its client would take a closed connection for a dead engine
+            traceback.print_exc()
+            return {"error": f"{type(error).__name__}: {error}"}
 
     def _ready(self, _: Message) -> Message:
         with self.changed:

@@ -138,7 +138,7 @@ def describe_low(record: Record) -> str:
             record.reason,
             "",
             f"    question  {record.question}",
-            f"    expected  {record.reference}",
+            f"    expected  {' / '.join((record.reference, *record.alternatives))}",
             f"    answer    {_shown(record.text)} ({record.finish_reason} after {len(record.token_ids)} tokens)",
             f"    score     {record.metric} {record.scores[record.metric]:.3f}, passes above {record.threshold:g}; "
             f"ROUGE-L {record.rougeL:.3f}, substring {record.scores['substring']:g}",

@@ -154,6 +154,8 @@ class Host:
             f"rh: {several}{info['model']} {'are' if several else 'is'} ready in {starting:.1f} s "
             f"({info['dtype']} on {info['device']}, {info['engine']})"
         )
+        for warning in info.get("warnings", ()):
+            self._say(f"rh: WARNING: {info['model']}: {warning}")
 
     @property
     def _arguments(self) -> list[str]:
@@ -449,6 +451,7 @@ class Host:
         if self._folder.is_torn:
             notes.append("the earlier run's last line was incomplete; its cell was asked again")
         notes += [*self._warnings, *terminal.done(self._facts)]
+        notes += [f"WARNING: {self._facts['model']}: {warning}" for warning in self._facts.get("warnings", ())]
         terminal.summary(
             terminalreporter,
             self._records,

@@ -22,13 +22,13 @@ from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.plan import NO_MODEL, Plan, awaited, cells_of, selected_suites
 from pytest_retrieval_heads.plugin import config_file, verdict_of
 from retrieval_heads.ablation import NONE
-from retrieval_heads.config import Settings, is_whole_suite, overlay, overrides, read_settings, resolve
+from retrieval_heads.config import Needle, Scoring, Settings, is_whole_suite, overlay, overrides, read_settings, resolve
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.kinds import is_suite, is_yaml, kind_said
 from retrieval_heads.redaction import without_values
 from retrieval_heads.results import Record, dump_record
-from retrieval_heads.scoring import load_rouge, score_answer
+from retrieval_heads.scoring import judge, load_rouge
 from retrieval_heads.suite import Suite, load_suite
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
@@ -232,6 +232,7 @@ def _record(item: CellItem, result: dict[str, Any]) -> Record:
         "answer_span": needle.answer_span,
         "question": needle.question,
         "reference": needle.reference,
+        "alternatives": needle.references[1:],
         "seed": cell.seed,
         "arm": "" if cell.arm == NONE else cell.arm,
         "metric": scoring.metric,
@@ -240,7 +241,7 @@ def _record(item: CellItem, result: dict[str, Any]) -> Record:
         **result.get("answer", {}),
     }
     if result["status"] == "done":
-        fields |= _judged(fields)
+        fields |= _judged(fields["text"], needle, scoring)
     return Record.model_validate(fields)
 
 
@@ -255,19 +256,16 @@ def _stored_record(item: CellItem, stored: Mapping[str, Any], result: Mapping[st
     return Record.model_validate(fields)
 
 
-def _judged(fields: dict[str, Any]) -> dict[str, Any]:
+def _judged(text: str, needle: Needle, scoring: Scoring) -> dict[str, Any]:
     """Scores and status of an answer."""
     try:
-        scores = score_answer(fields["text"], fields["reference"], fields["question"])
+        found = judge(text, needle, scoring)
     except RetrievalHeadsError as error:
         return {"status": "error", "reason": str(error)}
-    metric, threshold = fields["metric"], fields["threshold"]
-    passed = scores[metric] > threshold
-    low = f"{metric} {scores[metric]:.3f} is not above {threshold:g}: the answer does not hold the needle"
     return {
-        "scores": scores,
-        "rougeL": scores["rougeL_f"],
-        "passed": passed,
-        "status": "pass" if passed else "low",
-        "reason": "" if passed else low,
+        "scores": found.scores,
+        "rougeL": found.scores["rougeL_f"],
+        "passed": found.passed,
+        "status": "pass" if found.passed else "low",
+        "reason": found.reason,
     }

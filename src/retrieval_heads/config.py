@@ -35,6 +35,9 @@ from retrieval_heads.kinds import Kind
 from retrieval_heads.redaction import is_secret_key, keep_assignment_secret, keep_secret
 from retrieval_heads.yaml_reading import NotYaml, decode, parse
 
+KEY_WORDS = "key_words"
+"""The score that decides where a suite names none; see `retrieval_heads.scoring.key_words`."""
+
 Verdict = Literal["cell", "gates", "none"]
 
 
@@ -141,13 +144,27 @@ class Haystack(Section):
         return self
 
 
+def _answers(value: Any) -> Any:
+    """One answer, or a list of those that are accepted; a list of one is that one."""
+    listed = value if isinstance(value, list) else [value]
+    if value is not None and not (listed and all(isinstance(each, str) for each in listed)):
+        raise ValueError(f"expected a text or a list of texts, numbers in quotes; found {value!r}")
+    if value is not None and not all(each.strip() for each in listed):
+        raise ValueError("answer is empty")
+    if twice := [each for at, each in enumerate(listed) if each in listed[:at]]:
+        raise ValueError(f"{twice[0]!r} is given twice")
+    return listed[0] if len(listed) == 1 else value
+
+
 class Needle(Section):
     """A fact, the question that asks for it and the answer that counts."""
 
     needle: str
     question: str
-    answer: str | None = None
-    """The reference the scores compare with; the needle itself where it is left out."""
+    answer: Annotated[str | list[str] | None, BeforeValidator(_answers)] = None
+    """The reference that the scores compare with, or a list of which any one is accepted; the needle itself where it
+    is left out.
+    """
     answer_span: str | None = None
     """The part of the needle that must be said; head scores count its tokens alone."""
     name: str | None = None
@@ -157,16 +174,27 @@ class Needle(Section):
         for key in ("needle", "question"):
             if not getattr(self, key).strip():
                 raise ValueError(f"{key} is empty")
-        if self.answer is not None and not self.answer.strip():
-            raise ValueError("answer is empty")
         if self.answer_span is not None and self.answer_span not in self.needle:
             raise ValueError(f"answer_span {self.answer_span!r} does not stand in the needle")
         return self
 
     @property
+    def references(self) -> tuple[str, ...]:
+        """The answers that are accepted, without surrounding white space; the needle where none is given."""
+        answers = self.answer if isinstance(self.answer, list) else [self.answer or self.needle]
+        return tuple(each.strip() for each in answers)
+
+    @property
     def reference(self) -> str:
-        """The expected answer, without surrounding white space."""
-        return (self.answer or self.needle).strip()
+        """The first of them, which names the question."""
+        return self.references[0]
+
+    @property
+    def sayings(self) -> tuple[str, ...]:
+        """Of what `key_words` must find one in an answer: the answers, else `answer_span`, else the needle."""
+        if self.answer is None and self.answer_span:
+            return (self.answer_span.strip(),)
+        return self.references
 
 
 class Sweep(Section):
@@ -207,7 +235,7 @@ class Generation(Section):
 class Scoring(Section):
     """Which score says that the needle was retrieved: `metric` above `threshold`."""
 
-    metric: str = "rouge1_recall_novel"
+    metric: str = KEY_WORDS
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     @field_validator("metric")
@@ -265,8 +293,11 @@ METRICS: tuple[str, ...] = (
         for part in ("precision", "recall", "f")
     ),
     "substring",
+    KEY_WORDS,
 )
-"""Every stored score. `_novel`: over the words that the question does not contain."""
+"""Every stored score. `_novel`: over the words that the question does not contain. `rouge1_recall` above 0.5 is the
+rule of arXiv 2404.15574.
+"""
 
 
 def _named_prompt(value: Any) -> Any:

@@ -150,6 +150,8 @@ class Record(BaseModel):
     """The question's tokens."""
     reference: str = ""
     """The expected answer that `scores` compare with."""
+    alternatives: list[str] = []
+    """Further answers that are accepted, where the suite gives several; a score is that of the best one."""
     seed: int = 0
     """Chooses the offset into the haystack."""
     arm: str = ""
@@ -188,6 +190,13 @@ class Record(BaseModel):
     """How the heads were scored (detection)."""
     seconds: float | None = None
     """From the engine's first work on the request to its last token, other requests beside it."""
+
+    @property
+    def sayings(self) -> tuple[str, ...]:
+        """Of what `key_words` must find one: the accepted answers; `answer_span` where the suite gives none."""
+        if self.answer_span and self.reference == self.needle.strip() and not self.alternatives:
+            return (self.answer_span.strip(),)
+        return (self.reference, *self.alternatives)
 
     @property
     def suite_id(self) -> str:

@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retrieval_heads.config import Needle
-from retrieval_heads.scoring import score_answer
+import regex
+
+from retrieval_heads.config import KEY_WORDS, Needle, Scoring
+from retrieval_heads.haystack import read_text
+from retrieval_heads.scoring import judge, key_words_of, score_answer, tokens
+from retrieval_heads.start_token import start_token_fault, start_tokens
 from retrieval_heads.suite import Suite
 
 _SHOWN = 60
+_FEWEST_KEY_WORDS = 2
+_SENTENCE = regex.compile(r"[^.!?。！？।؟\n]+[.!?。！？।؟]*")
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,31 @@ class Check:
     name: str
     told: str
     is_wrong: bool = False
+    is_doubtful: bool = False
+
+
+def check_answers(suite: Suite) -> Iterator[Check]:
+    """Look at what is expected: is it enough to tell a right answer by, and does the haystack say it too?"""
+    scoring = suite.settings.scoring
+    sentences = list(dict.fromkeys(each.strip() for each in _SENTENCE.findall(read_text(suite.source))))
+    for needle in suite.needles:
+        for saying in needle.sayings:
+            words = key_words_of(saying, needle.question)
+            if scoring.metric == KEY_WORDS and len(words) < _FEWEST_KEY_WORDS:
+                told = f"{needle.name}: {saying!r} has {len(words)} key word ({', '.join(words)}): a lucky word passes"
+                yield Check("expected", told, is_doubtful=True)
+        if said := next(_passing(sentences, needle, scoring), None):
+            told = f"{needle.name}: the haystack itself says what passes ({scoring.metric}): {_cut(said)!r}"
+            yield Check("distractor", told, is_doubtful=True)
+
+
+def _passing(sentences: list[str], needle: Needle, scoring: Scoring) -> Iterator[str]:
+    """The sentences that would pass as answers; only those that share a word with what is expected are judged."""
+    asked = set(tokens(needle.question))
+    expected = {word for reference in (*needle.references, *needle.sayings) for word in tokens(reference)} - asked
+    for sentence in sentences:
+        if not expected.isdisjoint(tokens(sentence)) and judge(sentence, needle, scoring).passed:
+            yield sentence
 
 
 def check_prompts(suite: Suite, tokenizer: Any) -> Iterator[Check]:
@@ -42,7 +73,7 @@ def check_prompts(suite: Suite, tokenizer: Any) -> Iterator[Check]:
         request = builder.request(suite.question(), asdict(cell))
         if index == 0:
             frame = builder.prompts.frame(suite.settings.prompt, needle.question)
-            yield _first_token(request.ids, tokenizer)
+            yield _first_token(request.ids, tokenizer, builder.prompts.chat_template)
             head, tail = tokenizer.decode(list(frame.head)), tokenizer.decode(list(frame.tail))
             yield Check("template", f"{_cut(head)!r} … {_cut(tail, from_end=True)!r}")
             yield _stop(tokenizer, load_generation(model))
@@ -51,14 +82,12 @@ def check_prompts(suite: Suite, tokenizer: Any) -> Iterator[Check]:
         yield _echo(suite, needle)
 
 
-def _first_token(ids: list[int], tokenizer: Any) -> Check:
+def _first_token(ids: list[int], tokenizer: Any, template: str | None) -> Check:
     bos = getattr(tokenizer, "bos_token_id", None)
-    count = 0
-    while bos is not None and count < len(ids) and ids[count] == bos:
-        count += 1
-    added = list(tokenizer("a", add_special_tokens=True).input_ids)[:1]
-    is_wrong = count > 1 or (count == 0 and bos is not None and added == [bos])
-    return Check("first token", f"{count} × {_named(tokenizer, bos) if bos is not None else 'no such token'}", is_wrong)
+    if fault := start_token_fault(ids, tokenizer, template):
+        return Check("first token", fault, is_wrong=True)
+    count = start_tokens(ids, tokenizer)
+    return Check("first token", f"{count} × {_named(tokenizer, bos)}" if bos is not None else "no such token")
 
 
 def _stop(tokenizer: Any, generation: Any) -> Check:
@@ -82,7 +111,7 @@ def _round_trip(needle: Needle, decoded: str) -> Check:
 
 def _echo(suite: Suite, needle: Needle) -> Check:
     scoring = suite.settings.scoring
-    value = score_answer(needle.question, needle.reference, needle.question)[scoring.metric]
+    value = score_answer(needle.question, needle.references, needle.question, needle.sayings)[scoring.metric]
     told = (
         f"{needle.name}: the question alone scores {value:.2f} ({scoring.metric}, {scoring.threshold:g} must be passed)"
     )

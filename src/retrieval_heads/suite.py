@@ -275,7 +275,7 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
             name=name,
             needle=record.needle,
             question=record.question,
-            answer=record.reference,
+            answer=[record.reference, *record.alternatives],
             answer_span=record.answer_span,
         )
         needles.setdefault(_digest(record), needle)

@@ -47,6 +47,7 @@ class Behaviour:
             `sleep`s, steps that do nothing (`spin`), one that keeps the interpreter to itself (`hold`), a process that
             is stopped (`stop`).
         tokenizer: `words` or `bytes`.
+        takes_start_token: Whether it names a start token, which no template writes and no prompt then has.
         retrieval_heads: Heads that copy, of four layers of four: masked, it answers wrongly.
         asked: A file that gets a line for each engine, at its end: how many requests it was given.
         gpus: The GPUs that can be seen; `None` for a CPU.
@@ -68,6 +69,7 @@ class Behaviour:
     stall_after: int | None = None
     stall: str = "sleep"
     tokenizer: str = "words"
+    takes_start_token: bool = False
     retrieval_heads: Sequence[Sequence[int]] = ()
     asked: str | None = None
     gpus: Sequence[str] | None = None
@@ -119,6 +121,8 @@ class Engine:
         if self.told.fail:
             raise EngineError(self.told.fail)
         self.tokenizer: ToyTokenizer = ByteTokenizer() if self.told.tokenizer == "bytes" else WordTokenizer()
+        if not self.told.takes_start_token:
+            self.tokenizer.bos_token_id = None  # else every prompt would lack it
         self.max_model_len = int(self.arguments.get("max_model_len", 8192))
         self.max_requests = 8
         self.start_seconds = {"engine": self.told.start_seconds}

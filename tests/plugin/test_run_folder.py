@@ -114,7 +114,7 @@ def test_config_yaml_is_what_it_came_to_and_runs_again(project: Project) -> None
     settings = yaml.safe_load((first / "config.yaml").read_text("utf-8"))
     assert settings["model"] == {"model": "toy", "max_model_len": 512, "chat_template_kwargs": {}}
     assert settings["sweep"] == {"context_lengths": [128, 256], "document_depths": [25.0], "seeds": [0]}
-    assert settings["scoring"] == {"metric": "rouge1_recall_novel", "threshold": 0.9}
+    assert settings["scoring"] == {"metric": "key_words", "threshold": 0.9}
     project.run("--rh-config", str(first / "config.yaml"), suites=False, config=False).assert_outcomes(passed=2)
     again = [(record.cell, record.request) for record in project.records()]
     assert again == sorted((record.cell, record.request) for record in read_records(first / "results.jsonl"))
@@ -190,7 +190,7 @@ def test_the_summary_is_a_grid_of_scores(project: Project) -> None:
             "  tokens       0      50     100    mean",
             "     128    1.00    1.00    1.00    1.00",
             "     256    0.00    0.00    0.00    0.00",
-            "6 cells: 3 retrieved, 3 below the threshold; mean rouge1_recall_novel 0.500",
+            "6 cells: 3 retrieved, 3 below the threshold; mean key_words 0.500",
             "prefix cache: 0.0% of 1,152 tokens (at best *); between steps: *%",
             "results  reports/*-tale/results.jsonl",
         ],
@@ -257,3 +257,15 @@ def test_a_folder_with_files_of_ones_own_is_refused(project: Project, output_dir
     assert [path.read_text() for path in mine] == ["mine"] * 3
     assert (project.path / "config.yaml").read_text() == before
     assert project.starts == []
+
+
+def test_prompts_without_the_start_token_are_told(project: Project, workers: list[str]) -> None:
+    project.suite()
+    project.behave(takes_start_token=True)
+    result = project.run(*workers)
+    result.assert_outcomes(passed=6)
+    fault = "no prompt begins with the model's start token <s> (1): neither template nor tokenizer writes it; *"
+    result.stdout.fnmatch_lines([f"rh: WARNING: toy: {fault}", f"WARNING: toy: {fault}"])
+    assert project.facts()["warnings"][0].startswith("no prompt begins with")
+    project.behave()
+    project.run(*workers).stdout.no_fnmatch_line("*WARNING*")

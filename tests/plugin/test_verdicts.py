@@ -9,6 +9,8 @@ from project import NEEDLE, Project
 
 ONE = {"context_lengths": [128], "document_depths": [50]}
 
+MISSED = "key_words 0.000 is not above 0.5: the answer does not hold the needle"
+
 
 def section(result: pytest.RunResult, title: str) -> list[str]:
     """The lines below a section's title, up to the next."""
@@ -27,14 +29,14 @@ def test_a_failed_cell_says_in_ten_lines_what_happened(project: Project) -> None
     assert len(told) <= 10
     result.stdout.fnmatch_lines(
         [
-            "rouge1_recall_novel 0.500 is not above 0.5: the answer does not hold the needle",
+            f"{MISSED}; says 0 of 1 key words; missing: dawn",
             "    question  When does the ferry to Oslo leave?",
             "    expected  The ferry to Oslo leaves at dawn.",
             "    answer    'The bus to Oslo leaves at noon.' (stop after 8 tokens)",
-            "    score     rouge1_recall_novel 0.500, passes above 0.5; ROUGE-L 0.714, substring 0",
+            "    score     key_words 0.000, passes above 0.5; ROUGE-L 0.714, substring 0",
             "    needle    tokens *–* of 128, depth * % (asked 50 %)",
             "    engine    reports/*/engine.log",
-            "FAILED suites/niah/tale.yaml::niah[[]len_128-depth_50] - rouge1_recall_novel 0.*",
+            "FAILED suites/niah/tale.yaml::niah[[]len_128-depth_50] - key_words 0.*",
         ]
     )
     result.stdout.no_fnmatch_line("*Traceback*")
@@ -48,7 +50,9 @@ def test_on_a_ci_service_a_failed_cell_is_one_line_of_the_summary(
     project.suite(sweep=ONE)
     project.behave(wrong_lengths=[128])
     result = project.run("--junit-xml", "junit.xml", *workers)
-    reason = "rouge1_recall_novel 0.000 is not above 0.5: the answer does not hold the needle"
+    reason = (
+        "key_words 0.000 is not above 0.5: the answer does not hold the needle; says 0 of 1 key words; missing: dawn"
+    )
     summary = section(result, "short test summary info")
     assert summary == [f"FAILED suites/niah/tale.yaml::niah[len_128-depth_50] - {reason}"]
     assert len(section(result, "tale::niah[len_128-depth_50]")) <= 10
@@ -126,7 +130,7 @@ def test_a_cell_that_does_not_fit_the_model_is_skipped_and_named(project: Projec
     result.stdout.fnmatch_lines(
         [
             "     256       -       -       -",
-            "6 cells: 3 retrieved, 3 skipped; mean rouge1_recall_novel 1.000",
+            "6 cells: 3 retrieved, 3 skipped; mean key_words 1.000",
             f"skipped: length 256 at depths 0, 50, 100: {reason}",
         ]
     )
@@ -153,7 +157,7 @@ def test_junit_xml_has_the_score(project: Project) -> None:
     project.suite(sweep=ONE)
     project.run("--junit-xml", "junit.xml")
     found = ElementTree.parse(project.path / "junit.xml").findall(".//testcase/properties/property")
-    assert [(each.get("name"), each.get("value")) for each in found] == [("rouge1_recall_novel", "1.0")]
+    assert [(each.get("name"), each.get("value")) for each in found] == [("key_words", "1.0")]
 
 
 def test_a_mistake_in_a_sampling_parameter_is_told(project: Project) -> None:

@@ -305,6 +305,22 @@ class TestValidate:
         assert refused("validate", "--config", "config.yaml") == "1"
         assert "WRONG: model toy: there is none" in capsys.readouterr().out
 
+    def test_a_prompt_without_the_start_token_is_wrong(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(retrieval_heads.tokenizer, "load_tokenizer", lambda model: WordTokenizer())
+        assert refused("validate", "--config", "config.yaml") == "1"
+        assert "WRONG: no prompt begins with the model's start token <s> (1)" in capsys.readouterr().out
+
+    def test_an_answer_of_one_key_word_and_a_haystack_that_says_it_are_warnings(
+        self, project: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (project / "tales" / "b.txt").write_text("At dawn the fox sleeps. The ferry never leaves at dawn.\n")
+        main(["validate", "--config", "config.yaml"])
+        told = capsys.readouterr().out
+        assert "warning: ferry: 'The ferry to Oslo leaves at dawn.' has 1 key word (dawn)" in told
+        assert "warning: ferry: the haystack itself says what passes (key_words): 'At dawn the fox sleeps.'" in told
+
     def test_nothing_to_check_is_a_sentence(self, project: Path) -> None:
         assert "no such suite or folder" in refused("validate", "nowhere")
         assert "no suite of kind niah, detect, ablate there" in refused("validate", "tales")

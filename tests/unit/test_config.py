@@ -237,9 +237,35 @@ def test_the_predecessors_prompt_is_shipped() -> None:
     )
 
 
-def test_the_default_score_is_rouge1_recall_over_new_words() -> None:
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("[]", "expected a text or a list of texts, numbers in quotes; found []"),
+        ("7", "expected a text or a list of texts, numbers in quotes; found 7"),
+        ("[at noon, 7]", "expected a text or a list of texts, numbers in quotes; found ['at noon', 7]"),
+        ('[at noon, " "]', "answer is empty"),
+        ("[at noon, at noon]", "'at noon' is given twice"),
+    ],
+)
+def test_a_bad_answer_is_told_with_its_line(file: Path, answer: str, told: str) -> None:
+    said = complaint(file, SUITE.replace("    question:", f"    answer: {answer}\n    question:"))
+    assert said == f"suite.yaml:5: needles.0.answer: {told}"
+
+
+def test_several_answers_are_a_list_and_one_of_them_is_one(file: Path) -> None:
+    for answer, kept in (
+        ("[at noon, midday]", ["at noon", "midday"]),
+        ("[at noon]", "at noon"),
+        ("at noon", "at noon"),
+    ):
+        file.write_text(SUITE.replace("    question:", f"    answer: {answer}\n    question:"), encoding="utf-8")
+        (needle,) = resolve(read_settings(file), "suite.yaml").needles
+        assert (needle.answer, needle.reference) == (kept, "at noon")
+
+
+def test_the_default_score_is_that_of_key_words() -> None:
     scoring = Settings().scoring
-    assert (scoring.metric, scoring.threshold) == ("rouge1_recall_novel", 0.5)
+    assert (scoring.metric, scoring.threshold) == ("key_words", 0.5)
     assert scoring.metric in METRICS
 
 

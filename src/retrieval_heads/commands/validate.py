@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from retrieval_heads.config import is_whole_suite, overrides, read_settings
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError
 from retrieval_heads.kinds import KINDS, find_suites
 from retrieval_heads.planning import earlier_run, plan_suite
-from retrieval_heads.soundness import Check, check_prompts
+from retrieval_heads.soundness import Check, check_answers, check_prompts
 from retrieval_heads.suite import Suite, load_suite
 
 
@@ -73,26 +73,37 @@ def _show(suite: Suite) -> bool:
     """Print one suite's plan; whether something is wrong with it."""
     print(f"{suite.id}  ({suite.path})")
     model = suite.settings.model.model_dump()
-    checks: list[Check] = []
     for name, text in _grid(suite):
         _line(name, text)
+    checks: list[Check] = []
+    if not suite.settings.from_results:
+        checks += _checks("answers", lambda: check_answers(suite))
     if model["model"] is None or suite.settings.from_results:
         _line("model", model["model"] or "not named: give --config FILE for tokens, memory and checks")
-        return False
-    try:
-        from retrieval_heads.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(model)
-        earlier = earlier_run(Path("reports"), model["model"])
-        plan = plan_suite(suite, tokenizer, earlier)
-        for name, text in plan.lines(earlier):
-            _line(name, text)
-        checks = list(check_prompts(suite, tokenizer))
-    except RetrievalHeadsError as error:
-        checks.append(Check("prompts", str(error), is_wrong=True))
+    else:
+        checks += _checks("prompts", lambda: _prompt_checks(suite, model))
     for check in checks:
-        _line(check.name, f"{'WRONG: ' if check.is_wrong else ''}{check.told}")
+        mark = "WRONG: " if check.is_wrong else "warning: " if check.is_doubtful else ""
+        _line(check.name, f"{mark}{check.told}")
     return any(check.is_wrong for check in checks)
+
+
+def _prompt_checks(suite: Suite, model: Mapping[str, Any]) -> Iterator[Check]:
+    from retrieval_heads.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    earlier = earlier_run(Path("reports"), model["model"])
+    for name, text in plan_suite(suite, tokenizer, earlier).lines(earlier):
+        _line(name, text)
+    yield from check_prompts(suite, tokenizer)
+
+
+def _checks(name: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
+    """What was found; a suite that cannot be looked at is itself a finding."""
+    try:
+        return list(look())
+    except RetrievalHeadsError as error:
+        return [Check(name, str(error), is_wrong=True)]
 
 
 def _grid(suite: Suite) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from retrieval_heads.haystack import Haystack, read_text
 from retrieval_heads.prompt import BuiltPrompt, Frame, PromptBuilder, Tokenizer
 from retrieval_heads.results import Record
 from retrieval_heads.reuse import Prefix
+from retrieval_heads.start_token import start_token_fault
 
 REFERENCE_TOKENS = 4096
 REFERENCE_PIECE = 1024
@@ -86,6 +87,15 @@ class CellBuilder:
     def prompts(self) -> PromptBuilder:
         """What builds the prompts."""
         return self._prompts
+
+    def start_token_fault(self) -> str:
+        """What is wrong with the first token of this model's prompts; empty where nothing is."""
+        prompts = self._prompts
+        try:
+            ids = prompts.encode_start(prompts.render([{"role": "user", "content": "?"}]))
+        except PromptError:  # a template that refuses it is told with the first cell
+            return ""
+        return start_token_fault(ids, prompts.tokenizer, prompts.chat_template)
 
     def tokenize(self, sources: Iterable[str]) -> None:
         """Read and tokenize haystacks that will be asked for, before anybody waits for a cell.

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval_heads.ablation import Arm, NoSuchDraw, as_mask, heads_of
-from retrieval_heads.config import Needle
+from retrieval_heads.config import Needle, Scoring
 from retrieval_heads.engine.cells import CellSkipped
 from retrieval_heads.engine.server import Job, Server
 from retrieval_heads.heads import Head, Layer, aggregate
 from retrieval_heads.results import Record
-from retrieval_heads.scoring import score_answer
+from retrieval_heads.scoring import judge
 
 
 @dataclass
@@ -83,9 +83,7 @@ def _sample(job: Job) -> Record:
         if cell.get("stored") is not None:
             passed = bool(cell["stored"]["passed"])
         else:
-            scoring = question["scoring"]
-            scores = score_answer(result["answer"]["text"], needle.reference, needle.question)
-            passed = scores[scoring["metric"]] > scoring["threshold"]
+            passed = judge(result["answer"]["text"], needle, Scoring.model_construct(**question["scoring"])).passed
     return Record(
         context_length=cell["length"],
         document_depth=cell["depth"],

@@ -304,8 +304,12 @@ def _load(server: Server, hello: Message, pulse: Pulse) -> Callable[[], None]:
     # Read before anybody is told that the engine is ready, and may write there.
     earlier = complete_answers(Path(hello["earlier"])) if hello.get("earlier") else {}
     start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}
+    fault = builder.start_token_fault()
+    facts: Message = {"start_seconds": start_seconds, "identities": identities.to_json()}
+    if fault:
+        facts["warnings"] = [fault]
     pulse.beat()
-    server.started({"model": name, **engine.info, "start_seconds": start_seconds, "identities": identities.to_json()})
+    server.started({"model": name, **engine.info, **facts})
     return Loop(server, engine, builder, earlier, beat=pulse.beat).run
 
 

@@ -52,7 +52,7 @@ def _scored_again(record: Record, by: Record) -> Record | None:
     from retrieval_heads.scoring import score_answer
 
     try:
-        scores = score_answer(record.text, record.reference, record.question)
+        scores = score_answer(record.text, (record.reference, *by.alternatives), record.question, by.sayings)
     except RetrievalHeadsError:
         return None
     if by.metric not in scores:

@@ -47,7 +47,13 @@ def _suite(records: Sequence[Record], before: Mapping[tuple[str, str], Record]) 
     questions: dict[tuple[Any, ...], int] = {}
     rows = []
     for record in records:
-        asked = (record.needle_name, record.needle, record.question, record.reference, record.answer_span)
+        asked = (
+            record.needle_name,
+            record.needle,
+            record.question,
+            " / ".join((record.reference, *record.alternatives)),
+            record.answer_span,
+        )
         number = questions.setdefault(asked, len(questions))
         rows.append(_record(record, number, metrics, before.get((record.suite_id, record.cell))))
     keys = ("name", "needle", "question", "expected", "span")
@@ -70,7 +76,7 @@ def _record(record: Record, question: int, metrics: Sequence[str], before: Recor
         "depth": record.document_depth,
         "status": record.status,
         "scores": _scores(record, metrics),
-        "answer": marked(record.text[:MAX_TEXT], record.reference, record.question),
+        "answer": marked(record.text[:MAX_TEXT], record.sayings, record.question, record.metric),
         "characters": len(record.text),
     }
     # What is absent takes no room; a page of 10,000 records has to be small.

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from retrieval_heads.scoring import tokens, words_of
+from retrieval_heads.config import KEY_WORDS
+from retrieval_heads.scoring import best_key_words, tokens, words_of
 
 PLAIN, ECHO, MATCH = 0, 1, 2
-"""A word that is not expected; one that is expected but stands in the question as well; one that is expected."""
+"""A word that is not expected; one that is expected but stands in the question as well; one that counts."""
 
 Piece = tuple[int, str]
 
 
-def marked(answer: str, reference: str, question: str) -> list[Piece]:
+def marked(answer: str, references: str | Sequence[str], question: str, metric: str = "") -> list[Piece]:
     """Cut an answer into pieces, each a run of text of one mark.
 
     Args:
         answer: What the model said.
-        reference: What it should have said.
+        references: What it should have said; of several, the words of the one that it says most of are marked.
         question: What it was asked.
+        metric: The score that decides: `key_words` counts other words than ROUGE.
 
     Returns:
         (mark, text) in order; joined, the texts are the answer.
     """
-    expected, asked = set(tokens(reference)), set(tokens(question))
+    references = [references] if isinstance(references, str) else list(references)
+    asked = set(tokens(question))
+    expected = {word for reference in references for word in tokens(reference)}
+    spans = best_key_words(answer, references, question).spans if metric == KEY_WORDS else None
     return [
         (mark, "".join(text for _, text in run))
-        for mark, run in groupby(filter(_has_text, _pieces(answer, expected, asked)), key=lambda piece: piece[0])
+        for mark, run in groupby(filter(_has_text, _pieces(answer, expected, asked, spans)), key=lambda piece: piece[0])
     ]
 
 
@@ -35,11 +40,20 @@ def _has_text(piece: Piece) -> bool:
     return bool(piece[1])
 
 
-def _pieces(answer: str, expected: set[str], asked: set[str]) -> Iterator[Piece]:
+def _pieces(
+    answer: str, expected: set[str], asked: set[str], spans: Sequence[tuple[int, int]] | None
+) -> Iterator[Piece]:
     done = 0
     for start, end, word in words_of(answer):
-        if word in expected:
+        if spans is not None:
+            counts = any(first < end and start < last for first, last in spans)
+            mark = MATCH if counts else ECHO if word in expected and word in asked else PLAIN
+        elif word in expected:
+            mark = ECHO if word in asked else MATCH
+        else:
+            mark = PLAIN
+        if mark != PLAIN:
             yield PLAIN, answer[done:start]
-            yield (ECHO if word in asked else MATCH), answer[start:end]
+            yield mark, answer[start:end]
             done = end
     yield PLAIN, answer[done:]

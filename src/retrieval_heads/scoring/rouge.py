@@ -1,4 +1,4 @@
-"""Scores of an answer against a reference: ROUGE-1, ROUGE-L and substring, for every script.
+"""ROUGE-1, ROUGE-L and substring of an answer against a reference, for every script.
 
 ROUGE is google-research's `rouge-score`, stemmed, with a tokenizer of our own: its default drops every letter
 outside a–z, so that a Chinese or Cyrillic needle would always score 0.
@@ -23,8 +23,8 @@ _WORD = regex.compile(
 )
 
 
-def score_answer(answer: str, reference: str, question: str) -> dict[str, float]:
-    """Every score of an answer, 0–1.
+def rouge_scores(answer: str, reference: str, question: str) -> dict[str, float]:
+    """ROUGE and substring of an answer, 0–1.
 
     Args:
         answer: What the model said.

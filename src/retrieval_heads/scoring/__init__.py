@@ -1,0 +1,18 @@
+"""Scores of answers: key words, ROUGE and substring, in every script; `judge` says whether a needle was retrieved."""
+
+from retrieval_heads.scoring.judge import Judgement, judge, score_answer
+from retrieval_heads.scoring.key_words import KeyWords, best_key_words, key_words, key_words_of
+from retrieval_heads.scoring.rouge import load_rouge, tokens, words_of
+
+__all__ = [
+    "Judgement",
+    "KeyWords",
+    "best_key_words",
+    "judge",
+    "key_words",
+    "key_words_of",
+    "load_rouge",
+    "score_answer",
+    "tokens",
+    "words_of",
+]

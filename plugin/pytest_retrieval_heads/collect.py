@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from _pytest._code.code import ReprExceptionInfo, ReprFileLocation, ReprTracebackNative
 
+from pytest_retrieval_heads.failure import NoModel, as_failure
 from retrieval_heads.engine.client import EngineDied
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.results import Record
@@ -80,6 +80,14 @@ class CellItem(pytest.Item):
         """Names this cell to the engine."""
         return f"{self.suite.name}::{self.cell.id}"
 
+    def setup(self) -> None:
+        """See that there is a model to ask.
+
+        Raises:
+            NoModel: There is none; skipped where the ini file says `rh_no_model = skip`.
+        """
+        self._run.see_model(self.suite.settings)
+
     def runtest(self) -> None:
         """Wait for the cell's result, score it and judge it.
 
@@ -102,25 +110,16 @@ class CellItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """About ten lines on a failed cell, none of them a traceback."""
         if isinstance(excinfo.value, LowScore) and self.record is not None:
-            return self._told(f"{describe_low(self.record)}\n    engine    {self._run.log}")
+            return as_failure(f"{describe_low(self.record)}\n    engine    {self._run.log}", self.path)
         if isinstance(excinfo.value, CellFailed):
-            return self._told(f"{excinfo.value}\n\n{self._where()}")
-        if isinstance(excinfo.value, EngineDied):
-            return self._told(self._run.obituary(excinfo.value))
+            return as_failure(f"{excinfo.value}\n\n{self._where()}", self.path)
+        if isinstance(excinfo.value, NoModel | EngineDied):
+            return as_failure(str(excinfo.value), self.path)
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """Where editors jump to, and the headline of a failure."""
         return self.path, 0, f"{self.suite.name}::{self.name}"
-
-    def _told(self, text: str) -> ReprExceptionInfo:
-        """A text whose first line is its summary: in pytest's short summary, which CI services show untrimmed, in
-        JUnit XML and with --tb=line. A plain string would stand there whole; this also passes through xdist.
-        """
-        return ReprExceptionInfo(
-            reprtraceback=ReprTracebackNative([f"{text}\n"]),
-            reprcrash=ReprFileLocation(str(self.path), 1, text.partition("\n")[0]),
-        )
 
     def _where(self) -> str:
         return f"    suite     {self.suite.path}\n    engine    {self._run.log}"

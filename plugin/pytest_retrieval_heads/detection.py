@@ -55,7 +55,7 @@ def finish(
         suffix: Behind each file's name, when the run has several detect suites.
     """
     try:
-        detection = aggregate(records, [Layer(**layer) for layer in facts["layers"]])
+        detection = aggregate(records, [Layer(**layer) for layer in facts.get("layers", ())])
     except ResultsError as error:
         return Found(suite, None, [], str(error), [])
     paths = write_heads(detection, folder, {"suite": suite, **identity_of(facts)}, suffix)

@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 import pytest
 
 from pytest_retrieval_heads import ablating, detection, terminal
+from pytest_retrieval_heads.failure import EngineFailure, as_failure
 from pytest_retrieval_heads.judging import Judge, report_of
 from pytest_retrieval_heads.last_failed import LastFailed
-from pytest_retrieval_heads.plan import NO_MODEL, Plan
+from pytest_retrieval_heads.plan import Plan
 from pytest_retrieval_heads.plugin import config_file, verdict_of
 from pytest_retrieval_heads.stored import check_answers, check_rescored
 from pytest_retrieval_heads.termination import Termination
@@ -59,7 +60,10 @@ class Host:
         self._earlier = Identities()
         self._warnings: list[str] = []
         self.engine = self._engine()
+        self.failure: EngineFailure | None = None
+        """Why there is no engine, or none any more."""
         self._plan: Plan | None = None
+        self._log = self.engine.own_log
         self._folder: RunFolder | None = None
         self._records: list[Record] = []
         self._pictures: list[Path] = []
@@ -80,59 +84,76 @@ class Host:
     @property
     def log(self) -> str:
         """The engine's log, as a user would type its path."""
-        return self._shown(self._folder.log) if self._folder else "no engine.log yet"
+        return self._shown(self._log) if self.is_prepared else "no engine.log yet"
 
-    def obituary(self, reason: str) -> str:
-        """How the engine ended, or what a client heard of it, and its last words."""
-        ended = self.engine.obituary(patience=2)
-        return f"the engine {ended or f'failed: {reason}'}{self.engine.log_tail()}"
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it is known what the session asks."""
+        return self._plan is not None
 
     def prepare(self, plan: Plan) -> None:
         """Make the run's folder, launch the engine and wait until the model is loaded.
 
+        An engine that does not start is no end: `failure` says why, and every test that needed it will.
+
         Raises:
-            pytest.exit.Exception: That was not possible; one line, exit status 1, or 4 for a usage error.
+            pytest.exit.Exception: A usage error; one line, exit status 4.
         """
-        if plan.error and not (self._is_rescored and plan.error == NO_MODEL):
+        if plan.error:
             self._exit(plan.error, pytest.ExitCode.USAGE_ERROR)
         self._began = time.monotonic()
-        self._plan = plan
         try:
             self._judge = Judge.of(plan, self._config)
             if not self._is_rescored:
                 check_answers(plan)
-            folder = self._open_folder(plan)
-            folder.write_config(plan.resolved())
-            if not folder.earlier:  # that it cannot be written is told before an engine is loaded
-                folder.write_run({**self._facts_of(plan), "status": "starting"})
+            if plan.suites:
+                self._folder = folder = self._open_folder(plan)
+                folder.write_config(plan.resolved())
+                if not folder.earlier:  # that it cannot be written is told before an engine is loaded
+                    folder.write_run({**self._facts_of(plan), "status": "starting"})
         except RetrievalHeadsError as error:
             self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
-        self._folder = folder
+        self._log = self._folder.log if self._folder else self._cached_log()
+        self._plan = plan
         if self._is_rescored:
             # What the cells were asked of stays as it was.
             self._facts |= {"rescored": time.strftime(_TIME), "arguments": self._arguments}
-            self.engine.launch({}, folder.log)
-            self._say(
-                f"rh: {plan.total} cells of {', '.join(plan.suites)}; scoring the answers of {self._shown(folder.path)}"
-            )
+            self.engine.launch({}, self._log)
+            where = f"; scoring the answers of {self._shown(self._folder.path)}" if self._folder else ""
+            self._say(f"rh: {plan.total} cells of {', '.join(plan.suites)}{where}")
             return
         self._facts = self._facts_of(plan)
+        if plan.misfit:
+            self._say(f"rh: {plan.misfit}; no engine is started")
+        else:
+            self.start()
+
+    def start(self) -> None:
+        """Launch the engine, where that was not done or tried, and wait until the model is loaded."""
+        if self._plan is None or self.engine.is_launched or self.failure is not None:
+            return
+        plan = self._plan
         cells = f"{plan.total} cells of {', '.join(plan.suites)}; " if plan.suites else ""
         self._say(f"rh: {cells}starting the engine, log {self.log}")
-        earlier = str(folder.results) if folder.earlier else None
+        try:
+            is_offline = self.engine.check(plan.model)
+        except EngineError as error:
+            self._not_started(f"the engine did not start: {error}")
+            return
         hello = {
             "model": plan.model,
             **plan.engine,
+            "offline": is_offline,
             "traced": plan.traced,
             "haystacks": plan.haystacks,
-            "earlier": earlier,
+            "earlier": str(self._folder.results) if self._folder and self._folder.earlier else None,
         }
-        self.engine.launch(hello, folder.log)
+        self.engine.launch(hello, self._log)
         try:
             info = self.engine.wait_ready()
         except EngineError as error:
-            self._facts |= {"status": "the engine did not start"}
-            self._stop(error)
+            self._not_started(str(error))
+            return
         self._ready = self._answered = time.monotonic()
         starting = self._ready - self._began
         told = without_values(info)
@@ -143,7 +164,8 @@ class Host:
             "identities": (self._earlier | now).to_json(),
             "answered_by": now.answered_by,
         }
-        self._attempt(lambda: folder.write_run({**self._facts, "status": "running"}))
+        if (folder := self._folder) is not None:
+            self._attempt(lambda: folder.write_run({**self._facts, "status": "running"}))
         try:
             ablating.check_heads(plan.suites, info)
             self._warnings += check_answers(plan, now)
@@ -174,6 +196,33 @@ class Host:
             **({"identities": self._earlier.to_json()} if self._earlier.models else {}),
         }
 
+    def _not_started(self, text: str) -> None:
+        self._facts |= {"status": "the engine did not start"}
+        self.engine.dismiss(self._fail(text).line.removeprefix("the engine "))
+
+    def _fail(self, text: str) -> EngineFailure:
+        """The engine did not start or is gone: say so at once, and remember it for whatever needs it.
+
+        Args:
+            text: One line, and the engine's last words below it.
+        """
+        self.failure = EngineFailure(text)
+        self._facts |= {"engine_failure": self.failure.line}
+        self._say(f"rh: {self.failure.line}")
+        return self.failure
+
+    def _cached_log(self) -> Path:
+        """The engine's log where the session makes no run's folder: in pytest's cache, a new file for each session."""
+        cache = getattr(self._config, "cache", None)
+        try:
+            if cache is not None:
+                log: Path = cache.mkdir("rh") / "engine.log"
+                log.unlink(missing_ok=True)
+                return log
+        except OSError:
+            pass  # a cache that cannot be written, as pytest itself says
+        return self.engine.own_log
+
     def pytest_report_header(self) -> str | None:
         """One line, when a config is in play."""
         path = config_file(self._config)
@@ -194,7 +243,7 @@ class Host:
     def pytest_xdist_node_collection_finished(self, node: Any) -> None:
         """The first worker has collected: launch what its plan needs."""
         plan_file = Path(self.engine.address.path).with_name("plan.json")
-        if self.engine.is_launched or not plan_file.exists():
+        if self.is_prepared or not plan_file.exists():
             return
         if self._has_broken_suite and not self._config.option.continue_on_collection_errors:
             self._exit("a suite cannot be used; nothing was started", pytest.ExitCode.INTERRUPTED)
@@ -204,23 +253,26 @@ class Host:
             self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
         self.prepare(plan)
 
-    @pytest.hookimpl(trylast=True)
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write a cell's record as its report arrives."""
-        if report.when != "call":
-            return
-        found = getattr(report, "rh", None)
-        if found is not None and self._folder is not None:
-            record = Record.model_validate(found)
+        """Write a cell's record as its report arrives; say of the first that found no engine all there is to say."""
+        if reason := getattr(report, "rh_died", None):
+            failure = self.failure or self._fail(self._obituary(reason))
+            report.longrepr = as_failure(failure.tell(), report.fspath)
+        content = getattr(report, "rh", None)
+        if content is not None and self._folder is not None:
+            record = Record.model_validate(content)
             was_written = self._folder.journal.failure is None
             if self._folder.write_record(record):
                 self._records.append(record)
                 self._answered = time.monotonic()
-            if was_written and (failure := self._folder.journal.failure):
-                self._say(f"rh: {failure}; it is tried again with each further answer")
-        if (reason := getattr(report, "rh_died", None)) and hasattr(report, "node"):
-            # From a worker: nothing more can be measured. Raised there it would be an internal error.
-            self._stop(EngineError(self.obituary(reason)))
+            if was_written and (unwritten := self._folder.journal.failure):
+                self._say(f"rh: {unwritten}; it is tried again with each further answer")
+
+    def _obituary(self, reason: str) -> str:
+        """How the engine ended, or what a client heard of it, and its last words."""
+        ended = self.engine.obituary(patience=2)
+        return f"the engine {ended or f'failed: {reason}'}{self.engine.log_tail()}"
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -436,6 +488,7 @@ class Host:
                 terminalreporter.write_line(f"rh: {complaint}", yellow=True)
             return
         paths = {"results": self._shown(self._folder.results)}
+        paths |= {"engine": self.log} if self.failure else {}
         paths |= {path.stem: self._shown(path) for found in self._found for path in found.paths[:1]}
         paths |= {ablated.path.stem: self._shown(ablated.path) for ablated in self._ablated if ablated.path}
         paths |= {picture.stem: self._shown(picture) for picture in self._pictures if picture.suffix != ".svg"}
@@ -458,11 +511,17 @@ class Host:
             self._found,
             self._ablated,
             self._plan.total,
+            self._resume,
             paths,
             notes,
-            self._complaints,
+            [*self._folder.complaints, *self._complaints],
             self._verdict,
         )
+
+    @property
+    def _resume(self) -> str:
+        """How a user goes on with a run that was cut short: every option that found its folder finds it again."""
+        return "the same command" + (" again" if self._config.getoption("rh_resume") else " with --rh-resume")
 
     def pytest_unconfigure(self) -> None:
         """Nothing survives the session."""
@@ -598,13 +657,6 @@ class Host:
         assert self._folder is not None
         return self._folder.path
 
-    def _stop(self, error: Exception) -> NoReturn:
-        """End the session with one line and exit status 1, the log's last lines above it."""
-        first, *more = str(error).splitlines()
-        for line in more:
-            self._say(line)
-        self._exit(first, pytest.ExitCode.TESTS_FAILED)
-
     def _exit(self, line: str, status: pytest.ExitCode) -> NoReturn:
         """End the session; the engine first, so that no worker goes on waiting for it."""
         self.engine.end()
@@ -614,6 +666,8 @@ class Host:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.ensure_newline()
+            if reporter._tw.width_of_current_line:  # xdist's progress, of which ensure_newline knows nothing
+                reporter.write_line("")
             reporter.write_line(without_secrets(line))
 
     def _shown(self, path: Path) -> str:

@@ -14,10 +14,9 @@ import pytest
 from pytest_retrieval_heads.collect import CellItem
 from retrieval_heads.config import Settings, overlay, read_settings, resolve
 from retrieval_heads.files import write_whole
+from retrieval_heads.hub import length_limit
 from retrieval_heads.redaction import without_values
-from retrieval_heads.suite import Suite
-
-NO_MODEL = "no model is named; give --rh-config FILE with `model: {model: NAME}`, or --rh-set model.model=NAME"
+from retrieval_heads.suite import Cell, Suite
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Plan:
         traced: Whether heads are scored or masked, which takes an engine that nnsight instruments.
         output_dir: The folder that the settings name.
         origins: Who gave the stored answers that suites trace, as `Origin.to_json` tells it.
+        misfit: Why nothing is loaded: no selected cell fits the model, and nothing else is asked of it.
         error: Why the session cannot run, in one sentence.
         nodes: The node id that the items of each suite stand under.
         collected: Each collected suite's cells before any was deselected, also of suites of which none is selected.
@@ -50,6 +50,7 @@ class Plan:
     traced: bool
     output_dir: str | None
     origins: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    misfit: str | None = None
     error: str | None = None
     nodes: dict[str, str] = field(default_factory=dict)
     collected: dict[str, list[str]] = field(default_factory=dict)
@@ -57,13 +58,21 @@ class Plan:
     beside: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, items: Iterable[pytest.Item], settings: Settings) -> Plan | None:
-        """The plan of a session's selected items; `None` when none of them needs the engine."""
+    def of(cls, items: Iterable[pytest.Item], settings: Settings, *, needs_model: bool = True) -> Plan | None:
+        """The plan of a session's selected items; `None` when none of them needs the engine.
+
+        Args:
+            items: Those of suites without a model stay out of it.
+            settings: Those of config and options, for tests that ask the engine themselves.
+            needs_model: Whether a model is asked; not where stored answers are scored again.
+        """
         items = list(items)
-        suites = selected_suites(items)
-        if not suites and not any("rh_engine" in getattr(item, "fixturenames", ()) for item in items):
+        suites = [suite for suite in selected_suites(items) if suite.settings.model.model or not needs_model]
+        is_asked = any("rh_engine" in getattr(item, "fixturenames", ()) for item in items)
+        if not suites and not (is_asked and (settings.model.model or not needs_model)):
             return None
-        return cls.for_all(suites, items, settings)
+        plan = cls.for_all(suites, items, settings)
+        return plan if is_asked or not needs_model else replace(plan, misfit=_misfit(suites, items))
 
     @classmethod
     def for_all(cls, suites: Sequence[Suite], items: Sequence[pytest.Item], settings: Settings) -> Plan:
@@ -82,8 +91,6 @@ class Plan:
             error = f"the suites {', '.join(asked)} name different {keys}; one run has one engine"
         elif any(other.output_dir != first.output_dir for other in every):
             error = f"the suites {', '.join(asked)} name different output_dirs; one run has one folder"
-        elif first.model.model is None:
-            error = NO_MODEL
         else:
             error = next((f"{suite.id}: {broken}" for suite in suites if (broken := _unfound(suite, suites))), None)
         return cls(
@@ -169,6 +176,42 @@ def _unfound(suite: Suite, suites: Sequence[Suite]) -> str | None:
 def cell_items(items: Iterable[pytest.Item]) -> list[CellItem]:
     """The items that are cells."""
     return [item for item in items if isinstance(item, CellItem)]
+
+
+def _misfit(suites: Sequence[Suite], items: Sequence[pytest.Item]) -> str | None:
+    """Why none of the selected cells can be asked, as far as can be told without the engine."""
+    cells = [(item.cell, item.suite) for item in items if isinstance(item, CellItem) and item.suite in suites]
+    limit = length_limit(suites[0].settings.model.model_dump())
+    if limit is None or any(cell.stored is not None for cell, _ in cells):
+        return None
+    if any(unfit(suite, cell, limit) is None for cell, suite in cells):
+        return None
+    shortest, suite = min(cells, key=lambda one: one[0].length)
+    budget = suite.settings.generation.max_tokens
+    said = (
+        f"model.max_model_len is {limit}"
+        if suite.settings.model.engine_args.get("max_model_len")
+        else (f"the model takes {limit} tokens")
+    )
+    return (
+        f"{said}, and none of the {len(cells)} selected cells fits: the shortest has {shortest.length} prompt tokens"
+        + (f" and {budget} for the answer" if budget else "")
+    )
+
+
+def unfit(suite: Suite, cell: Cell, limit: int) -> str | None:
+    """Why a cell does not fit a model, as the engine says it; `None` where it may.
+
+    Args:
+        suite: The cell's.
+        cell: A question.
+        limit: Tokens that prompt and answer may take together.
+    """
+    budget = suite.settings.generation.max_tokens
+    if cell.length + (budget or 1) <= limit:
+        return None
+    answer = f"{budget} answer tokens" if budget else "an answer"
+    return f"{cell.length} prompt tokens and {answer} do not fit max_model_len {limit}"
 
 
 def cells_of(suite: Suite, items: Iterable[pytest.Item]) -> list[CellItem]:

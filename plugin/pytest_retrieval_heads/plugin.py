@@ -76,6 +76,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--rh-run", metavar="DIR", help="The run for --rh-resume and --rh-rescore, where not the latest")
     parser.addini("rh_config", "Config file to use where --rh-config is not given", default="")
+    parser.addini(
+        "rh_no_model", "What a test that needs a model is where none is named: error (default) or skip", default="error"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -89,6 +92,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("set", "max_drop"):
         for value in config.getoption(f"rh_{name}"):
             _refuse_empty(f"--rh-{name.replace('_', '-')}", value)
+    if (no_model := config.getini("rh_no_model")) not in ("error", "skip"):
+        raise pytest.UsageError(f"rh: rh_no_model: 'error' or 'skip' is expected in the ini file, found {no_model!r}")
     is_controller = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
     is_compared = config.getoption("rh_baseline") or config.getoption("rh_save_baseline")
     if config_file(config) or config.getoption("rh_set") or is_compared or is_controller:
@@ -127,10 +132,13 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile 
 @pytest.fixture(scope="session")
 def rh_engine(request: pytest.FixtureRequest) -> EngineClient:
     """The run's one vLLM engine: `rh_engine.ask("...", max_tokens=16).text`."""
+    from retrieval_heads.engine.client import EngineDied
     from retrieval_heads.errors import EngineError
 
     try:
         return run_of(request.config).engine()
+    except EngineDied:
+        raise  # the run says why, in as many words as are new
     except EngineError as error:
         pytest.fail(f"rh: {error}", pytrace=False)
 

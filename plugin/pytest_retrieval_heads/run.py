@@ -17,14 +17,16 @@ from typing import Any
 import pytest
 
 from pytest_retrieval_heads.collect import CellItem, SuiteFile
+from pytest_retrieval_heads.failure import NO_MODEL, NoModel, as_failure
 from pytest_retrieval_heads.host import Host
 from pytest_retrieval_heads.last_failed import LastFailed
-from pytest_retrieval_heads.plan import NO_MODEL, Plan, awaited, cells_of, selected_suites
+from pytest_retrieval_heads.plan import Plan, awaited, cells_of, selected_suites, unfit
 from pytest_retrieval_heads.plugin import config_file, verdict_of
 from retrieval_heads.ablation import NONE
 from retrieval_heads.config import Needle, Scoring, Settings, is_whole_suite, overlay, overrides, read_settings, resolve
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
+from retrieval_heads.hub import length_limit
 from retrieval_heads.kinds import is_suite, is_yaml, kind_said
 from retrieval_heads.redaction import without_values
 from retrieval_heads.results import Record, dump_record
@@ -45,6 +47,8 @@ class Run:
         self.sets = overrides(config.getoption("rh_set"))
         self._collected: dict[str, Suite] = {}
         self._last_failed = LastFailed(config)
+        self._limit: int | None = None
+        """What the model takes, where no selected cell fits and so none is asked."""
         self.host: Host | None = None
         if hasattr(config, "workerinput"):
             address = Address(**config.workerinput["rh"])
@@ -86,14 +90,39 @@ class Run:
         """The shared engine, for whoever asks it; started now if no selected test's arguments told that it is needed.
 
         Raises:
+            NoModel: There is none to start it with.
+            EngineDied: It did not start, or is gone.
             EngineError: It was not started, and a worker cannot start it.
         """
-        if self.host is None and not self._plan_file.exists():
-            by_name = "no engine was started for this session; under xdist a test names rh_engine in its arguments"
-            raise EngineError(by_name if self.settings.model.model else NO_MODEL)
-        if self.host is not None and not self.host.engine.is_launched:
+        if self.host is None:
+            if not self._plan_file.exists():
+                self.see_model(self.settings)
+                by_name = "no engine was started for this session; under xdist a test names rh_engine in its arguments"
+                raise EngineError(by_name)
+            self.client.connect()
+            return self.client
+        if not self.host.is_prepared:
+            self.see_model(self.settings)
             self.host.prepare(Plan.for_all([], [], self.settings))
+        self.host.start()
+        if self.host.failure is not None:
+            raise EngineDied(self.host.failure.line)
         return self.client
+
+    def see_model(self, settings: Settings) -> None:
+        """See that there is a model to ask, where one is asked.
+
+        Raises:
+            NoModel: There is none.
+            pytest.skip.Exception: There is none, and the ini file says `rh_no_model = skip`.
+        """
+        if settings.model.model is not None or not self._needs_model:
+            return
+        # A run that is to be compared or kept is never green because nothing ran.
+        is_compared = self._config.getoption("rh_baseline") or self._config.getoption("rh_save_baseline")
+        if self._config.getini("rh_no_model") == "skip" and not is_compared:
+            pytest.skip(NO_MODEL)
+        raise NoModel
 
     def verdict(self, suite: Suite) -> str:
         """What fails a run: `--rh-verdict`, else the suite's own, else its gates where it has some, else each cell."""
@@ -103,44 +132,41 @@ class Run:
         """Wait for a cell's result and score it.
 
         Raises:
-            EngineDied: The engine is gone; no further cell is tried.
+            EngineDied: The engine is gone, or did not start.
         """
+        if self._limit is not None:
+            return _record(item, {"status": "skipped", "reason": unfit(item.suite, item.cell, self._limit)})
         try:
             result = self.client.result(item.key)
-        except EngineDied as error:
-            # One failed cell, then one line; under xdist this ends the worker's loop, and the controller says it.
-            item.session.shouldfail = f"rh: {self.obituary(error).splitlines()[0]}"
+        except EngineDied:
             raise
         except RetrievalHeadsError as error:
             result = {"status": "error", "reason": str(error)}
         return _record(item, result)
 
-    def obituary(self, error: EngineDied) -> str:
-        """How the engine ended, and where to read on."""
-        return self.host.obituary(str(error)) if self.host else f"{error}; see {self.log}"
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """A worker leaves its plan to the controller, before xdist tells it that collection is done."""
-        if self.host is None and (plan := self._plan(session.items)):
+        if self.host is None and self._is_to_run and (plan := self._plan(session.items)):
             plan.save(self._plan_file)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
         """Start the engine and hand it every selected cell; outside of any item's time."""
         stopped = session.testsfailed and not session.config.option.continue_on_collection_errors
-        if session.items and not stopped and not session.config.option.collectonly:
-            suites = selected_suites(session.items)
+        if self._is_to_run and not stopped and (plan := self._plan(session.items)):
+            suites = [suite for suite in selected_suites(session.items) if suite.id in plan.suites]
             if suites:
                 # While the engine starts, nobody waits for these imports; later they would take its cores from it.
                 threading.Thread(target=load_rouge).start()
-            if self.host and (plan := self._plan(session.items)):
+            if self.host:
                 self.host.prepare(plan)
-            try:
+            self._limit = length_limit(plan.model) if plan.misfit else None
+            if plan.misfit:
+                suites = []
+            with suppress(EngineDied):  # each cell will say so
                 for suite in suites:
                     self._submit(suite, session.items)
-            except EngineDied as error:
-                session.shouldfail = f"rh: {error}"
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
@@ -150,9 +176,13 @@ class Run:
         """Put the record on the report, as plain builtins: it crosses from worker to controller."""
         report = yield
         if isinstance(item, CellItem) and call.when == "call":
-            died = str(call.excinfo.value) if call.excinfo and isinstance(call.excinfo.value, EngineDied) else None
-            record = json.loads(dump_record(item.record)) if item.record else None
-            vars(report).update(rh=record, rh_died=died)
+            vars(report).update(rh=json.loads(dump_record(item.record)) if item.record else None)
+        if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, EngineDied):
+            # No answer is no verdict on a test. pytest and JUnit XML call that an error, and know it of setups alone.
+            report.when = "setup" if call.when == "call" else report.when
+            reason = str(call.excinfo.value)
+            report.longrepr = as_failure(reason, item.path)
+            vars(report).update(rh_died=reason)
         _take_out_secrets(report)
         return report
 
@@ -170,8 +200,18 @@ class Run:
         """Hang up."""
         self.client.close()
 
+    @property
+    def _needs_model(self) -> bool:
+        return not self._config.getoption("rh_rescore")
+
+    @property
+    def _is_to_run(self) -> bool:
+        """Whether tests are run at all, and not only collected or shown."""
+        option = self._config.option
+        return not (option.collectonly or option.setuponly or option.setupplan)
+
     def _plan(self, items: Sequence[pytest.Item]) -> Plan | None:
-        plan = Plan.of(items, self.settings)
+        plan = Plan.of(items, self.settings, needs_model=self._needs_model)
         return plan and plan.before_deselection(self._collected.values(), self._beside())
 
     def _beside(self) -> Iterator[Suite]:

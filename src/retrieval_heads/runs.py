@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,10 @@ class RunFolder:
         """Whether the last of them was incomplete, and dropped."""
         self._contents: dict[str, bytes] = {}
         """What was written, by the file's name."""
+        self.complaints: list[str] = []
+        """What could not be done beside writing the files, a sentence each."""
+        self._latest: Path | None = None
+        self._is_latest = False
         try:
             self._occupy(path)
             if resumed:
@@ -123,7 +129,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, output_dir: str | None, base: Path, suites: Sequence[str]) -> RunFolder:
-        """The folder that the settings name, or `reports/<time>-<suite>` with `reports/latest` pointing to it.
+        """The folder that the settings name, or `reports/<time>-<suite>`.
+
+        `reports/latest` points to it from its first record on.
 
         Args:
             output_dir: The settings' own; relative to `base`.
@@ -134,11 +142,33 @@ class RunFolder:
             return cls(base / Path(output_dir).expanduser())
         reports = base / "reports"
         name = "+".join(suites[:3]) + ("+…" if len(suites) > 3 else "") or "run"
-        folder = cls(_unused(reports / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"))
-        link = reports / f".latest-{os.getpid()}"
-        link.symlink_to(folder.path.name)
-        link.replace(reports / "latest")
+        latest = reports / "latest"
+        if latest.exists() and not latest.is_symlink():
+            raise ConfigError(f"{latest}: is a file or folder, where a link to the newest run is to be; move it away")
+        folder = cls(_made(reports / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"))
+        folder._latest = latest
+        if not latest.exists():  # so that the log of a first run can be read there while the engine starts
+            folder._point()
         return folder
+
+    def _point(self) -> None:
+        """Have `reports/latest` point here."""
+        assert self._latest is not None
+        self._is_latest = True
+        link = self._latest.with_name(f".latest-{os.getpid()}")
+        try:
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.path.name)
+            link.replace(self._latest)
+        except OSError as error:
+            self.complaints.append(f"{self._latest}: the link to this run cannot be made ({error.strerror})")
+
+    def _point_nowhere(self) -> None:
+        """A run without a record is no run to go on with, or to compare with."""
+        assert self._latest is not None
+        with suppress(OSError):  # another run's by now, or gone
+            if self._latest.readlink() == Path(self.path.name):
+                self._latest.unlink()
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
         """Write `config.yaml`: what the files and options came to, without secrets."""
@@ -169,7 +199,10 @@ class RunFolder:
         Returns:
             Whether it is the cell's first of this session. `journal.failure` says whether it is on disk.
         """
-        return self.journal.append(record)
+        is_first = self.journal.append(record)
+        if self._latest is not None and not self._is_latest and self.journal.failure is None:
+            self._point()
+        return is_first
 
     @property
     def asked_again(self) -> list[tuple[Record, Record]]:
@@ -241,6 +274,8 @@ class RunFolder:
     def close(self) -> None:
         """Let another run write to the folder."""
         self.journal.close()
+        if self._latest is not None and not self.journal.written:
+            self._point_nowhere()
         self._lock.close()
 
 
@@ -314,6 +349,24 @@ def read_facts(run: Path) -> Mapping[str, Any]:
     if not isinstance(facts, dict):
         raise ResultsError(f"{run / 'run.json'}: a JSON object is expected")
     return facts
+
+
+def _made(path: Path) -> Path:
+    """Make a folder that no other run has: the path itself, or with the first number behind it that is free.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            found = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            with suppress(FileExistsError):
+                found.mkdir()
+                break
+    except OSError as error:
+        raise ConfigError(f"{path}: the run's folder cannot be written ({error.strerror})") from None
+    return found
 
 
 def _unused(path: Path) -> Path:

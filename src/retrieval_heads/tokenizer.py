@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retrieval_heads.errors import EngineError
+from retrieval_heads.hub import check_model
 from retrieval_heads.models import locate_model
 
 _BYTES = {"float32": 4, "float": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
@@ -20,13 +21,13 @@ def load_tokenizer(model: Mapping[str, Any]) -> Any:
     Raises:
         EngineError: transformers is not installed, or has no tokenizer of that name.
     """
-    return _load("AutoTokenizer", model, str(model.get("tokenizer") or locate_model(model["model"])))
+    return _load("AutoTokenizer", model, str(model.get("tokenizer") or model["model"]))
 
 
 def load_generation(model: Mapping[str, Any]) -> Any:
     """The model's generation config, which names the tokens that end an answer; `None` where it has none."""
     try:
-        return _load("GenerationConfig", model, locate_model(model["model"]))
+        return _load("GenerationConfig", model, model["model"])
     except EngineError:
         return None
 
@@ -37,7 +38,7 @@ def kv_bytes_per_token(model: Mapping[str, Any]) -> int:
     Raises:
         EngineError: The model's config cannot be read, or does not say its shape.
     """
-    config = _load("AutoConfig", model, locate_model(model["model"])).get_text_config()
+    config = _load("AutoConfig", model, model["model"]).get_text_config()
     try:
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -52,13 +53,16 @@ def kv_bytes_per_token(model: Mapping[str, Any]) -> int:
 
 
 def _load(kind: str, model: Mapping[str, Any], name: str) -> Any:
+    is_offline = check_model({**model, "model": name})
     try:
         import transformers
     except ImportError as error:
         raise EngineError(f"transformers cannot be imported ({error}); it comes with vLLM") from None
     options = {key: model[key] for key in ("revision", "trust_remote_code") if model.get(key) is not None}
+    if is_offline:
+        options["local_files_only"] = True
     try:
-        return getattr(transformers, kind).from_pretrained(name, **options)
+        return getattr(transformers, kind).from_pretrained(locate_model(name), **options)
     except Exception as error:  # whatever transformers and its hub client raise
         first = str(error).strip().splitlines()
         raise EngineError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from project import Project, is_gone
@@ -15,6 +17,28 @@ from project import Project, is_gone
 from retrieval_heads.results import Record, read_records
 
 OUT_OF_MEMORY = "CUDA out of memory: tried to allocate 20 GiB"
+OWN = """
+import pytest
+
+def test_passes():
+    pass
+
+def test_fails():
+    assert False, "as it would without us"
+
+def test_asks(rh_engine):
+    rh_engine.ask("anything")
+
+@pytest.fixture
+def answer(rh_engine):
+    return rh_engine.ask("anything")
+
+def test_asked_by_a_fixture(answer):
+    pass
+
+def test_config(rh_config):
+    assert rh_config.model.model == "toy"
+"""
 
 
 def no_traceback(result: pytest.RunResult) -> None:
@@ -25,39 +49,59 @@ def no_traceback(result: pytest.RunResult) -> None:
         stream.no_fnmatch_line("*/_pytest/*")
 
 
+def junit_errors(project: Project) -> list[str]:
+    """Of each test in `junit.xml` that is an error, what it says."""
+    found = ElementTree.parse(project.path / "junit.xml").findall(".//testcase/error")
+    return [f"{error.get('message')}\n{error.text}" for error in found]
+
+
 class TestStart:
-    def test_an_engine_that_refuses_is_told_once(self, project: Project, workers: list[str]) -> None:
+    def test_every_cell_is_an_error_and_the_reason_is_one_line(self, project: Project, workers: list[str]) -> None:
         project.suite()
         project.behave(fail=OUT_OF_MEMORY)
-        result = project.run(*workers)
+        result = project.run(*workers, "--junit-xml", "junit.xml")
+        result.assert_outcomes(errors=6)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
-        said = [line for line in result.outlines if OUT_OF_MEMORY in line]
-        assert len(said) == 1
-        assert "! _pytest.outcomes.Exit: rh: the engine did not start: " in said[0]
+        result.stdout.fnmatch_lines([f"rh: the engine did not start: {OUT_OF_MEMORY}"])
         no_traceback(result)
-        assert project.facts()["status"] == "the engine did not start"
         assert len(project.starts) == 1
+        errors = junit_errors(project)
+        assert len(errors) == 6
+        assert all(f"the engine did not start: {OUT_OF_MEMORY}" in error for error in errors)
 
-    def test_an_engine_that_crashes_shows_its_last_words(self, project: Project, workers: list[str]) -> None:
+    def test_its_last_words_are_said_once(self, project: Project, workers: list[str]) -> None:
         project.suite()
         project.behave(crash=True)
-        result = project.run(*workers)
+        result = project.run(*workers, "--junit-xml", "junit.xml")
+        result.assert_outcomes(errors=6)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         result.stdout.fnmatch_lines(
             [
-                "*last lines of *engine.log:",
+                "*ERROR at setup of *",
+                "the engine did not start: ended by signal SIGKILL",
+                "    last lines of *engine.log:",
                 "    the last words of the engine",
-                "!* _pytest.outcomes.Exit: rh: the engine did not start: ended by signal SIGKILL !*",
-            ]
+                "*ERROR at setup of *",
+                "the engine did not start: ended by signal SIGKILL",
+                "*ERROR at setup of *",
+            ],
+            consecutive=not workers,
         )
+        assert sum("the last words of the engine" in line for line in result.outlines) == 1
+        assert sum("the last words of the engine" in error for error in junit_errors(project)) == 1
         no_traceback(result)
 
-    def test_no_cell_fails_for_it(self, project: Project) -> None:
+    def test_the_run_says_so_and_holds_no_record(self, project: Project, workers: list[str]) -> None:
         project.suite()
         project.behave(fail=OUT_OF_MEMORY)
-        result = project.run()
-        result.assert_outcomes()
-        result.stdout.fnmatch_lines(["6 of 6 selected cells have no result"])
+        result = project.run(*workers)
+        result.stdout.fnmatch_lines(["6 of 6 selected cells have no result", "engine *reports/*-tale/engine.log"])
+        (folder,) = (project.path / "reports").iterdir()
+        facts = json.loads((folder / "run.json").read_text())
+        assert facts["status"] == "the engine did not start"
+        assert facts["engine_failure"] == f"the engine did not start: {OUT_OF_MEMORY}"
+        assert facts["exit_status"] == 1
+        assert (folder / "results.jsonl").read_text() == ""
 
     def test_a_server_that_cannot_be_imported_is_told(self, project: Project) -> None:
         project.suite()
@@ -65,8 +109,65 @@ class TestStart:
             "from retrieval_heads.engine.client import EngineProcess\nEngineProcess.server = 'no_such_engine'"
         )
         result = project.run()
+        result.assert_outcomes(errors=6)
+        result.stdout.fnmatch_lines(["the engine did not start: ended with *", "*No module named no_such_engine"])
+
+    def test_tests_of_the_users_own_run_as_they_would(self, project: Project, workers: list[str]) -> None:
+        project.suite()
+        project.pytester.makepyfile(OWN)
+        project.behave(crash=True)
+        result = project.run(*workers, suites=False)
+        result.assert_outcomes(passed=2, failed=1, errors=6 + 2)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
-        result.stdout.fnmatch_lines(["*No module named no_such_engine", "*rh: the engine did not start: ended with *"])
+        assert sum("the last words of the engine" in line for line in result.outlines) == 1
+
+    @pytest.mark.parametrize("mode", ["load", "loadfile", "loadscope", "each", "worksteal"])
+    def test_however_xdist_shares_out(self, project: Project, mode: str) -> None:
+        project.suite()
+        project.pytester.makepyfile(OWN)
+        project.behave(crash=True)
+        each = 2 if mode == "each" else 1
+        dist = ["--dist", mode, *(["--tx", "2*popen"] if mode == "each" else ["-n", "2"])]
+        result = project.run(*dist, suites=False)
+        result.assert_outcomes(passed=2 * each, failed=each, errors=8 * each)
+        assert len(project.starts) == 1
+        no_traceback(result)
+
+    @pytest.mark.parametrize(("option", "errors"), [("-x", 1), ("--maxfail=2", 2)])
+    def test_maxfail_is_respected(self, project: Project, option: str, errors: int) -> None:
+        project.suite()
+        project.behave(fail=OUT_OF_MEMORY)
+        result = project.run(option)
+        result.assert_outcomes(errors=errors)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+    def test_gates_over_cells_in_error_break(self, project: Project, workers: list[str]) -> None:
+        project.suite(gates=["mean(pass_rate) >= 0", "max(pass_rate) <= 1"])
+        project.behave(fail=OUT_OF_MEMORY)
+        result = project.run(*workers)
+        result.assert_outcomes(errors=6, failed=2)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        assert "no baseline was saved" in project.run("--rh-save-baseline", "main").stdout.str()
+        assert not list(project.path.rglob("main.jsonl"))
+
+    def test_answers_of_the_run_that_is_resumed_stay(self, project: Project, workers: list[str]) -> None:
+        project.suite()
+        project.run("-k", "depth_50")
+        before = (project.latest / "results.jsonl").read_text()
+        project.behave(fail=OUT_OF_MEMORY)
+        project.run("--rh-resume", *workers).assert_outcomes(errors=6)
+        assert (project.latest / "results.jsonl").read_text() == before
+        project.behave(asked="asked")
+        project.run("--rh-resume", *workers).assert_outcomes(passed=6)
+        assert (project.path / "asked").read_text().split() == ["4"]
+
+    @pytest.mark.parametrize("option", ["--collect-only", "--setup-plan", "--setup-only"])
+    def test_who_runs_no_test_starts_no_engine(self, project: Project, option: str, workers: list[str]) -> None:
+        project.suite()
+        project.pytester.makepyfile("def test_mine():\n    pass")
+        project.run(option, *workers, suites=False)
+        assert project.starts == []
+        assert not (project.path / "reports").exists()
 
 
 class TestMidRun:
@@ -75,29 +176,75 @@ class TestMidRun:
         assert all(record.status == "pass" for record in records)
         return records
 
-    def test_a_killed_engine_is_one_error_and_finished_cells_stay(self, project: Project, workers: list[str]) -> None:
+    def test_of_a_killed_engine_finished_cells_stay_and_the_others_are_errors(
+        self, project: Project, workers: list[str]
+    ) -> None:
         project.suite()
         project.behave(die_after=3)
-        began = time.monotonic()
-        result = project.run(*workers)
+        result = project.run(*workers, "--junit-xml", "junit.xml")
+        result.assert_outcomes(passed=3, errors=3)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
-        outcomes = result.parseoutcomes()
-        assert outcomes["passed"] == 3
-        assert outcomes["failed"] == 1
         assert len(self.records(project)) == 3
-        result.stdout.fnmatch_lines(["!* rh: the engine ended by signal SIGKILL !*"])
+        result.stdout.fnmatch_lines(["rh: the engine ended by signal SIGKILL"])
         no_traceback(result)
         assert project.facts()["status"] == "cut short"
-        assert time.monotonic() - began < 45, "nobody waits for an engine that is gone"
+        assert project.facts()["engine_failure"] == "the engine ended by signal SIGKILL"
+        assert len(ElementTree.parse(project.path / "junit.xml").findall(".//testcase")) == 6
+        assert len(junit_errors(project)) == 3
+        result.stdout.fnmatch_lines(
+            ["3 of 6 selected cells have no result", "to go on with the run: the same command with --rh-resume"]
+        )
 
-    def test_an_engine_whose_step_fails_is_one_error_too(self, project: Project, workers: list[str]) -> None:
+    def test_an_engine_whose_step_fails_is_told_the_same_way(self, project: Project, workers: list[str]) -> None:
         project.suite()
         project.behave(fail_after=3)
         result = project.run(*workers)
+        result.assert_outcomes(passed=3, errors=3)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
-        assert result.parseoutcomes()["failed"] == 1
         assert len(self.records(project)) == 3
-        result.stdout.fnmatch_lines(["!* rh: the engine failed: RuntimeError: the stand-in's step fails !*"])
+        result.stdout.fnmatch_lines(["rh: the engine failed: RuntimeError: the stand-in's step fails"])
+
+    def test_killed_before_its_first_answer(self, project: Project, workers: list[str]) -> None:
+        project.suite()
+        project.pytester.makepyfile(OWN)
+        project.behave(die_after=0)
+        result = project.run(*workers, suites=False)
+        result.assert_outcomes(passed=2, failed=1, errors=6 + 2)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        assert not project.latest.exists()
+
+    def test_a_users_test_in_which_the_engine_dies_is_an_error(self, project: Project, workers: list[str]) -> None:
+        project.pytester.makepyfile(
+            """
+            import os, signal
+
+            def test_kill(rh_engine):
+                os.kill(rh_engine.counters()["process"], signal.SIGKILL)
+                rh_engine.ask("anything")
+
+            def test_mine():
+                pass
+            """
+        )
+        result = project.run(*workers, suites=False)
+        result.assert_outcomes(errors=1, passed=1)
+        result.stdout.fnmatch_lines(["the engine ended by signal SIGKILL"])
+        no_traceback(result)
+
+    def test_a_worker_that_is_replaced_after_it_hears_of_it_too(self, project: Project) -> None:
+        project.suite()
+        project.pytester.makepyfile(
+            test_a_crash="""
+            import os, signal
+
+            def test_crash(rh_engine):
+                os.kill(rh_engine.counters()["process"], signal.SIGKILL)
+                os._exit(1)
+            """
+        )
+        project.behave(delay=1)
+        result = project.run("test_a_crash.py", "suites", "-n", "1", suites=False)
+        result.assert_outcomes(failed=1, errors=6)
 
     def test_a_crashed_worker_loses_its_cell_alone(self, project: Project) -> None:
         project.suite()
@@ -206,6 +353,8 @@ class TestInterrupts:
         assert is_gone(slow.starts[0])
         assert len(read_records(slow.latest / "results.jsonl")) >= 2
         assert slow.facts()["status"] == "cut short"
+        printed = (slow.path / "printed").read_text()
+        assert "to go on with the run: the same command with --rh-resume" in printed
 
     def test_ctrl_c_while_the_engine_starts(self, slow: Project, workers: list[str]) -> None:
         slow.behave(start_seconds=60)
@@ -214,6 +363,7 @@ class TestInterrupts:
         assert self.end(process, signal.SIGINT) < 15  # seconds; the start takes 60
         assert process.returncode == pytest.ExitCode.INTERRUPTED
         assert is_gone(slow.starts[0])
+        assert not slow.latest.is_symlink(), "it holds no record"
 
     def test_kill_9_leaves_no_engine(self, slow: Project, workers: list[str]) -> None:
         process = slow.popen(*workers)

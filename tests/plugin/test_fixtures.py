@@ -20,7 +20,20 @@ def test_alone(project: Project, workers: list[str]) -> None:
     project.pytester.makepyfile(ASK)
     project.run(*workers, suites=False).assert_outcomes(passed=1)
     assert len(project.starts) == 1
-    assert project.facts()["selected_cells"] == 0
+    assert not (project.path / "reports").exists()
+
+
+def test_alone_its_engine_leaves_its_log_in_pytests_cache(project: Project, workers: list[str]) -> None:
+    project.pytester.makepyfile(ASK)
+    project.behave(crash=True)
+    result = project.run(*workers, suites=False)
+    result.assert_outcomes(errors=1)
+    log = project.path / ".pytest_cache" / "d" / "rh" / "engine.log"
+    result.stdout.fnmatch_lines([f"*last lines of {log}:", "*the last words of the engine"])
+    assert log.read_text() == "the last words of the engine\n"
+    assert not (project.path / "reports").exists()
+    result = project.run("-p", "no:cacheprovider", suites=False)
+    result.stdout.fnmatch_lines(["*the last words of the engine"])
 
 
 def test_with_suites_in_the_same_run(project: Project, workers: list[str]) -> None:

@@ -143,8 +143,9 @@ def test_without_a_config_suites_in_a_tree_are_left_alone(project: Project) -> N
 def test_without_a_config_a_named_suite_says_that_it_needs_a_model(project: Project) -> None:
     project.suite()
     result = project.run(config=False)
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stdout.fnmatch_lines(["*rh: no model is named; give --rh-config FILE with `model: {model: NAME}`, or *"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(errors=6)
+    result.stdout.fnmatch_lines(["no model is named; give --rh-config FILE with `model: {model: NAME}`, or *"])
 
 
 def test_a_suite_may_name_its_model(project: Project) -> None:

@@ -77,4 +77,5 @@ def test_a_start_that_fails_is_one_line(project: Project) -> None:
     project.behave(fail="no such model")
     result = project.run("-n", "2")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert sum("the engine did not start: no such model" in line for line in result.outlines) == 1
+    result.assert_outcomes(errors=6)
+    assert sum(line == "rh: the engine did not start: no such model" for line in result.outlines) == 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 
 import retrieval_heads.tokenizer
 from retrieval_heads.cli import main
@@ -278,6 +279,30 @@ class TestValidate:
     def test_cells_that_do_not_fit_are_told(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["validate", "--config", "config.yaml", "--model.max-model-len", "200"])
         assert "3: 256 prompt tokens and 16 answer tokens do not fit max_model_len 200" in capsys.readouterr().out
+
+    def test_lengths_that_no_cell_fits_are_wrong(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert refused("validate", "--config", "config.yaml", "--model.max-model-len", "100") == "1"
+        assert "WRONG: none of the cells fits the model" in capsys.readouterr().out
+
+    def test_a_hub_that_cannot_be_reached_is_asked_once_for_all_suites(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked = []
+
+        def model_info(_: HfApi, name: str, **options: Any) -> Any:
+            asked.append(name)
+            raise OSError("no route to it")
+
+        monkeypatch.undo()
+        monkeypatch.chdir(project)
+        monkeypatch.setattr(HfApi, "model_info", model_info)
+        for number in range(3):
+            suite = (project / "suites" / "niah" / "tale.yaml").read_text()
+            (project / "suites" / "niah" / f"tale{number}.yaml").write_text(suite)
+        assert refused("validate", "suites", "--model.model", "org/unknown") == "1"
+        out = capsys.readouterr().out
+        assert out.count("WRONG: model.model: 'org/unknown' is no folder here and not in the hub's cache") == 4
+        assert asked == ["org/unknown"]
 
     def test_a_question_that_holds_the_answer_is_wrong(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         suite = json.loads(json.dumps(SUITE))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,56 @@ def test_an_unnamed_folder_says_when_and_what(tmp_path: Path, suites: list[str],
     assert (tmp_path / "reports" / "latest").resolve() == folder.path
 
 
-def test_latest_is_the_newest_and_folders_of_one_second_are_two(tmp_path: Path) -> None:
+def test_folders_of_one_second_are_several(tmp_path: Path) -> None:
     folders = [RunFolder.create(None, tmp_path, ["essays"]) for _ in range(3)]
     assert len({folder.path for folder in folders}) == 3
-    assert (tmp_path / "reports" / "latest").resolve() == folders[-1].path
+
+
+def test_runs_that_start_together_have_a_folder_each(tmp_path: Path) -> None:
+    """Processes, as their locks are those of processes; each round within the same second, or nearly."""
+    script = (
+        "import sys, time; from pathlib import Path; from retrieval_heads.runs import RunFolder\n"
+        "while time.time() < float(sys.argv[2]): pass\n"
+        "made = [RunFolder.create(None, Path(sys.argv[1]), ['essays']) for _ in range(20)]\n"
+        "print(*(folder.path for folder in made), sep='\\n')"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(time.time() + 3)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    printed = [process.communicate() for process in started]
+    assert [error for _, error in printed if error] == []
+    folders = [line for out, _ in printed for line in out.splitlines()]
+    assert len(set(folders)) == len(folders) == 6 * 20
+
+
+class TestLatest:
+    @pytest.fixture
+    def earlier(self, tmp_path: Path) -> Path:
+        folder = RunFolder.create(None, tmp_path, ["essays"])
+        folder.write_record(record())
+        folder.close()
+        return folder.path
+
+    def test_points_to_the_newest_run_with_a_record(self, tmp_path: Path, earlier: Path) -> None:
+        latest = tmp_path / "reports" / "latest"
+        folder = RunFolder.create(None, tmp_path, ["essays"])
+        assert latest.resolve() == earlier
+        folder.write_record(record())
+        assert latest.resolve() == folder.path
+        folder.close()
+        assert latest.resolve() == folder.path
+
+    def test_stays_where_a_run_ends_without_a_record(self, tmp_path: Path, earlier: Path) -> None:
+        RunFolder.create(None, tmp_path, ["essays"]).close()
+        assert (tmp_path / "reports" / "latest").resolve() == earlier
+
+    def test_goes_where_the_first_run_ends_without_a_record(self, tmp_path: Path) -> None:
+        RunFolder.create(None, tmp_path, ["essays"]).close()
+        assert not (tmp_path / "reports" / "latest").is_symlink()
+
+    def test_a_folder_in_its_place_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "reports" / "latest").mkdir(parents=True)
+        with pytest.raises(ConfigError, match="reports/latest: is a file or folder, where a link to the newest run"):
+            RunFolder.create(None, tmp_path, ["essays"])
 
 
 def test_a_record_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:

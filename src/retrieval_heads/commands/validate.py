@@ -93,8 +93,11 @@ def _prompt_checks(suite: Suite, model: Mapping[str, Any]) -> Iterator[Check]:
 
     tokenizer = load_tokenizer(model)
     earlier = earlier_run(Path("reports"), model["model"])
-    for name, text in plan_suite(suite, tokenizer, earlier).lines(earlier):
+    plan = plan_suite(suite, tokenizer, earlier)
+    for name, text in plan.lines(earlier):
         _line(name, text)
+    if sum(plan.skipped.values()) == len(suite.cells):
+        yield Check("fit", "none of the cells fits the model", is_wrong=True)
     yield from check_prompts(suite, tokenizer)
 
 

@@ -28,8 +28,11 @@ from retrieval_heads.engine.private_folder import PrivateFolder
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError
 from retrieval_heads.files import write_whole
+from retrieval_heads.hub import check_model
 
+_SERVER = "retrieval_heads.engine.server"
 _LOG_LINES = 12
+_REFUSED = 1.0  # seconds that a socket may refuse: before it first listens, and while an engine ends
 _LOOK = 1.0  # seconds between two looks whether a silent engine was given up
 _LAST = 10.0  # seconds that a killed process may take to go
 
@@ -214,17 +217,20 @@ class EngineClient:
             return self._connected(patience)
 
     def _connected(self, patience: float) -> socket.socket:
-        if self._is_gone:
-            raise self._died()
         give_up = time.monotonic() + patience
         while True:
+            if self._is_gone or _grave(self._address).exists():
+                raise self._died()
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(self._address.path)
                 send(connection, {"key": self._address.key})
             except OSError as error:
                 connection.close()
+                if isinstance(error, ConnectionRefusedError):  # its socket is there: it was, and is no more
+                    give_up = min(give_up, time.monotonic() + _REFUSED)
                 if time.monotonic() > give_up or not Path(self._address.path).parent.exists():
+                    self._is_gone = True  # the next question need not wait for it
                     raise EngineDied(f"nothing listens for the engine ({error.strerror})") from None
                 time.sleep(0.05)
             else:
@@ -246,7 +252,7 @@ class EngineProcess:
             stays in that one's process group: whatever ends the one ends both, and nothing else need.
     """
 
-    server = "retrieval_heads.engine.server"
+    server = _SERVER
     """The module that the process runs."""
     name = "the engine"
     """What errors call it."""
@@ -267,14 +273,28 @@ class EngineProcess:
         """Whether the process was started, dead or alive."""
         return self._process is not None
 
+    def check(self, model: Mapping[str, Any]) -> bool:
+        """See that what is to be loaded is there, before anything is loaded; another server than ours knows itself.
+
+        Args:
+            model: The `model` section of the settings.
+
+        Returns:
+            Whether the hub's cache is all there is, as `retrieval_heads.hub.check_model` finds.
+
+        Raises:
+            EngineError: It is not there.
+        """
+        return self.server == _SERVER and check_model(model)
+
     def launch(self, settings: Mapping[str, Any], log: Path) -> None:
         """Start the process; returns at once, before the model is loaded.
 
         Args:
             settings: What to load: `model` as in the settings, `traced` for a run that scores heads, `haystacks`, the
                 sources that cells will name, `earlier`, results of an earlier run whose answers are used again,
-                `replicas`, how many engines or `auto`, and how many seconds it may be silent (`silence`) and take to
-                load (`start_limit`).
+                `replicas`, how many engines or `auto`, `offline`, whether the hub is left alone, and how many seconds
+                it may be silent (`silence`) and take to load (`start_limit`).
             log: Where everything goes that the engine prints.
         """
         pulse = self._folder.path / "pulse"
@@ -342,8 +362,27 @@ class EngineProcess:
         shown = [line[:160] for line in self._log.last_lines(_LOG_LINES, patience=0.5)]
         return "".join(f"\n    {line}" for line in [f"last lines of {self._log.path}:", *shown]) if shown else ""
 
+    @property
+    def own_log(self) -> Path:
+        """Where the engine of a session without a run's folder may print; it goes with the session."""
+        return self._folder.path / "engine.log"
+
+    def dismiss(self, reason: str) -> None:
+        """End a process that did not start, and tell every client, those yet to connect as well, why there is none.
+
+        Args:
+            reason: One line that goes on after "the engine".
+        """
+        with contextlib.suppress(OSError):  # a full disk: clients hear that nothing listens
+            write_whole(_grave(self.address), reason.encode())
+        self._kill()
+
     def end(self) -> None:
         """End the process and everything it started. Nothing in it is worth waiting for."""
+        self._kill()
+        self._folder.remove()
+
+    def _kill(self) -> None:
         with self._ending:
             if self._process is not None and not self._is_ended:
                 self._is_ended = True  # its process id may be another's from here on
@@ -356,7 +395,6 @@ class EngineProcess:
                     self._process.wait(_LAST)
                 if self._log is not None:
                     self._log.close(patience=2)
-        self._folder.remove()
 
     def _give_up(self, reason: str) -> None:
         """End a process in which nothing moves, and tell everybody who waits for it why."""

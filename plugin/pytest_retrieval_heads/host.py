@@ -441,6 +441,8 @@ class Host:
         self._decide(session)
         told = self._unwritten
         self._settle()
+        if failure := self.engine.log_failure:
+            self._complaints.append(str(failure))
         counts = {status: sum(record.status == status for record in self._records) for status in terminal.STATUSES}
         self._facts.setdefault("status", "finished" if len(self._records) == self._plan.total else "cut short")
         self._facts |= {

@@ -158,3 +158,29 @@ def test_a_disk_that_is_full_at_the_start_is_told_before_anything_is_loaded(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     one_sentence(result, "out/config.yaml: cannot be written (File too large)")
     assert project.starts == []
+
+
+def test_a_log_that_cannot_be_written_costs_nothing_but_itself(project: Project) -> None:
+    project.suite()
+    project.behave(says=["model"])
+    conftest = (project.path / "conftest.py").read_text()
+    project.pytester.makeconftest(
+        conftest
+        + """
+from retrieval_heads.runs import RunFolder
+
+write_config = RunFolder.write_config
+
+
+def and_a_folder(self, settings):
+    write_config(self, settings)
+    self.log.unlink()
+    self.log.mkdir()
+
+
+RunFolder.write_config = and_a_folder
+"""
+    )
+    result = project.spawn()
+    result.assert_outcomes(passed=6)
+    one_sentence(result, "engine.log: cannot be written (Is a directory)")

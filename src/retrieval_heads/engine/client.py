@@ -26,7 +26,7 @@ from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
 from retrieval_heads.engine.private_folder import PrivateFolder
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
-from retrieval_heads.errors import EngineError
+from retrieval_heads.errors import EngineError, FileError
 from retrieval_heads.files import write_whole
 from retrieval_heads.hub import check_model
 
@@ -354,6 +354,11 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             return None
         return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+
+    @property
+    def log_failure(self) -> FileError | None:
+        """Why the log lacks something that was printed; `None` where it does not."""
+        return self._log.failure if self._log is not None else None
 
     def log_tail(self) -> str:
         """The log's last lines, indented, below a line that names the log."""

@@ -27,8 +27,8 @@ from retrieval_heads.engine.watchdog import Pulse, write_stacks_on_signal
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.redaction import keep_secret, without_secrets
 
-_OPENING_SECONDS = 10.0
-"""How long a client may take to show the key."""
+_OPENING_SECONDS = 120.0
+"""How long a client may take to show the key: on a busy machine one that has connected may have to wait."""
 
 
 @dataclass

@@ -184,6 +184,18 @@ def test_a_baseline_with_answers_is_scored_again(tmp_path: Path) -> None:
     )
 
 
+def test_alternatives_of_an_answer_count_when_it_is_scored_again(tmp_path: Path) -> None:
+    file = tmp_path / "b.jsonl"
+    answers: dict[str, Any] = {"reference": "at noon", "alternatives": ["at dawn"], "text": "It leaves at dawn."}
+    save_baseline(run(**answers), META, file)
+    stored = load_baseline(file)
+    assert stored.records[0].alternatives == ["at dawn"]
+    now = run(**answers, metric="key_words", scores={"key_words": 1.0})
+    verdict = compare(now, stored, max_drop=parse_max_drop("0"), meta=META)
+    figures = {outcome.gate.split(" <=")[0]: outcome.figures["baseline"] for outcome in verdict.outcomes}
+    assert figures == {"drop of key_words": 1.0, "drop of pass_rate": 1.0}
+
+
 def test_a_saved_baseline_keeps_question_and_answer_and_no_path(tmp_path: Path) -> None:
     file = tmp_path / "b.jsonl"
     save_baseline(run(), META, file)

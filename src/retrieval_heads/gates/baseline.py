@@ -43,6 +43,7 @@ _KEPT: Final = (
     "answer_span",
     "question",
     "reference",
+    "alternatives",
     "text",
     "recipe",
     "metric",
@@ -215,7 +216,7 @@ def _kept_fields(record: Record) -> dict[str, Any]:
     if record.recipe is not None:
         source = PurePath(record.recipe.haystack)
         data["recipe"]["haystack"] = source.name if source.is_absolute() else str(source)  # no path of this machine
-    return {name: data[name] for name in _KEPT if data.get(name, "") != ""}
+    return {name: data[name] for name in _KEPT if data.get(name, "") not in ("", [])}
 
 
 def _order(record: Record) -> tuple[str | float, ...]:

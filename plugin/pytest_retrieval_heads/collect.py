@@ -10,7 +10,7 @@ import pytest
 
 from pytest_retrieval_heads.failure import NoModel, as_failure
 from retrieval_heads.engine.client import EngineDied
-from retrieval_heads.errors import RetrievalHeadsError
+from retrieval_heads.errors import RetrievalHeadsError, printable
 from retrieval_heads.results import Record
 from retrieval_heads.suite import Cell, Suite, load_suite
 
@@ -98,14 +98,14 @@ class CellItem(pytest.Item):
         """
         self.record = record = self._run.record(self)
         if record.status == "skipped":
-            pytest.skip(record.reason)
+            pytest.skip(printable(record.reason))
         if record.status == "error":
-            raise CellFailed(record.reason)
+            raise CellFailed(printable(record.reason))
         self.user_properties.append((record.metric, record.scores[record.metric]))
         if record.status == "low":
             if self._run.verdict(self.suite) != "cell":
-                pytest.xfail(record.reason)
-            raise LowScore(record.reason)
+                pytest.xfail(printable(record.reason))
+            raise LowScore(printable(record.reason))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """About ten lines on a failed cell, none of them a traceback."""

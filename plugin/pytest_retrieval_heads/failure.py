@@ -6,7 +6,7 @@ from pathlib import Path
 
 from _pytest._code.code import ReprExceptionInfo, ReprFileLocation, ReprTracebackNative
 
-from retrieval_heads.errors import EngineError
+from retrieval_heads.errors import EngineError, printable
 
 NO_MODEL = "no model is named; give --rh-config FILE with `model: {model: NAME}`, or --rh-set model.model=NAME"
 
@@ -43,6 +43,7 @@ def as_failure(text: str, path: Path | str) -> ReprExceptionInfo:
         text: What is told.
         path: The file that it is told of.
     """
+    text = printable(text)
     return ReprExceptionInfo(
         reprtraceback=ReprTracebackNative([f"{text}\n"]),
         reprcrash=ReprFileLocation(str(path), 1, text.partition("\n")[0]),

@@ -31,10 +31,19 @@ from retrieval_heads.config import Settings
 from retrieval_heads.controls import Control
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.stored import StoredAnswers
-from retrieval_heads.errors import ConfigError, EngineError, FileError, ResultsError, RetrievalHeadsError
+from retrieval_heads.errors import (
+    ConfigError,
+    EngineError,
+    FileError,
+    ResultsError,
+    RetrievalHeadsError,
+    UnreadableFile,
+    printable,
+)
 from retrieval_heads.gates import Verdict, read_gates, to_json, to_markdown, with_kept
 from retrieval_heads.heads import Head
 from retrieval_heads.identity import Identities, asked_again_line, why_asked_again
+from retrieval_heads.reading import path_of
 from retrieval_heads.redaction import without_secrets, without_values
 from retrieval_heads.results import Record, read_records
 from retrieval_heads.runs import RunFolder, read_facts
@@ -103,7 +112,7 @@ class Host:
             self._exit(plan.error, pytest.ExitCode.USAGE_ERROR)
         self._began = time.monotonic()
         try:
-            self._judge = Judge.of(plan, self._config)
+            self._judge = Judge.of(plan, self._config, self._own_folder(plan))
             if not self._is_rescored:
                 check_answers(plan)
             if plan.suites:
@@ -544,6 +553,10 @@ class Host:
             raise pytest.UsageError("rh: --rh-rescore: there is no earlier run here; name one with --rh-run")
         try:
             self._facts = dict(read_facts(run))
+            if not self._facts.get("model"):
+                raise ResultsError(
+                    f"{run / 'run.json'}: does not say which model answered, so it cannot be scored again"
+                )
             return StoredAnswers(read_records(run / "results.jsonl", torn_last_line=True), self._facts)
         except RetrievalHeadsError as error:
             raise pytest.UsageError(f"rh: --rh-rescore: {error}") from None
@@ -556,10 +569,22 @@ class Host:
         """The folder of the run to go on with: the one named, the settings' own, or the latest."""
         base = Path(self._config.invocation_params.dir)
         named = self._config.getoption("rh_run")
-        run = base / Path(named or output_dir or "reports/latest").expanduser()
+        try:
+            run = base / path_of(
+                "reports/latest" if named is None and output_dir is None else named or output_dir or ""
+            )
+        except UnreadableFile as error:
+            raise pytest.UsageError(f"rh: {'--rh-run' if named is not None else 'output_dir'}: {error}") from None
         if named and not run.is_dir():
             raise pytest.UsageError(f"rh: --rh-run {named}: there is no such folder")
         return run.resolve() if run.is_dir() else None
+
+    def _own_folder(self, plan: Plan) -> Path | None:
+        """The folder that this run will write to, where it may be one that an earlier run wrote."""
+        if self._is_rescored or self._config.getoption("rh_resume"):
+            return self._earlier_run(plan.output_dir)
+        base = Path(self._config.invocation_params.dir)
+        return (base / path_of(plan.output_dir)).resolve() if plan.output_dir else None
 
     def _open_folder(self, plan: Plan) -> RunFolder:
         """A new run's folder, or that of the run to go on with.
@@ -670,7 +695,7 @@ class Host:
             reporter.ensure_newline()
             if reporter._tw.width_of_current_line:  # xdist's progress, of which ensure_newline knows nothing
                 reporter.write_line("")
-            reporter.write_line(without_secrets(line))
+            reporter.write_line(printable(without_secrets(line)))
 
     def _shown(self, path: Path) -> str:
         base = Path(self._config.invocation_params.dir)

@@ -14,7 +14,7 @@ import pytest
 from pytest_retrieval_heads.detection import Found
 from pytest_retrieval_heads.plan import Plan
 from retrieval_heads.config import METRICS, Settings
-from retrieval_heads.errors import ConfigError, ResultsError
+from retrieval_heads.errors import ConfigError, ResultsError, printable
 from retrieval_heads.gates import (
     PASS_RATE,
     Baseline,
@@ -39,6 +39,7 @@ from retrieval_heads.gates import (
 from retrieval_heads.gates.expression import nearest
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
 from retrieval_heads.kinds import KINDS
+from retrieval_heads.reading import path_of
 from retrieval_heads.results import Record
 
 EXPECTED = "expect "
@@ -74,8 +75,13 @@ class Judge:
     allow_removed: bool = False
 
     @classmethod
-    def of(cls, plan: Plan, config: pytest.Config) -> Judge:
+    def of(cls, plan: Plan, config: pytest.Config, own: Path | None = None) -> Judge:
         """What options and suites demand.
+
+        Args:
+            plan: What will be asked.
+            config: pytest's.
+            own: The folder that the run will write to, where an earlier run may have written.
 
         Raises:
             ConfigError: An option cannot be used.
@@ -95,6 +101,12 @@ class Judge:
         if unknown := [name for name in tolerances if name and name not in _COMPARABLE]:
             raise ConfigError(f"--rh-max-drop: {unknown[0]!r} cannot be compared; {nearest(unknown[0], _COMPARABLE)}")
         compared = {suite: _baseline_file(named, base, Path(file)) for suite, file in plan.files.items() if named}
+        for file in compared.values():
+            results = (file / "results.jsonl" if file.is_dir() else file).resolve()
+            if own is not None and results == own / "results.jsonl":
+                raise ConfigError(
+                    f"--rh-baseline {named}: this run writes there, so it is compared with itself; name an earlier run"
+                )
         # Each file once: suites of a folder share one, and all of them a run.
         loaded = {file: load_baseline(file) for file in dict.fromkeys(compared.values())}
         judge = cls(
@@ -264,7 +276,7 @@ def report_of(outcome: Outcome, node: str, verdict: str) -> pytest.TestReport:
         node: The id that the suite's items stand under.
         verdict: What decides the exit code; under `none` a broken gate is an xfail.
     """
-    name, told = f"gate[{outcome.gate}]", replace(outcome, suite="").line()
+    name, told = f"gate[{outcome.gate}]", printable(replace(outcome, suite="").line())
     report = pytest.TestReport(
         nodeid=f"{node}::{name}",
         location=(node.partition("::")[0], 0, f"{outcome.suite}::{name}"),
@@ -299,7 +311,7 @@ def _shrinkage(file: Path, baseline: Baseline, plan: Plan, config: pytest.Config
 
 def _baseline_file(named: str, base: Path, suite: Path) -> Path:
     """A file or run folder where there is one of that path, else the baseline of that name beside the suite."""
-    given = base / Path(named).expanduser()
+    given = base / path_of(named)
     stored = suite.parent / "baselines" / f"{named}.jsonl"
     if given.exists():
         return given

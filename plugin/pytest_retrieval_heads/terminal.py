@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_retrieval_heads import ablating, detection
+from retrieval_heads.errors import printable
 from retrieval_heads.gates import Verdict
 from retrieval_heads.gates import lines as gate_lines
 from retrieval_heads.intervals import mean_interval, shown
@@ -56,24 +57,24 @@ def summary(
             heading, lines = "ablation", [*ablating.table(ablated), *totals(mine)]
         else:
             heading, lines = "needle in a haystack", [*grid(mine, width), *totals(mine)]
-        reporter.section(f"{heading}: {suite}", "-")
+        reporter.section(printable(f"{heading}: {suite}"), "-")
         for line in lines:
-            reporter.write_line(line, red=line.startswith("broken"))
+            reporter.write_line(printable(line), red=line.startswith("broken"))
     if missing := selected - len(records):
         reporter.write_line(f"{missing} of {selected} selected cells have no result", yellow=True)
         if records:
             reporter.write_line(f"to go on with the run: {resume}")
     for note in notes:
-        reporter.write_line(note)
+        reporter.write_line(printable(note))
     if verdict.outcomes or verdict.warnings:
         reporter.section("gates", "-")
         for line in gate_lines(verdict, width):
-            reporter.write_line(line, red=line.startswith("FAIL"), yellow=line.startswith("WARN"))
+            reporter.write_line(printable(line), red=line.startswith("FAIL"), yellow=line.startswith("WARN"))
     for complaint in complaints:
-        reporter.write_line(complaint, yellow=True)
+        reporter.write_line(printable(complaint), yellow=True)
     longest = max(map(len, paths), default=0)
     for name, path in paths.items():
-        reporter.write_line(f"{name:<{longest}}  {path}")
+        reporter.write_line(printable(f"{name:<{longest}}  {path}"))
 
 
 def done(facts: Mapping[str, Any]) -> list[str]:

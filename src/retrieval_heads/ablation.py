@@ -7,7 +7,6 @@ of the depth. Pure: no torch, no engine. What masking did to the answers is `ret
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import random
 import re
@@ -19,6 +18,7 @@ from typing import Any
 
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.heads import Head, read_ranked
+from retrieval_heads.reading import read_object
 
 MODES = {
     "zero": "the head's output is zero at the output projection, on prompt and answer",
@@ -192,7 +192,7 @@ def read_heads(path: Path, model: str | None) -> tuple[Heads, str]:
     ranked = tuple(head for head, _ in read_ranked(path))
     if twice := repeated(ranked):
         raise ResultsError(f"{path}: head {named(twice)} is given twice")
-    measured = json.loads(path.read_text(encoding="utf-8")).get("model")
+    measured = read_object(path).get("model")
     if isinstance(measured, str) and model is not None and Path(measured).name != Path(model).name:
         return ranked, f"{path} holds the heads of {measured}, and {model} is ablated"
     return ranked, ""

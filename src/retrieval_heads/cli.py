@@ -19,7 +19,7 @@ from retrieval_heads.commands.reconstruct import Reconstruct
 from retrieval_heads.commands.session import Ablate, Detect, Niah, run_session
 from retrieval_heads.commands.validate import Validate, validate
 from retrieval_heads.commands.visualize import Visualize, visualize
-from retrieval_heads.errors import ConfigError, RetrievalHeadsError
+from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
 from retrieval_heads.files import write_whole
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
 from retrieval_heads.kinds import KINDS
@@ -98,7 +98,7 @@ class Compare:
         for suite in sorted(before.heads.keys() & after.heads.keys()):
             verdict += gates.Verdict((), notes=tuple(gates.agreement(suite, after.heads[suite], before.heads[suite])))
         for line in gates.lines(verdict, shutil.get_terminal_size().columns):
-            print(line)
+            print(printable(line))
         if self.json is not None:
             write_whole(self.json, (json.dumps(gates.to_json(verdict), indent=2) + "\n").encode())
         if not verdict.passed:
@@ -164,6 +164,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "retrieval-heads
         tyro.extras.subcommand_cli_from_dict(_COMMANDS, prog=program, args=given, description=_DESCRIPTION).run()
     except RetrievalHeadsError as error:
         sys.exit(f"retrieval-heads: {error}")
+    except OSError as error:  # what is read is checked; this is a file that cannot be written
+        sys.exit(printable(f"retrieval-heads: {error.filename}: cannot be written ({error.strerror})"))
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:

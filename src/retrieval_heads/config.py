@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,10 +29,11 @@ from pydantic import (
 
 from retrieval_heads import yaml_reading
 from retrieval_heads.ablation import named, repeated
-from retrieval_heads.errors import ConfigError
+from retrieval_heads.errors import ConfigError, UnreadableFile
 from retrieval_heads.gates.expression import parse_gate
 from retrieval_heads.gates.number import FIELDS, PASS_RATE
 from retrieval_heads.kinds import Kind
+from retrieval_heads.reading import DEEPEST, path_of, read_bytes
 from retrieval_heads.redaction import is_secret_key, keep_assignment_secret, keep_secret
 from retrieval_heads.yaml_reading import NotYaml, decode, parse
 
@@ -44,15 +46,49 @@ Verdict = Literal["cell", "gates", "none"]
 class Section(BaseModel):
     """A part of the settings; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _number(value: Any) -> Any:
+    """A number is written as one: YAML's `true` would be taken for a 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"a number is expected, found {str(value).lower()}")
+    return value
+
+
+def _said(value: str) -> str:
+    if not value.strip():
+        raise ValueError("a text is expected, found none")
+    return value
+
+
+def _path(value: str) -> str:
+    try:
+        path_of(value)
+    except UnreadableFile as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+Said = Annotated[str, AfterValidator(_said)]
+"""A text that is more than white space."""
+
+MOST_CELLS = 100_000
+"""Of a suite. pytest lists, selects and reports each of them."""
+LONGEST_CONTEXT = 100_000_000
+"""Tokens of a prompt."""
+MOST_REPLICAS = 1024
+"""Engines of a run."""
 
 
 class Range(Section):
     """`intervals` equal gaps from `min` to `max`, both ends included; without it every integer between."""
 
-    min: int
-    max: int
-    intervals: Annotated[int, Field(ge=1)] | None = None
+    min: Whole
+    max: Whole
+    intervals: Annotated[Whole, Field(ge=1, le=MOST_CELLS)] | None = None
     spacing: Literal["linear", "sigmoid"] = "linear"
 
     @model_validator(mode="after")
@@ -61,6 +97,8 @@ class Range(Section):
             raise ValueError(f"min {self.min} is above max {self.max}")
         if self.spacing == "sigmoid" and self.intervals is None:
             raise ValueError("sigmoid spacing needs intervals")
+        if self.intervals is None and self.max - self.min >= MOST_CELLS:
+            raise ValueError(f"{self.max - self.min + 1:,} values; a suite has at most {MOST_CELLS:,} cells")
         return self
 
 
@@ -70,10 +108,11 @@ def _branch(value: Any) -> str:
 
 # The branch is chosen by what was written, so that only the mistakes of that branch are told.
 Lengths = Annotated[
-    Annotated[list[Annotated[int, Field(ge=1)]], Tag("list[]")] | Annotated[Range, Tag("Range")], Discriminator(_branch)
+    Annotated[list[Annotated[Whole, Field(ge=1, le=LONGEST_CONTEXT)]], Tag("list[]")] | Annotated[Range, Tag("Range")],
+    Discriminator(_branch),
 ]
 Depths = Annotated[
-    Annotated[list[Annotated[float, Field(ge=0, le=100)]], Tag("list[]")] | Annotated[Range, Tag("Range")],
+    Annotated[list[Annotated[Number, Field(ge=0, le=100)]], Tag("list[]")] | Annotated[Range, Tag("Range")],
     Discriminator(_branch),
 ]
 
@@ -81,14 +120,24 @@ Depths = Annotated[
 class Model(Section):
     """The model under test. Every other key is passed to vLLM's engine as it stands."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
-    model: str | None = None
+    model: Said | None = None
     """A folder, a hub name, or a name that needs no hub (`retrieval_heads.models`)."""
-    chat_template: str | None = None
+    chat_template: Said | None = None
     """A Jinja file, or the template itself; the tokenizer's own where it is left out."""
     chat_template_kwargs: dict[str, Any] = {}
     """Given to the template, such as `{enable_thinking: false}`."""
+
+    @model_validator(mode="after")
+    def _sized(self) -> Model:
+        # vLLM reads 32k and auto as well, and -1 as auto.
+        length = self.engine_args.get("max_model_len")
+        is_number = type(length) is int and (length >= 1 or length == -1)
+        is_word = isinstance(length, str) and re.fullmatch(r"auto|\d+(\.\d+)?[kKmMgG]?", length)
+        if length is not None and not is_number and not is_word:
+            raise ValueError(f"max_model_len: a number of tokens is expected, found {length!r}")
+        return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """What a traceback or a failed assertion shows: no secret."""
@@ -115,6 +164,8 @@ class Engine(Section):
     def _some(cls, replicas: Any) -> Any:
         if replicas != "auto" and (type(replicas) is not int or replicas < 1):
             raise ValueError(f"expected auto or a number of engines, 1 or more; found {replicas!r}")
+        if replicas != "auto" and replicas > MOST_REPLICAS:
+            raise ValueError(f"{replicas} engines; a run has at most {MOST_REPLICAS}")
         return replicas
 
     @field_validator("silence", "start_limit", mode="before")
@@ -132,7 +183,7 @@ class Haystack(Section):
     """A folder of .txt files, `package:NAME/PATH` for one inside an installed package, or `pydoc`."""
     haystack_dir: str | None = None
     """The predecessor's name for a folder as `source`."""
-    name: str | None = None
+    name: Said | None = None
     """Names the haystack in cells; the last part of the source where it is left out."""
     needle: str | None = None
     retrieval_question: str | None = None
@@ -174,6 +225,8 @@ class Needle(Section):
         for key in ("needle", "question"):
             if not getattr(self, key).strip():
                 raise ValueError(f"{key} is empty")
+        if self.answer_span is not None and not self.answer_span.strip():
+            raise ValueError("answer_span is empty")
         if self.answer_span is not None and self.answer_span not in self.needle:
             raise ValueError(f"answer_span {self.answer_span!r} does not stand in the needle")
         return self
@@ -204,14 +257,16 @@ class Sweep(Section):
     """Tokens of the whole prompt."""
     document_depths: Depths | None = None
     """Percent of the haystack before the needle."""
-    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    seeds: list[Annotated[Whole, Field(ge=0)]] = [0]
     """Each seed starts the context at another place of the haystack; 0 at its start."""
 
     @field_validator("context_lengths")
     @classmethod
     def _positive(cls, lengths: list[int] | Range | None) -> list[int] | Range | None:
-        if isinstance(lengths, Range) and (lengths.min < 1 or lengths.spacing != "linear"):
-            raise ValueError("lengths are linear and start at 1 token or more")
+        if isinstance(lengths, Range) and (
+            lengths.min < 1 or lengths.max > LONGEST_CONTEXT or lengths.spacing != "linear"
+        ):
+            raise ValueError(f"lengths are linear and lie between 1 and {LONGEST_CONTEXT:,} tokens")
         return lengths
 
     @field_validator("document_depths")
@@ -225,18 +280,18 @@ class Sweep(Section):
 class Generation(Section):
     """How answers are sampled. Every other key is passed to vLLM's `SamplingParams` as it stands."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, le=LONGEST_CONTEXT)] | None = None
     """The answer's budget in tokens; four times the needle's where it is left out."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[Number, Field(ge=0)] = 0.0
 
 
 class Scoring(Section):
     """Which score says that the needle was retrieved: `metric` above `threshold`."""
 
     metric: str = KEY_WORDS
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
 
     @field_validator("metric")
     @classmethod
@@ -314,7 +369,7 @@ def _plain_haystack(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
-_HeadPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+_HeadPair = tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]]
 _DROP = re.compile(r"top_(\d+)_drop_exceeds_random$")
 
 
@@ -333,23 +388,25 @@ class Ablate(Section):
         | None
     ) = None
     """A head file, a list of [layer, head] with the best first, or `detect/NAME`: what that suite of the run finds."""
-    top: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), BeforeValidator(_as_list)] = [10]
+    top: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1), BeforeValidator(_as_list)] = [10]
     """How many of the best heads are masked; a list makes a dose curve."""
-    draws: Annotated[int, Field(ge=1)] = 5
+    draws: Annotated[Whole, Field(ge=1)] = 5
     """Controls: as many other heads of the same layers, drawn this often."""
     mode: Literal["zero", "mean", "uniform"] = "zero"
     """How a head is masked; see `retrieval_heads.ablation.MODES`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[Whole, Field(ge=0)] = 0
     """Chooses the control draws."""
     controls: bool = True
     """Measure other behaviour under each mask as well; see `retrieval_heads.controls`."""
-    until: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    until: Annotated[Number, Field(gt=0, lt=1)] = 0.5
     """The smallest count is told that brings accuracy down to this share of the unmasked."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Ablate:
         if isinstance(self.heads, list) and (twice := repeated(self.heads)):
             raise ValueError(f"heads: head {named(twice)} is given twice")
+        if self.awaited == "detect/":
+            raise ValueError("heads: detect/ names no suite; expected detect/NAME")
         if len(set(self.top)) < len(self.top):
             raise ValueError(f"top: {next(count for count in self.top if self.top.count(count) > 1)} is given twice")
         return self
@@ -365,13 +422,13 @@ class Expect(Section):
 
     top_heads: list[_HeadPair] = []
     """Heads, each [layer, head], that must be among the best by `copy`."""
-    within_top: Annotated[int, Field(ge=1)] = 10
+    within_top: Annotated[Whole, Field(ge=1)] = 10
     """How many of the best count as such."""
     min_overlap_with: str | None = None
     """A file of heads whose best must be found again."""
-    min_overlap: Annotated[float, Field(gt=0, le=1)] = 0.8
+    min_overlap: Annotated[Number, Field(gt=0, le=1)] = 0.8
     """The share of that file's `within_top` best heads that must be among ours."""
-    drop_exceeds_random: dict[int, Annotated[float, Field(ge=0, lt=1)]] = {}
+    drop_exceeds_random: dict[Annotated[int, Field(ge=1)], Annotated[Number, Field(ge=0, lt=1)]] = {}
     """By count: how much more accuracy must fall under the best heads' mask than under the controls'. Written as
     `top_10_drop_exceeds_random: 0.3`."""
 
@@ -391,6 +448,8 @@ class Expect(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Expect:
+        if twice := repeated(self.top_heads):
+            raise ValueError(f"top_heads: head {named(twice)} is given twice")
         if len(self.top_heads) > self.within_top:
             raise ValueError(f"{len(self.top_heads)} top_heads cannot be within_top {self.within_top}")
         if not self.top_heads and self.min_overlap_with is None and not self.drop_exceeds_random:
@@ -426,9 +485,9 @@ class Settings(Section):
     scoring: Scoring = Scoring()
     from_results: Annotated[list[str], BeforeValidator(_plain_list)] = []
     """Results whose stored answers are traced in place of asking (detect)."""
-    from_model: str | None = None
+    from_model: Said | None = None
     """The model that gave the stored answers, where another is to trace them (detect)."""
-    score_threshold: float | None = None
+    score_threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
     """Take stored answers whose ROUGE-L is at least this, and count them all, as the predecessor did."""
     calculate_device: str | None = None
     """Read for the predecessor's sake: scores are computed where the model is."""
@@ -442,7 +501,7 @@ class Settings(Section):
     verdict: Verdict | None = None
     """What decides the exit code: `cell` (an item below its threshold fails), `gates` (the gates and a baseline) or
     `none` (nothing but errors). Left out: `gates` where there is a gate or a baseline, else `cell`."""
-    output_dir: str | None = None
+    output_dir: Annotated[str, AfterValidator(_path)] | None = None
     """The run's folder; `reports/<time>-<suite>` where it is left out."""
 
 
@@ -460,13 +519,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, is no YAML mapping, or holds a key or value that is not accepted.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    text = decode(content, str(path))
+    if not os.path.lexists(path):
+        raise ConfigError(f"{path}: no such file")
+    text = decode(read_bytes(path), str(path))
     data = parse(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected, found {type(data).__name__}")
@@ -481,7 +536,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def line_of(path: Path, *keys: str) -> int | None:
     """The 1-based line of a file on which the last of nested keys that it holds is written."""
-    return yaml_reading.line_of(decode(path.read_bytes(), str(path)), keys)
+    return yaml_reading.line_of(decode(read_bytes(path), str(path)), keys)
 
 
 def overrides(assignments: Sequence[str]) -> dict[str, Any]:
@@ -494,17 +549,22 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         keep_assignment_secret(assignment)
         key, found, text = assignment.partition("=")
-        if not found or not key.strip():
+        parts = key.strip().split(".")
+        if not found or any(not part or part != part.strip() for part in parts):
             raise ConfigError(f"--rh-set {assignment}: expected section.key=value")
         if not text.strip():
             raise ConfigError(
                 f"--rh-set {assignment}: no value (a variable that is not set?); write '' for an empty text"
             )
+        if len(parts) > DEEPEST:
+            raise ConfigError(f"--rh-set {assignment}: {len(parts)} keys stand in each other; {DEEPEST} may")
         try:
             value = parse(text, f"--rh-set {assignment}")
         except NotYaml:
             raise ConfigError(f"--rh-set {assignment}: {text!r} is not valid YAML") from None
-        for part in reversed(key.strip().split(".")):
+        if value is None and len(parts) == 1:
+            raise ConfigError(f"--rh-set {assignment}: null is no value of a section; leave it out")
+        for part in reversed(parts):
             value = {part: value}
         settings = overlay(settings, _normal(value, "--rh-set"))
     keep_secret(settings)

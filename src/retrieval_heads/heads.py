@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.files import write_whole
 from retrieval_heads.intervals import mean_intervals
+from retrieval_heads.reading import parse_json, read_text
 from retrieval_heads.results import HeadScores, Record
 from retrieval_heads.top_heads import TopHeads, overlap, top_heads
 
@@ -36,6 +38,12 @@ SCORES = {
 
 RETRIEVAL_THRESHOLD = 0.1
 """A retrieval head is one with a mean `copy` of at least this (arXiv 2404.15574)."""
+
+_MOST = 4096
+"""Layers of a model, and heads of a layer: beyond it a file is broken, and a table of it would fill the memory."""
+_SLACK = 1e-6
+_BOUNDED = ("copy", "copy_by_value", "mass", "query")
+"""Scores that are a share; a repeated answer's `copy_reference` passes 1."""
 
 # What is stored: sums of rounded shares would put a mean of 0.1 below the threshold.
 _DIGITS = 6
@@ -270,8 +278,8 @@ def read_ranked(path: Path) -> list[Ranked]:
     data = _read_object(path)
     try:
         return rank(_heads_in(data))
-    except _MALFORMED:
-        raise _no_heads(path) from None
+    except _MALFORMED as error:
+        raise _no_heads(path, error) from None
 
 
 def read_table(path: Path) -> HeadTable:
@@ -283,8 +291,8 @@ def read_table(path: Path) -> HeadTable:
     data = _read_object(path)
     try:
         table = _whole_table(data) if "schema" in data else _plain_table(data)
-    except _MALFORMED:
-        raise _no_heads(path) from None
+    except _MALFORMED as error:
+        raise _no_heads(path, error) from None
     if all(math.isnan(value) for estimate in table.estimates.values() for value in estimate.mean.flat):
         raise ResultsError(f"{path}: no head has a score that is a number")
     return table
@@ -293,23 +301,93 @@ def read_table(path: Path) -> HeadTable:
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError)
 
 
+class _Nonsense(ValueError):
+    """A file of heads in one of the forms, whose figures cannot be those of heads."""
+
+
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ResultsError(f"{path}: not JSON ({error})") from None
+    data = parse_json(read_text(path), str(path), "JSON")
     if not isinstance(data, dict) or not data:
         raise ResultsError(f"{path}: holds no heads")
     return data
 
 
-def _no_heads(path: Path) -> ResultsError:
+def _no_heads(path: Path, error: Exception) -> ResultsError:
+    if isinstance(error, _Nonsense):
+        return ResultsError(f"{path}: {error}")
     return ResultsError(
         f"{path}: not a file of heads; accepted are heads.json, detected.json, detected-agg.json and the paper's "
         'form {"layer-head": [scores]}'
     )
+
+
+def read_layer(layer: Any, where: str) -> Layer:
+    """A layer as `run.json` and `heads.json` hold it.
+
+    Raises:
+        ResultsError: It is none.
+    """
+    try:
+        made = Layer(**layer)
+    except TypeError:
+        raise ResultsError(f"{where}: layers: {layer!r} is no layer; path, number and heads are expected") from None
+    is_text = isinstance(made.path, str) and isinstance(made.kind, str)
+    for value in (made.number, made.heads, 0 if made.sliding_window is None else made.sliding_window):
+        if type(value) is not int or value < 0:
+            is_text = False
+    if not is_text or made.number >= _MOST or made.heads > _MOST:
+        raise ResultsError(
+            f"{where}: layers: {layer!r} is no layer; numbers of layers and heads are whole and below {_MOST}"
+        )
+    return made
+
+
+def _layers(data: Mapping[str, Any]) -> tuple[Layer, ...]:
+    try:
+        layers = tuple(read_layer(layer, "heads") for layer in data["layers"])
+    except ResultsError as error:
+        raise _Nonsense(str(error).partition(": ")[2]) from None
+    numbers = [layer.number for layer in layers]
+    if len(set(numbers)) < len(numbers):
+        raise _Nonsense(f"layer {next(number for number in numbers if numbers.count(number) > 1)} is given twice")
+    return layers
+
+
+def _checked_rows(rows: Any, layers: Sequence[Layer], where: str) -> list[list[float]]:
+    """Scores `[layers][heads]`, as many as the layers have heads."""
+    if not isinstance(rows, list) or len(rows) != len(layers):
+        raise _Nonsense(f"{where}: a row for each of the {len(layers)} layers is expected")
+    for row, layer in zip(rows, layers, strict=True):
+        if not isinstance(row, list) or len(row) != layer.heads:
+            raise _Nonsense(f"{where}: {layer.heads} scores are expected for layer {layer.number}")
+    name, _, part = where.partition(".")
+    may_lack = part != "mean"  # too few samples have no interval
+    return [
+        [
+            math.nan if value is None and may_lack else checked_score(value, f"{where} of {layer.number}-{head}", name)
+            for head, value in enumerate(row)
+        ]
+        for row, layer in zip(rows, layers, strict=True)
+    ]
+
+
+def checked_score(value: Any, where: str, name: str) -> float:
+    """A head's score, which is a number from 0, and up to 1 where it is a share.
+
+    Args:
+        value: What a file says.
+        where: Names the place in errors.
+        name: Of the score.
+
+    Raises:
+        ValueError: It is none, in one sentence.
+    """
+    is_share = name in _BOUNDED
+    most = 1 + _SLACK if is_share else float(_MOST)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -_SLACK <= value <= most:
+        raise _Nonsense(f"{where}: a score of {'0 to 1' if is_share else '0 or more'} is expected, found {value!r}")
+    return float(value)
 
 
 def _whole_table(data: Mapping[str, Any]) -> HeadTable:
@@ -318,11 +396,22 @@ def _whole_table(data: Mapping[str, Any]) -> HeadTable:
 
     if data["schema"] != SCHEMA:
         raise ValueError(data["schema"])
-    layers = tuple(Layer(**layer) for layer in data["layers"])
+    layers = _layers(data)
+    if not layers or not data["scores"]:
+        raise _Nonsense("holds no heads")
     estimates = {
-        name: Estimate(*(np.array(_rectangle(score[part]), dtype=np.float64) for part in ("mean", "low", "high")))
+        name: Estimate(
+            *(
+                np.array(_rectangle(_checked_rows(score[part], layers, f"{name}.{part}")), dtype=np.float64)
+                for part in ("mean", "low", "high")
+            )
+        )
         for name, score in data["scores"].items()
     }
+    for key, most in (("counted", math.inf), ("measured", math.inf), ("stability_top_10", 1)):
+        value = data.get(key)
+        if value is not None and (isinstance(value, bool) or not 0 <= value <= most):
+            raise _Nonsense(f"{key}: a number is expected, found {value!r}")
     told = {"schema", "definitions", "layers", "ranked", "scores", "samples", "suite"}
     return HeadTable(
         str(data.get("suite", "")),
@@ -356,26 +445,50 @@ def _heads_in(data: Mapping[str, Any]) -> Iterable[Ranked]:
     if "schema" in data:
         if data["schema"] != SCHEMA:
             raise ValueError(data["schema"])
-        mean = data["scores"]["copy"]["mean"]
-        for layer, row in zip(data["layers"], mean, strict=True):
-            yield from (((int(layer["number"]), head), float(value)) for head, value in enumerate(row))
+        layers = _layers(data)
+        mean = _checked_rows(data["scores"]["copy"]["mean"], layers, "copy.mean")
+        for layer, row in zip(layers, mean, strict=True):
+            yield from (((layer.number, head), value) for head, value in enumerate(row))
         return
+    seen: set[Head] = set()
+    for head, scores, score in _plain_heads(data):
+        name = "-".join(map(str, head))
+        if head in seen:
+            raise _Nonsense(f"head {name} is given twice")
+        seen.add(head)
+        if not all(0 <= number < _MOST for number in head):
+            raise _Nonsense(f"head {name}: numbers of layers and heads are below {_MOST}")
+        each = scores if isinstance(scores, list) else [scores]
+        values = [checked_score(value, f"head {name}", score) for value in each]
+        if not values:
+            raise ValueError(f"head {name}: holds no score")
+        yield head, math.fsum(values) / len(values)
+
+
+def _plain_heads(data: Mapping[str, Any]) -> Iterator[tuple[Head, Any, str]]:
+    """Heads of the forms without a schema, what is said of each, and which score that is."""
+    is_predecessors = all(isinstance(value, Mapping) for value in data.values())
     for name, value in data.items():
-        if isinstance(value, Mapping):  # the predecessor's: module path, then head
+        if is_predecessors:  # module path, then head
             number = layer_number(name)
-            yield from (((number, int(head)), _mean(scores)) for head, scores in value.items())
+            yield from (((number, _written_number(head)), scores, "copy") for head, scores in value.items())
         else:  # the paper's: "layer-head"
             layer, head = name.split("-")
-            yield (int(layer), int(head)), _mean(value)
+            yield (_written_number(layer), _written_number(head)), value, "copy_reference"
+
+
+def _written_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError(text)
+    return int(text)
 
 
 def layer_number(path: str) -> int:
     """The first part of a module path that is a number, as in `model.layers.3.self_attn.attn`."""
-    return next(int(part) for part in [*path.split("."), path] if part.isdigit() or part == path)
-
-
-def _mean(scores: Any) -> float:
-    return math.fsum(scores) / len(scores) if isinstance(scores, list) else float(scores)
+    for part in path.split("."):
+        if part.isdigit():
+            return _written_number(part)
+    raise ValueError(path)
 
 
 def _stacked(records: Sequence[Record], score: str) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
+from retrieval_heads.reading import read_object
 from retrieval_heads.results import read_records
 from retrieval_heads.reuse import Reuse
 from retrieval_heads.suite import Suite
@@ -89,10 +89,12 @@ def plan_suite(suite: Suite, tokenizer: Any, earlier: EarlierRun | None = None) 
     from retrieval_heads.tokenizer import kv_bytes_per_token
 
     model = suite.settings.model.model_dump()
-    limit = int(model.get("max_model_len") or sys.maxsize)
+    said = model.get("max_model_len")
+    limit = said if isinstance(said, int) and said > 0 else sys.maxsize  # vLLM alone knows what auto comes to
     builder = CellBuilder(tokenizer, model, {}, limit)
     question = suite.question()
-    block = int(model.get("block_size") or (earlier and earlier.block) or DEFAULT_BLOCK)
+    sizes = (model.get("block_size"), earlier and earlier.block)
+    block = next((size for size in sizes if isinstance(size, int) and size > 0), DEFAULT_BLOCK)
     reuse = Reuse(block)
     total = computed = 0
     longest, skipped = (0, 0), Counter[str]()
@@ -118,7 +120,7 @@ def earlier_run(reports: Path, model: str) -> EarlierRun | None:
     """What is known of the newest finished run of a model; `None` without one."""
     for file in sorted(reports.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
+            facts = read_object(file)
             if facts.get("model") != model or facts.get("status") != "finished" or facts.get("reused_cells"):
                 continue
             records = read_records(file.with_name("results.jsonl"))

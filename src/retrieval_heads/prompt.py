@@ -11,13 +11,14 @@ import hashlib
 import json
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 from retrieval_heads.config import Needle, Prompt
 from retrieval_heads.errors import PromptError
 from retrieval_heads.haystack import Context, Haystack, Text, Tokenize
+from retrieval_heads.rendering import render_limited
 from retrieval_heads.results import Recipe, Template
 
 # Plain letters: no template trims, escapes or splits them, and no haystack holds them.
@@ -107,6 +108,8 @@ class PromptBuilder:
     tokenizer: Tokenizer
     chat_template: str | None
     template_kwargs: Mapping[str, Any]
+    _rendered: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What the template wrote, by the messages: rendering takes a process of its own."""
 
     @property
     def tokenize(self) -> Tokenize:
@@ -159,16 +162,19 @@ class PromptBuilder:
         """
         if not self._template:
             return "\n".join(message["content"] for message in messages)
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=True,
-                **self.template_kwargs,
-            )
-        except Exception as error:  # Jinja's own errors and whatever a template raises
-            raise PromptError(f"the chat template refuses this prompt: {error}") from None
+        said = json.dumps(messages)
+        if said not in self._rendered:
+            self._rendered[said] = render_limited(lambda: self._apply(messages))
+        return self._rendered[said]
+
+    def _apply(self, messages: list[dict[str, str]]) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self.template_kwargs,
+        )
         return text
 
     def encode_start(self, text: str) -> list[int]:

@@ -8,19 +8,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.kinds import KINDS
+from retrieval_heads.reading import parse_json, read_text
 from retrieval_heads.redaction import without_values
 
 SCHEMA = "retrieval-heads/1"
 
 Status = Literal["pass", "low", "skipped", "error"]
+_Count = Annotated[int, Field(strict=True, ge=0)]
+_Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+_Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
+_Seconds = Annotated[float, Field(strict=True, ge=0)]
+
+
+def _known_kind(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"a kind of {', '.join(KINDS)} is expected, found {kind!r}")
+    return kind
+
+
 Span = tuple[int, int]
+_Span = tuple[_Count, _Count]
 
 
 class Template(BaseModel):
@@ -204,6 +219,51 @@ class Record(BaseModel):
         return f"{self.kind}/{self.suite}"
 
 
+class _Bounds(BaseModel):
+    """What a stored record's figures may be: a file may hold anything, a run's own records hold what was measured."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    kind: Annotated[str, AfterValidator(_known_kind)] = "niah"
+    context_length: Annotated[int, Field(strict=True, ge=1, lt=1 << 40)]
+    document_depth: _Percent
+    achieved_depth: _Percent | None = None
+    prompt_tokens: _Count | None = None
+    needle_span: _Span | None = None
+    question_span: _Span | None = None
+    seed: _Count = 0
+    token_ids: list[_Count] = []
+    rougeL: _Share | None = None  # noqa: N815 - the predecessor's field
+    scores: dict[str, _Share] = {}
+    threshold: _Share | None = None
+    needle_idx: _Count | None = None
+    cached_tokens: _Count | None = None
+    heads: HeadScores | None = None
+    seconds: _Seconds | None = None
+
+
+def check_bounds(data: Mapping[str, Any], where: str) -> None:
+    """Refuse figures that no cell can have.
+
+    Args:
+        data: A record's fields, as a file holds them.
+        where: Names the line in errors.
+
+    Raises:
+        ResultsError: A depth is no percent, a score no share, or a number not finite; with the field.
+    """
+    try:
+        _Bounds.model_validate(data)
+    except ValidationError as error:
+        raise ResultsError(f"{where}: {first_mistake(error)}") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first field that is wrong, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+
+
 def parse_record(line: str, where: str) -> Record:
     """Read one line of a results file.
 
@@ -214,21 +274,20 @@ def parse_record(line: str, where: str) -> Record:
     Raises:
         ResultsError: The line is no JSON object, of another schema, or lacks a field.
     """
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise ResultsError(f"{where}: not a JSON object ({error})") from None
+    data = parse_json(line, where)
     if not isinstance(data, dict):
         raise ResultsError(f"{where}: a record is a JSON object, found {type(data).__name__}")
     schema = data.get("schema", SCHEMA)
     if schema != SCHEMA:
         raise ResultsError(f"{where}: schema {schema!r} is not read by this version, which reads {SCHEMA!r}")
     try:
-        return Record.model_validate(_from_predecessor(data) if "schema" not in data else data)
+        record = Record.model_validate(_from_predecessor(data) if "schema" not in data else data)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ResultsError(f"{where}: {key}: {first['msg']}") from None
+        raise ResultsError(f"{where}: {first_mistake(error)}") from None
+    check_bounds(data, where)
+    if record.status in ("pass", "low") and record.metric and record.metric not in record.scores:
+        raise ResultsError(f"{where}: scores: {record.metric}, which decides, is expected to be among them")
+    return record
 
 
 def read_records(path: Path, *, torn_last_line: bool = False) -> list[Record]:
@@ -241,10 +300,7 @@ def read_records(path: Path, *, torn_last_line: bool = False) -> list[Record]:
     Raises:
         ResultsError: The file is missing, empty, or has a line that is no record.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # an answer may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{path}: cannot be read ({error})") from None
+    lines = read_text(path).rstrip("\n").split("\n")  # an answer may hold U+2028
     records = list(_parse_lines(lines, path, torn_last_line))
     if not records:
         raise ResultsError(f"{path}: holds no record")
@@ -272,9 +328,18 @@ def _parse_lines(lines: list[str], path: Path, torn_last_line: bool) -> Iterator
         try:
             yield parse_record(line, f"{path}:{number}")
         except ResultsError:
-            if torn_last_line and number == len(lines):
+            if torn_last_line and number == len(lines) and _is_torn(line):
                 return
             raise
+
+
+def _is_torn(line: str) -> bool:
+    """Whether a line was cut short, and is no whole line that says nonsense."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _from_predecessor(data: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from typing import Any
 
 import yaml
 
-from retrieval_heads.errors import ConfigError, FileError, ResultsError
+from retrieval_heads.errors import ConfigError, FileError, ResultsError, UnreadableFile
 from retrieval_heads.files import sweep_parts, write_whole
+from retrieval_heads.heads import read_layer
 from retrieval_heads.journal import Cell, Journal, aside
+from retrieval_heads.reading import read_bytes, read_object
 from retrieval_heads.redaction import without_values
 from retrieval_heads.results import SCHEMA, Record, dump_record, parse_record, read_records
 
@@ -25,6 +27,9 @@ _MARK = f"{SCHEMA} run\n"
 """What a run's `.lock` says; those of 0.1.0 are empty."""
 _OF_PREDECESSOR = re.compile(r"(results.*\.jsonl|detected.*\.json|(detect_)?heatmap.*\.(png|svg)|report\.(txt|html))$")
 """What PyPI's `retrieval-heads` leaves in its `output_dir`."""
+_FACTS: Mapping[str, type] = {"model": str, "engine_args": dict, "layers": list, "suites": dict}
+_KINDS: Mapping[type, str] = {str: "a text", dict: "an object", list: "a list"}
+"""What `run.json` must hold where it holds these."""
 _KEEPERS = frozenset({".gitignore", ".gitkeep", ".lock"})
 """Files that keep an empty folder in a repository, and the lock of a run that is just starting."""
 _ENDINGS = frozenset({".html", ".json", ".jsonl", ".lock", ".log", ".png", ".svg", ".yaml"})
@@ -110,7 +115,11 @@ class RunFolder:
 
     def _take_up(self) -> None:
         """Read the earlier run's records, and leave them in the file as one whole line each."""
-        content = self.results.read_bytes() if self.results.exists() else b""
+        try:
+            content = read_bytes(self.results) if os.path.lexists(self.results) else b""
+        except UnreadableFile:
+            self._lock.close()
+            raise
         whole, _, torn = content.rpartition(b"\n")  # the last line may end in the middle of a character
         self.is_torn = bool(torn.strip())
         if self.is_torn:
@@ -338,16 +347,16 @@ def read_facts(run: Path) -> Mapping[str, Any]:
     """What a run folder's `run.json` says; nothing where the run was killed before it was written.
 
     Raises:
-        ResultsError: It is no JSON object.
+        ResultsError: It is no JSON object, or says something of another kind than a run does.
     """
-    try:
-        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(run / "run.json"):
         return {}
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{run / 'run.json'}: cannot be read ({error})") from None
-    if not isinstance(facts, dict):
-        raise ResultsError(f"{run / 'run.json'}: a JSON object is expected")
+    facts = read_object(run / "run.json")
+    for key, kind in _FACTS.items():
+        if key in facts and not isinstance(facts[key], kind):
+            raise ResultsError(f"{run / 'run.json'}: {key}: {_KINDS[kind]} is expected, found {facts[key]!r}")
+    for layer in facts.get("layers", ()):
+        read_layer(layer, str(run / "run.json"))
     return facts
 
 

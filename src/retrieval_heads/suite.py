@@ -17,11 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_heads.ablation import NONE, arms, idle_heads, read_heads
-from retrieval_heads.config import Haystack, Needle, Range, Settings, line_of, overlay, read_settings, resolve
+from retrieval_heads.config import (
+    MOST_CELLS,
+    Haystack,
+    Needle,
+    Range,
+    Settings,
+    line_of,
+    overlay,
+    read_settings,
+    resolve,
+)
 from retrieval_heads.errors import ConfigError, ResultsError
+from retrieval_heads.gates.expression import idleness, parse_gate
 from retrieval_heads.haystack import check_source
 from retrieval_heads.heads import Head, read_ranked
 from retrieval_heads.origin import Origin, origins
+from retrieval_heads.reading import path_of
 from retrieval_heads.results import Record, read_records
 from retrieval_heads.runs import read_facts
 
@@ -133,6 +145,10 @@ def load_suite(path: Path, config: Mapping[str, Any] | None = None, sets: Mappin
     source, name = _source(settings.haystack, written)
     heads = _masked_heads(settings, written) if settings.kind == "ablate" else ()
     cells = tuple(_cells(settings, needles, name, written))
+    longest = max(cell.length for cell in cells)
+    for gate in settings.gates if settings.verdict != "none" else ():
+        if idle := idleness(parse_gate(gate), longest):
+            raise ConfigError(f"{written.at('gates')}: gates: gate {gate!r}: {idle}, the longest length that is asked")
     return Suite(path.stem, path, settings, needles, source, name, cells, heads)
 
 
@@ -200,8 +216,8 @@ def _with_expected(settings: Settings, written: _Written) -> Settings:
                 raise ConfigError(f"{written.at('expect')}: expect: that is of suites of kind {kind}")
     if settings.expect is None or settings.expect.min_overlap_with is None:
         return settings
-    file = _found(settings.expect.min_overlap_with, written)
     try:
+        file = _found(settings.expect.min_overlap_with, written)
         read_ranked(file)
     except ResultsError as error:
         raise ConfigError(f"{written.at('expect')}: expect.min_overlap_with: {error}") from None
@@ -231,8 +247,8 @@ def _masked_heads(settings: Settings, written: _Written) -> tuple[Head, ...]:
     if isinstance(ablate.heads, list):
         heads, source = ablate.heads, "heads"
     else:
-        file = _found(ablate.heads, written)
         try:
+            file = _found(ablate.heads, written)
             heads, odd = read_heads(file, settings.model.model)
         except ResultsError as error:
             raise ConfigError(f"{written.at('ablate', 'heads')}: ablate.heads: {error}") from None
@@ -250,7 +266,7 @@ def _masked_heads(settings: Settings, written: _Written) -> tuple[Head, ...]:
 
 def _found(name: str, written: _Written) -> Path:
     """A file named in a suite: relative to the working directory, or else to the suite's folder."""
-    file = Path(name).expanduser()
+    file = path_of(name)
     return file if file.exists() or file.is_absolute() else written.path.parent / file
 
 
@@ -260,6 +276,7 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
         raise ConfigError(
             f"{written.at('from_results')}: from_results: only a suite of kind detect traces stored results"
         )
+    _refuse_twice(settings.from_results, written)
     asked = [
         (number, record)
         for number, name in enumerate(settings.from_results, start=1)
@@ -329,10 +346,24 @@ def _results_of(name: str, written: _Written) -> Path:
     return file / "results.jsonl" if file.is_dir() else file
 
 
+def _refuse_twice(names: Sequence[str], written: _Written) -> None:
+    """Refuse a file of results that is named twice, be it by two paths: each of its samples would count twice."""
+    seen: dict[Path, str] = {}
+    for name in names:
+        try:
+            file = _results_of(name, written).resolve()
+        except ConfigError as error:
+            raise ConfigError(f"{written.at('from_results')}: from_results: {error}") from None
+        if file in seen:
+            also = f", also as {seen[file]}" if seen[file] != name else ""
+            raise ConfigError(f"{written.at('from_results')}: from_results: {name} is named twice{also}")
+        seen[file] = name
+
+
 def _read_stored(name: str, settings: Settings, written: _Written) -> Iterator[Record]:
     """The stored answers of a file that the settings ask for."""
-    file = _results_of(name, written)
     try:
+        file = _results_of(name, written)
         records = read_records(file)
     except ResultsError as error:
         raise ConfigError(f"{written.at('from_results')}: from_results: {error}") from None
@@ -373,12 +404,21 @@ def _needles(settings: Settings, written: _Written) -> Iterator[Needle]:
 
 def _named(needles: list[Needle], written: _Written) -> Iterator[Needle]:
     taken: set[str] = set()
+    asked: dict[tuple[str, str], int] = {}
     for number, needle in enumerate(needles, start=1):
         # A name is part of a pytest node id, where brackets, colons and slashes mean something.
         name = re.sub(r"[^\w.-]+", "_", needle.name or "").strip("_") or f"needle_{number}"
         if name in taken:
             raise ConfigError(f"{written.at('needles')}: needles.{number - 1}.name: {name!r} is given twice")
         taken.add(name)
+        # Whatever they are called, and whatever counts as the answer: one prompt, asked twice.
+        words = " ".join(needle.needle.split()), " ".join(needle.question.split())
+        if words in asked:
+            raise ConfigError(
+                f"{written.at('needles')}: needles.{number - 1}: needle and question are those of "
+                f"needles.{asked[words]} again"
+            )
+        asked[words] = number - 1
         yield needle.model_copy(update={"name": name})
 
 
@@ -414,6 +454,16 @@ def _cells(settings: Settings, needles: tuple[Needle, ...], haystack: str, writt
         if twice := [value for value, count in shown.items() if count > 1]:
             raise ConfigError(f"{written.at('sweep', key)}: sweep.{key}: {', '.join(twice)} is given twice")
     ablate = settings.ablate if settings.kind == "ablate" else None
+    _refuse_many(
+        sizes={
+            "lengths": len(lengths),
+            "depths": len(depths),
+            "seeds": len(sweep.seeds),
+            "needles": len(needles),
+            "arms (ablate.top and ablate.draws)": 1 + len(ablate.top) * (1 + ablate.draws) if ablate else 1,
+        },
+        written=written,
+    )
     for arm in [arm.name for arm in arms(ablate.top, ablate.draws)] if ablate else [""]:
         # A seed's cells share the start of their contexts: together they find it in the cache before it is evicted.
         for seed in sweep.seeds:
@@ -434,6 +484,19 @@ def _cells(settings: Settings, needles: tuple[Needle, ...], haystack: str, writt
                             seed=seed,
                             arm=arm,
                         )
+
+
+def _refuse_many(sizes: Mapping[str, int], written: _Written) -> None:
+    """Refuse a grid of more cells than pytest can hold, before it is made."""
+    count = math.prod(sizes.values())
+    if count <= MOST_CELLS:
+        return
+    most = max(sizes, key=lambda noun: sizes[noun])
+    keys = ("ablate", "draws") if most.startswith("arms") else ("sweep",)
+    product = " × ".join(f"{size:,} {noun}" for noun, size in sizes.items() if size > 1)
+    raise ConfigError(
+        f"{written.at(*keys)}: {'.'.join(keys)}: {product} are {count:,} cells; a suite has at most {MOST_CELLS:,}"
+    )
 
 
 def _shown(number: float) -> str:

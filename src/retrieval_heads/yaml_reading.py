@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 import yaml
 
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.reading import DEEPEST, LARGEST
 
 _MERGE: Final = "tag:yaml.org,2002:merge"
 _MARKS: Final = (
@@ -23,6 +25,16 @@ _MARKS: Final = (
     (b"\0\0\0", "utf-32-be"),
     (b"\0", "utf-16-be"),
 )
+
+
+MOST_CHARACTERS: Final = 4_000_000
+"""Of a document. A suite of ten thousand needles has a tenth."""
+MOST_VALUES: Final = 1_000_000
+"""Of a document, what its aliases repeat counted as often as it is repeated."""
+
+_TAGS: Final = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
+_KEYS: Final = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "merge")}
+_NUMBERS: Final = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool")}
 
 
 class NotYaml(ConfigError):
@@ -64,13 +76,16 @@ def parse(text: str, where: str) -> Any:
 
     Raises:
         NotYaml: It is none, or several documents; with the line.
-        ConfigError: It holds a key twice; with both lines.
+        ConfigError: It holds a key twice, with both lines; or what no setting is: a set, a date, an anchor inside of
+            itself, a number of more than 64 bits, or more than anybody can mean.
     """
     with _loading(text, where) as loader:
         document = loader.get_single_node()
         if document is None:
             return None
+        _refuse_size(document, where)
         _refuse_twins(loader, document, where)
+        _refuse_values(loader, document, where)
         return loader.construct_document(document)
 
 
@@ -143,7 +158,10 @@ def line_of(text: str, keys: Sequence[int | str]) -> int | None:
 @contextmanager
 def _loading(text: str, where: str) -> Iterator[_Loader]:
     """A loader of a text; what it cannot read becomes one sentence."""
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(f"{where}: {len(text):,} characters; {MOST_CHARACTERS:,} are accepted")
     try:
+        _refuse_depth(text, where)
         loader = _Loader(text)
         try:
             yield loader
@@ -157,6 +175,98 @@ def _loading(text: str, where: str) -> Iterator[_Loader]:
         raise NotYaml(f"{where}:{line}: not valid YAML: {error.reason}") from None
 
 
+def _refuse_depth(text: str, where: str) -> None:
+    """Refuse deep nesting before anything that walks the document by recursion."""
+    depth = 0
+    for event in yaml.parse(text, yaml.CSafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise ConfigError(f"{where}:{line}: more than {DEEPEST} lists and mappings stand in each other")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _refuse_size(document: yaml.Node, where: str) -> None:
+    """Refuse aliases that repeat themselves, or more than a document can mean."""
+    sizes: dict[int, tuple[int, int]] = {}
+    within: set[int] = set()
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        """Values and depth of a node, its aliases written out."""
+        if isinstance(node, yaml.ScalarNode):
+            return 1, 0
+        if id(node) in sizes:
+            return sizes[id(node)]
+        line = node.start_mark.line + 1
+        if id(node) in within:
+            raise ConfigError(f"{where}:{line}: an anchor stands for something that holds the anchor itself")
+        within.add(id(node))
+        inside = [
+            measure(each) for part in node.value for each in (part if isinstance(node, yaml.MappingNode) else (part,))
+        ]
+        within.remove(id(node))
+        count = 1 + sum(each for each, _ in inside)
+        depth = 1 + max((each for _, each in inside), default=0)
+        if count > MOST_VALUES:
+            raise ConfigError(f"{where}:{line}: its aliases make more than {MOST_VALUES:,} values of it")
+        if depth > DEEPEST:
+            raise ConfigError(f"{where}:{line}: more than {DEEPEST} lists and mappings stand in each other")
+        sizes[id(node)] = count, depth
+        return count, depth
+
+    measure(document)
+
+
+def _refuse_values(loader: _Loader, document: yaml.Node, where: str) -> None:
+    """Refuse what does not cross to the engine as JSON."""
+    waiting: list[tuple[tuple[str, ...], yaml.Node]] = [((), document)]
+    seen: set[int] = set()
+    while waiting:
+        path, node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        place = " ".join([f"{where}:{node.start_mark.line + 1}:", *([f"{'.'.join(path)}:"] if path else [])])
+        if node.tag not in _TAGS and node.tag.startswith("tag:yaml.org,2002:"):  # others are no YAML of PyYAML's
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise ConfigError(f"{place} {tag} is not accepted; text, numbers, true, false, lists and mappings are")
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                name = key.value if isinstance(key, yaml.ScalarNode) else "?"
+                if isinstance(key, yaml.ScalarNode) and key.tag not in _KEYS:
+                    raise ConfigError(f"{place} the key {name!r} is read as no text; quote it if it is one")
+                waiting += [((*path, name), key), ((*path, name), value)]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [((*path, str(number)), value) for number, value in enumerate(node.value)]
+        elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
+            _refuse_number(loader, node, place)
+        elif "\0" in node.value or not _is_unicode(node.value):
+            raise ConfigError(f"{place} the text {node.value!r} holds a NUL or half of a surrogate pair")
+
+
+def _refuse_number(loader: _Loader, node: yaml.ScalarNode, place: str) -> None:
+    if len(node.value) > 100:  # int() takes a minute for a million digits
+        raise ConfigError(f"{place} a number of {len(node.value):,} characters; quote it if it is a text")
+    try:
+        value = loader.construct_object(node)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{place} {node.value!r} is no {node.tag.rpartition(':')[2]}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{place} {node.value} is not a finite number")
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise ConfigError(f"{place} the number {node.value} has more than 64 bits")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _refuse_twins(loader: _Loader, document: yaml.Node, where: str) -> None:
     """Refuse a mapping that holds a key twice: PyYAML would drop the first in silence."""
     for path, node in _mappings(document):
@@ -164,7 +274,10 @@ def _refuse_twins(loader: _Loader, document: yaml.Node, where: str) -> None:
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue  # no key of ours; the constructor refuses it
-            value = "<<" if key.tag == _MERGE else loader.construct_object(key)
+            try:
+                value = "<<" if key.tag == _MERGE else loader.construct_object(key)
+            except (ValueError, KeyError):
+                continue  # no number, though its tag says so; `_refuse_values` says so
             line = key.start_mark.line + 1
             if value in lines:
                 name = ".".join([*path, key.value])

@@ -52,9 +52,37 @@ def test_what_is_not_twice_is_read(text: str, read: Any) -> None:
     assert parse(text, "f") == read
 
 
-def test_a_recursive_document_is_looked_through_once() -> None:
-    read = parse("a: &a {b: *a, c: [*a]}", "f")
-    assert read["a"]["b"] is read["a"]
+@pytest.mark.parametrize("text", ["a: &a {b: *a, c: [*a]}", "a: &a [1, [*a]]", "&a [*a]"])
+def test_an_anchor_inside_of_itself_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^f:1: an anchor stands for something that holds the anchor itself$"):
+        parse(text, "f")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("!!set {a, b}", "!!set is not accepted"),
+        ("!!binary aGVsbG8=", "!!binary is not accepted"),
+        ("!!timestamp 2020-01-01", "!!timestamp is not accepted"),
+        ("9" * 5000, "a number of 5,000 characters"),
+        ("1" + "0" * 30, "more than 64 bits"),
+        (".nan", "not a finite number"),
+        ("1.0e+400", "not a finite number"),
+        ("!!int x", "'x' is no int"),
+        ('"a\\0b"', "holds a NUL"),
+        ("{on: 1}", "the key 'on' is read as no text"),
+        ("[" * 60 + "]" * 60, "more than 50 lists and mappings stand in each other"),
+        ("[&a [x, x], &b [" + "*a, " * 999 + "], [" + "*b, " * 999 + "]]", "more than 1,000,000 values"),
+    ],
+)
+def test_what_no_setting_is_is_refused_with_its_line(value: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=r"^f:2: ") as error:
+        parse(f"a: 1\nb: {value}", "f")
+    assert reason in str(error.value)
+
+
+def test_anchors_that_repeat_a_little_are_written_out() -> None:
+    assert parse("a: &a [1, {b: 2}]\nc: [*a, *a]", "f")["c"] == [[1, {"b": 2}]] * 2
 
 
 @pytest.mark.parametrize("text", ["kind: niah\n---\nkind: niah\n", "a: [1,", "a: !mine 3", "a: \x01"])

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-import yaml
-
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.yaml_reading import NotYaml, parse
 
 _LISTS = ("sweep.context_lengths", "sweep.document_depths", "sweep.seeds")
 
@@ -84,8 +83,8 @@ def _written(key: str, values: Sequence[str]) -> str:
 def _scalar(value: str) -> str:
     """The value as YAML; a text that YAML would take for more than it says is quoted."""
     try:
-        read: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+        read: Any = parse(value, "a setting")
+    except NotYaml:
         read = {}
     is_meant = not isinstance(read, dict | list) or value.lstrip().startswith(("{", "["))
     return value if is_meant and read is not None and "\n" not in value else json.dumps(value, ensure_ascii=False)

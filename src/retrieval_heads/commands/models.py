@@ -14,7 +14,7 @@ from typing import Any
 
 from retrieval_heads.config import read_settings, resolve
 from retrieval_heads.engine.vllm import SUPPORTED, plain_reason
-from retrieval_heads.errors import ConfigError, EngineError
+from retrieval_heads.errors import ConfigError, EngineError, printable
 from retrieval_heads.heads import Layer
 from retrieval_heads.kinds import is_yaml
 from retrieval_heads.models import PACKAGED, locate_model
@@ -58,7 +58,7 @@ def _check(asked: str) -> None:
     except Exception as error:  # vLLM's and transformers' own, of many kinds
         raise EngineError(f"{asked}: {plain_reason(error)}") from None
     for line in told(name, layers):
-        print(line)
+        print(printable(line))
     if not any(layer.heads for layer in layers):
         sys.exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from retrieval_heads.config import read_settings
-from retrieval_heads.errors import ResultsError
+from retrieval_heads.errors import ResultsError, printable
 from retrieval_heads.report import pick_records
 from retrieval_heads.results import Record, read_records
 from retrieval_heads.runs import read_facts
@@ -45,7 +46,9 @@ class Reconstruct:
 
         tokenizer = load_tokenizer(model)
         sent = CellBuilder(tokenizer, model, {}, 0).stored(record).ids
-        print(json.dumps(sent) if self.ids else tokenizer.decode(sent))
+        text = json.dumps(sent) if self.ids else tokenizer.decode(sent)
+        # Exact where it goes into a file or a pipe; a terminal obeys what a needle may hold.
+        print(printable(text) if sys.stdout.isatty() else text)
 
     def _model(self, folder: Path, record: Record) -> Mapping[str, Any]:
         model: Mapping[str, Any] = read_facts(folder).get("engine_args") or {}

@@ -12,7 +12,7 @@ import tyro
 
 from retrieval_heads.commands.flags import assignments, split_settings
 from retrieval_heads.config import is_whole_suite, overrides, read_settings
-from retrieval_heads.errors import ConfigError, RetrievalHeadsError
+from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
 from retrieval_heads.kinds import KINDS, find_suites
 from retrieval_heads.planning import earlier_run, plan_suite
 from retrieval_heads.soundness import Check, check_answers, check_prompts
@@ -71,7 +71,7 @@ def _suites(asked: Validate, sets: Mapping[str, Any]) -> list[Suite]:
 
 def _show(suite: Suite) -> bool:
     """Print one suite's plan; whether something is wrong with it."""
-    print(f"{suite.id}  ({suite.path})")
+    print(printable(f"{suite.id}  ({suite.path})"))
     model = suite.settings.model.model_dump()
     for name, text in _grid(suite):
         _line(name, text)
@@ -119,4 +119,4 @@ def _grid(suite: Suite) -> Iterator[tuple[str, str]]:
 
 
 def _line(name: str, text: str) -> None:
-    print(f"  {name:<15}{text}")
+    print(printable(f"  {name:<15}{text}"))

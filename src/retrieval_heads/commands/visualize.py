@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -10,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from retrieval_heads.errors import ResultsError
+from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import load_baseline
 from retrieval_heads.pictures import draw_heads, first_score, scored
 from retrieval_heads.report import StoredRun, load_run, write_report
@@ -46,6 +47,11 @@ class VisualizeNiah:
         """Draw, and print what was written."""
         from retrieval_heads.plots import difference_map, niah_heatmap, profiles
 
+        _check_output(self.output)
+        if not self.vmin < self.vmax or not math.isfinite(self.vmax - self.vmin):
+            raise ConfigError(
+                f"--vmin {self.vmin:g} and --vmax {self.vmax:g}: two numbers are expected, the lower first"
+            )
         runs = _named([(path, load_run(path)) for path in self.results])
         records = {name: _cells(run, name) for name, run in runs.items()}
         folder, written = self.output.parent, list[Path]()
@@ -91,6 +97,7 @@ class VisualizeDetect:
         """Draw, and print what was written."""
         from retrieval_heads.plots import score_distribution
 
+        _check_output(self.output)
         runs = _named([(path, load_run(path)) for path in self.results])
         tables = {
             name if len(run.heads) == 1 else f"{name}-{suite}": table
@@ -165,6 +172,11 @@ def _cells(run: StoredRun, name: str) -> Sequence[Record]:
 
 def _title(run: StoredRun, name: str) -> str:
     return Path(str(run.facts.get("model") or name)).name
+
+
+def _check_output(output: Path) -> None:
+    if output.name in ("", "..") or output.is_dir():
+        raise ConfigError(f"--output {str(output)!r}: the name of a picture is expected, such as heatmap.png")
 
 
 def _beside(output: Path, name: str) -> Path:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -17,9 +16,11 @@ import numpy
 from retrieval_heads.ablation import NONE
 from retrieval_heads.config import Needle, Prompt
 from retrieval_heads.engine.vllm import Finished
-from retrieval_heads.errors import ConfigError, EngineError, PromptError
+from retrieval_heads.errors import ConfigError, EngineError, PromptError, UnreadableFile
 from retrieval_heads.haystack import Haystack, read_text
 from retrieval_heads.prompt import BuiltPrompt, Frame, PromptBuilder, Tokenizer
+from retrieval_heads.reading import path_of
+from retrieval_heads.reading import read_text as read_source
 from retrieval_heads.results import Record
 from retrieval_heads.reuse import Prefix
 from retrieval_heads.start_token import start_token_fault
@@ -314,6 +315,6 @@ def _template_text(template: str | None) -> str | None:
     if template is None or "{" in template:
         return template
     try:
-        return Path(template).read_text(encoding="utf-8")
-    except OSError as error:
-        raise EngineError(f"model.chat_template: {template!r} cannot be read ({error.strerror})") from None
+        return read_source(path_of(template))
+    except UnreadableFile as error:
+        raise EngineError(f"model.chat_template: {error}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -26,7 +27,7 @@ from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
 from retrieval_heads.engine.private_folder import PrivateFolder
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
-from retrieval_heads.errors import EngineError, FileError
+from retrieval_heads.errors import EngineError, FileError, QuestionError
 from retrieval_heads.files import write_whole
 from retrieval_heads.hub import check_model
 
@@ -35,6 +36,7 @@ _LOG_LINES = 12
 _REFUSED = 1.0  # seconds that a socket may refuse: before it first listens, and while an engine ends
 _LOOK = 1.0  # seconds between two looks whether a silent engine was given up
 _LAST = 10.0  # seconds that a killed process may take to go
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class EngineDied(EngineError):
@@ -151,10 +153,21 @@ class EngineClient:
             **sampling: More of vLLM's `SamplingParams`; greedy where nothing is said.
 
         Raises:
-            EngineError: The engine refused the prompt or a sampling parameter.
+            EngineError: The engine refused the prompt or a sampling parameter, or they cannot be sent to it.
         """
-        message = {"do": "ask", "prompt": prompt, "chat": chat, "mask": mask}
+        _check_prompt(prompt)
+        message = {"do": "ask", "prompt": prompt, "chat": bool(chat), "mask": mask}
         sampling = {"temperature": 0.0, **sampling, "max_tokens": max_tokens}
+        if type(max_tokens) is not int or max_tokens < 1:
+            raise QuestionError(f"ask: max_tokens: a number of tokens is expected, found {max_tokens!r}")
+        for name, value in {**sampling, "mask": mask}.items():
+            try:
+                json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+            except (TypeError, ValueError, RecursionError):
+                raise QuestionError(
+                    f"ask: {name}: {value!r:.100} does not cross to the engine; texts, finite numbers, true, false, "
+                    "lists and mappings do"
+                ) from None
         return Answer(**self._call({**message, "sampling": sampling})["answer"])
 
     def counters(self) -> Mapping[str, Any]:
@@ -240,6 +253,28 @@ class EngineClient:
 def _grave(address: Address) -> Path:
     """The file that says why an engine was ended by who launched it, for the clients of every process."""
     return Path(address.path).with_name("ended")
+
+
+def _check_prompt(prompt: Any) -> None:
+    """Refuse what is neither a text nor a list of messages, before the engine is asked.
+
+    Raises:
+        QuestionError: It is neither, or a text is no Unicode.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes) or not messages:
+        raise QuestionError(f"ask: prompt: a text or a list of messages is expected, found {prompt!r:.100}")
+    for message in messages:
+        is_message = isinstance(message, Mapping) and {"role", "content"} <= message.keys()
+        if not is_message or not all(isinstance(text, str) for text in message.values()):
+            raise QuestionError(f"ask: prompt: a message has a text as role and as content, found {message!r:.100}")
+        for text in message.values():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise QuestionError(
+                    f"ask: prompt: no Unicode text: half of a surrogate pair stands at character {error.start}"
+                ) from None
 
 
 class EngineProcess:
@@ -364,7 +399,8 @@ class EngineProcess:
         """The log's last lines, indented, below a line that names the log."""
         if self._log is None:
             return ""
-        shown = [line[:160] for line in self._log.last_lines(_LOG_LINES, patience=0.5)]
+        # Without the colours that vLLM writes for a terminal.
+        shown = [_COLOUR.sub("", line)[:160] for line in self._log.last_lines(_LOG_LINES, patience=0.5)]
         return "".join(f"\n    {line}" for line in [f"last lines of {self._log.path}:", *shown]) if shown else ""
 
     @property

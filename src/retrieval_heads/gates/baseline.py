@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -16,13 +17,15 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from retrieval_heads.errors import ResultsError
+from retrieval_heads.errors import ResultsError, UnreadableFile
 from retrieval_heads.files import write_whole
 from retrieval_heads.gates.head_agreement import HeadMeans
 from retrieval_heads.gates.selection import cell_name, last_of_each, place
 from retrieval_heads.heads import SCHEMA as HEADS_SCHEMA
+from retrieval_heads.heads import checked_score, read_table
 from retrieval_heads.identity import Identities, Identity, shown
-from retrieval_heads.results import Record, read_records
+from retrieval_heads.reading import parse_json, read_object, read_text
+from retrieval_heads.results import Record, check_bounds, first_mistake, read_records
 
 BASELINE_SCHEMA: Final = "retrieval-heads-baseline/1"
 META_KEYS: Final = ("model", "model_revision", "dtype", "engine", "device")
@@ -189,13 +192,23 @@ def _said(meta: Mapping[str, str], key: str) -> str:
 def _read_baseline(file: Path, header: Mapping[str, Any], lines: Sequence[str]) -> Baseline:
     records = tuple(_record(line, f"{file}:{number}") for number, line in enumerate(lines, start=2))
     expected = header.get("cells", len(records))
+    if type(expected) is not int or expected < 0:
+        raise ResultsError(f"{file}:1: cells: a number of cells is expected, found {expected!r}; {_SAVE_AGAIN}")
     if not records:
         raise ResultsError(f"{file}: the baseline holds no cell; {_SAVE_AGAIN}")
     if len(records) != expected:
         raise ResultsError(f"{file}: holds {len(records)} of its {expected} cells; {_SAVE_AGAIN}")
     meta = {key: str(value) for key, value in header.items() if key not in ("schema", "cells", "heads")}
+    seen: dict[tuple[str, str], int] = {}
+    for number, record in enumerate(records, start=2):
+        key = record.suite_id, record.cell
+        if record.cell and key in seen:
+            raise ResultsError(f"{file}:{number}: the cell of line {seen[key]} again; {_SAVE_AGAIN}")
+        seen[key] = number
     heads = header.get("heads", {})
-    return Baseline(records, meta, {suite: _scored_rows(scores) for suite, scores in heads.items()}, file)
+    if not isinstance(heads, dict):
+        raise ResultsError(f"{file}:1: heads: scores are expected by suite, found {heads!r}; {_SAVE_AGAIN}")
+    return Baseline(records, meta, {suite: _scored_rows(scores, f"{file}:1") for suite, scores in heads.items()}, file)
 
 
 def _shown(folder: Path) -> Path:
@@ -203,12 +216,16 @@ def _shown(folder: Path) -> Path:
 
 
 def _record(line: str, where: str) -> Record:
+    data = _object(line, where)
     try:
-        return Record.model_validate({"needle": "", **_object(line, where)})
+        record = Record.model_validate({"needle": "", **data})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ResultsError(f"{where}: {key}: {first['msg']}; {_SAVE_AGAIN}") from None
+        raise ResultsError(f"{where}: {first_mistake(error)}; {_SAVE_AGAIN}") from None
+    try:
+        check_bounds(data, where)
+    except ResultsError as error:
+        raise ResultsError(f"{error}; {_SAVE_AGAIN}") from None
+    return record
 
 
 def _kept_fields(record: Record) -> dict[str, Any]:
@@ -225,12 +242,12 @@ def _order(record: Record) -> tuple[str | float, ...]:
 
 
 def _lines(file: Path) -> list[str]:
+    if not os.path.lexists(file):
+        raise ResultsError(f"{file}: no such baseline")
     try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ResultsError(f"{file}: no such baseline") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{file}: the baseline cannot be read ({error})") from None
+        text = read_text(file)
+    except UnreadableFile as error:
+        raise ResultsError(f"the baseline cannot be read: {error}") from None
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ResultsError(f"{file}: the baseline is empty; {_SAVE_AGAIN}")
@@ -239,9 +256,9 @@ def _lines(file: Path) -> list[str]:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise ResultsError(f"{where}: not a JSON object ({error}); {_SAVE_AGAIN}") from None
+        data = parse_json(line, where)
+    except ResultsError as error:
+        raise ResultsError(f"{error}; {_SAVE_AGAIN}") from None
     if not isinstance(data, dict):
         raise ResultsError(f"{where}: expected a JSON object, found {type(data).__name__}; {_SAVE_AGAIN}")
     return data
@@ -251,25 +268,39 @@ def _plain_rows(rows: Any) -> list[list[float | None]]:
     return [[round(float(value), 6) if math.isfinite(value) else None for value in row] for row in rows]
 
 
-def _scored_rows(scores: Mapping[str, Any]) -> HeadMeans:
-    return {
-        name: [[math.nan if value is None else float(value) for value in row] for row in rows]
-        for name, rows in scores.items()
-    }
+def _scored_rows(scores: Any, where: str) -> HeadMeans:
+    """Mean head scores as a header holds them, `null` for a head without one."""
+    is_table = isinstance(scores, dict) and all(
+        isinstance(rows, list) and all(isinstance(row, list) for row in rows) for rows in scores.values()
+    )
+    if not is_table:
+        raise ResultsError(f"{where}: heads: scores are expected by name, layer and head; {_SAVE_AGAIN}")
+    try:
+        return {
+            name: [
+                [math.nan if value is None else checked_score(value, f"heads: {name}", name) for value in row]
+                for row in rows
+            ]
+            for name, rows in scores.items()
+        }
+    except ValueError as error:
+        raise ResultsError(f"{where}: {error}; {_SAVE_AGAIN}") from None
 
 
 def _run_heads(folder: Path) -> Iterator[tuple[str, HeadMeans]]:
     """The mean head scores of a run folder's detections; a file that is none of ours is passed over."""
     for file in sorted(folder.glob("heads*.json")):
-        data = _object(file.read_text(encoding="utf-8"), str(file))
-        if data.get("schema") == HEADS_SCHEMA and "suite" in data:
-            yield data["suite"], _scored_rows({name: score["mean"] for name, score in data["scores"].items()})
+        data = read_object(file)
+        if data.get("schema") != HEADS_SCHEMA or "suite" not in data:
+            continue
+        table = read_table(file)
+        yield table.suite, {name: estimate.mean.tolist() for name, estimate in table.estimates.items()}
 
 
 def _run_meta(file: Path) -> dict[str, str]:
     """What a run folder says of itself; a run without it is still a baseline, and the comparison warns."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_object(file)
+    except UnreadableFile:
         return {}
-    return meta_of(data) if isinstance(data, dict) else {}
+    return meta_of(known)

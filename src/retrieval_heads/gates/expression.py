@@ -19,6 +19,7 @@ correlation, and the share of the 10 best heads that both name. The head score i
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -136,7 +137,35 @@ def parse_gate(text: str, known: Collection[str] | None = None) -> Gate:
     names = SCORES if isinstance(measure, Agreement) else known
     if names is not None and measure.number and measure.number not in names:
         raise parser.error(f"unknown number {measure.number!r}; {nearest(measure.number, names)}", parser.named_at)
+    if known is not None and (idle := idleness(gate)):
+        raise ConfigError(f"gate {text.strip()!r}: {idle}")
     return gate
+
+
+def idleness(gate: Gate, longest: int | None = None) -> str:
+    """Why a gate decides nothing: no value that it could measure breaks it, or none holds it. Empty where it decides.
+
+    Args:
+        gate: Whose comparators are monotone, so that the ends of what can be measured tell.
+        longest: The longest length that is asked, in tokens; what an effective length can reach.
+    """
+    low, high = _range(gate.measure, longest)
+    holds = {gate.holds(low), gate.holds(high)}
+    if len(holds) > 1:
+        return ""
+    verdict = "cannot fail" if True in holds else "cannot hold"
+    ends = f"from {_plain(low)}" if math.isinf(high) else f"between {_plain(low)} and {_plain(high)}"
+    return f"it {verdict}: {gate.measure} lies {ends}"
+
+
+def _range(measure: Measure, longest: int | None) -> tuple[float, float]:
+    if isinstance(measure, EffectiveLength):
+        return 0.0, math.inf if longest is None else float(longest)
+    if isinstance(measure, Agreement):
+        return (-1.0 if measure.top is None else 0.0), 1.0
+    if measure.number in ("seconds", "cached_tokens", "prompt_tokens"):
+        return 0.0, math.inf
+    return 0.0, 100.0 if measure.number == "achieved_depth" else 1.0
 
 
 def nearest(name: str, known: Collection[str]) -> str:

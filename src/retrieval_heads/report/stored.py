@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from retrieval_heads.effect import SCHEMA as ABLATION_SCHEMA
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads import HeadTable, read_table
-from retrieval_heads.results import Record, read_records
+from retrieval_heads.reading import read_object, read_text
+from retrieval_heads.results import Record, first_mistake, read_records
 from retrieval_heads.runs import read_facts
+
+
+class _Interval(BaseModel):
+    value: float
+    low: float
+    high: float
+
+
+class _Group(BaseModel):
+    name: str
+    cells: int
+    accuracy: _Interval
+    drop: _Interval | None
+    masks: dict[str, Any] | list[str]
+    draws: dict[str, float]
+
+
+class _Ablation(BaseModel):
+    """What the page draws of an `ablation.json`."""
+
+    suite: str
+    mode: str
+    groups: list[_Group]
+    excess: dict[str, _Interval] | None = None
+    controls: dict[str, dict[str, Any]] | None = None
+    notes: list[str] | None = None
+
+
+class _Gate(BaseModel):
+    suite: str = ""
+    gate: str = ""
+    sentence: str = ""
+    worst: list[str] = []
+
+
+class _Gates(BaseModel):
+    """What the page draws of a `gates.json`."""
+
+    gates: list[_Gate] = []
+    warnings: list[str] = []
+    notes: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -55,7 +99,7 @@ def load_run(path: Path) -> StoredRun:
     if path.is_dir():
         results = folder / "results.jsonl"
         head_files = sorted(folder.glob("heads*.json"))
-        if not results.exists() and not head_files:
+        if not os.path.lexists(results) and not head_files:
             raise ResultsError(f"{path}: neither results.jsonl nor heads.json is in this folder")
     else:
         is_heads = path.suffix == ".json"
@@ -63,11 +107,11 @@ def load_run(path: Path) -> StoredRun:
     tables = [(file, read_table(file)) for file in head_files]
     return StoredRun(
         name=path.resolve().name if path.is_dir() else path.stem,
-        records=pick_records(read_records(results, torn_last_line=True)) if results.exists() else (),
+        records=pick_records(read_records(results, torn_last_line=True)) if os.path.lexists(results) else (),
         facts=read_facts(folder),
         heads={table.suite or file.stem: table for file, table in tables},
         ablations=read_ablations(folder) if path.is_dir() else (),
-        gates=_read_object(folder / "gates.json"),
+        gates=_checked(_Gates, _read_object(folder / "gates.json"), folder / "gates.json"),
         config=_read_text(folder / "config.yaml"),
     )
 
@@ -102,24 +146,21 @@ def read_ablations(folder: Path) -> list[Mapping[str, Any]]:
     for file, content in found:
         if content.get("schema") != ABLATION_SCHEMA:
             raise ResultsError(f"{file}: schema {content.get('schema')!r}; this version reads {ABLATION_SCHEMA!r}")
-    return [content for _, content in found]
+    return [_checked(_Ablation, content, file) for file, content in found]
 
 
-def _read_object(file: Path) -> Mapping[str, Any]:
-    text = _read_text(file)
-    try:
-        content = json.loads(text) if text else {}
-    except ValueError as error:
-        raise ResultsError(f"{file}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ResultsError(f"{file}: a JSON object is expected")
-    return content
+def _read_object(file: Path) -> dict[str, Any]:
+    return read_object(file) if os.path.lexists(file) else {}
 
 
 def _read_text(file: Path) -> str:
+    return read_text(file) if os.path.lexists(file) else ""
+
+
+def _checked(form: type[BaseModel], content: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """A file's content, which has the form that the page draws."""
     try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{file}: cannot be read ({error})") from None
+        form.model_validate(content)
+    except ValidationError as error:
+        raise ResultsError(f"{file}: {first_mistake(error)}") from None
+    return content

@@ -1,6 +1,6 @@
 """Every 95 % interval of the project: of a share, of a mean of bounded values, of a difference of two shares.
 
-Each holds its coverage for few values, and none is of no width. `benchmarks/intervals.py` measures both.
+Each holds its coverage for few values, and none is of no width. `benchmarks/outcomes.py` measures both.
 """
 
 from __future__ import annotations

@@ -45,10 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--rh-max-drop",
-        metavar="[NAME:]DROP",
+        metavar="[[only:]NAME:]DROP",
         action="append",
         default=[],
-        help="How far a score may fall below the baseline: 0.05, 5%% or rougeL_recall:0.05 (default: 0.05)",
+        help="How far a score may fall below the baseline: 0.05, 5%%, rougeL_recall:0.05 beside the default scores, or "
+        "only:rougeL_recall:0.05 in their place (default: 0.05)",
     )
     group.addoption(
         "--rh-inconclusive",

@@ -59,7 +59,7 @@ def summary(
             heading, lines = "needle in a haystack", [*grid(mine, width), *totals(mine)]
         reporter.section(printable(f"{heading}: {suite}"), "-")
         for line in lines:
-            reporter.write_line(printable(line), red=line.startswith("broken"))
+            reporter.write_line(printable(line), red=line.startswith(("broken", "inconclusive")))
     if missing := selected - len(records):
         reporter.write_line(f"{missing} of {selected} selected cells have no result", yellow=True)
         if records:

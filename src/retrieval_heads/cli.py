@@ -63,7 +63,7 @@ class Compare:
     current: Annotated[Path, tyro.conf.Positional]
     """The run to judge."""
     max_drop: tuple[str, ...] = (DEFAULT_MAX_DROP,)
-    """How far a score may fall: 0.05, 5% or rougeL_recall:0.05."""
+    """How far a score may fall: 0.05, 5%, rougeL_recall:0.05 beside the default scores, only:rougeL_recall:0.05."""
     allow_new: bool = False
     """Leave out cells that the baseline lacks."""
     allow_removed: bool = False

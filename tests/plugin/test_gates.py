@@ -154,6 +154,35 @@ class TestBaseline:
         only_one = ("--rh-max-drop", "0.9", "--rh-max-drop", "substring:0.1")
         assert project.run("--rh-baseline", "main", *only_one).ret == 1
 
+    def test_a_fall_that_noise_can_explain_is_inconclusive(self, project: Project, workers: list[str]) -> None:
+        """Six of 30 cells lost and three gained: beyond 5 %, and McNemar's p is 0.25."""
+        lengths = list(range(100, 1100, 100))
+        project.suite(sweep={"context_lengths": lengths, "document_depths": [0, 50, 100]})
+        project.behave(wrong_lengths=[1000])
+        project.run("--rh-save-baseline", "main", "--rh-verdict", "none")
+        project.behave(wrong_lengths=[100, 200])
+        against = ("--rh-baseline", "main", "--rh-save-baseline", "next", "--junit-xml", "junit.xml", *workers)
+        failed = project.run(*against)
+        assert failed.ret == pytest.ExitCode.TESTS_FAILED
+        assert gate_lines(failed)[0] == "2 of 3 gates inconclusive"
+        assert "no baseline was saved: 2 of the gates are inconclusive" in failed.outlines
+        assert len(ElementTree.parse(project.path / "junit.xml").findall(".//failure")) == 2
+        assert (verdict(project)["outcome"], verdict(project)["passed"]) == ("inconclusive", False)
+        assert not (project.path / "suites/niah/baselines/next.jsonl").exists()
+        warned = project.run(*against, "--rh-inconclusive", "warn")
+        assert warned.ret == 0
+        assert sum(line.startswith("WARN niah/tale: ") for line in gate_lines(warned)) == 2
+        assert (verdict(project)["outcome"], verdict(project)["passed"]) == ("inconclusive", True)
+
+    def test_a_named_tolerance_adds_to_the_default_gates_and_only_replaces_them(self, project: Project) -> None:
+        project.suite(sweep=TEN)
+        project.run("--rh-save-baseline", "main")
+        project.behave(wrong_lengths=[256])
+        assert project.run("--rh-baseline", "main", "--rh-max-drop", "rougeL_f:0.9").ret == 1
+        names = [gate["gate"] for gate in verdict(project)["gates"]]
+        assert {"drop of pass_rate <= 0.05", "drop of rougeL_f <= 0.9"} <= set(names)
+        assert project.run("--rh-baseline", "main", "--rh-max-drop", "only:rougeL_f:0.9").ret == 0
+
     def test_a_cell_that_the_baseline_lacks(self, project: Project) -> None:
         project.suite(sweep=TEN)
         project.run("-k", "len_128", "--rh-save-baseline", "main")
@@ -250,3 +279,37 @@ class TestBaseline:
         assert {cell: (one.scores, one.passed) for cell, one in stored.items()} == {
             one.cell: (one.scores, one.passed) for one in project.records()
         }
+
+
+class TestExpectationsOfHeads:
+    """Every head but the copying ones has a score of 0: nine tenths of a top ten of both runs."""
+
+    @pytest.mark.parametrize(("copying", "status"), [([[1, 1]], 0), ([[2, 2], [3, 3]], 1)])
+    def test_heads_that_never_copied_are_not_found_again(
+        self, project: Project, copying: list[list[int]], status: int
+    ) -> None:
+        before = {
+            f"{layer}-{head}": [0.6 if (layer, head) == (1, 1) else 0.0] for layer in range(4) for head in range(4)
+        }
+        project.write("before.json", json.dumps(before))
+        project.suite("heads", kind="detect", expect={"min_overlap_with": "before.json", "min_overlap": 0.8})
+        project.behave(retrieval_heads=copying)
+        result = project.run("--junit-xml", "junit.xml", "--rh-save-baseline", "main")
+        assert result.ret == status
+        (gate,) = verdict(project)["gates"]
+        assert (gate["gate"], gate["outcome"]) == ("expect min_overlap >= 0.8", "broken" if status else "held")
+        assert gate["measured"] == 1 - status
+        assert "1 of the top 10 stand out in before.json, the others tie" in gate["sentence"]
+        assert len(ElementTree.parse(project.path / "junit.xml").findall(".//failure")) == status
+        assert (project.path / "suites/niah/baselines/main.jsonl").exists() is not bool(status)
+        if status:
+            assert any(
+                line.startswith("broken: of the top 10 of before.json 0 % are found") for line in result.outlines
+            )
+
+    def test_a_head_that_never_copied_is_in_no_top(self, project: Project) -> None:
+        project.suite("heads", kind="detect", expect={"top_heads": [[1, 1], [0, 0]]})
+        project.behave(retrieval_heads=[[1, 1]])
+        assert project.run().ret == 1
+        sentence = "expected within the top 10: 0-0 is number 2 and never copied (by copy)"
+        assert verdict(project)["gates"][0]["sentence"] == sentence

@@ -2,7 +2,7 @@ import json
 import math
 from dataclasses import replace
 
-from retrieval_heads.gates import Outcome, Verdict, check, lines, parse_gate, to_json, to_markdown
+from retrieval_heads.gates import Outcome, Verdict, check, lines, parse_gate, to_json, to_markdown, with_kept
 from retrieval_heads.results import Record
 
 LONG = "min over length(rougeL_recall) is 0.133 at length 2048, must be >= 0.8"
@@ -40,6 +40,14 @@ def test_json_holds_plain_builtins_and_no_nan():
     assert data["gates"][0]["measured"] == 0.133
     assert data["gates"][0]["worst"] == ["2048/0 0.1", "2048/50 0.1", "2048/100 0.2"]
     assert data["gates"][3]["figures"] == {"bound": None, "pairs": 3}
+
+
+def test_kept_gates_of_an_older_file_have_the_word_of_what_they_were():
+    kept = {"suite": "a", "gate": "old", "passed": False}
+    content = with_kept(to_json(Verdict((GOOD,))), {"gates": [kept]}, ["a"])
+    assert (content["passed"], content["outcome"]) == (False, "broken")
+    content = with_kept(to_json(Verdict((WARNED,))), {"gates": [kept | {"passed": True}]}, ["a"])
+    assert (content["passed"], content["outcome"]) == (True, "inconclusive")
 
 
 def test_the_terminal_gets_broken_gates_first_and_one_line_each():

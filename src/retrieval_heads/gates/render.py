@@ -8,11 +8,11 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from retrieval_heads.gates.expression import OWN_METRIC
 from retrieval_heads.gates.number import stored_number
-from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, Word
+from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, Word, worst_word
 from retrieval_heads.results import Record, finite_mean
 
 _SIGNS: Final[Mapping[Word, str]] = {"broken": "❌", "inconclusive": "❓", "held": "✅"}
@@ -56,7 +56,16 @@ def with_kept(content: dict[str, Any], earlier: Mapping[str, Any], suites: Colle
         **content,
         "gates": [*content["gates"], *kept],
         "passed": content["passed"] and all(gate.get("passed") is True for gate in kept),
+        "outcome": worst_word(map(stored_word, [*content["gates"], *kept])),
     }
+
+
+def stored_word(gate: Mapping[str, Any]) -> Word:
+    """What became of a gate of `gates.json`; before 0.2.0 it held no word."""
+    word = gate.get("outcome")
+    if word in ("held", "broken", "inconclusive"):
+        return cast(Word, word)
+    return "held" if gate.get("passed") else "broken"
 
 
 def lines(verdict: Verdict, width: int = 80) -> list[str]:

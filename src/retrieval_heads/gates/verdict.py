@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -68,10 +68,7 @@ class Verdict:
     @property
     def outcome(self) -> Word:
         """The worst of its gates' words: broken, else inconclusive, else held; without a gate nothing is proved."""
-        words = {outcome.outcome for outcome in self.outcomes} or {"broken"}
-        if "broken" in words:
-            return "broken"
-        return "inconclusive" if "inconclusive" in words else "held"
+        return worst_word(outcome.outcome for outcome in self.outcomes)
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
@@ -91,6 +88,14 @@ class Verdict:
         """Both verdicts as one: it passes only where both do."""
         warnings = dict.fromkeys((*self.warnings, *other.warnings))
         return Verdict(self.outcomes + other.outcomes, tuple(warnings), self.notes + other.notes)
+
+
+def worst_word(words: Iterable[Word]) -> Word:
+    """Of what became of several gates, the worst; of none, `broken`."""
+    found = set(words) or {"broken"}
+    if "broken" in found:
+        return "broken"
+    return "inconclusive" if "inconclusive" in found else "held"
 
 
 def plain(value: float, limit: float | None = None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from retrieval_heads.ablation import NONE
 from retrieval_heads.controls import Control, intervals
-from retrieval_heads.gates.render import counts, headline
+from retrieval_heads.gates.render import counts, headline, stored_word
 from retrieval_heads.heads import RETRIEVAL_THRESHOLD, HeadTable
 from retrieval_heads.intervals import mean_interval, shown
 from retrieval_heads.report.stored import StoredRun
@@ -208,8 +208,7 @@ def _gates(gates: Mapping[str, Any]) -> dict[str, Any]:
         {
             "suite": str(gate.get("suite", "")),
             "gate": str(gate.get("gate", "")),
-            # Older files hold no word.
-            "word": str(gate.get("outcome") or ("held" if gate.get("passed") else "broken")),
+            "word": stored_word(gate),
             "sentence": str(gate.get("sentence", "")),
             "worst": ", ".join(map(str, gate.get("worst", []))),
         }

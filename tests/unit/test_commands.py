@@ -343,7 +343,7 @@ class TestValidate:
         (project / "tales" / "b.txt").write_text("At dawn the fox sleeps. The ferry never leaves at dawn.\n")
         main(["validate", "--config", "config.yaml"])
         told = capsys.readouterr().out
-        assert "warning: ferry: 'The ferry to Oslo leaves at dawn.' has 1 key word (dawn)" in told
+        assert "warning: ferry: 'at dawn' has 1 key word (dawn)" in told
         assert "warning: ferry: the haystack itself says what passes (key_words): 'At dawn the fox sleeps.'" in told
 
     def test_nothing_to_check_is_a_sentence(self, project: Path) -> None:

@@ -12,7 +12,7 @@ from pytest_retrieval_heads.failure import NoModel, as_failure
 from retrieval_heads.engine.client import EngineDied
 from retrieval_heads.errors import RetrievalHeadsError, printable
 from retrieval_heads.results import Record
-from retrieval_heads.suite import Cell, Suite, load_suite
+from retrieval_heads.suite import Cell, Suite, load_suites
 
 if TYPE_CHECKING:
     from pytest_retrieval_heads.run import Run
@@ -34,8 +34,8 @@ class SuiteFile(pytest.File):
         self._run = run
         self._is_replaced = is_replaced
 
-    def collect(self) -> Iterator[CellItem]:
-        """One item for each cell, in the suite's order.
+    def collect(self) -> Iterator[CellItem | SuiteOfRun]:
+        """One item for each cell, in the suite's order; of a run's `config.yaml` a collector for each of its suites.
 
         Raises:
             CollectError: The suite cannot be used; one sentence for each mistake.
@@ -43,21 +43,38 @@ class SuiteFile(pytest.File):
         if self._is_replaced:
             return
         try:
-            suite = load_suite(self.path, self._run.config_data, self._run.sets)
+            suites = load_suites(self.path, self._run.config_data, self._run.sets)
         except RetrievalHeadsError as error:
             raise self.CollectError(str(error)) from None
-        items = list(_items(self, self._run, suite))
-        self._run.has_collected(suite, self.nodeid, items)
-        yield from items
+        for name, suite in suites.items():
+            if name:
+                yield SuiteOfRun.from_parent(self, name=name, run=self._run, suite=suite)
+            else:
+                yield from _items(self, self._run, suite)
 
 
-def _items(parent: pytest.Collector, run: Run, suite: Suite) -> Iterator[CellItem]:
+class SuiteOfRun(pytest.Collector):
+    """One of the suites that the `config.yaml` of a run of several holds."""
+
+    def __init__(self, *, run: Run, suite: Suite, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._run = run
+        self._suite = suite
+
+    def collect(self) -> list[CellItem]:
+        """One item for each cell."""
+        return _items(self, self._run, self._suite)
+
+
+def _items(parent: pytest.Collector, run: Run, suite: Suite) -> list[CellItem]:
+    items = []
     for cell in suite.cells:
         name = f"{suite.settings.kind}[{cell.name}]"
         # The id is given, not derived: pytest 9.2's --lf does not find derived ids with a bracket in them.
-        yield CellItem.from_parent(
-            parent, name=name, nodeid=f"{parent.nodeid}::{name}", run=run, suite=suite, cell=cell
-        )
+        node = f"{parent.nodeid}::{name}"
+        items.append(CellItem.from_parent(parent, name=name, nodeid=node, run=run, suite=suite, cell=cell))
+    run.has_collected(suite, parent.nodeid, items)
+    return items
 
 
 class CellItem(pytest.Item):

@@ -23,7 +23,17 @@ from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.plan import Plan, awaited, cells_of, selected_suites, unfit
 from pytest_retrieval_heads.plugin import config_file, verdict_of
 from retrieval_heads.ablation import NONE
-from retrieval_heads.config import Needle, Scoring, Settings, is_whole_suite, overlay, overrides, read_settings, resolve
+from retrieval_heads.config import (
+    Needle,
+    Scoring,
+    Settings,
+    is_whole_suite,
+    overlay,
+    overrides,
+    read_settings,
+    read_suites,
+    resolve,
+)
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.hub import length_limit
@@ -31,7 +41,7 @@ from retrieval_heads.kinds import is_suite, is_yaml, kind_said
 from retrieval_heads.redaction import without_values
 from retrieval_heads.results import Record, dump_record
 from retrieval_heads.scoring import judge, load_rouge
-from retrieval_heads.suite import Suite, load_suite
+from retrieval_heads.suite import Suite, load_suites
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 
@@ -44,6 +54,11 @@ class Run:
         path = config_file(config)
         self._config_path = Path(path).absolute() if path else None
         self.config_data = read_settings(self._config_path) if self._config_path else {}
+        asked = read_suites(self._config_path) if self._config_path else {}
+        if not asked and is_whole_suite(self.config_data):
+            asked = {"": self.config_data}
+        self._asked_kinds = {str(suite.get("kind", "niah")) for suite in asked.values()}
+        """The kinds of suite that the config asks itself."""
         self.sets = overrides(config.getoption("rh_set"))
         self._collected: dict[str, Suite] = {}
         self._last_failed = LastFailed(config)
@@ -57,7 +72,7 @@ class Run:
             address = self.host.engine.address
         self._plan_file = Path(address.path).with_name("plan.json")
         self.client = EngineClient(address)
-        if is_whole_suite(self.config_data):
+        if self._asked_kinds:
             self._collect_config()
 
     @property
@@ -72,12 +87,11 @@ class Run:
 
     def is_mere_config(self, path: Path) -> bool:
         """Whether a file is the config, and none that says itself what to ask."""
-        return path == self._config_path and not is_whole_suite(self.config_data)
+        return path == self._config_path and not self._asked_kinds
 
     def collect_file(self, parent: pytest.Collector, path: Path) -> SuiteFile:
         """A suite file's collector; a config that holds a haystack stands in place of the suites of its kind."""
-        kind = self.config_data.get("kind", "niah")
-        is_replaced = is_whole_suite(self.config_data) and path != self._config_path and kind_said(path) == kind
+        is_replaced = path != self._config_path and kind_said(path) in self._asked_kinds
         collector: SuiteFile = SuiteFile.from_parent(parent, path=path, run=self, is_replaced=is_replaced)
         return collector
 
@@ -223,7 +237,7 @@ class Run:
             for path in sorted(folder.iterdir()):
                 if path not in known and is_yaml(path) and is_suite(path):
                     with suppress(RetrievalHeadsError):  # one that cannot be read now is nobody's cells
-                        yield load_suite(path, self.config_data, self.sets)
+                        yield from load_suites(path, self.config_data, self.sets).values()
 
     def _submit(self, suite: Suite, items: list[pytest.Item]) -> None:
         mine = cells_of(suite, items)

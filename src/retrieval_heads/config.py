@@ -32,7 +32,7 @@ from retrieval_heads.ablation import named, repeated
 from retrieval_heads.errors import ConfigError, UnreadableFile
 from retrieval_heads.gates.expression import parse_gate
 from retrieval_heads.gates.number import FIELDS, PASS_RATE
-from retrieval_heads.kinds import Kind
+from retrieval_heads.kinds import KINDS, Kind
 from retrieval_heads.reading import DEEPEST, path_of, read_bytes
 from retrieval_heads.redaction import is_secret_key, keep_assignment_secret, keep_secret
 from retrieval_heads.yaml_reading import NotYaml, decode, parse
@@ -41,6 +41,9 @@ KEY_WORDS = "key_words"
 """The score that decides where a suite names none; see `retrieval_heads.scoring.key_words`."""
 
 Verdict = Literal["cell", "gates", "none"]
+
+_SHARED = ("model", "engine", "output_dir")
+"""What all suites of a run have in common, and so a run's config lays over others."""
 
 
 class Section(BaseModel):
@@ -473,6 +476,8 @@ class Settings(Section):
     """Everything a suite or a config file may say; every section may be left out."""
 
     kind: Kind = "niah"
+    name: Annotated[str, Field(pattern=r"^[^/:\[\]]+$")] | None = None
+    """The suite's name in records and reports; its file's where it is left out."""
     model: Model = Model()
     engine: Engine = Engine()
     haystack: Annotated[Haystack, BeforeValidator(_plain_haystack)] | None = None
@@ -519,19 +524,59 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, is no YAML mapping, or holds a key or value that is not accepted.
     """
+    data, text = _read(path)
+    if "suites" in data:
+        first = next(iter(_suites_of_run(data, path, text).values()))
+        return {key: value for key, value in first.items() if key in _SHARED}
+    return _validated(data, path, text)
+
+
+def read_suites(path: Path) -> dict[str, dict[str, Any]]:
+    """The suites that the `config.yaml` of a run of several holds, by kind and name; none of any other file.
+
+    Raises:
+        ConfigError: As `read_settings`.
+    """
+    data, text = _read(path)
+    return _suites_of_run(data, path, text) if "suites" in data else {}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """A file's mapping, and its text."""
     if not os.path.lexists(path):
         raise ConfigError(f"{path}: no such file")
     text = decode(read_bytes(path), str(path))
     data = parse(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected, found {type(data).__name__}")
-    data = _normal(data, str(path))
-    keep_secret(data)
+    return data, text
+
+
+def _suites_of_run(data: Mapping[str, Any], path: Path, text: str) -> dict[str, dict[str, Any]]:
+    suites = data["suites"]
+    at = f"{path}:{yaml_reading.line_of(text, ['suites'])}"
+    if len(data) > 1 or not isinstance(suites, dict) or not suites:
+        raise ConfigError(f"{at}: suites: expected each suite of a run by kind and name, and no other key beside it")
+    read = {}
+    for suite, own in suites.items():
+        kind, _, name = str(suite).partition("/")
+        if kind not in KINDS or not name or not isinstance(own, dict):
+            raise ConfigError(f"{at}: suites.{suite}: expected KIND/NAME with a suite's sections under it")
+        if (own.get("kind", kind), own.get("name", name)) != (kind, name):
+            raise ConfigError(f"{at}: suites.{suite}: the suite under it says another kind or name")
+        read[suite] = _validated({**own, "kind": kind, "name": name}, path, text, ("suites", suite))
+    return read
+
+
+def _validated(data: dict[str, Any], path: Path, text: str, under: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The data with its short forms written out."""
+    normal = _normal(data, str(path))
+    keep_secret(normal)
     try:
-        Settings.model_validate(data)
+        Settings.model_validate(normal)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentences(error, str(path), text))) from None
-    return data
+        raise ConfigError("\n".join(_sentences(error, str(path), text, under))) from None
+    return normal
 
 
 def line_of(path: Path, *keys: str) -> int | None:
@@ -612,7 +657,7 @@ def _normal(data: dict[str, Any], where: str) -> dict[str, Any]:
     return normal
 
 
-def _sentences(error: ValidationError, where: str, text: str) -> Iterator[str]:
+def _sentences(error: ValidationError, where: str, text: str, under: tuple[str, ...] = ()) -> Iterator[str]:
     """One sentence for each mistake: file, line, key, what is wrong, what is accepted."""
     seen = set()
     slips = {
@@ -624,8 +669,8 @@ def _sentences(error: ValidationError, where: str, text: str) -> Iterator[str]:
         if detail["type"] == "missing" and detail["loc"] in slips:
             continue  # it is there, misspelt
         keys = [part for part in detail["loc"] if not _is_branch(part)]
-        name = ".".join(str(key) for key in keys)
-        line = yaml_reading.line_of(text, keys)
+        name = ".".join(str(key) for key in (*under, *keys))
+        line = yaml_reading.line_of(text, [*under, *keys])
         sentence = f"{where}{f':{line}' if line else ''}: {name}: {_message(detail, keys)}"
         if (line, name) not in seen:
             seen.add((line, name))

@@ -26,6 +26,7 @@ from retrieval_heads.config import (
     line_of,
     overlay,
     read_settings,
+    read_suites,
     resolve,
 )
 from retrieval_heads.errors import ConfigError, ResultsError
@@ -95,6 +96,9 @@ class Suite:
         if not self.settings.from_results:
             for key in {"source", "haystack_dir"} & said.get("haystack", {}).keys():
                 said["haystack"][key] = self.source
+        if self.settings.from_results:
+            said["from_results"] = [str(_found(file, self.path).absolute()) for file in self.settings.from_results]
+        said["name"] = self.name
         if self.heads:
             said["ablate"]["heads"] = [list(head) for head in self.heads]
         return said
@@ -130,12 +134,41 @@ def load_suite(path: Path, config: Mapping[str, Any] | None = None, sets: Mappin
     Raises:
         ConfigError: The file, or what it makes together with the config, cannot be asked.
     """
-    own, config, sets = read_settings(path), config or {}, sets or {}
+    suites = read_suites(path)
+    if len(suites) > 1:
+        raise ConfigError(f"{path}: holds several suites ({', '.join(suites)}), and one is expected here")
+    own = next(iter(suites.values())) if suites else read_settings(path)
+    return _load(path, own, config or {}, sets or {})
+
+
+def load_suites(
+    path: Path, config: Mapping[str, Any] | None = None, sets: Mapping[str, Any] | None = None
+) -> dict[str, Suite]:
+    """The suites of a file: the one that it is, under an empty key, or those of a run's `config.yaml` by their ids.
+
+    Args:
+        path: As for `load_suite`.
+        config: As for `load_suite`.
+        sets: As for `load_suite`.
+
+    Raises:
+        ConfigError: As `load_suite`.
+    """
+    suites = read_suites(path)
+    if not suites:
+        return {"": load_suite(path, config, sets)}
+    return {suite: _load(path, own, config or {}, sets or {}, ("suites", suite)) for suite, own in suites.items()}
+
+
+def _load(
+    path: Path, own: dict[str, Any], config: Mapping[str, Any], sets: Mapping[str, Any], under: tuple[str, ...] = ()
+) -> Suite:
     if own.get("kind", "niah") != config.get("kind", own.get("kind", "niah")):
         # A config that is a suite of another kind says nothing of what this one asks.
-        config = {key: value for key, value in config.items() if key not in ("kind", "from_results", "from_model")}
+        dropped = ("kind", "name", "from_results", "from_model")
+        config = {key: value for key, value in config.items() if key not in dropped}
     settings = resolve(overlay(overlay(own, config), sets), str(path))
-    written = _Written(path, {} if config == own else config, sets)
+    written = _Written(path, {} if config == own else config, sets, under)
     settings = _with_expected(settings, written)
     if settings.from_results:
         return _stored_suite(path, settings, written)
@@ -149,7 +182,7 @@ def load_suite(path: Path, config: Mapping[str, Any] | None = None, sets: Mappin
     for gate in settings.gates if settings.verdict != "none" else ():
         if idle := idleness(parse_gate(gate), longest):
             raise ConfigError(f"{written.at('gates')}: gates: gate {gate!r}: {idle}, the longest length that is asked")
-    return Suite(path.stem, path, settings, needles, source, name, cells, heads)
+    return Suite(settings.name or path.stem, path, settings, needles, source, name, cells, heads)
 
 
 @dataclass(frozen=True)
@@ -159,12 +192,13 @@ class _Written:
     path: Path
     config: Mapping[str, Any]
     sets: Mapping[str, Any]
+    under: tuple[str, ...] = ()
 
     def at(self, *keys: str) -> str:
         for layer, option in ((self.sets, "--rh-set"), (self.config, "--rh-config")):
             if _holds(layer, keys):
                 return f"{self.path} with {option}"
-        line = line_of(self.path, *keys)
+        line = line_of(self.path, *self.under, *keys)
         return f"{self.path}:{line}" if line else str(self.path)
 
 
@@ -217,7 +251,7 @@ def _with_expected(settings: Settings, written: _Written) -> Settings:
     if settings.expect is None or settings.expect.min_overlap_with is None:
         return settings
     try:
-        file = _found(settings.expect.min_overlap_with, written)
+        file = _found(settings.expect.min_overlap_with, written.path)
         read_ranked(file)
     except ResultsError as error:
         raise ConfigError(f"{written.at('expect')}: expect.min_overlap_with: {error}") from None
@@ -248,7 +282,7 @@ def _masked_heads(settings: Settings, written: _Written) -> tuple[Head, ...]:
         heads, source = ablate.heads, "heads"
     else:
         try:
-            file = _found(ablate.heads, written)
+            file = _found(ablate.heads, written.path)
             heads, odd = read_heads(file, settings.model.model)
         except ResultsError as error:
             raise ConfigError(f"{written.at('ablate', 'heads')}: ablate.heads: {error}") from None
@@ -264,10 +298,10 @@ def _masked_heads(settings: Settings, written: _Written) -> tuple[Head, ...]:
     return tuple(heads[: max(ablate.top)])
 
 
-def _found(name: str, written: _Written) -> Path:
+def _found(name: str, suite: Path) -> Path:
     """A file named in a suite: relative to the working directory, or else to the suite's folder."""
     file = path_of(name)
-    return file if file.exists() or file.is_absolute() else written.path.parent / file
+    return file if file.exists() or file.is_absolute() else suite.parent / file
 
 
 def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
@@ -328,7 +362,8 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
         for number, name in enumerate(settings.from_results, start=1)
         for origin in _origins(_results_of(name, written), [one for at, one in asked if at == number], written)
     )
-    return Suite(path.stem, path, settings, tuple(needles.values()), source, "stored", tuple(cells), origins=origins)
+    called = settings.name or path.stem
+    return Suite(called, path, settings, tuple(needles.values()), source, "stored", tuple(cells), origins=origins)
 
 
 def _origins(file: Path, records: Iterable[Record], written: _Written) -> Iterator[Origin]:
@@ -342,7 +377,7 @@ def _origins(file: Path, records: Iterable[Record], written: _Written) -> Iterat
 
 def _results_of(name: str, written: _Written) -> Path:
     """A file of results, or the one in a run's folder."""
-    file = _found(name, written)
+    file = _found(name, written.path)
     return file / "results.jsonl" if file.is_dir() else file
 
 

@@ -130,6 +130,51 @@ def test_config_yaml_of_several_suites_has_each(project: Project) -> None:
     assert {record.suite for record in project.records()} == {"one", "two"}
 
 
+def test_config_yaml_of_several_suites_runs_again(project: Project, workers: list[str]) -> None:
+    project.suite("one", gates=["mean(pass_rate) >= 1"])
+    project.suite("two", kind="detect", sweep={"context_lengths": [128], "document_depths": [0, 50]})
+    project.suite("three", kind="ablate", ablate={"heads": "detect/two", "top": [1], "draws": 1, "controls": False})
+    project.run(*workers)
+    first = project.latest.resolve()
+    before = sorted((one.suite_id, one.cell, one.request) for one in read_records(first / "results.jsonl"))
+    assert len(before) == 6 + 2 + 18
+    config = ("--rh-config", str((first / "config.yaml").relative_to(project.path)))
+    for arguments in ([], ["suites"], [config[1]]):
+        project.run(*arguments, *config, *workers, suites=False, config=False)
+        again = sorted((one.suite_id, one.cell, one.request) for one in project.records())
+        assert project.latest.resolve() != first
+        assert again == before
+    node = f"{config[1]}::niah/one::niah[len_128-depth_50]"
+    project.run(node, *config, *workers, suites=False, config=False).assert_outcomes(passed=1)
+    assert [one.suite_id for one in project.records()] == ["niah/one"]
+
+
+def test_a_suite_that_runs_again_keeps_its_name(project: Project) -> None:
+    project.suite()
+    project.run("--rh-save-baseline", "main")
+    config = ("--rh-config", "reports/latest/config.yaml", "--rh-baseline", "suites/niah/baselines/main.jsonl")
+    project.run(*config, suites=False, config=False).assert_outcomes(passed=6 + 2)
+    assert {one.suite_id for one in project.records()} == {"niah/tale"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("suites: {}\n", "config.yaml:1: suites: expected each suite of a run by kind and name"),
+        ("kind: niah\nsuites: {niah/a: {}}\n", "config.yaml:2: suites: expected each suite of a run by kind and name"),
+        ("suites:\n  mine: {haystack: x}\n", "config.yaml:1: suites.mine: expected KIND/NAME"),
+        ("suites:\n  niah/a: {kind: detect}\n", "config.yaml:1: suites.niah/a: the suite under it says another kind"),
+        ("suites:\n  niah/a:\n    swep: {}\n", "config.yaml:3: suites.niah/a.swep: unknown key; did you mean 'sweep'?"),
+        ("suites:\n  niah/a:\n    haystack: nowhere\n", "config.yaml:2: no needle"),
+    ],
+)
+def test_a_config_of_suites_that_cannot_be_used_says_why(project: Project, text: str, told: str) -> None:
+    project.write("config.yaml", text)
+    result = project.run(suites=False)
+    assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    assert any(told in line for line in result.outlines + result.errlines), result.outlines + result.errlines
+
+
 def test_the_log_is_the_engines_own(project: Project) -> None:
     project.suite()
     result = project.run()

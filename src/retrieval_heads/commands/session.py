@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NoReturn
 import tyro
 
 from retrieval_heads.commands.flags import assignments, split_settings
-from retrieval_heads.config import is_whole_suite, read_settings
+from retrieval_heads.config import is_whole_suite, read_settings, read_suites
 from retrieval_heads.errors import ConfigError
 
 
@@ -96,9 +96,11 @@ def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[
     own, settings = split_settings(ours, KINDS[kind])
     session = tyro.cli(KINDS[kind], prog=program, args=own)
     data = read_settings(session.config) if session.config else {}
-    is_suite = is_whole_suite(data)
-    if is_suite and (own := data.get("kind", "niah")) != kind:
-        raise ConfigError(f"{session.config} is a config of kind {own}; call retrieval-heads {own}")
+    of_run = read_suites(session.config) if session.config else {}
+    is_suite = is_whole_suite(data) or bool(of_run)
+    kinds = sorted({suite["kind"] for suite in of_run.values()}) or [data.get("kind", "niah")]
+    if is_suite and kind not in kinds:
+        raise ConfigError(f"{session.config} is a config of kind {', '.join(kinds)}; call retrieval-heads {kinds[0]}")
     suites = list(session.suites)
     if not suites and not is_suite:
         suites = [f"suites/{kind}"]
@@ -113,7 +115,7 @@ def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[
     for assignment in assignments(settings):
         made += ["--rh-set", assignment]
     verdict = session.verdict
-    if verdict is None and is_suite and not session.baseline and not {"verdict", "gates"} & data.keys():
+    if verdict is None and is_suite and not session.baseline and not of_run and not {"verdict", "gates"} & data.keys():
         verdict = "none"  # a config of the predecessor's kind is a measurement, no test
     made += ["--rh-report"] if session.report else []
     made += ["--rh-verdict", verdict] if verdict else []

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import tyro
 
 from retrieval_heads.commands.flags import assignments, split_settings
-from retrieval_heads.config import is_whole_suite, overrides, read_settings
+from retrieval_heads.config import is_whole_suite, overrides, read_settings, read_suites
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
 from retrieval_heads.kinds import KINDS, find_suites
 from retrieval_heads.planning import earlier_run, plan_suite
 from retrieval_heads.soundness import Check, check_answers, check_prompts
-from retrieval_heads.suite import Suite, load_suite
+from retrieval_heads.suite import Suite, load_suites
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def validate(arguments: Sequence[str], program: str) -> None:
 def _suites(asked: Validate, sets: Mapping[str, Any]) -> list[Suite]:
     config = read_settings(asked.config) if asked.config else {}
     named = list(asked.suites)
-    if not named and asked.config and is_whole_suite(config):
-        return [load_suite(asked.config, config, sets)]
+    if not named and asked.config and (is_whole_suite(config) or read_suites(asked.config)):
+        return list(load_suites(asked.config, config, sets).values())
     named = named or [Path("suites")]
     files = []
     for path in named:
@@ -66,7 +66,7 @@ def _suites(asked: Validate, sets: Mapping[str, Any]) -> list[Suite]:
         files += find_suites(path) if path.is_dir() else [path]
     if not files:
         raise ConfigError(f"{', '.join(map(str, named))}: no suite of kind {', '.join(KINDS)} there")
-    return [load_suite(file, config, sets) for file in files]
+    return [suite for file in files for suite in load_suites(file, config, sets).values()]
 
 
 def _show(suite: Suite) -> bool:

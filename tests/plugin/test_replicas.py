@@ -160,9 +160,9 @@ class TestEnds:
         two.behave(gpus=["3", "5"], bad_gpu="5", fail="CUDA out of memory")
         result = two.run(*workers)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
-        said = [line for line in result.outlines if "CUDA out of memory" in line]
-        assert len(said) == 1
-        assert "rh: the engine did not start: replica 2 of 2 did not start: CUDA out of memory" in said[0]
+        assert result.parseoutcomes().keys() == {"errors"}
+        said = [line for line in result.outlines if line.startswith("rh: ") and "CUDA out of memory" in line]
+        assert said == ["rh: the engine did not start: replica 2 of 2 did not start: CUDA out of memory"]
         result.stdout.no_fnmatch_line("*Traceback*")
 
     def test_one_that_crashes_shows_its_last_words(self, two: Project) -> None:
@@ -171,9 +171,9 @@ class TestEnds:
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         result.stdout.fnmatch_lines(
             [
+                "rh: the engine did not start: replica 1 of 2 did not start: ended by signal SIGKILL",
                 "*last lines of *engine-1.log:",
-                "    the last words of the engine",
-                "!* rh: the engine did not start: replica 1 of 2 did not start: ended by signal SIGKILL !*",
+                "*the last words of the engine",
             ]
         )
 
@@ -182,9 +182,10 @@ class TestEnds:
         began = time.monotonic()
         result = two.run(*workers)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
-        assert result.parseoutcomes()["failed"] == 1
-        assert 2 <= len(two.records()) <= 8
-        result.stdout.fnmatch_lines(["!* rh: the engine failed: replica 2 of 2 ended by signal SIGKILL !*"])
+        outcomes = result.parseoutcomes()
+        assert outcomes["errors"] >= 1
+        assert 2 <= len(two.records()) == outcomes["passed"] <= 8
+        result.stdout.fnmatch_lines(["rh: the engine failed: replica 2 of 2 ended by signal SIGKILL"])
         result.stdout.no_fnmatch_line("*Traceback*")
         assert time.monotonic() - began < 45
 

@@ -69,7 +69,8 @@ def test_a_model_that_does_not_load_ends_the_run(project: Project) -> None:
     result = project.run("--rh-set", "engine.start_limit=8")
     told = said(project, result)
     assert "the engine did not start: was ended: its model was not loaded within 8 s (engine.start_limit)" in told
-    assert "in _load" in (project.latest / "engine.log").read_text()
+    (log,) = project.path.glob("reports/*/engine.log")
+    assert "in _load" in log.read_text()
 
 
 def test_a_load_may_take_longer_than_a_step_and_many_steps_longer_than_one(project: Project) -> None:

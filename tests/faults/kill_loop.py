@@ -355,7 +355,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=["stand-in", "real"], default="stand-in")
     parser.add_argument("--fork", action="store_true", help="start sessions as copies of one process: faster")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="kill-loop-"))
+    folder = Path(os.environ.get(MARK) or tempfile.mkdtemp(prefix="kill-loop-"))
     if options.fork and MARK not in os.environ:
         os.environ[MARK] = str(folder)
         os.execv(sys.executable, [sys.executable, *sys.argv])

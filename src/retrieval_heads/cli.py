@@ -164,8 +164,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "retrieval-heads
         tyro.extras.subcommand_cli_from_dict(_COMMANDS, prog=program, args=given, description=_DESCRIPTION).run()
     except RetrievalHeadsError as error:
         sys.exit(f"retrieval-heads: {error}")
-    except OSError as error:  # what is read is checked; this is a file that cannot be written
-        sys.exit(printable(f"retrieval-heads: {error.filename}: cannot be written ({error.strerror})"))
+    except OSError as error:  # a file that cannot be written, or a path that none can have
+        sys.exit(f"retrieval-heads: {RetrievalHeadsError(f'{error.filename}: {error.strerror}')}")
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:

@@ -20,7 +20,8 @@ from retrieval_heads.tracing.attention import RowScores, score_rows_dense
 from retrieval_heads.tracing.keys import KeyOrder
 from retrieval_heads.tracing.probe import Probe, Rows
 
-Counting = Callable[[Tensor, Rows], tuple[Tensor, Tensor]]
+Counting = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
+"""`[layers, requests, answer rows, heads]` of argmaxes, and their requests, to `[layers, requests, heads]` twice."""
 
 _right: Counting = probe._copies
 
@@ -33,9 +34,9 @@ def no_span_check(prompt: Prompt) -> AbstractContextManager[Any]:
     """Counts a look at the emitted token wherever it stands."""
     ids = torch.tensor([*prompt.ids, *prompt.needle])
 
-    def count(argmax: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        hits = ids[argmax.long()] == torch.tensor(rows.answer)[:, None]
-        return (hits.float().sum(1) / len(rows.needle),) * 2
+    def count(argmax: Tensor, grid: Any) -> tuple[Tensor, Tensor]:
+        hits = ids[argmax.long()] == grid.answer[:, :, None]
+        return (hits.float().sum(2) / grid.needle.shape[1],) * 2
 
     return _counted(count)
 
@@ -43,20 +44,21 @@ def no_span_check(prompt: Prompt) -> AbstractContextManager[Any]:
 def no_token_check(prompt: Prompt) -> AbstractContextManager[Any]:
     """Counts every look at the needle."""
 
-    def count(argmax: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        hits = (argmax >= rows.needle_span[0]) & (argmax < rows.needle_span[1])
-        return (hits.float().sum(1) / len(rows.needle),) * 2
+    def count(argmax: Tensor, grid: Any) -> tuple[Tensor, Tensor]:
+        start, length = grid.span
+        hits = (argmax >= start) & (argmax < start + length)
+        return (hits.float().sum(2) / grid.needle.shape[1],) * 2
 
     return _counted(count)
 
 
 def one_step_late(prompt: Prompt) -> AbstractContextManager[Any]:
     """Takes the row that an answer token was the input of, for the row that predicted it."""
-    return _counted(lambda argmax, rows: _right(argmax.roll(-1, 1), rows))
+    return _counted(lambda argmax, grid: _right(argmax.roll(-1, 2), grid))
 
 
 def position_off_by_one(prompt: Prompt) -> AbstractContextManager[Any]:
-    return _counted(lambda argmax, rows: _right(argmax + 1, rows))
+    return _counted(lambda argmax, grid: _right(argmax + 1, grid))
 
 
 def span_shifted(prompt: Prompt) -> AbstractContextManager[Any]:

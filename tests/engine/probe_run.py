@@ -74,7 +74,7 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
             "answer": answers[length],
             "needle_span": prompts[length].needle_span,
             "question_span": prompts[length].question_span,
-            "scores": None if finished.head_scores is None else finished.head_scores.cpu(),
+            "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
             "error": finished.error,
             "cached_tokens": finished.cached_tokens,
             "prompt_tokens": finished.prompt_tokens,

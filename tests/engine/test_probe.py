@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnsight.intervention.interleaver import Interleaver, Mediator
 
 from retrieval_heads.engine.cells import Request, scores_of
 from retrieval_heads.engine.scheduler import ReplayHashes
@@ -17,9 +18,10 @@ from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError
 from retrieval_heads.tracing import probe
 from retrieval_heads.tracing.attention import RowScores
-from retrieval_heads.tracing.layer_kinds import SoftmaxAttention, Step, Taken, projected
-from retrieval_heads.tracing.probe import Probe, Rows, _copies
+from retrieval_heads.tracing.layer_kinds import Batch, SoftmaxAttention, Taken, projected
+from retrieval_heads.tracing.probe import SCORES, Probe, Replay, Rows, figures
 from retrieval_heads.tracing.traced import TracedModel
+from retrieval_heads.tracing.worker import PROBE, Conducted, Scheduled
 
 pytestmark = pytest.mark.engine
 
@@ -31,10 +33,28 @@ def rows(*answer: int, question_span: tuple[int, int] = (20, 23)) -> Rows:
     return Rows(PROMPT, answer, (10, 14), NEEDLE, question_span)
 
 
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.distributed.get_tensor_model_parallel_world_size", lambda: 1)
+
+
+def scored(request: Rows, argmax: Sequence[int] = (), weight: float = 0.5) -> RowScores:
+    """One head's: where its answer rows look, and how much of each row's weight lies on the needle."""
+    count = request.end - request.first
+    looks = torch.full((count, 1), -1, dtype=torch.int32)
+    if argmax:
+        looks[-len(argmax) :, 0] = torch.tensor(argmax, dtype=torch.int32)
+    return RowScores(looks, torch.zeros(count, 1), torch.full((count, 1), weight).log())
+
+
 def copies(answer: tuple[int, ...], argmax: list[int]) -> tuple[float, float]:
     """`copy` and `copy_reference` of a head that looked at these positions."""
-    copy, reference = _copies(torch.tensor(argmax, dtype=torch.int32)[None, :, None], rows(*answer))
-    return float(copy), float(reference)
+    request = rows(*answer)
+    found = figures([scored(request, argmax)], [request], is_signed=False)[0, :2, 0, 0]
+    return float(found[0]), float(found[1])
 
 
 def test_a_head_that_copies_the_whole_needle_scores_one() -> None:
@@ -77,53 +97,124 @@ def part(count: int, heads: int = 2) -> RowScores:
     )
 
 
-def stepping(monkeypatch: pytest.MonkeyPatch, computed: int, tokens: int) -> None:
-    """The step's batch as the runner tells it: one request."""
-    monkeypatch.setattr(probe, "_mediator", lambda: SimpleNamespace(row=0, batch_group=[0, tokens]))
-    batch = SimpleNamespace(num_computed_tokens_cpu=np.array([computed]), req_ids=["r"])
-    monkeypatch.setattr(probe, "runner", lambda: SimpleNamespace(input_batch=batch))
-
-
 class Kind(SoftmaxAttention):
-    """Scores nothing, so that what is left is the bookkeeping."""
+    """Scores nothing, so that what is left is the bookkeeping: each row's argmax is the query that was taken for it."""
 
     def __init__(self, heads: int = 2, *, needs_whole_context: bool = False) -> None:
         self.count, self.needs_whole_context = heads, needs_whole_context
+        self.calls = 0
 
-    def take(self, module: Any, values: Any, step: Step, memory: dict[str, Any]) -> torch.Tensor:
-        memory["tokens"] = memory.get("tokens", 0) + step.tokens
-        return values[0][step.rows]
+    def take(
+        self, module: Any, values: Any, batch: Batch, memories: Sequence[dict[str, Any]]
+    ) -> torch.Tensor:
+        for part, memory in zip(batch.parts, memories, strict=True):
+            memory["tokens"] = memory.get("tokens", 0) + part.tokens
+        return values[0].index_select(0, batch.rows)
 
-    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
-        assert all(one.memory["tokens"] == step.position + step.tokens for one in taken) or not self.needs_whole_context
-        return [part(len(one.rows), self.count) for one in taken]
-
-
-def run_steps(monkeypatch: pytest.MonkeyPatch, one: Probe, *steps: tuple[int, int]) -> bool:
-    is_done = False
-    for computed, tokens in steps:
-        stepping(monkeypatch, computed, tokens)
-        one.begin_step()
-        for layer in range(len(one.kinds)):
-            one.take(layer, None, (torch.zeros(tokens, 2, 4),))
-        is_done = one.end_step()
-    return is_done
-
-
-def test_a_replay_split_over_steps_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "gather_heads", lambda layers: torch.stack(layers, dim=1))
-    one = Probe(rows(7, 8, 9), [Kind()])
-    assert run_steps(monkeypatch, one, (12, 10), (22, 3), (25, 7))
-    result = one.result().arrived()
-    assert result.shape == (4, 1, 2)
-    torch.testing.assert_close(result[2:], torch.full((2, 1, 2), float(np.exp(-1))))
+    def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
+        self.calls += 1
+        for one in taken:
+            told = [memory["tokens"] for memory in one.memories]
+            assert told == [part.position + part.tokens for part in batch.scored] or not self.needs_whole_context
+        found = [part(len(one.rows), self.count) for one in taken]
+        for one, scores in zip(taken, found, strict=True):
+            scores.argmax[:] = one.rows[:, :1]
+        return found
 
 
-def test_layers_with_fewer_heads_end_in_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm.distributed.get_tensor_model_parallel_world_size", lambda: 1)
-    one = Probe(rows(7, 8, 9), [Kind(2), Kind(5), Kind(2)])
-    assert run_steps(monkeypatch, one, (12, 20))
-    assert one.result().arrived().isnan().sum(-1)[0].tolist() == [3, 0, 3]
+def run_step(kinds: Sequence[Kind], *steps: tuple[Replay, int, int], before: int = 0) -> Probe:
+    """One forward: of each replay, how many of its tokens were computed before, and how many are now.
+
+    Args:
+        kinds: Of each layer.
+        steps: The replays'.
+        before: Tokens of other requests that stand before them.
+    """
+    needs_whole, start, parts = any(kind.needs_whole_context for kind in kinds), before, []
+    for row, (replay, computed, tokens) in enumerate(steps):
+        place = Scheduled({}, {}, row, start, tokens)
+        parts.append((replay, replay.part(place, computed, needs_whole_context=needs_whole)))
+        start += tokens
+    one = Probe(kinds, parts, CPU)
+    for layer in range(len(kinds)):
+        one.take(layer, None, (torch.arange(start)[:, None].expand(start, 2),))
+    one.finish()
+    return one
+
+
+def result(replay: Replay) -> Any:
+    return replay.saves["head_scores"].arrived()
+
+
+def test_a_replay_split_over_steps_is_put_together() -> None:
+    kinds, replay = [Kind()], Replay(rows(7, 8, 9), 1)
+    for computed, tokens in ((12, 10), (22, 3), (25, 7)):
+        assert not replay.saves
+        run_step(kinds, (replay, computed, tokens))
+    assert result(replay).shape == (4, 1, 2)
+    np.testing.assert_allclose(result(replay)[2:], np.full((2, 1, 2), np.exp(-1)), rtol=1e-6)
+
+
+def test_replays_of_one_step_have_their_own_rows_and_figures() -> None:
+    def wants(*answer: int) -> Rows:
+        return Rows(PROMPT, answer, (10, 14), NEEDLE, (20, 23), positions=True)
+
+    kinds = [Kind(), Kind(3)]
+    short, long, begun = (Replay(wants(*answer), 2) for answer in ((7,), (7, 8, 9, 7, 7), (8, 9)))
+    run_step(kinds, (begun, 4, 20))
+    run_step(kinds, (long, 18, 16), (begun, 24, 7), (short, 20, 10), before=100)
+    # A row's argmax is its place among the forward's tokens: 100, then 16 of the one and 7 of the other before.
+    assert result(long)[len(SCORES) :, 0, 0].tolist() == [100 + 29 - 18 + step for step in range(5)]
+    assert result(begun)[len(SCORES) :, 1, 2].tolist() == [116 + 29 - 24, 116 + 30 - 24]
+    assert result(short)[len(SCORES) :, 0, 1].tolist() == [123 + 29 - 20]
+    assert np.isnan(result(short)[:, 0, 2]).all()
+
+
+def test_the_figures_of_many_requests_are_those_of_each_alone() -> None:
+    random = torch.Generator().manual_seed(0)
+    requests = [
+        rows(7, 8, 9, 7),
+        rows(8),
+        Rows(40, (5, 5, 6), (0, 3), (5, 6, 5), (0, 0)),
+        Rows(22, (9, 1, 2, 3, 4, 5, 6), (3, 9), (1, 2, 3, 4, 5, 6), (10, 20)),
+    ]
+
+    def one(count: int) -> RowScores:
+        return RowScores(
+            torch.randint(0, 16, (count, 5), generator=random, dtype=torch.int32),
+            torch.rand(count, 5, generator=random) + 1,
+            torch.rand(count, 5, generator=random),
+        )
+
+    alone = [[one(request.end - request.first) for _ in range(3)] for request in requests]
+    together = figures([probe.joined(layer) for layer in zip(*alone, strict=True)], requests, is_signed=False)
+    for place, (layers, request) in enumerate(zip(alone, requests, strict=True)):
+        torch.testing.assert_close(
+            together[place], figures(layers, [request], is_signed=False)[0], rtol=0, atol=1e-6, equal_nan=True
+        )
+
+
+def test_nan_of_one_request_is_its_own() -> None:
+    one, other = rows(7, 8), rows(9)
+    broken = scored(one)
+    broken.span_logsumexp[:] = torch.nan
+    found = figures([probe.joined([broken, scored(other)])], [one, other], is_signed=False)
+    assert found[0, 2].isnan().all()
+    assert found[1].isfinite().all()
+
+
+def test_queries_of_many_rows_do_not_wait_for_the_last_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "HELD_BYTES", 1)
+    kind, replay = Kind(), Replay(rows(7, 8), 3)
+    run_step([kind, kind, kind], (replay, 12, 19))
+    assert kind.calls == 3
+    assert result(replay).shape == (4, 3, 2)
+
+
+def test_layers_with_fewer_heads_end_in_nan() -> None:
+    kinds, replay = [Kind(2), Kind(5), Kind(2)], Replay(rows(7, 8, 9), 3)
+    run_step(kinds, (replay, 12, 20))
+    assert np.isnan(result(replay)).sum(-1)[0].tolist() == [3, 0, 3]
 
 
 def test_heads_of_all_ranks_stand_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,32 +229,97 @@ def test_heads_of_all_ranks_stand_in_order(monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
-def test_rows_that_came_from_the_cache_are_an_error_and_not_a_short_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = Probe(rows(7, 8, 9), [Kind()])
-    stepping(monkeypatch, 24, 8)
+def test_rows_that_came_from_the_cache_are_an_error_and_not_a_short_read() -> None:
     with pytest.raises(ValueError, match="rows 20 to 23 came from the prefix cache"):
-        one.begin_step()
+        run_step([Kind()], (Replay(rows(7, 8, 9), 1), 24, 8))
 
 
-def test_a_layer_that_needs_the_whole_context_refuses_a_cached_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = Probe(rows(7, 8, 9), [Kind(), Kind(needs_whole_context=True)])
-    stepping(monkeypatch, 12, 20)
+def test_a_layer_that_needs_the_whole_context_refuses_a_cached_prefix() -> None:
     with pytest.raises(ValueError, match="tokens 0 to 11 came from the prefix cache; a layer needs all"):
-        one.begin_step()
+        run_step([Kind(), Kind(needs_whole_context=True)], (Replay(rows(7, 8, 9), 2), 12, 20))
 
 
-def test_a_preempted_replay_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "gather_heads", lambda layers: torch.stack(layers, dim=1))
-    one = Probe(rows(7, 8, 9), [Kind(needs_whole_context=True)])
-    assert run_steps(monkeypatch, one, (0, 22), (0, 22), (22, 10))
-    assert one.result().arrived().shape == (4, 1, 2)
+def test_a_preempted_replay_begins_again() -> None:
+    kinds, replay = [Kind(needs_whole_context=True)], Replay(rows(7, 8, 9), 1)
+    for computed, tokens in ((0, 22), (0, 22), (22, 10)):
+        run_step(kinds, (replay, computed, tokens))
+    assert result(replay).shape == (4, 1, 2)
 
 
-def test_fewer_rows_than_answer_ids_are_an_error() -> None:
-    one = Probe(rows(7, 8, 9), [Kind()])
-    one.found = [[part(11)]]
+def test_fewer_rows_than_were_wanted_are_an_error() -> None:
     with pytest.raises(ValueError, match="11 rows were scored where 12 were wanted"):
-        one.result().arrived()
+        figures([part(11)], [rows(7, 8, 9)], is_signed=False)
+
+
+class Runner(Conducted):
+    """A runner of one layer, on which the probe is what a test gives it."""
+
+    def __init__(self, block: str) -> None:
+        self.conduct()
+        interleaver = Interleaver()
+        interleaver.defer_exceptions = True
+        template = SimpleNamespace(code=compile(block, "probe", "exec"), glbls={}, lcls={})
+        self.nnsight_requests = SimpleNamespace(names={1: "another", 2: PROBE}, templates={1: None, 2: template})
+        self.nnsight_model = SimpleNamespace(interleaver=interleaver)
+        self.input_batch = SimpleNamespace(req_ids=["plain", "a-0123abcd", "b-0123abcd"])
+
+    def step(self, *new: str) -> None:
+        """A forward over all of them, of which these are new."""
+        made = [
+            SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args={PROBE: {}} if "-" in name else None))
+            for name in new
+        ]
+        tokens = dict.fromkeys(self.input_batch.req_ids, 4)
+        self._vllms_execute = lambda: self._update_states(
+            SimpleNamespace(scheduled_new_reqs=made, num_scheduled_tokens=tokens)
+        )
+        self.execute_model()
+
+
+class Vllms:
+    """What of vLLM's runner is gone through."""
+
+    def _update_states(self, scheduler_output: Any) -> None: ...
+
+    def execute_model(self) -> None:
+        self._vllms_execute()  # type: ignore[attr-defined]
+        interleaver = self.nnsight_model.interleaver  # type: ignore[attr-defined]
+        with interleaver:
+            interleaver.handle("layer.output", torch.ones(12, 2))
+
+
+def runner_of(block: str) -> Runner:
+    runner: Runner = type("Both", (Runner, Vllms), {})(block)
+    return runner
+
+
+def test_one_block_a_step_is_given_the_tokens_of_all_replays() -> None:
+    runner = runner_of("")
+    seen: list[Any] = []
+    runner.nnsight_requests.templates[2].lcls = {"seen": seen, "runner": runner, "Mediator": Mediator}
+    block = "seen.append((Mediator.value('layer.output').shape[0], [(one.row, one.start) for one in runner.scheduled_replays]))"
+    runner.nnsight_requests.templates[2].code = compile(block, "probe", "exec")
+    runner.step("plain", "a-0123abcd", "b-0123abcd")
+    assert seen == [(12, [(1, 4), (2, 8)])]
+    assert runner.scheduled_replays == ()
+    assert runner.collect_replays({"a"}) == {"a": ({}, None)}
+    assert list(runner.replays) == ["b-0123abcd"]
+
+
+@pytest.mark.parametrize("block", ["raise ValueError('no room')", "import nothing_of_that_name"])
+def test_what_the_probe_raises_is_the_error_of_its_replays(block: str) -> None:
+    runner = runner_of(block)
+    runner.step("plain", "a-0123abcd", "b-0123abcd")
+    for _, error in runner.collect_replays({"a", "b"}).values():
+        assert error in ("ValueError: no room", "ModuleNotFoundError: No module named 'nothing_of_that_name'")
+    assert not runner.replays
+
+
+def test_a_layer_that_a_forward_does_not_reach_leaves_nothing_behind() -> None:
+    runner = runner_of("from nnsight.intervention.interleaver import Mediator\nMediator.value('other.output')")
+    runner.step("plain", "a-0123abcd", "b-0123abcd")
+    assert runner._conductor is None
+    assert runner.collect_replays({"a"}) == {"a": ({}, None)}
 
 
 LAYERS = [

@@ -414,13 +414,10 @@ def test_programs_are_cut_so_that_no_round_of_them_is_nearly_empty() -> None:
     from retrieval_heads.tracing.attention_triton import START_STEPS, Tiling
 
     cut = Tiling(128, 128, warps=4, stages=2, registers=255, programs=264)
-    assert cut.splits(256, 132) == 2, "one full round"
-    assert cut.splits(1, 500) == 1, "nothing to cut"
-    assert cut.splits(64, 1) == 64, "all at once, where there is room for all"
-    for tiles, units in ((64, 288), (256, 288), (1024, 288), (64, 8), (1000, 300)):
-        parts = cut.splits(tiles, units)
-        took = -(-units * parts // 264) * (-(-tiles // parts) + START_STEPS)
-        assert took <= 1.6 * tiles * units / 264 + START_STEPS + 1, (tiles, units, parts)
+    assert cut.steps({256: 132}) == 128, "one full round"
+    assert cut.steps({1: 500}) == 1, "nothing to cut"
+    assert cut.steps({64: 1}) == 1, "all at once, where there is room for all"
+    assert cut.steps({8: 200, 64: 8}) == 8, "long runs are cut to the length of the many short ones"
 
 
 LAYERS = [pytest.param(attention.score_layers, "cpu", id="torch")]
@@ -450,12 +447,13 @@ def test_layers_together_score_as_layers_alone(score_layers: Any, device: str, k
     together = score_layers(
         q.to(device),
         caches,
-        ids.to(device),
-        case.first_position,
+        ids[None].to(device),
+        [attention.Stretch(case.first_position, 5, options.pop("span"))],
         **options,
         sinks=sinks.to(device),
         k_scale=k_scale.to(device),
     )
+    options["span"] = case.options["span"]
     for layer in range(3):
         keys = caches[layer].cpu().view(FP8).float() * k_scale[layer % len(k_scale)].view(1, -1, 1, 1)
         options["sinks"] = sinks[layer]
@@ -463,6 +461,45 @@ def test_layers_together_score_as_layers_alone(score_layers: Any, device: str, k
         assert torch.equal(together.argmax[layer].cpu(), alone.argmax)
         close(together.logsumexp[layer].cpu(), alone.logsumexp.double())
         close(together.span_logsumexp[layer].cpu(), alone.span_logsumexp.double())
+
+
+REQUESTS = {
+    "alike": [(5, 90, (20, 50)), (5, 90, (30, 40))],
+    "of many lengths": [(1, 0, (0, 0)), (20, 100, (90, 110)), (3, 33, (0, 5)), (2, 300, (150, 170))],
+    "one alone": [(20, 100, (90, 110))],
+}
+
+
+@pytest.mark.parametrize(("score_layers", "device"), LAYERS)
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 70}], ids=["plain", "window"])
+@pytest.mark.parametrize("stretches", REQUESTS.values(), ids=REQUESTS)
+def test_requests_together_score_as_requests_alone(
+    score_layers: Any, device: str, options: dict[str, Any], stretches: list[Any]
+) -> None:
+    """Two layers; each request's blocks lie anywhere in one cache, and its block table is as long as the longest."""
+    seed, size, heads, kv_heads, block = seeded(), 16, 4, 2, 16
+    blocks = [-(-(first + rows) // block) for rows, first, _ in stretches]
+    order = (torch.randperm(sum(blocks) + 1, generator=seed)[: sum(blocks)]).int().split(blocks)
+    table = torch.stack([torch.nn.functional.pad(one, (0, max(blocks) - len(one)), value=10_000) for one in order])
+    caches = [torch.randn(sum(blocks) + 1, kv_heads, block, size, generator=seed) for _ in range(2)]
+    q = [torch.randn(2, rows, heads, size, generator=seed) for rows, _, _ in stretches]
+    together = score_layers(
+        torch.cat(q, dim=1).to(device),
+        [cache.to(device) for cache in caches],
+        table.to(device),
+        [attention.Stretch(first, rows, span) for rows, first, span in stretches],
+        scale=0.3,
+        **options,
+    )
+    start = 0
+    for rows, ids, (count, first, span) in zip(q, order, stretches, strict=True):
+        for layer, cache in enumerate(caches):
+            alone = attention.score_rows(rows[layer], cache, ids, first, scale=0.3, span=span, **options)
+            own = slice(start, start + count)
+            assert torch.equal(together.argmax[layer, own].cpu(), alone.argmax)
+            close(together.logsumexp[layer, own].cpu(), alone.logsumexp.double())
+            close(together.span_logsumexp[layer, own].cpu(), alone.span_logsumexp.double())
+        start += count
 
 
 @triton_only
@@ -491,7 +528,7 @@ def test_nothing_waits_for_the_device() -> None:
         ({"k_cache": torch.zeros(4, 2, 16)}, r"a cache is \[4, 2, 16\]"),
         ({"q": torch.zeros(3, 3, 16)}, "3 query heads cannot share 2 KV heads"),
         ({"first_position": -1}, "first_position is -1"),
-        ({"first_position": 14}, r"block_ids is \[1\]; 17 keys in blocks of 16 take 2 ids"),
+        ({"first_position": 14}, r"block_table is \[1, 1\]; 17 keys in blocks of 16 take 2 ids in each of 1 rows"),
         ({"scale": 0.0}, "scale is 0.0"),
         ({"scale": math.nan}, "scale is nan"),
         ({"span": (4, 2)}, r"span is \(4, 2\)"),
@@ -519,9 +556,11 @@ def test_layers_must_be_of_one_kind() -> None:
     q, caches = torch.zeros(2, 1, 1, 16), [torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16).half()]
     ids = torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match="caches differ in shape, strides or dtype"):
-        attention.score_layers(q, caches, ids, 0, scale=1.0, span=(0, 0))
+        attention.score_layers(q, caches, ids[None], [attention.Stretch(0, 1, (0, 0))], scale=1.0)
     with pytest.raises(ValueError, match=r"it must be \[1 layers"):
-        attention.score_layers(q, caches[:1], ids, 0, scale=1.0, span=(0, 0))
+        attention.score_layers(q, caches[:1], ids[None], [attention.Stretch(0, 1, (0, 0))], scale=1.0)
+    with pytest.raises(ValueError, match=r"stretches of \[2\] rows are not the 1 of q"):
+        attention.score_layers(q[:1], caches[:1], ids[None], [attention.Stretch(0, 2, (0, 0))], scale=1.0)
 
 
 def test_decoded_keys_must_hold_all_that_rows_see() -> None:

@@ -38,7 +38,7 @@ class Finished:
         cached_tokens: How many of those the prefix cache gave.
         seconds: From the first step that worked on it to its last token; where vLLM keeps no statistics
             (`disable_log_stats`), from its queueing to its end.
-        head_scores: A replay's, as `retrieval_heads.tracing.probe.Probe.result` makes them.
+        head_scores: A replay's, as `retrieval_heads.tracing.probe.figures` makes them.
         prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
         error: Why a replay's probe failed, or a mask, or what vLLM gave could not be read.
     """
@@ -209,13 +209,15 @@ class Engine:
             EngineError: vLLM refuses the request.
         """
         from retrieval_heads.engine import scheduler
-        from retrieval_heads.tracing import probe
+        from retrieval_heads.tracing.worker import PROBE
 
         cap = 0 if self.traced.needs_whole_context else first_row
-        probed = {"nnsight_edits": [probe.EDIT], probe.ARGUMENT: dict(rows), scheduler.MAX_CACHED: cap}
+        # Of nnsight's edits none runs for it: the probe runs once a step, for all replays.
+        probed = {"nnsight_edits": [], PROBE: dict(rows), scheduler.MAX_CACHED: cap}
         if of is not None:
             probed[scheduler.HASHED_AS] = of
         self._add(request, ids, {**_NO_ANSWER, "extra_args": probed}, priority=-1)
+        self._edited.add(request)
         self._to_replay.discard(of or "")
 
     def add(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,26 @@ KEYS_AT_A_TIME = 2048  # scores of 50 rows × 9 heads × 2048 keys: 4 MB, so the
 KEYS_PER_GROUP = 64
 NATS = math.log(2.0)  # in one bit
 NO_SCORE = -3.0e38  # below every score; finite, so that -inf - NO_SCORE is -inf and not NaN
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive query rows of one request.
+
+    Args:
+        first: Position of the first of them in the request, in tokens.
+        rows: How many.
+        span: Positions `[start, end)`, absolute, that `span_logsumexp` is over; empty where start = end.
+    """
+
+    first: int
+    rows: int
+    span: tuple[int, int]
+
+    @property
+    def end(self) -> int:
+        """Position behind the last row."""
+        return self.first + self.rows
 
 
 @dataclass(frozen=True)
@@ -82,66 +103,53 @@ def score_rows(
     Raises:
         ValueError: Shapes, dtypes or numbers that do not fit together, named.
     """
-    block_size = k_cache.shape[-2]
     check_layers(
         q[None],
         [k_cache],
-        block_ids,
-        first_position,
+        block_ids[None],
+        [Stretch(first_position, q.shape[0], span)],
         scale=scale,
-        span=span,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=None if sinks is None else sinks[None],
         alibi_slopes=alibi_slopes,
         k_scale=k_scale,
     )
-    cells = k_cache.view(torch.uint8) if k_cache.dtype == FP8 else k_cache  # fp8 has no index_select
-
-    def read(start: int, stop: int) -> Tensor:
-        first_block, skipped = divmod(start, block_size)
-        blocks = cells.index_select(0, block_ids[first_block : -(-stop // block_size)])
-        keys = blocks.transpose(0, 1).flatten(1, 2)[:, skipped : skipped + stop - start]
-        return keys.view(FP8) if keys.dtype == torch.uint8 else keys
-
-    kv_heads = k_cache.shape[1]
-    if isinstance(k_scale, Tensor) and k_scale.numel() > 1:
-        # Into the queries, which have a KV head. Keys that tie still do.
-        q = q.float() * k_scale.float().view(kv_heads).repeat_interleave(q.shape[1] // kv_heads)[:, None]
-        k_scale = None
-    return _score(
+    return _score_paged(
         q,
-        read,
-        kv_heads,
+        k_cache,
+        block_ids,
         first_position,
-        scale=scale if k_scale is None else scale * k_scale,
+        scale=scale,
         span=span,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=sinks,
         alibi_slopes=alibi_slopes,
+        k_scale=k_scale,
     )
 
 
 def score_layers(
     q: Tensor,
     k_caches: Sequence[Tensor],
-    block_ids: Tensor,
-    first_position: int,
+    block_table: Tensor,
+    stretches: Sequence[Stretch],
     *,
     scale: float,
-    span: tuple[int, int],
     sliding_window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
     k_scale: float | Tensor | None = None,
 ) -> RowScores:
-    """Score the same rows in several layers: `score_rows` of each, stacked; on CUDA one call is far faster.
+    """Score the same rows in several layers: `score_rows` of each layer and request; on CUDA one call is far faster.
 
     Args:
-        q: `[layers, rows, query_heads, head_size]`.
+        q: `[layers, rows, query_heads, head_size]`: the rows of the stretches, one stretch after the other.
         k_caches: One for each layer, alike in shape, strides and dtype, indexed by the same block ids (one KV group).
+        block_table: `[stretches, blocks]`: the block ids of each stretch's request.
+        stretches: Whose rows they are, and where they stand.
         sinks: `[layers, query_heads]`.
         k_scale: A number for all, or a tensor: of one element, of one for each layer, or `[layers, kv_heads]`.
 
@@ -149,41 +157,57 @@ def score_layers(
         Scores `[layers, rows, query_heads]`.
 
     Raises:
-        ValueError: As `score_rows`, or caches that are not alike.
+        ValueError: As `score_rows`, caches that are not alike, or stretches that are not the rows.
     """
     check_layers(
         q,
         k_caches,
-        block_ids,
-        first_position,
+        block_table,
+        stretches,
         scale=scale,
-        span=span,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=sinks,
         alibi_slopes=alibi_slopes,
         k_scale=k_scale,
     )
-    scores = [
-        score_rows(
-            q[layer],
-            k_cache,
-            block_ids,
-            first_position,
-            scale=scale,
-            span=span,
-            sliding_window=sliding_window,
-            soft_cap=soft_cap,
-            sinks=None if sinks is None else sinks[layer],
-            alibi_slopes=alibi_slopes,
-            k_scale=k_scale[layer : layer + 1] if isinstance(k_scale, Tensor) and k_scale.numel() > 1 else k_scale,
-        )
-        for layer, k_cache in enumerate(k_caches)
-    ]
+    found = []
+    for layer, k_cache in enumerate(k_caches):
+        rows = q[layer].split([stretch.rows for stretch in stretches])
+        parts = [
+            _score_paged(
+                part,
+                k_cache,
+                block_ids,
+                stretch.first,
+                scale=scale,
+                span=stretch.span,
+                sliding_window=sliding_window,
+                soft_cap=soft_cap,
+                sinks=None if sinks is None else sinks[layer],
+                alibi_slopes=alibi_slopes,
+                k_scale=k_scale[layer : layer + 1] if isinstance(k_scale, Tensor) and k_scale.numel() > 1 else k_scale,
+            )
+            for part, block_ids, stretch in zip(rows, block_table, stretches, strict=True)
+        ]
+        found.append(joined(parts))
     return RowScores(
-        argmax=torch.stack([one.argmax for one in scores]),
-        logsumexp=torch.stack([one.logsumexp for one in scores]),
-        span_logsumexp=torch.stack([one.span_logsumexp for one in scores]),
+        argmax=torch.stack([one.argmax for one in found]),
+        logsumexp=torch.stack([one.logsumexp for one in found]),
+        span_logsumexp=torch.stack([one.span_logsumexp for one in found]),
+    )
+
+
+def joined(parts: Sequence[RowScores]) -> RowScores:
+    """Scores of rows that follow each other, `[..., rows, query_heads]`, as those of all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    by_value = [part.argmax_by_value for part in parts if part.argmax_by_value is not None]
+    return RowScores(
+        torch.cat([part.argmax for part in parts], dim=-2),
+        torch.cat([part.logsumexp for part in parts], dim=-2),
+        torch.cat([part.span_logsumexp for part in parts], dim=-2),
+        torch.cat(by_value, dim=-2) if by_value else None,
     )
 
 
@@ -257,11 +281,10 @@ def scorer(device: torch.device) -> Callable[..., RowScores]:
 def check_layers(
     q: Tensor,
     k_caches: Sequence[Tensor],
-    block_ids: Tensor,
-    first_position: int,
+    block_table: Tensor,
+    stretches: Sequence[Stretch],
     *,
     scale: float,
-    span: tuple[int, int],
     sliding_window: int | None,
     soft_cap: float | None,
     sinks: Tensor | None,
@@ -289,22 +312,26 @@ def check_layers(
             f"k_scale is {list(k_scale.shape)}; it must be a number, or a tensor of 1, {by_head[:1]} (layers) or "
             f"{by_head} (layers, KV heads)"
         )
-    _check_rows(
-        q[0],
-        kv_heads=first.shape[1],
-        head_size=first.shape[3],
-        first_position=first_position,
-        scale=scale,
-        span=span,
-        sliding_window=sliding_window,
-        soft_cap=soft_cap,
-        alibi_slopes=alibi_slopes,
-    )
-    needed = -(-(first_position + q.shape[1]) // first.shape[2])
-    if block_ids.dim() != 1 or block_ids.shape[0] < needed:
+    if sum(stretch.rows for stretch in stretches) != q.shape[1] or any(stretch.rows < 1 for stretch in stretches):
+        raise ValueError(f"stretches of {[stretch.rows for stretch in stretches]} rows are not the {q.shape[1]} of q")
+    for stretch in stretches:
+        _check_rows(
+            q[0],
+            kv_heads=first.shape[1],
+            head_size=first.shape[3],
+            first_position=stretch.first,
+            scale=scale,
+            span=stretch.span,
+            sliding_window=sliding_window,
+            soft_cap=soft_cap,
+            alibi_slopes=alibi_slopes,
+        )
+    most = max(stretch.end for stretch in stretches)
+    needed = -(-most // first.shape[2])
+    if block_table.dim() != 2 or block_table.shape[0] != len(stretches) or block_table.shape[1] < needed:
         raise ValueError(
-            f"block_ids is {list(block_ids.shape)}; {first_position + q.shape[1]} keys in blocks of {first.shape[2]} "
-            f"take {needed} ids in one row"
+            f"block_table is {list(block_table.shape)}; {most} keys in blocks of {first.shape[2]} take {needed} ids in "
+            f"each of {len(stretches)} rows"
         )
     return first
 
@@ -343,6 +370,34 @@ def seen_keys(rows: int, first_position: int, sliding_window: int | None) -> tup
     """Positions `[first, end)` that at least one of the rows sees."""
     first = 0 if sliding_window is None else max(0, first_position - sliding_window + 1)
     return first, first_position + rows
+
+
+def _score_paged(
+    q: Tensor,
+    k_cache: Tensor,
+    block_ids: Tensor,
+    first_position: int,
+    *,
+    k_scale: float | Tensor | None,
+    scale: float,
+    **options: Any,
+) -> RowScores:
+    """`score_rows`, of arguments that have been checked."""
+    block_size = k_cache.shape[-2]
+    cells = k_cache.view(torch.uint8) if k_cache.dtype == FP8 else k_cache  # fp8 has no index_select
+
+    def read(start: int, stop: int) -> Tensor:
+        first_block, skipped = divmod(start, block_size)
+        blocks = cells.index_select(0, block_ids[first_block : -(-stop // block_size)])
+        keys = blocks.transpose(0, 1).flatten(1, 2)[:, skipped : skipped + stop - start]
+        return keys.view(FP8) if keys.dtype == torch.uint8 else keys
+
+    kv_heads = k_cache.shape[1]
+    if isinstance(k_scale, Tensor) and k_scale.numel() > 1:
+        # Into the queries, which have a KV head. Keys that tie still do.
+        q = q.float() * k_scale.float().view(kv_heads).repeat_interleave(q.shape[1] // kv_heads)[:, None]
+        k_scale = None
+    return _score(q, read, kv_heads, first_position, scale=scale if k_scale is None else scale * k_scale, **options)
 
 
 def _score(

@@ -16,7 +16,8 @@ Import it where CUDA is, or with TRITON_INTERPRET=1 (Triton's interpreter, on CP
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrieval_heads.tracing.attention import FP8, RowScores, check_layers, seen_keys
+from retrieval_heads.tracing.attention import FP8, RowScores, Stretch, check_layers, seen_keys
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 NO_WINDOW = 1 << 30
@@ -61,17 +62,24 @@ class Tiling:
     """Columns of scores that maximum, position and sum are kept for, if a step has more keys: a power of two. Of 64
     lines and more, tensor cores leave scores 8 keys apart in one thread, so that 8 need nothing from other threads."""
 
-    def splits(self, tiles: int, units: int) -> int:
-        """Into how many parts each of `units` equal runs of `tiles` steps is cut, each part being a program.
+    def steps(self, runs: Mapping[int, int]) -> int:
+        """How many steps a program takes at most.
 
         Programs run in rounds of as many as the device holds; a last round that is nearly empty takes as long as a full
         one, and each program takes some steps' time to start. The least sum of both, by count.
+
+        Args:
+            runs: Runs of steps that can be cut, each part being a program: how many there are of each length.
         """
-        most = max(1, min(tiles, 64 * self.programs // units))
+        longest = max(runs)
+        most = max(1, min(longest, 64 * self.programs // sum(runs.values())))
         return min(
-            range(1, most + 1),
             # Not by `triton.cdiv`, which takes microseconds outside of a kernel.
-            key=lambda parts: -(-units * parts // self.programs) * (-(-tiles // parts) + START_STEPS),
+            (-(-longest // parts) for parts in range(1, most + 1)),
+            key=lambda steps: (
+                -(-sum(-(-run // steps) * count for run, count in runs.items()) // self.programs)
+                * (steps + START_STEPS)
+            ),
         )
 
 
@@ -137,10 +145,9 @@ def score_rows(
     scores = score_layers(
         q[None],
         [k_cache],
-        block_ids,
-        first_position,
+        block_ids[None],
+        [Stretch(first_position, q.shape[0], span)],
         scale=scale,
-        span=span,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=None if sinks is None else sinks[None],
@@ -154,11 +161,10 @@ def score_rows(
 def score_layers(
     q: Tensor,
     k_caches: Sequence[Tensor],
-    block_ids: Tensor,
-    first_position: int,
+    block_table: Tensor,
+    stretches: Sequence[Stretch],
     *,
     scale: float,
-    span: tuple[int, int],
     sliding_window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
@@ -166,7 +172,7 @@ def score_layers(
     k_scale: float | Tensor | None = None,
     cut: Tiling | None = None,
 ) -> RowScores:
-    """Score the same rows in several layers at once, in two launches for all: `attention.score_layers` on CUDA.
+    """Score rows of several requests in several layers at once, in two launches: `attention.score_layers` on CUDA.
 
     A layer's keys of a few thousand tokens are read in less time than two launches take; all layers' are not.
 
@@ -176,10 +182,9 @@ def score_layers(
     cache = check_layers(
         q,
         k_caches,
-        block_ids,
-        first_position,
+        block_table,
+        stretches,
         scale=scale,
-        span=span,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=sinks,
@@ -196,51 +201,44 @@ def score_layers(
     # The interpreter multiplies bfloat16 wrongly (as the integers it keeps them in); products in float32 are the same.
     dot = (tl.float16 if q.dtype == torch.float16 else tl.bfloat16) if half and not INTERPRETED else tl.float32
     group = heads // kv_heads
+    longest = max(stretch.rows for stretch in stretches)
     cut = cut or tiling(
-        rows * group,
+        longest * group,
         head_size,
         cache.element_size(),
         not half,
         _multiprocessors(q.device),
         is_capped=bool(soft_cap),
     )
+    plan = _plan(tuple(stretches), cut, group, kv_heads * layers, sliding_window)
+    # One copy for both: from pinned memory, since a copy from any other waits for the device.
+    table = torch.tensor([*plan.fields, *plan.stretch_of_row], dtype=torch.int32, pin_memory=q.is_cuda)
+    table = table.to(q.device, non_blocking=True)
+    stretch_of_row = table[len(plan.fields) :]
 
-    line_tiles = triton.cdiv(rows * group, cut.block_m)
-    first_seen, end = seen_keys(rows, first_position, sliding_window)
-    first_tile = first_seen // cut.block_n
-    tiles = triton.cdiv(end, cut.block_n) - first_tile
-    tiles_per_split = triton.cdiv(tiles, cut.splits(tiles, line_tiles * kv_heads * layers))
-    splits = triton.cdiv(tiles, tiles_per_split)
-    span_start, span_end = max(span[0], first_seen), min(span[1], end)
-    span_splits = 0
-    if span_start < span_end:
-        span_tiles = triton.cdiv(span_end, cut.block_n) - span_start // cut.block_n
-        span_splits = triton.cdiv(span_tiles, tiles_per_split)
-
-    parts = torch.empty((2, layers, splits + span_splits, rows * heads), dtype=torch.float32, device=q.device)
+    parts = torch.empty((2, layers, plan.parts, rows * heads), dtype=torch.float32, device=q.device)
     positions = torch.empty(parts.shape[1:], dtype=torch.int32, device=q.device)
-    _score_split[(line_tiles * kv_heads, splits + span_splits, layers)](
+    _score_split[(-(-longest * group // cut.block_m) * kv_heads, plan.parts, layers * len(stretches))](
         q,
         cache,
         _offsets(tuple(one.data_ptr() for one in k_caches), cache.element_size(), q.device),
-        block_ids.contiguous(),
+        block_table,
+        table,
         parts,
         positions,
         None if alibi_slopes is None else alibi_slopes.contiguous(),
         k_scale,
-        first_position,
         rows,
+        len(stretches),
         NO_WINDOW if sliding_window is None else min(sliding_window, NO_WINDOW),
-        first_tile,
-        tiles_per_split,
-        splits,
-        span_start,
-        span_end,
+        plan.steps,
         scale,
         soft_cap or 0.0,
         *q.stride(),
         *cache.stride(),
         *_scale_strides(k_scale),
+        *block_table.stride(),
+        FIELDS=FIELDS,
         HEADS=heads,
         GROUP=group,
         HEAD_SIZE=head_size,
@@ -257,23 +255,80 @@ def score_layers(
     )
     sums = torch.empty((2, layers, rows, heads), dtype=torch.float32, device=q.device)
     argmax = torch.empty((layers, rows, heads), dtype=torch.int32, device=q.device)
-    padded_splits = triton.next_power_of_2(splits)
+    padded_splits = triton.next_power_of_2(plan.splits)
     block = max(4, min(32, 4096 // padded_splits))
     _merge_splits[(triton.cdiv(rows * heads, block), layers)](
         parts,
         positions,
         None if sinks is None else sinks.contiguous(),
+        table,
+        stretch_of_row,
         sums,
         argmax,
         rows * heads,
-        splits,
-        span_splits,
+        plan.parts,
+        FIELDS=FIELDS,
         HEADS=heads,
         SPLITS=padded_splits,
-        SPAN_SPLITS=triton.next_power_of_2(max(1, span_splits)),
+        SPAN_SPLITS=triton.next_power_of_2(max(1, plan.span_splits)),
         BLOCK=block,
     )
     return RowScores(argmax=argmax, logsumexp=sums[0], span_logsumexp=sums[1])
+
+
+FIELDS = 8
+"""Numbers of a stretch that kernels read: `_Plan.fields`."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How stretches are cut into programs.
+
+    Args:
+        fields: Of each stretch: its first position, rows, their place in q, first step, parts of its keys, the span's
+            first and last position, and parts of the span.
+        stretch_of_row: Of each row of q.
+        steps: Of a program, at most.
+        splits: Parts of keys of a stretch, at most.
+        span_splits: Parts of a span, at most.
+        parts: Of a stretch, both together, at most.
+    """
+
+    fields: tuple[int, ...]
+    stretch_of_row: tuple[int, ...]
+    steps: int
+    splits: int
+    span_splits: int
+    parts: int
+
+
+@lru_cache(maxsize=64)
+def _plan(stretches: tuple[Stretch, ...], cut: Tiling, group: int, units: int, sliding_window: int | None) -> _Plan:
+    """Layers of other masks have the same plan: a model has few kinds.
+
+    Args:
+        group: Query heads of a KV head.
+        units: KV heads of all layers.
+    """
+    size, seen, runs = cut.block_n, [], Counter[int]()
+    for stretch in stretches:
+        first, end = seen_keys(stretch.rows, stretch.first, sliding_window)
+        tiles = -(-end // size) - first // size
+        seen.append((first, end, tiles))
+        runs[tiles] += -(-stretch.rows * group // cut.block_m) * units
+    steps = cut.steps(runs)
+    fields: list[int] = []
+    stretch_of_row: list[int] = []
+    splits, span_splits = [], []
+    for number, (stretch, (first, end, tiles)) in enumerate(zip(stretches, seen, strict=True)):
+        splits.append(-(-tiles // steps))
+        start, stop = max(stretch.span[0], first), min(stretch.span[1], end)
+        span_splits.append(-(-(-(-stop // size) - start // size) // steps) if start < stop else 0)
+        fields += [stretch.first, stretch.rows, len(stretch_of_row), first // size, splits[-1], start, stop]
+        fields.append(span_splits[-1])
+        stretch_of_row += [number] * stretch.rows
+    most = max(one + other for one, other in zip(splits, span_splits, strict=True))
+    return _Plan(tuple(fields), tuple(stretch_of_row), steps, max(splits), max(span_splits), most)
 
 
 @lru_cache
@@ -300,35 +355,24 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @triton.jit(
-    do_not_specialize=[  # they change with every request: one compilation serves all values
-        "first_position",
-        "rows",
-        "window",
-        "first_tile",
-        "tiles_per_split",
-        "splits",
-        "span_start",
-        "span_end",
-    ],
-    do_not_specialize_on_alignment=["block_ids"],  # a row of vLLM's block table starts anywhere
+    # They change with every call: one compilation serves all values.
+    do_not_specialize=["total_rows", "stretches", "window", "steps"],
+    do_not_specialize_on_alignment=["block_table", "table"],  # a row of vLLM's block table starts anywhere
 )
 def _score_split(
     q,
     k,
     k_offsets,
-    block_ids,
+    block_table,
+    table,
     parts,
     positions,
     alibi_slopes,
     k_scale,
-    first_position,
-    rows,
+    total_rows,
+    stretches,
     window,
-    first_tile,
-    tiles_per_split,
-    splits,
-    span_start,
-    span_end,
+    steps,
     scale,
     soft_cap,
     q_layer,
@@ -341,6 +385,9 @@ def _score_split(
     k_element: tl.constexpr,
     k_scale_layer,
     k_scale_head,
+    table_row,
+    table_block: tl.constexpr,
+    FIELDS: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -354,9 +401,10 @@ def _score_split(
 ):
     """One part: greatest score, its position and log2-sum-exp2 of `BLOCK_M` lines over a range of keys.
 
-    Grid: line tiles × KV heads (neighbours read the same blocks), splits, layers. Programs beyond `splits` take the
-    span's keys. Parts: `[2, layers, splits, rows × heads]`, the greatest score (in the scores' own unit) and the log2
-    of the sum; positions: `[layers, splits, rows × heads]`.
+    Grid: line tiles × KV heads (neighbours read the same blocks), parts, layers × stretches; a stretch with fewer tiles
+    or parts than another leaves programs with nothing to do. Programs beyond its splits take the span's keys. Parts:
+    `[2, layers, parts, rows × heads]`, the greatest score (in the scores' own unit) and the log2 of the sum;
+    positions: `[layers, parts, rows × heads]`.
 
     Every line keeps maximum, position and sum for each of `COLUMNS` columns (key modulo `COLUMNS`) rather than for
     the line, so that a step needs nothing from another thread, and not for each of `BLOCK_N`, which are too many
@@ -364,29 +412,42 @@ def _score_split(
     fewer instructions a score, and scores are what the kernel waits for when rows are many. A later score far above
     the guess is noticed at the end, and the sums are taken again against the true maximum.
     """
+    layer = tl.program_id(2) // stretches
+    stretch = tl.program_id(2) % stretches
+    split = tl.program_id(1)
+    fields = table + stretch * FIELDS
+    first_position = tl.load(fields)
+    rows = tl.load(fields + 1)
+    first_row = tl.load(fields + 2)
+    first_tile = tl.load(fields + 3)
+    splits = tl.load(fields + 4)
+    span_start = tl.load(fields + 5)
+    span_end = tl.load(fields + 6)
+    span_splits = tl.load(fields + 7)
     line_tiles = (rows * GROUP + BLOCK_M - 1) // BLOCK_M
     first_line = tl.program_id(0) % line_tiles * BLOCK_M
     kv_head = tl.program_id(0) // line_tiles
-    split = tl.program_id(1)
-    layer = tl.program_id(2)
+    is_wanted = (kv_head < HEADS // GROUP) & (split < splits + span_splits)
     line = first_line + tl.arange(0, BLOCK_M)
     row = line // GROUP
     head = kv_head * GROUP + line % GROUP
-    real = row < rows
+    real = row < tl.where(is_wanted, rows, 0)
     position = first_position + row
     oldest = first_position + first_line // GROUP
     newest = first_position + tl.minimum(rows - 1, (first_line + BLOCK_M - 1) // GROUP)
+    block_ids = block_table + stretch * table_row
 
     # Keys of this program: [low, high) where some row sees them, in steps [tile, end_tile).
     if split < splits:
         low = 0
         high = newest + 1
-        tile = first_tile + split * tiles_per_split
+        tile = first_tile + split * steps
     else:
         low = span_start
         high = tl.minimum(span_end, newest + 1)
-        tile = span_start // BLOCK_N + (split - splits) * tiles_per_split
-    end_tile = tl.minimum(tile + tiles_per_split, (high + BLOCK_N - 1) // BLOCK_N)
+        tile = span_start // BLOCK_N + (split - splits) * steps
+    end_tile = tl.minimum(tile + steps, (high + BLOCK_N - 1) // BLOCK_N)
+    end_tile = tl.where(is_wanted, end_tile, 0)
     low = tl.maximum(low, oldest - window + 1)
     tile = tl.maximum(tile, low // BLOCK_N)
     first_block = low // BLOCK_SIZE
@@ -399,7 +460,7 @@ def _score_split(
     present = element < HEAD_SIZE
     q += layer.to(tl.int64) * q_layer
     q_lines = tl.load(
-        q + (row * q_row + head * q_head)[:, None] + (element * q_element)[None, :],
+        q + ((first_row + row) * q_row + head * q_head)[:, None] + (element * q_element)[None, :],
         mask=real[:, None] & present[None, :],
         other=0.0,
     ).to(DOT)
@@ -419,10 +480,10 @@ def _score_split(
     total = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
     guess = tl.zeros([BLOCK_M], tl.float32)
     # A step's block ids are loaded one step ahead: loaded in the step, they would halve how far ahead K can be.
-    block = _blocks(block_ids, tile, column, first_block, last_block, BLOCK_SIZE, BLOCK_N)
+    block = _blocks(block_ids, tile, column, first_block, last_block, table_block, BLOCK_SIZE, BLOCK_N)
     for t in range(tile, end_tile):
         keys = _keys(k, block, t, column, element, k_block, k_key, k_element, HEAD_SIZE, BLOCK_SIZE, BLOCK_N)
-        block = _blocks(block_ids, t + 1, column, first_block, last_block, BLOCK_SIZE, BLOCK_N)
+        block = _blocks(block_ids, t + 1, column, first_block, last_block, table_block, BLOCK_SIZE, BLOCK_N)
         product = tl.dot(q_lines, tl.trans(keys.to(DOT)), input_precision="ieee")
         start = t * BLOCK_N
         key = start + column
@@ -454,7 +515,7 @@ def _score_split(
         guess = tl.where(wrong, highest, guess)
         total = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
         for t in tl.range(tile, end_tile, num_stages=1):
-            block = _blocks(block_ids, t, column, first_block, last_block, BLOCK_SIZE, BLOCK_N)
+            block = _blocks(block_ids, t, column, first_block, last_block, table_block, BLOCK_SIZE, BLOCK_N)
             keys = _keys(k, block, t, column, element, k_block, k_key, k_element, HEAD_SIZE, BLOCK_SIZE, BLOCK_N)
             product = tl.dot(q_lines, tl.trans(keys.to(DOT)), input_precision="ieee")
             key = t * BLOCK_N + column
@@ -464,11 +525,11 @@ def _score_split(
             score = tl.where(seen, score * to_log2 - guess[:, None], float("-inf"))
             total = _add(total, tl.exp2(score), COLUMNS)
 
-    count = rows * HEADS
-    part = (layer * tl.num_programs(1) + split) * count + row * HEADS + head
+    count = total_rows * HEADS
+    part = (layer * tl.num_programs(1) + split).to(tl.int64) * count + (first_row + row) * HEADS + head
     tl.store(parts + part, greatest, mask=real)
     tl.store(positions + part, where, mask=real)
-    parts += tl.num_programs(2) * tl.num_programs(1) * count
+    parts += (tl.num_programs(2) // stretches * tl.num_programs(1)).to(tl.int64) * count
     tl.store(parts + part, guess + tl.log2(tl.sum(total, 1)), mask=real)
 
 
@@ -516,7 +577,16 @@ def _best(best, best_start, best_left, rank, start, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _blocks(block_ids, t, column, first_block, last_block, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+def _blocks(
+    block_ids,
+    t,
+    column,
+    first_block,
+    last_block,
+    stride: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """Cache block of each key of step t: one id where a step lies within a block, else `[BLOCK_N]`.
 
     Beyond the keys that are seen it is the first or last of them: an id there may be anything.
@@ -527,7 +597,7 @@ def _blocks(block_ids, t, column, first_block, last_block, BLOCK_SIZE: tl.conste
         block = t * (BLOCK_N // BLOCK_SIZE) + column // BLOCK_SIZE
     else:
         block = (t * BLOCK_N + column) // BLOCK_SIZE
-    return tl.load(block_ids + tl.minimum(tl.maximum(block, first_block), last_block))
+    return tl.load(block_ids + tl.minimum(tl.maximum(block, first_block), last_block) * stride)
 
 
 @triton.jit
@@ -572,16 +642,18 @@ def _capped(score, cap):
     return cap - 2.0 * cap / (1.0 + tl.exp2(score * (2.0 * LOG2E / cap)))
 
 
-@triton.jit(do_not_specialize=["count", "splits", "span_splits"])
+@triton.jit(do_not_specialize=["count", "most"], do_not_specialize_on_alignment=["table", "stretch_of_row"])
 def _merge_splits(
     parts,
     positions,
     sinks,
+    table,
+    stretch_of_row,
     sums,
     argmax,
     count,
-    splits,
-    span_splits,
+    most,
+    FIELDS: tl.constexpr,
     HEADS: tl.constexpr,
     SPLITS: tl.constexpr,
     SPAN_SPLITS: tl.constexpr,
@@ -591,19 +663,22 @@ def _merge_splits(
     layer = tl.program_id(1)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = index < count
-    first_part = layer * (splits + span_splits) * count
+    fields = table + tl.load(stretch_of_row + index // HEADS, mask=real, other=0) * FIELDS
+    splits = tl.load(fields + 4)
+    span_splits = tl.load(fields + 7)
+    first_part = (layer * most).to(tl.int64) * count
     split = tl.arange(0, SPLITS)
     part = first_part + split[:, None] * count + index[None, :]
-    given = (split < splits)[:, None] & real[None, :]
+    given = (split[:, None] < splits[None, :]) & real[None, :]
     greatest = tl.load(parts + part, mask=given, other=NO_SCORE)
     where = tl.load(positions + part, mask=given, other=NO_POSITION)
     winner = tl.min(tl.where(greatest == tl.max(greatest, 0)[None, :], where, NO_POSITION), 0)
 
-    parts += tl.num_programs(1) * (splits + span_splits) * count
+    parts += (tl.num_programs(1) * most).to(tl.int64) * count
     total = _logsumexp2(tl.load(parts + part, mask=given, other=float("-inf")))
     span_split = tl.arange(0, SPAN_SPLITS)
-    part = first_part + (splits + span_split)[:, None] * count + index[None, :]
-    given = (span_split < span_splits)[:, None] & real[None, :]
+    part = first_part + (splits[None, :] + span_split[:, None]) * count + index[None, :]
+    given = (span_split[:, None] < span_splits[None, :]) & real[None, :]
     span_total = _logsumexp2(tl.load(parts + part, mask=given, other=float("-inf")))
 
     undefined = (total != total) | (total == float("-inf")) | (total == float("inf"))

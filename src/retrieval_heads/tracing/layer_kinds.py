@@ -7,13 +7,14 @@ are scored with it: never by a model's name. Checked on vLLM 0.26.0 and 0.32.0.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from retrieval_heads.tracing.attention import RowScores, score_rows, score_rows_dense, scorer
+from retrieval_heads.tracing.attention import RowScores, Stretch, joined, score_rows, score_rows_dense, scorer
 from retrieval_heads.tracing.declared import unscored_feature, why_refused
 from retrieval_heads.tracing.gated_delta import recurrence, score_rows_gated_delta
 from retrieval_heads.tracing.keys import KeyOrder, key_order, key_scales
@@ -23,27 +24,82 @@ _checked: set[int] = set()
 
 
 @dataclass(frozen=True)
-class Step:
-    """A request's part of one forward.
+class Part:
+    """A replay's part of one forward.
 
     Args:
-        row: Its row in the batch.
-        position: Of its first token.
+        row: The request's row in the batch.
+        start: Of its tokens among all of the forward.
+        position: Of the first of them in the request.
         tokens: How many of its tokens are computed.
         wanted: The rows to score, half open, as positions; empty in a step that has none of them.
         span: The needle, half open.
     """
 
     row: int
+    start: int
     position: int
     tokens: int
     wanted: tuple[int, int]
     span: tuple[int, int]
 
     @property
+    def own(self) -> slice:
+        """The request's tokens among those of the forward."""
+        return slice(self.start, self.start + self.tokens)
+
+    @property
     def rows(self) -> slice:
-        """The wanted rows among the step's tokens."""
+        """The wanted rows among the request's tokens of this forward."""
         return slice(self.wanted[0] - self.position, self.wanted[1] - self.position)
+
+    @property
+    def stretch(self) -> Stretch:
+        """The wanted rows."""
+        return Stretch(self.wanted[0], self.wanted[1] - self.wanted[0], self.span)
+
+
+class Batch:
+    """The replays of one forward.
+
+    Args:
+        parts: Each replay's.
+        device: Where the model is.
+    """
+
+    def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
+        self.parts = tuple(parts)
+        self.scored = tuple(part for part in parts if part.wanted[0] < part.wanted[1])
+        """The parts that have wanted rows, in order: what `take` and `score` give the rows of, one after the other."""
+        self.stretches = tuple(part.stretch for part in self.scored)
+        self.device = device
+        self._end = max((stretch.end for stretch in self.stretches), default=0)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The wanted rows of all among the forward's tokens, `[rows]`."""
+        return host_ints(
+            [row for part in self.scored for row in range(part.start + part.rows.start, part.start + part.rows.stop)],
+            self.device,
+        )
+
+    @cached_property
+    def _places(self) -> Tensor:
+        return host_ints([part.row for part in self.scored], self.device)
+
+    def block_table(self, whole: Tensor, block_size: int) -> Tensor:
+        """The scored parts' rows of vLLM's block table, as far as their rows see: `[parts, blocks]`."""
+        return whole[:, : -(-self._end // block_size)].index_select(0, self._places)
+
+    def split(self, rows: Tensor) -> Sequence[Tensor]:
+        """What was taken of all, part by part."""
+        parts: tuple[Tensor, ...] = rows.split([stretch.rows for stretch in self.stretches])
+        return parts
+
+
+def host_ints(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Integers there; a copy from memory that is not pinned would wait for the device."""
+    return torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -53,12 +109,12 @@ class Taken:
     Args:
         module: The layer.
         rows: The wanted rows' queries, `[rows, heads, head_size]`; this rank's heads.
-        memory: What the kind keeps of the layer from step to step of a request.
+        memories: What the kind keeps of the layer from step to step, of each scored part.
     """
 
     module: Any
     rows: Tensor
-    memory: dict[str, Any] = field(default_factory=dict)
+    memories: Sequence[dict[str, Any]] = ()
 
 
 class LayerKind(Protocol):
@@ -88,18 +144,25 @@ class LayerKind(Protocol):
         """Keys that a row sees; `None` is all."""
 
     def read(self, envoy: Any) -> tuple[Tensor, ...]:
-        """Wait for the layer inside a traced block; this request's part of what `take` is given."""
+        """Wait for the layer inside a traced block; what `take` is given of all tokens of the forward."""
 
-    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
-        """The wanted rows' queries, as a copy: vLLM's kernels go on to write where they lie."""
+    def take(self, module: Any, values: tuple[Tensor, ...], batch: Batch, memories: Sequence[dict[str, Any]]) -> Tensor:
+        """The wanted rows' queries, as a copy: vLLM's kernels go on to write where they lie.
+
+        Args:
+            module: The layer.
+            values: What `read` gave.
+            batch: Whose rows are wanted.
+            memories: What this kind keeps of the layer from step to step, of each part.
+        """
 
     def queries(self, envoy: Any) -> Tensor:
         """Wait for the layer inside a traced block; a view of this step's queries, `[tokens, heads, head_size]`, that
         the layer goes on to read. Only where it `has_queries`.
         """
 
-    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
-        """Score the wanted rows of layers of this kind, once every layer's keys are in its cache."""
+    def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
+        """Score the wanted rows of layers of this kind, once their keys are in the cache."""
 
 
 class _Softmax:
@@ -117,9 +180,9 @@ class _Softmax:
         """The queries."""
         return (self.queries(envoy),)
 
-    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
+    def take(self, module: Any, values: tuple[Tensor, ...], batch: Batch, memories: Sequence[dict[str, Any]]) -> Tensor:
         """The queries."""
-        return values[0][step.rows].clone()
+        return values[0].index_select(0, batch.rows)
 
 
 class SoftmaxAttention(_Softmax):
@@ -157,24 +220,23 @@ class SoftmaxAttention(_Softmax):
         query: Tensor = envoy.inputs[0][0]
         return query.view(query.shape[0], -1, envoy._module.head_size)
 
-    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
+    def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """In groups that share a block table, a kind of cache and a mask: one call of the kernel each."""
         found: list[RowScores | None] = [None] * len(taken)
         for group in _alike(taken):
-            for layer, scores in zip(group, self._score([taken[layer] for layer in group], step), strict=True):
+            for layer, scores in zip(group, self._score([taken[layer] for layer in group], batch), strict=True):
                 found[layer] = scores
         return [scores for scores in found if scores is not None]
 
-    def _score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
+    def _score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         modules = [one.module for one in taken]
         module, impl = modules[0], modules[0].impl
         _check(modules)
         cache, order, window = module.kv_cache, _order(module), module.sliding_window
-        block_size, (first, end) = order.shape[0], step.wanted
-        block_ids = _metadata(module).block_table[step.row, : (end - 1) // block_size + 1]
+        block_size = order.shape[0]
+        block_table = batch.block_table(_metadata(module).block_table, block_size)
         options = {
             "scale": float(impl.scale),
-            "span": step.span,
             "sliding_window": window,
             "soft_cap": impl.logits_soft_cap or None,
             "alibi_slopes": getattr(impl, "alibi_slopes", None),
@@ -185,25 +247,41 @@ class SoftmaxAttention(_Softmax):
             scores = scorer(cache.device)(
                 torch.stack([one.rows for one in taken]),
                 views,
-                block_ids,
-                first,
+                block_table,
+                batch.stretches,
                 sinks=torch.stack([each.impl.sinks for each in modules]) if has_sinks else None,
                 k_scale=_key_scales(modules),
                 **options,
             )
             return list(_unstacked(scores))
-        first_block = max(0, first - window + 1) // block_size if window else 0
         return [
-            score_rows_dense(
-                one.rows,
-                _scaled(order.read(one.module.kv_cache, block_ids[first_block:]), one.module),
-                first,
-                first_key=first_block * block_size,
-                sinks=one.module.impl.sinks if has_sinks else None,
-                **options,
+            joined(
+                [
+                    _score_packed(one.module, order, rows, block_ids, stretch, **options)
+                    for rows, block_ids, stretch in zip(
+                        batch.split(one.rows), block_table, batch.stretches, strict=True
+                    )
+                ]
             )
             for one in taken
         ]
+
+
+def _score_packed(
+    module: Any, order: KeyOrder, rows: Tensor, block_ids: Tensor, stretch: Stretch, **options: Any
+) -> RowScores:
+    """One request's rows of one layer, against keys that have to be brought into order first."""
+    window, block_size = options["sliding_window"], order.shape[0]
+    first = max(0, stretch.first - window + 1) // block_size if window else 0
+    return score_rows_dense(
+        rows,
+        _scaled(order.read(module.kv_cache, block_ids[first : -(-stretch.end // block_size)]), module),
+        stretch.first,
+        first_key=first * block_size,
+        span=stretch.span,
+        sinks=getattr(module.impl, "sinks", None),
+        **options,
+    )
 
 
 class LatentAttention(_Softmax):
@@ -246,25 +324,30 @@ class LatentAttention(_Softmax):
         module, query = envoy._module, envoy.inputs[0][0]
         return query.view(query.shape[0], -1, module.qk_nope_head_dim + module.qk_rope_head_dim)
 
-    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
-        """Layer by layer, all heads against one key head."""
-        found = []
-        for one in taken:
-            module = one.module
-            cache = module.kv_cache.unsqueeze(1)
-            blocks = _latent_blocks(_metadata(module), step.row)
-            found.append(
-                score_rows(
-                    into_latent_space(module, one.rows),
-                    cache,
-                    blocks[: (step.wanted[1] - 1) // cache.shape[2] + 1].long(),
-                    step.wanted[0],
-                    scale=float(module.scale),
-                    span=step.span,
-                    sliding_window=self.window(module),
-                )
+    def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
+        """Layer by layer and request by request, all heads against one key head."""
+        return [
+            joined(
+                [
+                    self._score(one.module, rows, part)
+                    for rows, part in zip(batch.split(one.rows), batch.scored, strict=True)
+                ]
             )
-        return found
+            for one in taken
+        ]
+
+    def _score(self, module: Any, rows: Tensor, part: Part) -> RowScores:
+        cache = module.kv_cache.unsqueeze(1)
+        blocks = _latent_blocks(_metadata(module), part.row)
+        return score_rows(
+            into_latent_space(module, rows),
+            cache,
+            blocks[: (part.wanted[1] - 1) // cache.shape[2] + 1].long(),
+            part.wanted[0],
+            scale=float(module.scale),
+            span=part.span,
+            sliding_window=self.window(module),
+        )
 
 
 class GatedDelta:
@@ -308,8 +391,18 @@ class GatedDelta:
         """What the two projections give."""
         return envoy.in_proj_qkvz.output[0], envoy.in_proj_ba.output[0]
 
-    def take(self, module: Any, values: tuple[Tensor, ...], step: Step, memory: dict[str, Any]) -> Tensor:
-        """The queries; keys, decay and strength of all of the step's tokens go into the memory."""
+    def take(self, module: Any, values: tuple[Tensor, ...], batch: Batch, memories: Sequence[dict[str, Any]]) -> Tensor:
+        """The queries; keys, decay and strength of all of the step's tokens go into the memories."""
+        taken = []
+        for part, memory in zip(batch.parts, memories, strict=True):
+            queries = self._remember(module, [value[part.own] for value in values], memory)
+            if part.wanted[0] < part.wanted[1]:
+                taken.append(queries[part.rows])
+        rows = torch.cat(taken) if taken else values[0].new_empty((0, 1, 1))
+        return rows.repeat_interleave(module.num_v_heads // module.num_k_heads, dim=1)
+
+    def _remember(self, module: Any, values: Sequence[Tensor], memory: dict[str, Any]) -> Tensor:
+        """Put a request's tokens into its memory; their queries, `[tokens, k_heads, head_k_dim]`."""
         mixed, b, a = projected(module, *values)
         earlier = memory.get("earlier")
         found = recurrence(
@@ -331,29 +424,35 @@ class GatedDelta:
             ("strength", found.strength),
         ):
             memory.setdefault(name, []).append(part)
-        return found.q[step.rows].repeat_interleave(module.num_v_heads // module.num_k_heads, dim=1)
+        return found.q
 
     def queries(self, envoy: Any) -> Tensor:
         """There are none that see all alike."""
         raise NotImplementedError("no query of a gated delta layer sees all tokens alike")
 
-    def score(self, taken: Sequence[Taken], step: Step) -> list[RowScores]:
-        """Layer by layer, backwards through the context."""
-        found = []
-        for one in taken:
-            for name in ("keys", "log_decay", "strength"):
-                one.memory[name] = [torch.cat(one.memory[name])]
-            keys, log_decay, strength = (one.memory[name][0] for name in ("keys", "log_decay", "strength"))
-            scores = score_rows_gated_delta(one.rows, step.wanted[0], keys, log_decay, strength, span=step.span)
-            found.append(
-                RowScores(
-                    argmax=scores.argmax_magnitude,
-                    logsumexp=torch.zeros_like(scores.span_share),
-                    span_logsumexp=scores.span_share.log(),
-                    argmax_by_value=scores.argmax_value,
-                )
+    def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
+        """Layer by layer and request by request, backwards through the context."""
+        return [
+            joined(
+                [
+                    self._score(rows, part, memory)
+                    for rows, part, memory in zip(batch.split(one.rows), batch.scored, one.memories, strict=True)
+                ]
             )
-        return found
+            for one in taken
+        ]
+
+    def _score(self, rows: Tensor, part: Part, memory: dict[str, Any]) -> RowScores:
+        for name in ("keys", "log_decay", "strength"):
+            memory[name] = [torch.cat(memory[name])]
+        keys, log_decay, strength = (memory[name][0] for name in ("keys", "log_decay", "strength"))
+        scores = score_rows_gated_delta(rows, part.wanted[0], keys, log_decay, strength, span=part.span)
+        return RowScores(
+            argmax=scores.argmax_magnitude,
+            logsumexp=torch.zeros_like(scores.span_share),
+            span_logsumexp=scores.span_share.log(),
+            argmax_by_value=scores.argmax_value,
+        )
 
 
 REGISTRY: dict[str, LayerKind] = {

@@ -22,8 +22,8 @@ from retrieval_heads.errors import EngineError
 from retrieval_heads.heads import Layer, layer_number
 from retrieval_heads.tracing import ablate
 from retrieval_heads.tracing.layer_kinds import REGISTRY, LayerKind, kind_of, why_unscored
-from retrieval_heads.tracing.probe import EDIT, scores_of
-from retrieval_heads.tracing.worker import worker_class
+from retrieval_heads.tracing.probe import scores_of
+from retrieval_heads.tracing.worker import PROBE, worker_class
 
 
 class _TracedVLLM(VLLM):
@@ -152,22 +152,16 @@ class TracedModel:
 
 
 def _install(model: Any, layers: list[tuple[Any, LayerKind]]) -> None:
+    """Install the probe: the block runs once in each step that holds replays (`worker.Conducted`)."""
     kinds = [kind for _, kind in layers]
-    with model.edit(name=EDIT) as (tracer, _):
-        from nnsight import save
-
+    with model.edit(name=PROBE) as (_, _):
         from retrieval_heads.tracing.probe import Probe
 
-        probe = Probe.of_request(kinds)
-        for _step in tracer.iter[:]:
-            for layer, (envoy, kind) in enumerate(layers):
-                values = kind.read(envoy)
-                if layer == 0:
-                    probe.begin_step()
-                probe.take(layer, envoy._module, values)
-            layers[-1][0].output  # noqa: B018 - waits until the last layer's keys are in the cache as well
-            if probe.end_step():
-                head_scores = save(probe.result())  # noqa: F841 - what is saved here comes back by its name
+        probe = Probe.of_step(kinds)
+        for layer, (envoy, kind) in enumerate(layers):
+            probe.take(layer, envoy._module, kind.read(envoy))
+        layers[-1][0].output  # noqa: B018 - waits until the last layer's keys are in the cache as well
+        probe.finish()
 
 
 def _install_mask(model: Any, layers: list[tuple[Any, LayerKind, Any]]) -> None:

@@ -8,13 +8,19 @@ nnsight 0.8.1.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from nnsight.modeling.vllm.model_runners.GPUModelRunner import NNsightGPUModelRunner
+from greenlet import GreenletExit
+from nnsight.intervention.interleaver import Mediator
+from nnsight.modeling.vllm.model_runners.GPUModelRunner import NNsightGPUModelRunner, Request
 from nnsight.modeling.vllm.workers.GPUWorker import NNsightGPUWorker
 from nnsight.tracing.tracer import _saves
 from vllm.platforms import current_platform
+
+PROBE = "rh_probe"
+"""The edit that scores replays, and the key of a replay's `extra_args` that says what to score."""
 
 _runner: Any = None
 
@@ -24,36 +30,148 @@ def runner() -> Any:
     return _runner
 
 
+@dataclass(frozen=True)
+class Scheduled:
+    """A replay in a step.
+
+    Args:
+        extra_args: The request's.
+        state: What the edit keeps of it from step to step, under `replay`.
+        row: Its row in the batch.
+        start: Of its tokens among all of the forward.
+        tokens: How many.
+    """
+
+    extra_args: Mapping[str, Any]
+    state: dict[str, Any]
+    row: int
+    start: int
+    tokens: int
+
+
+@dataclass
+class _Replay:
+    """A replay whose figures nobody has collected yet."""
+
+    name: Request
+    extra_args: Mapping[str, Any]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class Conducted:
+    """A model runner on which the edit `PROBE` runs once a step, over all of the step's replays.
+
+    nnsight would run it once for every request: a greenlet each, handed every layer's values one by one, some 10 ms of
+    host work a replay of 36 layers. So replays ask nnsight for no edit; the runner starts the edit's block itself, as a
+    worker of nobody's, which is given whole batches.
+    """
+
+    nnsight_model: Any
+    nnsight_requests: Any
+    input_batch: Any
+
+    replays: dict[str, _Replay]
+    scheduled_replays: Sequence[Scheduled]
+    """Of the step that runs."""
+    _conductor: Any = None
+
+    def conduct(self) -> None:
+        """Begin: nothing is replayed yet."""
+        self.replays, self.scheduled_replays = {}, ()
+
+    def _update_states(self, scheduler_output: Any) -> Any:
+        """Once the batch of a step is settled, find its replays, and start the edit where there are any."""
+        deferred = super()._update_states(scheduler_output)  # type: ignore[misc]  # of the runner it is mixed into
+        for new in scheduler_output.scheduled_new_reqs:
+            extra_args = getattr(new.sampling_params, "extra_args", None) or {}
+            if PROBE in extra_args and new.req_id not in self.replays:
+                self.replays[new.req_id] = _Replay(Request(new.req_id), extra_args)
+        if not self.replays:
+            return deferred
+        found, start, tokens = [], 0, scheduler_output.num_scheduled_tokens
+        # The forward's tokens follow the batch, which is condensed and reordered after the scheduler has counted.
+        for row, request in enumerate(one for one in self.input_batch.req_ids if one in tokens):
+            if (replay := self.replays.get(request)) is not None:
+                found.append(Scheduled(replay.extra_args, replay.state, row, start, tokens[request]))
+            start += tokens[request]
+        self.scheduled_replays = found
+        if found:
+            self._start_conductor()
+        return deferred
+
+    def _start_conductor(self) -> None:
+        requests, interleaver = self.nnsight_requests, self.nnsight_model.interleaver
+        template = next(requests.templates[edit] for edit, name in requests.names.items() if name == PROBE)
+        conductor = self._conductor = Mediator(template.code, template.glbls, dict(template.lcls))
+        conductor.row = 0  # nnsight narrows to it what comes after the forward; the block has ended by then
+        try:
+            conductor.start(interleaver)
+        except Exception as error:
+            conductor.exception = error
+        else:
+            interleaver.mediators = [*interleaver.mediators, conductor]
+            interleaver.reindex()
+
+    def execute_model(self, *arguments: Any, **options: Any) -> Any:
+        """A step; what the edit raised in it is the error of each of its replays, and of nobody else."""
+        try:
+            return super().execute_model(*arguments, **options)  # type: ignore[misc]
+        finally:
+            conductor, self._conductor = self._conductor, None
+            replays, self.scheduled_replays = self.scheduled_replays, ()
+            if conductor is not None:
+                if conductor.alive:  # parked at a layer that this forward did not reach
+                    conductor.worker.throw(GreenletExit)
+                if conductor.exception is not None:
+                    for replay in replays:
+                        replay.state.setdefault("error", _told(conductor.exception))
+
+    def collect_replays(self, finished: set[str]) -> dict[str, tuple[dict[str, Any], str | None]]:
+        """The figures of finished replays and why there are none, by the name that the engine knows a request by."""
+        found = {}
+        for request, replay in list(self.replays.items()):
+            if replay.name.named(finished):
+                del self.replays[request]
+                scored = replay.state.get("replay")
+                saves = {} if scored is None else {name: save.arrived() for name, save in scored.saves.items()}
+                error = replay.state.get("error") or (scored and scored.error)
+                found[replay.name.key(finished)[0]] = saves, error
+        return found
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 class _Collects:
     """What both workers can be asked for beyond what nnsight's can."""
 
     model_runner: Any
 
     def collect_edits(self, finished: Sequence[str]) -> bytes:
-        """What named edits saved of finished requests, and what they raised; both are forgotten here.
+        """What replays and named edits gave of finished requests, and what they raised; both are forgotten here.
 
         nnsight's `collect_nnsight` waits until the device has done all that it was given: at every step that ends a
         request, the step that vLLM launched ahead would be waited for and none be ready after it. (Of several ranks
         vLLM itself waits for that step before it asks them.)
 
         Returns:
-            Pickled, by request: its saved tensors, `OnItsWay`s once, by name; and nnsight's error or `None`.
+            Pickled, by request: its saved values by name; and the error or `None`.
         """
         requests, wanted = self.model_runner.nnsight_requests, set(finished)
+        found = self.model_runner.collect_replays(wanted)
         requests.harvest(wanted)
-        found = {}
         for request in [one for one in requests.requests.values() if one.named(wanted)]:
             del requests.requests[request.id]
             saves = {name: value for taken in request.harvested.values() for name, value in taken["saves"].items()}
             errors = [request.error, *(taken["error"] for taken in request.harvested.values())]
             for value in saves.values():
                 _saves().discard(id(value))
-            arrived = {name: value.arrived() for name, value in saves.items()}
-            found[request.key(wanted)[0]] = arrived, next((error for error in errors if error is not None), None)
+            found[request.key(wanted)[0]] = saves, next((error for error in errors if error is not None), None)
         return pickle.dumps(found)
 
 
-class TracedGPUModelRunner(NNsightGPUModelRunner):
+class TracedGPUModelRunner(Conducted, NNsightGPUModelRunner):
     """nnsight's runner, which need not be eager in steps that no edit runs in."""
 
     def _determine_batch_execution_and_padding(self, *arguments: Any, **options: Any) -> Any:
@@ -71,6 +189,7 @@ class TracedGPUWorker(_Collects, NNsightGPUWorker):
         global _runner
         super().init_device()
         self.model_runner.__class__ = TracedGPUModelRunner
+        self.model_runner.conduct()
         _runner = self.model_runner
 
 
@@ -78,7 +197,7 @@ if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.cpu_worker import CPUWorker
 
-    class TracedCPUModelRunner(NNsightGPUModelRunner, CPUModelRunner):
+    class TracedCPUModelRunner(Conducted, NNsightGPUModelRunner, CPUModelRunner):
         """vLLM's CPU runner with nnsight's steps round it: both derive from the same GPU runner."""
 
     class TracedCPUWorker(_Collects, CPUWorker):
@@ -96,6 +215,7 @@ if current_platform.is_cpu():
             if type(self.model_runner) is not CPUModelRunner:
                 raise NotImplementedError(f"nnsight cannot instrument {type(self.model_runner).__qualname__}")
             self.model_runner.__class__ = TracedCPUModelRunner
+            self.model_runner.conduct()
             _runner = self.model_runner
 
 

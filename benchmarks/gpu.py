@@ -37,12 +37,16 @@ from real_size.table import table
 PHASES: dict[str, Callable[[Bench], None]] = {
     # Those that share an engine stand together. Paper and predecessor want the whole GPU.
     "sweep": phases.sweep,
+    "short_sweep": phases.short_sweep,
     "single": phases.single,
     "memory": phases.memory,
     "detect": phases.detect,
+    "short_detect": phases.short_detect,
+    "samples": phases.samples,
     "long": phases.long,
     "growth": phases.growth,
     "start": phases.start,
+    "windows": phases.windows,
     "replicas": phases.replicas,
     "tensor_parallel": phases.tensor_parallel,
     "paper": phases.paper,

@@ -46,6 +46,32 @@ QWEN3_8B = {
     "eos_token_id": 2,
 }
 
+# Windows of 1,024 tokens in five layers of six.
+GEMMA_3_4B = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 1024,
+    "layer_types": ["full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(34)],
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 DECODE_GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 # With weights that two ranks share: dummy ones are drawn by each rank for itself.
 QWEN3_0_6B = {
@@ -67,6 +93,21 @@ class NotRun(Exception):
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Cells that are asked together.
+
+    Args:
+        lengths: Of the prompts, in tokens.
+        depths: Of the needles, in percent.
+        seeds: How many.
+    """
+
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
 class Sizes:
     """How much is asked.
 
@@ -79,6 +120,9 @@ class Sizes:
         long: Lengths asked one sample at a time, the longest first.
         memory: Length of the sample whose detection's memory is measured.
         cells: Counts of cells of the shortest length, multiples of its depths.
+        short: A grid of short prompts, whose replays are as many and cost as much each.
+        samples: The paper's own size of experiment.
+        windows: Of the model whose layers have windows.
     """
 
     lengths: tuple[int, ...] = (4096, 8192, 16_384, 32_768)
@@ -89,10 +133,28 @@ class Sizes:
     long: tuple[int, ...] = (131_072 - 32, 65_536, 32_768, 16_384, 8192, 4096)
     memory: int = 32_768
     cells: tuple[int, ...] = (11, 44, 176, 352)
+    short: Grid = Grid((1024, 2048), tuple(range(0, 101, 2)))
+    samples: Grid = Grid((1024, 2048, 4096, 8192), tuple(range(0, 99, 7)), seeds=10)
+    windows: Grid = Grid((4096, 16_384), tuple(range(0, 101, 20)))
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that most rows are about."""
+        return Grid(self.lengths, self.depths)
 
 
 SMALL = Sizes(
-    lengths=(192, 256), depths=(0, 60), answer=6, rounds=1, turns=1, long=(320, 160), memory=256, cells=(2, 4)
+    lengths=(192, 256),
+    depths=(0, 60),
+    answer=6,
+    rounds=1,
+    turns=1,
+    long=(320, 160),
+    memory=256,
+    cells=(2, 4),
+    short=Grid((160,), (0, 50, 100)),
+    samples=Grid((160, 192), (0, 100), seeds=2),
+    windows=Grid((192,), (0, 60)),
 )
 
 
@@ -120,7 +182,7 @@ class Bench:
         self.is_cpu = is_cpu
         self.sizes = SMALL if is_cpu else Sizes(rounds=rounds or Sizes.rounds, turns=turns or Sizes.turns)
         self.folder = Path(tempfile.mkdtemp(prefix="rh-gpu-"))
-        self.model = locate_model("SmolLM2-135M-Instruct")
+        self.model = self._tokenizer = locate_model("SmolLM2-135M-Instruct")
         self.engine_args: dict[str, Any] = {
             "max_model_len": 512,
             "dtype": "float32",
@@ -129,18 +191,9 @@ class Bench:
             # Said, it spares vLLM its warm-up.
             "kv_cache_memory_bytes": 1 << 30,
         }
+        self._is_eager = is_eager
         if not is_cpu:
-            self.model = self._shape("qwen3-8b-shape", QWEN3_8B)
-            # As many blocks for both: 355,000 tokens of K and V. The grid fills 300,000, and requests were preempted.
-            self.engine_args = {
-                "max_model_len": 131_072,
-                "dtype": "bfloat16",
-                # The same for all: what a traced engine can do, which is everything but compile the model.
-                **({"enforce_eager": True} if is_eager else {"compilation_config": DECODE_GRAPHS}),
-                "load_format": "dummy",
-                "gpu_memory_utilization": 0.45,
-                "kv_cache_memory_bytes": 355_000 * 2 * 36 * 8 * 128 * 2,
-            }
+            self.take_shape("qwen3-8b", QWEN3_8B)
         self.seed = self.recomputed = 0
         self.lines: list[dict[str, Any]] = []
         self.info: dict[str, Any] = {}
@@ -149,6 +202,24 @@ class Bench:
         self._bare: subprocess.Popen[str] | None = None
         self._bare_starts = False
         load_rouge()
+
+    def take_shape(self, name: str, config: dict[str, Any]) -> None:
+        """Have engines that start from now on load dummy weights of this shape. On a CPU there is SmolLM2 alone."""
+        if self.is_cpu:
+            return
+        self.model = self._shape(f"{name}-shape", config)
+        kv_bytes = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 2
+        self.engine_args = {
+            "max_model_len": min(131_072, config["max_position_embeddings"]),
+            "dtype": "bfloat16",
+            # The same for all: what a traced engine can do, which is everything but compile the model.
+            **({"enforce_eager": True} if self._is_eager else {"compilation_config": DECODE_GRAPHS}),
+            "load_format": "dummy",
+            "gpu_memory_utilization": 0.45,
+            # As many blocks for both: 355,000 tokens of K and V. The grid fills 300,000; with fewer, requests were
+            # preempted.
+            "kv_cache_memory_bytes": 355_000 * kv_bytes,
+        }
 
     def tell(self, what: str, **figures: Any) -> None:
         """One JSON line."""
@@ -378,8 +449,10 @@ class Bench:
     def _shape(self, name: str, config: dict[str, Any]) -> str:
         """A folder with a model's shape and SmolLM2's tokenizer."""
         folder = self.folder / name
+        if folder.exists():
+            return str(folder)
         folder.mkdir()
-        for file in Path(self.model).iterdir():
+        for file in Path(self._tokenizer).iterdir():
             if "token" in file.name or file.name in ("vocab.json", "merges.txt", "chat_template.jinja"):
                 (folder / file.name).symlink_to(file.resolve())
         (folder / "config.json").write_text(json.dumps(config))

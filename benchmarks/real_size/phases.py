@@ -11,24 +11,23 @@ from typing import Any
 
 import numpy
 
-from real_size.bench import PARTS, Bench, NotRun, Took
+from real_size.bench import GEMMA_3_4B, PARTS, QWEN3_8B, Bench, Grid, NotRun, Took
 from retrieval_heads.suite import Suite
 
 PREDECESSOR_SECONDS = 150  # its engine's start included; cells that are not done by then are told as not measured
 
 
-def rounds(bench: Bench, way: str, kind: str) -> None:
+def rounds(bench: Bench, way: str, kind: str, grid: Grid) -> None:
     """Bare vLLM and the plugin in turn, in another order each time; both warmed up before."""
-    lengths, depths = bench.sizes.lengths, bench.sizes.depths
-    bench.by_bare(bench.suite(lengths[:1], depths[:4]))
-    bench.by_plugin(bench.suite(lengths[:1], depths[:4], kind=kind))
+    bench.by_bare(bench.suite(grid.lengths[:1], grid.depths[:4]))
+    bench.by_plugin(bench.suite(grid.lengths[:1], grid.depths[:4], kind=kind))
     runs: list[tuple[str, Callable[[Suite], Took], str]] = [
         ("bare", bench.by_bare, "niah"),
         (way, bench.by_plugin, kind),
     ]
     for number in range(bench.sizes.rounds):
         for name, run, asked in runs[:: 1 if number % 2 else -1]:
-            took = run(bench.suite(lengths, depths, kind=asked))
+            took = run(bench.suite(grid.lengths, grid.depths, seeds=grid.seeds, kind=asked))
             bench.tell(name, beside=way, round=number, seconds=took.seconds, **took.figures)
 
 
@@ -36,7 +35,45 @@ def sweep(bench: Bench) -> None:
     """The grid through the plugin, as a run that scores no heads starts its engine, beside bare vLLM."""
     bench.start_bare()
     bench.use(traced=False)
-    rounds(bench, "sweep", "niah")
+    rounds(bench, "sweep", "niah", bench.sizes.grid)
+
+
+def short_sweep(bench: Bench) -> None:
+    """Many short samples through the plugin, no heads scored."""
+    bench.start_bare()
+    bench.use(traced=False)
+    rounds(bench, "short_sweep", "niah", bench.sizes.short)
+
+
+def short_detect(bench: Bench) -> None:
+    """Many short samples with heads scored."""
+    bench.start_bare()
+    bench.use(traced=True)
+    rounds(bench, "short_detect", "detect", bench.sizes.short)
+
+
+def samples(bench: Bench) -> None:
+    """As many samples as the paper takes, generated and detected on the traced engine, in turn."""
+    bench.use(traced=True)
+    grid = bench.sizes.samples
+    for number in range(min(2, bench.sizes.rounds)):
+        for kind in ("niah", "detect")[:: 1 if number % 2 else -1]:
+            took = bench.by_plugin(bench.suite(grid.lengths, grid.depths, seeds=grid.seeds, kind=kind))
+            bench.tell("samples", kind=kind, count=len(took.results), seconds=took.seconds, **took.figures)
+
+
+def windows(bench: Bench) -> None:
+    """Sweep and detection on a model most of whose layers have windows, each beside bare vLLM."""
+    bench.stop()
+    bench.take_shape("gemma-3-4b", GEMMA_3_4B)
+    try:
+        for way, kind in (("windows_sweep", "niah"), ("windows_detect", "detect")):
+            bench.start_bare()
+            bench.use(traced=kind == "detect")
+            rounds(bench, way, kind, bench.sizes.windows)
+    finally:
+        bench.stop()
+        bench.take_shape("qwen3-8b", QWEN3_8B)
 
 
 def single(bench: Bench) -> None:
@@ -59,7 +96,7 @@ def detect(bench: Bench) -> None:
     """The grid with four scores of every head on each answer, generation included, beside bare vLLM."""
     bench.start_bare()
     bench.use(traced=True)
-    rounds(bench, "detect", "detect")
+    rounds(bench, "detect", "detect", bench.sizes.grid)
     bench.tell("recomputed", at_most=bench.recomputed, block_size=bench.info["block_size"])
 
 

@@ -75,9 +75,15 @@ def _single(found: Found) -> str | None:
     return _ratio(one / together, one) if one and together else None
 
 
-def _detect(found: Found) -> str | None:
-    detect, sweep = found.to_bare("detect"), found.to_bare("sweep")
-    return _ratio(detect / sweep, found.median("detect")) if detect and sweep else None
+def _detection(found: Found, detecting: str, sweeping: str) -> str | None:
+    detect, sweep = found.to_bare(detecting), found.to_bare(sweeping)
+    return _ratio(detect / sweep, found.median(detecting)) if detect and sweep else None
+
+
+def _samples(found: Found) -> str | None:
+    niah, detect = found.median("samples", kind="niah"), found.median("samples", kind="detect")
+    counts = {line["count"] for line in found.of("samples")}
+    return f"{_ratio(detect / niah, detect)} of {counts}" if niah and detect else None
 
 
 def _memory(found: Found) -> str | None:
@@ -155,7 +161,25 @@ ROWS: list[tuple[str, str, str, Callable[[Found], str | None]]] = [
     ("sweep detect", "prefix reuse reached, of the best possible", "reported", _reuse),
     ("sweep detect", "time between steps, to the steps'", "reported", _gap),
     ("sweep single", "one cell at a time to the sweep", "≥ 2", _single),
-    ("sweep detect", "detection to the sweep, each by its bare run", "≤ 1.05", _detect),
+    (
+        "sweep detect",
+        "detection to the sweep, each by its bare run",
+        "≤ 1.02",
+        lambda found: _detection(found, "detect", "sweep"),
+    ),
+    (
+        "short_sweep short_detect",
+        "the same of 102 short samples",
+        "≤ 1.15",
+        lambda found: _detection(found, "short_detect", "short_sweep"),
+    ),
+    (
+        "windows",
+        "the same where layers have windows",
+        "≤ 1.05",
+        lambda found: _detection(found, "windows_detect", "windows_sweep"),
+    ),
+    ("samples", "600 samples, detection to generation", "reported", _samples),
     ("detect", "recomputed by a replay at most", "block + answer", _recomputed),
     ("detect paper", "the paper's algorithm on transformers to detection", "≥ 12", lambda found: found.ratio("paper")),
     (

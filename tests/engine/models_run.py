@@ -303,7 +303,7 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
         "masked_logprob": masked.prompt_logprob,
         "maskable": engine.maskable,
         "uniform": uniform,
-        "scores": finished.head_scores,
+        "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
         "names": engine.scores,
         "cached_tokens": finished.cached_tokens,
         "has_prefix_cache": engine.info["enable_prefix_caching"],

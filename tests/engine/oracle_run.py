@@ -149,7 +149,13 @@ def replay(engine: Engine, prompts: Mapping[str, Prompt], answers: Mapping[str, 
     for name, prompt in prompts.items():
         rows = {**request_of(prompt).rows(answers[name]), "positions": True}
         engine.replay(name, [*prompt.ids, *answers[name][:-1]], rows, prompt.question_span[0])
-    return {name: vars(finished) for name, finished in finish(engine).items()}
+    return {
+        name: {
+            **vars(finished),
+            "head_scores": None if (found := finished.head_scores) is None else torch.from_numpy(found),
+        }
+        for name, finished in finish(engine).items()
+    }
 
 
 def masked(engine: Engine, prompt: Prompt, masks: Mapping[str, list[tuple[int, int]]]) -> dict[str, Any]:

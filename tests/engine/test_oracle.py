@@ -18,6 +18,7 @@ from oracle import PREVIOUS_TOKEN, Prompt, build
 from oracle_run import DESIGNS, MASKED, MASKED_PROMPT, MISTAKEN, MISTAKEN_PROMPT, MODES, PROMPTS, request_of
 
 from retrieval_heads.engine.cells import scores_of
+from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.heads import RETRIEVAL_THRESHOLD, Layer, aggregate
 from retrieval_heads.results import Record
@@ -46,8 +47,7 @@ def scores(run: dict[str, Any], replay: dict[str, Any], prompt: Prompt) -> dict[
     names = run["scores"]
     figures = None if replay["head_scores"] is None else replay["head_scores"][: len(names)]
     finished = Finished(**{**replay, "head_scores": figures})
-    heads: dict[str, Any] = scores_of(finished, request_of(prompt), names, run["layers"])["heads"]
-    return heads
+    return unpack(scores_of(finished, request_of(prompt), names, run["layers"])["heads"])
 
 
 def faults(design: str, prompt: Prompt, copy: list[list[float]]) -> list[str]:

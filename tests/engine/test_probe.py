@@ -13,6 +13,7 @@ import torch
 from nnsight.intervention.interleaver import Interleaver, Mediator
 
 from retrieval_heads.engine.cells import Request, scores_of
+from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.scheduler import ReplayHashes
 from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError
@@ -104,9 +105,7 @@ class Kind(SoftmaxAttention):
         self.count, self.needs_whole_context = heads, needs_whole_context
         self.calls = 0
 
-    def take(
-        self, module: Any, values: Any, batch: Batch, memories: Sequence[dict[str, Any]]
-    ) -> torch.Tensor:
+    def take(self, module: Any, values: Any, batch: Batch, memories: Sequence[dict[str, Any]]) -> torch.Tensor:
         for part, memory in zip(batch.parts, memories, strict=True):
             memory["tokens"] = memory.get("tokens", 0) + part.tokens
         return values[0].index_select(0, batch.rows)
@@ -266,7 +265,9 @@ class Runner(Conducted):
     def step(self, *new: str) -> None:
         """A forward over all of them, of which these are new."""
         made = [
-            SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args={PROBE: {}} if "-" in name else None))
+            SimpleNamespace(
+                req_id=name, sampling_params=SimpleNamespace(extra_args={PROBE: {}} if "-" in name else None)
+            )
             for name in new
         ]
         tokens = dict.fromkeys(self.input_batch.req_ids, 4)
@@ -297,7 +298,10 @@ def test_one_block_a_step_is_given_the_tokens_of_all_replays() -> None:
     runner = runner_of("")
     seen: list[Any] = []
     runner.nnsight_requests.templates[2].lcls = {"seen": seen, "runner": runner, "Mediator": Mediator}
-    block = "seen.append((Mediator.value('layer.output').shape[0], [(one.row, one.start) for one in runner.scheduled_replays]))"
+    block = """
+tokens = Mediator.value('layer.output').shape[0]
+seen.append((tokens, [(one.row, one.start) for one in runner.scheduled_replays]))
+"""
     runner.nnsight_requests.templates[2].code = compile(block, "probe", "exec")
     runner.step("plain", "a-0123abcd", "b-0123abcd")
     assert seen == [(12, [(1, 4), (2, 8)])]
@@ -355,7 +359,7 @@ def test_nan_in_the_question_alone_is_an_error_of_the_cell_too() -> None:
 def test_every_layer_has_a_row_of_its_own_heads() -> None:
     scores = np.arange(24).reshape(4, 2, 3).astype(float)
     scores[:, 1, 2] = np.nan
-    assert scores_of(finished(scores), request(), NAMES, LAYERS)["heads"]["copy"] == [[0, 1, 2], [], [3, 4]]
+    assert unpack(scores_of(finished(scores), request(), NAMES, LAYERS)["heads"])["copy"] == [[0, 1, 2], [], [3, 4]]
 
 
 def test_what_the_probe_raised_is_told() -> None:
@@ -367,7 +371,7 @@ def test_without_a_question_query_is_not_measured() -> None:
     scores = np.zeros((4, 2, 3))
     scores[3] = np.nan
     told = scores_of(finished(scores), request((0, 0)), NAMES, LAYERS)
-    assert set(told["heads"]) == {"copy", "copy_reference", "mass"}
+    assert set(unpack(told["heads"])) == {"copy", "copy_reference", "mass"}
     assert told["replay"]["computed_tokens"] == 8
 
 

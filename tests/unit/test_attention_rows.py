@@ -411,7 +411,7 @@ def test_the_cut_does_not_change_the_result() -> None:
 
 @triton_only
 def test_programs_are_cut_so_that_no_round_of_them_is_nearly_empty() -> None:
-    from retrieval_heads.tracing.attention_triton import START_STEPS, Tiling
+    from retrieval_heads.tracing.attention_triton import Tiling
 
     cut = Tiling(128, 128, warps=4, stages=2, registers=255, programs=264)
     assert cut.steps({256: 132}) == 128, "one full round"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,6 +14,7 @@ import numpy
 
 from retrieval_heads.ablation import NONE
 from retrieval_heads.config import Needle, Prompt
+from retrieval_heads.engine.packed import pack
 from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import ConfigError, EngineError, PromptError, UnreadableFile
 from retrieval_heads.haystack import Haystack, read_text
@@ -283,31 +283,29 @@ def scores_of(
     if finished.error is not None or finished.head_scores is None:
         raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
     figures = numpy.asarray(finished.head_scores, dtype=float).round(8)
-    scores = {name: list(_by_layer(rows, layers)) for name, rows in zip(names, figures.tolist(), strict=True)}
+    scores = dict(zip(names, figures, strict=True))
     if request.facts["question_span"][0] == request.facts["question_span"][1]:
         del scores["query"]
-    for name, by_layer in scores.items():
-        for layer, heads in zip(layers, by_layer, strict=True):
-            if broken := [head for head, value in enumerate(heads) if not math.isfinite(value)]:
-                where = f"{layer['path']}, head {', '.join(map(str, broken))}"
-                raise EngineError(
-                    f"the heads were not scored: {name} is no number, for NaN in the queries, keys or decay of {where}"
-                )
+    counts = [layer["heads"] for layer in layers]
+    widths = numpy.array([count for count in counts if count])
+    is_own = numpy.arange(figures.shape[2]) < widths[:, None]  # a row is as long as the longest layer's
+    for name, values in scores.items():
+        broken = is_own & ~numpy.isfinite(values)
+        if broken.any():
+            row = int(broken.any(1).argmax())
+            path = [layer["path"] for layer in layers if layer["heads"]][row]
+            where = f"{path}, head {', '.join(map(str, broken[row].nonzero()[0]))}"
+            raise EngineError(
+                f"the heads were not scored: {name} is no number, for NaN in the queries, keys or decay of {where}"
+            )
     return {
-        "heads": scores,
+        "heads": pack(scores, counts),
         "replay": {
             "cached_tokens": finished.cached_tokens,
             "computed_tokens": finished.prompt_tokens - finished.cached_tokens,
             "seconds": finished.seconds,
         },
     }
-
-
-def _by_layer(rows: Sequence[Sequence[float]], layers: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[float]]:
-    """A row of each layer's own heads; `rows` are those of scored layers alone, as long as the longest."""
-    scored = iter(rows)
-    for layer in layers:
-        yield next(scored)[: layer["heads"]] if layer["heads"] else []
 
 
 def _template_text(template: str | None) -> str | None:

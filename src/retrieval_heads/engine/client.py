@@ -25,6 +25,7 @@ from typing import Any
 
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
+from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.private_folder import PrivateFolder
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError, FileError, QuestionError
@@ -119,7 +120,7 @@ class EngineClient:
     def result(self, key: str) -> Message:
         """Wait for the result of a submitted cell."""
         found: Message = self._call({"do": "result", "key": key})["result"]
-        return found
+        return {**found, "heads": unpack(found["heads"])} if found.get("heads") is not None else found
 
     def finished(self, after: int) -> tuple[list[tuple[str, Message]], Message]:
         """Wait for results, whichever come first.

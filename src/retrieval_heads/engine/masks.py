@@ -9,6 +9,7 @@ from typing import Any
 from retrieval_heads.ablation import Arm, NoSuchDraw, as_mask, heads_of
 from retrieval_heads.config import Needle, Scoring
 from retrieval_heads.engine.cells import CellSkipped
+from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.server import Job, Server
 from retrieval_heads.heads import Head, Layer, aggregate
 from retrieval_heads.results import Record
@@ -88,6 +89,6 @@ def _sample(job: Job) -> Record:
         context_length=cell["length"],
         document_depth=cell["depth"],
         needle=needle.needle,
-        heads=result.get("heads"),
+        heads=unpack(result["heads"]) if result.get("heads") is not None else None,
         passed=passed,
     )

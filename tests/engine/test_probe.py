@@ -90,7 +90,7 @@ def test_the_rows_scored_are_those_that_predicted_the_answer() -> None:
     assert rows(7, question_span=(0, 0)).first == PROMPT - 1
 
 
-def part(count: int, heads: int = 2) -> RowScores:
+def row_scores(count: int, heads: int = 2) -> RowScores:
     return RowScores(
         argmax=torch.zeros(count, heads, dtype=torch.int32),
         logsumexp=torch.zeros(count, heads),
@@ -115,7 +115,7 @@ class Kind(SoftmaxAttention):
         for one in taken:
             told = [memory["tokens"] for memory in one.memories]
             assert told == [part.position + part.tokens for part in batch.scored] or not self.needs_whole_context
-        found = [part(len(one.rows), self.count) for one in taken]
+        found = [row_scores(len(one.rows), self.count) for one in taken]
         for one, scores in zip(taken, found, strict=True):
             scores.argmax[:] = one.rows[:, :1]
         return found
@@ -247,7 +247,7 @@ def test_a_preempted_replay_begins_again() -> None:
 
 def test_fewer_rows_than_were_wanted_are_an_error() -> None:
     with pytest.raises(ValueError, match="11 rows were scored where 12 were wanted"):
-        figures([part(11)], [rows(7, 8, 9)], is_signed=False)
+        figures([row_scores(11)], [rows(7, 8, 9)], is_signed=False)
 
 
 class Runner(Conducted):

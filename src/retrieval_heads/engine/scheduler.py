@@ -24,7 +24,7 @@ HASHED = "rh_hashed"
 HASHED_AS = "rh_hashed_as"
 """Of its replay: that name."""
 
-TOGETHER = 16
+TOGETHER = 64
 """Replays that need not wait for more."""
 
 PATIENCE = 32

@@ -197,6 +197,9 @@ class Run:
             reason = str(call.excinfo.value)
             report.longrepr = as_failure(reason, item.path)
             vars(report).update(rh_died=reason)
+        elif report.failed and call.excinfo is not None and isinstance(call.excinfo.value, NoModel):
+            # Of a setup pytest asks no item how its failure is told.
+            report.longrepr = as_failure(str(call.excinfo.value), item.path)
         _take_out_secrets(report)
         return report
 

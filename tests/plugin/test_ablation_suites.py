@@ -248,7 +248,8 @@ def test_what_a_suite_of_arms_cannot_have(project: Project, keys: dict[str, Any]
 
 def test_heads_of_another_model_are_a_warning_that_names_both(project: Project) -> None:
     scores = {"copy": {"mean": [[0.1, 0.5, 0, 0]]}}
-    heads = {"schema": "retrieval-heads-heads/1", "model": "big", "layers": [{"number": 0}], "scores": scores}
+    layers = [{"path": "layers.0.attn", "number": 0, "heads": 4}]
+    heads = {"schema": "retrieval-heads-heads/1", "model": "big", "layers": layers, "scores": scores}
     project.write("heads.json", json.dumps(heads))
     ablation(project, heads="heads.json", top=[1])
     result = project.run()

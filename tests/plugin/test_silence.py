@@ -107,7 +107,7 @@ def test_a_run_that_was_itself_stopped_blames_no_engine(project: Project) -> Non
     assert len(project.records()) == 6
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "soon", "true", ".inf"])
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "true"])
 def test_a_limit_is_a_number_of_seconds(project: Project, value: str) -> None:
     project.suite()
     result = project.run("--rh-set", f"engine.silence={value}")

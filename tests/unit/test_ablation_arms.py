@@ -164,7 +164,7 @@ def test_another_models_heads_name_both(tmp_path: Path) -> None:
     content = {
         "schema": "retrieval-heads-heads/1",
         "model": "org/big",
-        "layers": [{"number": 0}],
+        "layers": [{"path": "layers.0.attn", "number": 0, "heads": 2}],
         "scores": {"copy": {"mean": [[0.1, 0.5]]}},
     }
     path = written(tmp_path / "heads.json", content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import subprocess
@@ -647,13 +648,13 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = niah_heatmap(grid(1, 1), tmp_path / "heatmap")[0].read_bytes()
-    whole = Path.write_bytes
 
-    def half(self: Path, content: bytes) -> int:
-        whole(self, content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
+    class Full(io.FileIO):
+        def write(self, content: Any) -> int:
+            super().write(content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr("retrieval_heads.files.open", lambda path, mode, opener: Full(path, mode), raising=False)
     with pytest.raises(ResultsError, match="No space left on device"):
         niah_heatmap(grid(3, 3), tmp_path / "heatmap")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heatmap.png", "heatmap.svg"]

@@ -1,6 +1,7 @@
 # make demo: environment, CPU engine, model, essays; then the sweep and the heads; then the pictures.
 # make test: environment with the test tools; lint, then all tests, the real engine included.
-# make soak: a thousand kills of a running session, each resumed (docs/reliability.md).
+# make soak: ten times as many malformed inputs, then a thousand kills of a running session, each resumed
+# (docs/reliability.md).
 PYTHON ?= python3
 VENV ?= .venv
 bin := $(VENV)/bin
@@ -16,6 +17,7 @@ test: lint
 	$(bin)/pytest -n 2 --dist loadfile tests/engine
 
 soak: $(VENV)/.test
+	RH_FAULTS=10 $(bin)/pytest -n 2 --timeout 7200 tests/faults/test_faults_*.py
 	$(bin)/python tests/faults/kill_loop.py --rounds 1000 --fork
 
 lint: $(VENV)/.test

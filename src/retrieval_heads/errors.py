@@ -28,7 +28,11 @@ class RetrievalHeadsError(Exception):
     """
 
     def __str__(self) -> str:
-        return "\n".join(map(_shortened, printable(without_secrets(super().__str__())).split("\n")))
+        return _readable(super().__str__())
+
+
+def _readable(text: str) -> str:
+    return "\n".join(map(_shortened, printable(without_secrets(text)).split("\n")))
 
 
 def _shortened(line: str) -> str:
@@ -64,7 +68,7 @@ class FileError(RetrievalHeadsError, OSError):
     """A file that cannot be written, and the `OSError` that says why."""
 
     def __str__(self) -> str:
-        return printable(without_secrets(f"{self.filename}: cannot be written ({self.strerror})"))
+        return _readable(f"{self.filename}: cannot be written ({self.strerror})")
 
     @classmethod
     def of(cls, path: Path, error: OSError) -> FileError:

@@ -34,8 +34,14 @@ def _known_kind(kind: str) -> str:
     return kind
 
 
+def _in_order(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] > span[1]:
+        raise ValueError(f"a span ends where it starts or behind it, found {list(span)}")
+    return span
+
+
 Span = tuple[int, int]
-_Span = tuple[_Count, _Count]
+_Span = Annotated[tuple[_Count, _Count], AfterValidator(_in_order)]
 
 
 class Template(BaseModel):

@@ -272,8 +272,8 @@ def _refuse_twins(loader: _Loader, document: yaml.Node, where: str) -> None:
     for path, node in _mappings(document):
         lines: dict[Any, int] = {}
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # no key of ours; the constructor refuses it
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEYS:
+                continue  # no key of ours; `_refuse_values` says so
             try:
                 value = "<<" if key.tag == _MERGE else loader.construct_object(key)
             except (ValueError, KeyError):

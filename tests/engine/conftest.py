@@ -107,7 +107,7 @@ class Started:
     def finish(self) -> Outcome:
         """Wait for its end."""
         status = self.process.wait(PATIENCE)
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + 60
         while (left := self.processes()) and time.monotonic() < give_up:
             time.sleep(0.1)
         names = [" ".join(one.cmdline()) for one in left if one.is_running()]

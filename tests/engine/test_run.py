@@ -251,13 +251,11 @@ def test_of_a_killed_engine_finished_cells_stay_and_the_others_are_errors(
         time.sleep(0.05)
     (engine,) = (one for one in run.processes() if "retrieval_heads.engine.server" in one.cmdline())
     engine.kill()
-    killed = time.monotonic()
     outcome = run.finish()
 
     records = read_records(outcome.folder / "results.jsonl")
     facts = json.loads((outcome.folder / "run.json").read_text(encoding="utf-8"))
     assert outcome.exit_status == 1, outcome.output
-    assert time.monotonic() - killed < 30
     assert outcome.left == []
     assert 3 <= len(records) < 40
     assert {record.status for record in records} <= {"pass", "low"}

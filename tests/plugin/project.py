@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Project:
 
     def spawn(self, *arguments: str, config: bool = True, suites: bool = True) -> pytest.RunResult:
         """Run pytest in a process of its own."""
-        return self.pytester.runpytest_subprocess(*self._arguments(arguments, config, suites), timeout=60)
+        return self.pytester.runpytest_subprocess(*self._arguments(arguments, config, suites), timeout=300)
 
     def popen(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start pytest in a process and session of its own and leave it running; what it prints goes to `printed`."""
@@ -131,7 +132,21 @@ class Project:
         return facts
 
 
-def is_gone(process: int, *, patience: float = 3.0) -> bool:
+def until(found: Callable[[], bool], patience: float = 120) -> None:
+    """Wait for something to be so."""
+    give_up = time.monotonic() + patience
+    while not found():
+        assert time.monotonic() < give_up, "it never came"
+        time.sleep(0.05)
+
+
+def finished(project: Project) -> int:
+    """Cells with a record on disk."""
+    file = project.latest / "results.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def is_gone(process: int, *, patience: float = 60.0) -> bool:
     """Whether a process ended; a zombie that nobody waits for has."""
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:

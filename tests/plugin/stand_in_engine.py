@@ -42,6 +42,7 @@ class Behaviour:
         fail: A message to fail with at the start; `crash` ends the process there.
         start_seconds: How long the start takes.
         delay: Seconds for each answer, one after the other; at 0 all are answered in one step.
+        answers_from: How many requests it must have been given before it answers the first.
         die_after: How many answers it gives before it is killed; `fail_after`, before its step raises.
         stall_after: How many answers it gives before nothing moves any more, and how that comes (`stall`): a step that
             `sleep`s, steps that do nothing (`spin`), one that keeps the interpreter to itself (`hold`), a process that
@@ -64,6 +65,7 @@ class Behaviour:
     crash: bool = False
     start_seconds: float = 0
     delay: float = 0
+    answers_from: int = 0
     die_after: int | None = None
     fail_after: int | None = None
     stall_after: int | None = None
@@ -103,6 +105,7 @@ class Engine:
     asked: int = 0
     number: int = 0
     has_moved: bool = True
+    patience: int = 6000
 
     def __post_init__(self) -> None:
         self.told = Behaviour.from_environment()
@@ -190,6 +193,8 @@ class Engine:
 
     def step(self) -> list[Finished]:
         """Answer everything that waits, or with a delay the first of it."""
+        if self.asked < self.told.answers_from:
+            return self._waiting_for_more()
         time.sleep(self.told.delay)
         count = 1 if self.told.delay else len(self.waiting)
         for limit in (self.told.die_after, self.told.fail_after, self.told.stall_after):
@@ -205,6 +210,14 @@ class Engine:
         batch, self.waiting = self.waiting[:count], self.waiting[count:]
         self.answered += len(batch)
         return [self._finished(request, ids) for request, ids in batch]
+
+    def _waiting_for_more(self) -> list[Finished]:
+        """Answer nothing yet; fail when no more is asked in a minute of steps."""
+        self.patience -= 1
+        if self.patience == 0:
+            raise RuntimeError(f"{self.asked} of {self.told.answers_from} requests were asked before the first answer")
+        time.sleep(0.01)
+        return []
 
     def _stalled(self) -> list[Finished]:
         """Do nothing, in one way or another."""

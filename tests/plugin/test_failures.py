@@ -6,13 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from project import Project, is_gone
+from project import Project, finished, is_gone, until
 
 from retrieval_heads.results import Record, read_records
 
@@ -317,20 +315,6 @@ class TestBrokenSuites:
         assert project.starts == []
 
 
-def until(found: Callable[[], bool], patience: float = 120) -> None:
-    """Wait for something to be so."""
-    give_up = time.monotonic() + patience
-    while not found():
-        assert time.monotonic() < give_up, "it never came"
-        time.sleep(0.05)
-
-
-def finished(project: Project) -> int:
-    """Cells with a record on disk."""
-    file = project.latest / "results.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
 class TestInterrupts:
     @pytest.fixture
     def slow(self, project: Project) -> Project:
@@ -341,7 +325,7 @@ class TestInterrupts:
     def end(self, process: subprocess.Popen[bytes], sign: signal.Signals, *, group: bool = True) -> None:
         """Send a signal as a terminal does, to pytest and its workers; nobody waits for cells, or for a start."""
         (os.killpg if group else os.kill)(process.pid, sign)
-        process.wait(timeout=45)  # seconds; the cells would take 50, the slow start 60
+        process.wait(timeout=300)
 
     def test_ctrl_c_ends_in_order(self, slow: Project, workers: list[str]) -> None:
         process = slow.popen(*workers)
@@ -349,13 +333,13 @@ class TestInterrupts:
         self.end(process, signal.SIGINT)
         assert process.returncode == pytest.ExitCode.INTERRUPTED
         assert is_gone(slow.starts[0])
-        assert len(read_records(slow.latest / "results.jsonl")) >= 2
+        assert 2 <= len(read_records(slow.latest / "results.jsonl")) < 101, "nobody waited for the last cell"
         assert slow.facts()["status"] == "cut short"
         printed = (slow.path / "printed").read_text()
         assert "to go on with the run: the same command with --rh-resume" in printed
 
     def test_ctrl_c_while_the_engine_starts(self, slow: Project, workers: list[str]) -> None:
-        slow.behave(start_seconds=60)
+        slow.behave(start_seconds=3600)
         process = slow.popen(*workers)
         until(lambda: bool(slow.starts))
         self.end(process, signal.SIGINT)

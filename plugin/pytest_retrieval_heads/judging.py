@@ -29,6 +29,7 @@ from retrieval_heads.gates import (
     check,
     judge,
     load_baseline,
+    meta_differences,
     meta_of,
     parse_gate,
     parse_max_drop,
@@ -237,14 +238,17 @@ class Judge:
 
     def save(
         self, name: str, records: Sequence[Record], found: Sequence[Found], facts: Mapping[str, Any]
-    ) -> list[Path]:
+    ) -> tuple[list[Path], list[str]]:
         """Store the run as a baseline: a file beside the suites of each folder.
 
+        What a file of that name holds of cells that the folder's suites ask and this run did not select is kept.
+
         Returns:
-            The files written.
+            The files written, and a note for each that keeps cells of before.
 
         Raises:
-            ResultsError: A selected cell has no result, nothing was measured, or a file cannot be written.
+            ResultsError: A selected cell has no result, nothing was measured, a file cannot be written, or the cells
+                that are to be kept were measured by another model or engine.
         """
         has = {(record.suite_id, record.cell) for record in records}
         missing = sum((suite, cell) not in has for suite, cells in self.plan.cells.items() for cell in cells)
@@ -253,14 +257,41 @@ class Judge:
         partial = [suite for suite in self.plan.cells if not self.plan.is_whole(suite)]
         if unjudged := [suite for suite in partial if suite in self.plan.gated]:
             raise ResultsError(f"no baseline was saved: {unjudged[0]} is partial, and its gates were not judged")
-        written = []
+        written, notes = [], []
+        meta = meta_of(facts)
         for folder in dict.fromkeys(Path(file).parent for file in self.plan.files.values()):
             mine = {suite for suite, file in self.plan.files.items() if Path(file).parent == folder}
             means = {each.suite: means for each in found if f"detect/{each.suite}" in mine and (means := _means(each))}
             path = folder / "baselines" / f"{name}.jsonl"
-            save_baseline([record for record in records if record.suite_id in mine], meta_of(facts), path, means)
+            kept, heads = self._kept(path, meta)
+            if kept:
+                notes.append(f"{path.name} keeps {len(kept)} cells that were not selected now")
+            of_folder = [record for record in records if record.suite_id in mine]
+            save_baseline([*kept, *of_folder], meta, path, {**heads, **means})
             written.append(path)
-        return written
+        return written, notes
+
+    def _kept(self, path: Path, meta: Mapping[str, str]) -> tuple[list[Record], Mapping[str, HeadMeans]]:
+        """What a baseline file holds of cells that the suites ask and this run did not select."""
+        asked = {(suite, cell) for of in (self.plan.beside, self.plan.collected) for suite in of for cell in of[suite]}
+        unselected = asked - {(suite, cell) for suite, cells in self.plan.cells.items() for cell in cells}
+        if not unselected or not path.exists():
+            return [], {}
+        before = load_baseline(path)
+        kept = [record for record in before.records if (record.suite_id, record.cell) in unselected]
+        if kept and (differing := meta_differences(before.meta, meta)):
+            raise ResultsError(
+                f"no baseline was saved: {path} holds {len(kept)} cells that were not selected now, and they were "
+                f"measured otherwise ({differing[0]}); select them too, or save under another name"
+            )
+        detected = [record for record in kept if record.kind == "detect"]
+        if torn := [record.suite_id for record in detected if record.suite_id in self.plan.cells]:
+            raise ResultsError(
+                f"no baseline was saved: {path} holds all samples of {torn[0]}, and its head scores are means of them; "
+                "select the whole suite, or save under another name"
+            )
+        suites = {record.suite for record in detected}
+        return kept, {suite: means for suite, means in before.heads.items() if suite in suites}
 
 
 def _of_part(judged: Verdict) -> Verdict:

@@ -18,7 +18,7 @@ import pytest
 
 from pytest_retrieval_heads.collect import CellItem, SuiteFile
 from pytest_retrieval_heads.failure import NO_MODEL, NoModel, as_failure
-from pytest_retrieval_heads.host import Host
+from pytest_retrieval_heads.host import COLLECTED, Host
 from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.plan import Plan, awaited, cells_of, selected_suites, unfit
 from pytest_retrieval_heads.plugin import config_file, verdict_of
@@ -98,6 +98,8 @@ class Run:
     def has_collected(self, suite: Suite, node: str, items: Sequence[pytest.Item]) -> None:
         """Remember what a suite asks before any of it is deselected."""
         self._collected[suite.id] = suite
+        if self.host is not None:
+            self.host.has_collected()
         self._last_failed.select_whole(node, items)
 
     def engine(self) -> EngineClient:
@@ -212,6 +214,8 @@ class Run:
     def pytest_sessionfinish(self) -> None:
         """Before pytest writes its set of what failed last."""
         self._last_failed.restore()
+        if self.host is None:
+            self._config.workeroutput[COLLECTED] = len(self._collected)  # type: ignore[attr-defined]
 
     def pytest_unconfigure(self) -> None:
         """Hang up."""
@@ -233,7 +237,7 @@ class Run:
 
     def _beside(self) -> Iterator[Suite]:
         """Suites in the folders of those collected that a path, `--ignore` or `--lf` kept out; for a baseline alone."""
-        if not self._config.getoption("rh_baseline"):
+        if not (self._config.getoption("rh_baseline") or self._config.getoption("rh_save_baseline")):
             return
         known = {suite.path for suite in self._collected.values()}
         for folder in dict.fromkeys(path.parent for path in known):

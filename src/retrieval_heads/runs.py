@@ -156,8 +156,6 @@ class RunFolder:
             raise ConfigError(f"{latest}: is a file or folder, where a link to the newest run is to be; move it away")
         folder = cls(_made(reports / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"))
         folder._latest = latest
-        if not latest.exists():  # so that the log of a first run can be read there while the engine starts
-            folder._point()
         return folder
 
     def _point(self) -> None:
@@ -171,13 +169,6 @@ class RunFolder:
             link.replace(self._latest)
         except OSError as error:
             self.complaints.append(f"{self._latest}: the link to this run cannot be made ({error.strerror})")
-
-    def _point_nowhere(self) -> None:
-        """A run without a record is no run to go on with, or to compare with."""
-        assert self._latest is not None
-        with suppress(OSError):  # another run's by now, or gone
-            if self._latest.readlink() == Path(self.path.name):
-                self._latest.unlink()
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
         """Write `config.yaml`: what the files and options came to, without secrets."""
@@ -283,8 +274,6 @@ class RunFolder:
     def close(self) -> None:
         """Let another run write to the folder."""
         self.journal.close()
-        if self._latest is not None and not self.journal.written:
-            self._point_nowhere()
         self._lock.close()
 
 

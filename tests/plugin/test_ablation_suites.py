@@ -197,16 +197,30 @@ def test_pictures_are_drawn(project: Project, drawing: None) -> None:
             {"heads": [[layer, head] for layer in range(3) for head in range(4)], "top": [12]},
             "top: masking 12 of the model's 16 heads leaves 4 others, too few for a control of 12",
         ),
-        ({"heads": "detect/elsewhere"}, "the heads of detect/elsewhere are to be masked, and no cell of that suite is"),
     ],
 )
-def test_heads_that_the_model_has_not_end_the_run_with_one_sentence(
-    project: Project, ablate: dict[str, Any], said: str
+def test_heads_that_the_model_has_not_are_an_error_of_each_cell(
+    project: Project, ablate: dict[str, Any], said: str, workers: list[str]
 ) -> None:
     ablation(project, **ablate)
+    project.pytester.makepyfile(test_own="def test_mine():\n    pass\n")
+    result = project.run(*workers, suites=False)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    found = result.parseoutcomes()
+    assert found.pop("passed") == 1, "what needs no engine runs"
+    assert found.keys() <= {"errors", "failed"}
+    assert found["errors"] > 0
+    result.stdout.fnmatch_lines([f"*rh: the engine is not asked: ablate/cut: *{said}*"])
+    (run,) = [path for path in (project.path / "reports").iterdir() if not path.is_symlink()]
+    assert '"the engine was not asked"' in (run / "run.json").read_text()
+
+
+def test_heads_that_nobody_is_to_find_end_the_run_with_one_sentence(project: Project) -> None:
+    ablation(project, heads="detect/elsewhere")
     result = project.run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stdout.fnmatch_lines([f"*rh: ablate/cut: *{said}*"])
+    said = "the heads of detect/elsewhere are to be masked, and no cell of that suite is"
+    result.stdout.fnmatch_lines([f"*rh: ablate/cut: {said}*"])
 
 
 @pytest.mark.parametrize(

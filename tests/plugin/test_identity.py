@@ -209,7 +209,8 @@ class TestStoredAnswers:
     def test_the_same_name_with_other_settings_is_another_model(self, project: Project) -> None:
         self.stored(project)
         result = self.traced(project, "--rh-set", "model.quantization=fp8")
-        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.assert_outcomes(errors=1)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
         result.stdout.fnmatch_lines(
             ["*another model than toy (model.quantization: none then, fp8 now)*`from_model: toy`*"]
         )

@@ -30,6 +30,10 @@ def real(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
             "'SmolLM2-135M' is *the hub cannot be reached*did you mean 'SmolLM2-135M-Instruct'[?]",
         ),
         ("model.model=./nowhere", "no folder './nowhere'; expected a folder, *"),
+        (
+            "model.max_model_length=512",
+            "model.max_model_length: there is no such engine argument in vLLM; did you mean 'max_model_len'[?]",
+        ),
         ("model.chat_template=none.jinja", "model.chat_template: 'none.jinja' cannot be read (no such file)"),
     ],
 )

@@ -31,6 +31,8 @@ def test_what_needs_a_model_is_an_error_and_the_rest_runs(bare: Project, workers
     result.assert_outcomes(passed=2, errors=6 + 1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*ERROR at setup of tale::*", SENTENCE])
+    result.stdout.no_fnmatch_line("*from_call*")
+    assert sum(line.startswith("no model is named;") for line in result.outlines) == 7, "a sentence each, no traceback"
     assert bare.starts == []
     assert not (bare.path / "reports").exists()
 
@@ -72,3 +74,8 @@ def test_suites_that_name_a_model_run_beside_those_that_do_not(bare: Project, wo
 def test_the_config_that_was_named_must_be_there(bare: Project, workers: list[str]) -> None:
     result = bare.run(".", "--rh-config", "nowhere.yaml", *workers, suites=False, config=False)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_an_empty_config_in_the_ini_file_is_none(bare: Project) -> None:
+    bare.pytester.makeini("[pytest]\nrh_config = config.yaml\n")
+    bare.run("-o", "rh_config=", config=False).assert_outcomes(errors=6)

@@ -37,6 +37,7 @@ def test_an_unnamed_folder_says_when_and_what(tmp_path: Path, suites: list[str],
     folder = RunFolder.create(None, tmp_path, suites)
     assert folder.path.parent == tmp_path / "reports"
     assert folder.path.name[15:] == ending
+    folder.write_record(record())
     assert (tmp_path / "reports" / "latest").resolve() == folder.path
 
 
@@ -82,7 +83,15 @@ class TestLatest:
         RunFolder.create(None, tmp_path, ["essays"]).close()
         assert (tmp_path / "reports" / "latest").resolve() == earlier
 
-    def test_goes_where_the_first_run_ends_without_a_record(self, tmp_path: Path) -> None:
+    def test_of_a_first_run_comes_with_its_first_record(self, tmp_path: Path) -> None:
+        latest = tmp_path / "reports" / "latest"
+        folder = RunFolder.create(None, tmp_path, ["essays"])
+        assert not latest.is_symlink()
+        folder.write_record(record())
+        assert latest.resolve() == folder.path
+        folder.close()
+
+    def test_is_not_made_by_a_run_without_a_record(self, tmp_path: Path) -> None:
         RunFolder.create(None, tmp_path, ["essays"]).close()
         assert not (tmp_path / "reports" / "latest").is_symlink()
 

@@ -12,6 +12,7 @@ import tyro
 
 from retrieval_heads.commands.flags import assignments, split_settings
 from retrieval_heads.config import is_whole_suite, overrides, read_settings, read_suites
+from retrieval_heads.engine.arguments import check_arguments
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
 from retrieval_heads.kinds import KINDS, find_suites
 from retrieval_heads.planning import earlier_run, plan_suite
@@ -78,6 +79,7 @@ def _show(suite: Suite) -> bool:
     checks: list[Check] = []
     if not suite.settings.from_results:
         checks += _checks("answers", lambda: check_answers(suite))
+    checks += _checks("arguments", lambda: _argument_checks(model))
     if model["model"] is None or suite.settings.from_results:
         _line("model", model["model"] or "not named: give --config FILE for tokens, memory and checks")
     else:
@@ -86,6 +88,12 @@ def _show(suite: Suite) -> bool:
         mark = "WRONG: " if check.is_wrong else "warning: " if check.is_doubtful else ""
         _line(check.name, f"{mark}{check.told}")
     return any(check.is_wrong for check in checks)
+
+
+def _argument_checks(model: Mapping[str, Any]) -> Iterator[Check]:
+    """A finding only where vLLM takes one of the model's keys not."""
+    check_arguments(model)
+    yield from ()
 
 
 def _prompt_checks(suite: Suite, model: Mapping[str, Any]) -> Iterator[Check]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retrieval_heads.engine.arguments import check_arguments
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
 from retrieval_heads.engine.packed import unpack
@@ -310,7 +311,8 @@ class EngineProcess:
         return self._process is not None
 
     def check(self, model: Mapping[str, Any]) -> bool:
-        """See that what is to be loaded is there, before anything is loaded; another server than ours knows itself.
+        """See before anything is loaded that the model is there, and that vLLM takes its arguments; another server than
+        ours knows itself.
 
         Args:
             model: The `model` section of the settings.
@@ -319,9 +321,12 @@ class EngineProcess:
             Whether the hub's cache is all there is, as `retrieval_heads.hub.check_model` finds.
 
         Raises:
-            EngineError: It is not there.
+            EngineError: It is not there, or vLLM does not.
         """
-        return self.server == _SERVER and check_model(model)
+        if self.server != _SERVER:
+            return False
+        check_arguments(model)
+        return check_model(model)
 
     def launch(self, settings: Mapping[str, Any], log: Path) -> None:
         """Start the process; returns at once, before the model is loaded.

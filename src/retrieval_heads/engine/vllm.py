@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from retrieval_heads.engine.arguments import refuse_unknown
 from retrieval_heads.errors import EngineError
 
 SUPPORTED = ((0, 26), (0, 32))
@@ -101,7 +102,7 @@ class Engine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        _refuse_unknown("model", arguments, EngineArgs, f"engine argument in vLLM {self.version}")
+        refuse_unknown("model", arguments, _names(EngineArgs), f"engine argument in vLLM {self.version}")
         defaults: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": False}
         if current_platform.is_cpu() and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             # The default fraction of memory can be refused; this holds 186,000 tokens of SmolLM2-135M. Said as an
@@ -242,7 +243,8 @@ class Engine:
         Raises:
             EngineError: vLLM has no such sampling parameter, refuses the request, or cannot mask a head.
         """
-        _refuse_unknown("generation", sampling, self._sampling_params, f"sampling parameter in vLLM {self.version}")
+        known = _names(self._sampling_params)
+        refuse_unknown("generation", sampling, known, f"sampling parameter in vLLM {self.version}")
         edited: dict[str, Any] = {}
         salt = None
         if mask is not None:
@@ -486,10 +488,6 @@ def _supported_version() -> str:
     return str(version)
 
 
-def _refuse_unknown(section: str, given: Mapping[str, Any], target: Any, what: str) -> None:
-    accepted = list(inspect.signature(target).parameters)
-    for key in given:
-        if key not in accepted:
-            close = difflib.get_close_matches(key, accepted, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise EngineError(f"{section}.{key}: there is no such {what}{hint}")
+def _names(target: Any) -> Sequence[str]:
+    """What a class of vLLM's takes."""
+    return tuple(inspect.signature(target).parameters)

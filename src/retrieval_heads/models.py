@@ -5,10 +5,10 @@ The GGUF file in the package is converted once to a folder that vLLM loads, kept
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,17 +96,17 @@ def _converted(name: str, model: PackagedModel) -> Path:
     source = _source(name, model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Converted aside and moved in one step: a conversion that was killed leaves nothing that looks finished.
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder.parent))
-    try:
-        _convert(source, model, unfinished)
-        unfinished.chmod(0o755)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same result
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}.part")
+    with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process converts; it ends with the process, and others then find it done
+        if not folder.is_dir():
+            try:
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
+                unfinished.mkdir()
+                _convert(source, model, unfinished)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

@@ -53,7 +53,7 @@ def test_the_file_holds_what_it_must() -> None:
         ("a jar of plum jam", "What does every visitor receive?", ("jar", "plum", "jam")),
         ("at home", "Where is the cat?", ("home",)),
         ("two of them", "How many?", ("two",)),
-        ("on and off", "How does it work?", ("off",)),
+        ("on and off", "How does it work?", ("on", "off")),  # a place word with no noun behind it tells answers apart
         ("the key inside the drawer", "Where is the key?", ("inside", "drawer")),
     ],
 )
@@ -62,6 +62,74 @@ def test_key_words_leave_out_function_words_and_the_questions(
 ) -> None:
     assert [word for word in key_words_of(reference, question) if word in words] == list(words)
     assert set(key_words_of(reference, question)) <= {*words, "and"}
+
+
+JAM = ("What does every visitor receive?", "a jar of plum jam")
+CODE = ("What is the access code?", "48213")
+MAYOR = ("Who is the mayor?", "Agnes Thorvald")
+WHERE = ("Where is the key hidden?", BRASS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (WHERE, "There is no doubt that it is inside the brass telescope."),
+        (WHERE, "No need to look further: inside the brass telescope."),
+        (JAM, "Without exception, every visitor receives a jar of plum jam."),
+        (JAM, "You ask what they receive? A jar of plum jam."),
+        (("What does he keep?", "a parrot"), "A parrot, a gift from his sister."),
+        (("How many lanterns hang in the hall?", "seventeen"), "The hall has 17 lanterns and 2 doors."),
+        (("Which organisation paid?", "the WHO"), "WHO"),
+        (("Where does she live?", "the US"), "in the U.S."),
+        (("Who wrote it?", "Dr. Elena Petrova"), "Elena Petrova"),
+        (("What is the temperature?", "-5 degrees"), "minus 5 degrees"),
+        (MAYOR, "Agnes Thorvald's the mayor."),
+        (MAYOR, "Agnes M. Thorvald"),
+        (("Wo liegt der Schlüssel?", "im Messingfernrohr"), "Ohne Zweifel im Messingfernrohr."),
+        (("Где ключ?", "в медном телескопе"), "Без сомнения, в медном телескопе."),
+        (("أين المفتاح؟", "داخل التلسكوب النحاسي"), "لا شك أنه داخل التلسكوب النحاسي"),
+        (("钥匙藏在哪里？", "铜望远镜里"), "鑰匙藏在銅望遠鏡裡。"),
+        (("鑰匙藏在哪裡？", "銅望遠鏡裡"), "毫无疑问，在铜望远镜里。"),
+        (("每位访客得到什么？", "一罐李子果酱"), "1罐李子果酱"),
+        (("Which sign is it?", "¯"), "It is ¯."),
+    ],
+)
+def test_right_in_other_words(asked: tuple[str, str], answer: str) -> None:
+    question, reference = asked
+    assert key_words(answer, reference, question).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (JAM, "They stopped giving a jar of plum jam."),
+        (JAM, "They used to receive a jar of plum jam."),
+        (JAM, "The text denies that they receive a jar of plum jam."),
+        (JAM, "A jar of plum jam and a jar of honey."),
+        (JAM, "A jar of honey. A jar of plum jam."),
+        (JAM, "A jar of plum jam and a candle."),
+        (JAM, "A jar of plums and jam."),
+        (JAM, "A jar of plum jam? I cannot tell."),
+        (WHERE, "I doubt it is inside the brass telescope."),
+        (WHERE, "It was removed from inside the brass telescope."),
+        (CODE, "48213 and 48214"),
+        (CODE, "48213/48214"),
+        (CODE, "The code was changed from 48213 to 9999."),
+        (("How much is it?", "1,250 crowns"), "less than 1250 crowns"),
+        (MAYOR, "Agnes Thorvald's sister"),
+        (("Which organisation paid?", "the WHO"), "the man who paid"),
+        (("Which grade was it?", "A"), "He got a grade."),
+        (("What is the temperature?", "-5 degrees"), "5 degrees"),
+        (("Which animal?", "a wolf"), "a wolf and a bear"),
+        (("What colour is it?", "blue"), "blue/green"),
+        (("Wo liegt er?", "im Messingfernrohr"), "Früher lag er im Messingfernrohr, jetzt in der Uhr."),
+        (("Сколько лодок?", "двадцать три лодки"), "более 23 лодок"),
+        (("谁写了这封信？", "李小龙"), "李小龙和王明"),
+    ],
+)
+def test_wrong_for_all_its_key_words(asked: tuple[str, str], answer: str) -> None:
+    question, reference = asked
+    assert not key_words(answer, reference, question).is_retrieved
 
 
 def test_what_is_missing_is_named() -> None:

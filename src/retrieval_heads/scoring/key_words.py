@@ -29,12 +29,17 @@ SHARE = 0.7
 """Of a whole sentence's key words; with the classic needle 5 of 7: "eat a sandwich and sit in Dolores Park"."""
 
 _SENTENCE_END = regex.compile(r"[.!?。！？।؟][\"'”’»)\s]*$")
+_ANOTHER = "the answer offers another value as well"
 _FEWEST_OF_A_SENTENCE = 4
 _REACH = 3  # words that may stand between a place word and its noun
 _APART = 1  # words that may stand between two that are neighbours in the reference
+_AND = frozenset(("and", "&", "und", "et", "y", "e", "и", "та", "en", "og", "och", "και", "و", "और"))
+_TO = frozenset(("to", "bis", "à", "a", "al", "до", "bis", "tot", "إلى", "से"))
+_ASKED = frozenset("?؟？")
 _LINKS = ("", "s", "es", "n", "en", "er", "e")
 _COMPOUNDING = ("de", "nl", "sv", "da", "no", "fi", "hu", "en")
 _SHORTEST_PART = 4
+_LONGEST_SHORT = 4
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,12 @@ def key_words(answer: str, reference: str, question: str) -> KeyWords:
     """Compare an answer with one reference."""
     if unspaced.is_unspaced(reference):
         return _of_unspaced(unspaced.compare(answer, reference, question))
-    return _Comparison(answer, _expected(reference, question)).result()
+    expected = _expected(reference, question)
+    if not expected.keys:  # signs alone: then as they are written
+        signs = reference.strip()
+        is_said = bool(signs) and signs in answer
+        return KeyWords((), (), "" if is_said else f"the answer does not hold {signs!r}", (), is_said)
+    return _Comparison(answer, expected).result()
 
 
 def key_words_of(reference: str, question: str) -> tuple[str, ...]:
@@ -97,18 +107,21 @@ def _of_unspaced(found: unspaced.Comparison) -> KeyWords:
 
 @dataclass(frozen=True)
 class _Key:
-    """A key word: where it stands in the reference, and whether it is a name."""
+    """A key word: where it stands in the reference, and what counts as saying it."""
 
     at: int
     word: Word
     is_name: bool
     place: str = ""
+    is_short: bool = False
+    """Its capitals alone tell it from another word."""
 
 
 class _Expected:
     """A reference, and what of it an answer must say."""
 
     def __init__(self, reference: str, question: str) -> None:
+        self.text = reference
         self.language = language_of(f"{question} {reference}")
         self.reference = read_words(reference, self.language)
         self.question = read_words(question, self.language)
@@ -116,12 +129,40 @@ class _Expected:
         self.is_long = bool(_SENTENCE_END.search(reference.strip())) and len(self.keys) >= _FEWEST_OF_A_SENTENCE
 
     def _keys(self) -> list[_Key]:
-        novel = [at for at, word in enumerate(self.reference) if not self.is_asked(word)]
-        content = [at for at in novel if not is_function(self.reference[at], self.language)]
+        novel = [at for at, word in enumerate(self.reference) if self._is_short(at) or not self.is_asked(word)]
+        content = [
+            at
+            for at in novel
+            if self._is_short(at) or self._is_particle(at) or not is_function(self.reference[at], self.language)
+        ]
         return [
-            _Key(at, self.reference[at], self._is_name(at), place_at(self.reference, at, self.language)[0])
+            _Key(
+                at,
+                self.reference[at],
+                self._is_name(at),
+                "" if self._is_short(at) else place_at(self.reference, at, self.language)[0],
+                self._is_short(at),
+            )
             for at in content or novel
         ]
+
+    def _is_particle(self, at: int) -> bool:
+        """Whether a place word has no noun behind it: switched on, on and off."""
+        if self.language.follows or not place_at(self.reference, at, self.language)[0]:
+            return False
+        return at + 1 == len(self.reference) or bool(self.reference[at + 1].folds & _AND)
+
+    def _is_short(self, at: int) -> bool:
+        """Whether its capitals alone tell a word from another one of the same letters: the WHO, the US, vitamin A."""
+        word = self.reference[at]
+        is_word = is_function(word, self.language)
+        if not word.text.isupper() or any(other.text == word.text for other in self.question):
+            return False
+        others = [other.text for other in self.reference if other is not word and other.text[0].isalpha()]
+        if not others:
+            return is_word
+        is_word = is_word or (1 < len(word.text) <= _LONGEST_SHORT and is_known(word.text, self.language.code))
+        return is_word and (at > 0 or len(word.text) > 1) and not all(other.isupper() for other in others)
 
     def is_asked(self, word: Word) -> bool:
         return any(same(word, other, self.language.code) for other in self.question)
@@ -178,6 +219,7 @@ class _Comparison:
         self.expected = expected
         self.language, self.keys, self.is_long = expected.language, expected.keys, expected.is_long
         self.reference, self.question = expected.reference, expected.question
+        self.text = answer
         self.answer = read_words(answer, self.language)
         self.blocked = self._blocked()
 
@@ -236,6 +278,8 @@ class _Comparison:
         key = self.keys[number]
         for at in sorted(usable):
             word = self.answer[at]
+            if key.is_short and not word.text.isupper():
+                continue
             if same(key.word, word, self.language.code, is_name=key.is_name) or (
                 (key.place and self._says_place(number, at, usable)) or self._says_one(number, at, usable)
             ):
@@ -313,23 +357,87 @@ class _Comparison:
     def _blocked(self) -> dict[int, str]:
         """The words of the answer that do not count, and why: what is denied, doubted, or one of several choices."""
         known = [*self.question, *self.reference]
+        said, words = [word.fold for word in known], [word.fold for word in self.answer]
         blocked: dict[int, str] = {}
         if not any(word.text.casefold() in self.language.choices for word in known):
             for at, word in enumerate(self.answer):
                 if word.text.casefold() in self.language.choices:
-                    blocked |= dict.fromkeys(self._sentence(at), "the answer offers another value as well")
-        said = [word.fold for word in known]
+                    blocked |= dict.fromkeys(self._sentence(at), _ANOTHER)
+        for at in self._questions():
+            blocked |= dict.fromkeys(self._sentence(at), "the answer asks it")
         for phrase in self.language.doubts:
             if not _positions(said, phrase):
-                for at in _positions([word.fold for word in self.answer], phrase):
+                for at in _positions(words, phrase):
                     blocked |= dict.fromkeys(self._sentence(at), "the answer leaves it open")
         for phrase in self.language.exclusions:
-            for at in _positions([word.fold for word in self.answer], phrase):
-                blocked |= dict.fromkeys(self._sentence(at), "the answer denies it")
+            if not _positions(said, phrase):
+                for at in _positions(words, phrase):
+                    blocked |= dict.fromkeys(self._sentence(at), "the answer denies it")
         if not self._holds(known, self.language.denials):
+            certain = {
+                at + step
+                for phrase in self.language.certainties
+                for at in _positions(words, phrase)
+                for step in range(len(phrase))
+            }
             for at, word in enumerate(self.answer):
-                if word.folds & self.language.denials:
+                if word.folds & self.language.denials and at not in certain:
                     blocked |= dict.fromkeys(self._reach(at), "the answer denies it")
+        for phrase in self.language.bounds:
+            if not _positions(said, phrase):
+                for at in _positions(words, phrase):
+                    blocked |= {
+                        number: f"the answer says {' '.join(phrase)}"
+                        for number in (at - 1, at + len(phrase))
+                        if 0 <= number < len(self.answer) and self.answer[number].is_number
+                    }
+        return blocked | self._among_others(known) | self._of_names()
+
+    def _questions(self) -> Iterator[int]:
+        """The last words of what the answer asks, where the reference is no question."""
+        if _ASKED & set(self.expected.text):
+            return
+        for at, word in enumerate(self.answer):
+            end = self.answer[at + 1].start if at + 1 < len(self.answer) else len(self.text)
+            if _ASKED & set(self.text[word.end : end]):
+                yield at
+
+    def _of_names(self) -> dict[int, str]:
+        """Names of which the answer says something that is theirs: Agnes Thorvald's sister."""
+        blocked: dict[int, str] = {}
+        for at, word in enumerate(self.answer[1:-1], start=1):
+            after = self.answer[at + 1]
+            if word.fold != "s" or not word.glued or after.clause != word.clause or after.text[0].isupper():
+                continue
+            if is_function(after, self.language) or after.is_number or self.expected.is_asked(after):
+                continue
+            is_expected = any(same(after, each, self.language.code) for each in self.reference)
+            is_name = any(key.is_name and key.word.folds & self.answer[at - 1].folds for key in self.keys)
+            if is_name and not is_expected:
+                blocked[at - 1] = f"the answer says {after.text}"
+        return blocked
+
+    def _among_others(self, known: Sequence[Word]) -> dict[int, str]:
+        """Numbers beside which the answer gives another one of about as many digits: 48213 and 48214, 48213/48214."""
+        asked = frozenset(value for word in known for value in word.values)
+        numbers = [at for at, word in enumerate(self.answer) if word.is_number]
+        blocked: dict[int, str] = {}
+        for at, other in pairwise(numbers):
+            one, two = self.answer[at], self.answer[other]
+            between = self.answer[at + 1 : other]
+            if len(between) > 1 or (between and not between[0].folds & (_AND | _TO)):
+                continue
+            if not between and self.text[one.end : two.start].strip() not in (",", "/", "-", "–", "—", "&", "،"):
+                continue
+            if one.values & asked and not two.values & asked:
+                at, new = at, two
+            elif two.values & asked and not one.values & asked:
+                at, new = other, one
+            else:
+                continue
+            lengths = [len(min(each.values, key=len)) for each in (self.answer[at], new)]
+            if abs(lengths[0] - lengths[1]) <= 1:
+                blocked[at] = _ANOTHER
         return blocked
 
     def _holds(self, words: Sequence[Word], of: frozenset[str]) -> bool:
@@ -355,7 +463,9 @@ class _Comparison:
         return range(first, last + 1)
 
     def _objection(self, found: list[list[tuple[int, ...]]]) -> str:
-        return self._other_place(found) or self._scattered(found) or (self._replaced(found) if self.is_long else "")
+        if self.is_long:
+            return self._other_place(found) or self._scattered(found) or self._replaced(found)
+        return self._other_place(found) or self._scattered(found) or self._listed(found)
 
     def _other_place(self, found: list[list[tuple[int, ...]]]) -> str:
         """A place word before the noun that is not the reference's: under the telescope for inside it."""
@@ -396,8 +506,70 @@ class _Comparison:
                 return f"the answer does not say {key.word.text} and {after.word.text} of one thing"
         return ""
 
+    def _listed(self, found: list[list[tuple[int, ...]]]) -> str:
+        """Another thing beside the one that is meant: a jar of plum jam and a jar of honey, a wolf and a bear."""
+        keys = {at for places in found for place in places for at in place}
+        if any(self._is_slashed(at) for at in keys):
+            return _ANOTHER
+        for one, two in pairwise(self._members()):
+            for whole, other in ((one, two), (two, one)):
+                if self._says_all(whole, found) and self._is_another(other, whole, keys):
+                    return _ANOTHER
+        return ""
+
+    def _is_slashed(self, at: int) -> bool:
+        """Whether a slash alone stands between a word and one that neither reference nor question holds."""
+        beside = [(at - 1, at)] * (at > 0) + [(at, at + 1)] * (at + 1 < len(self.answer))
+        for one, two in beside:
+            if self.text[self.answer[one].end : self.answer[two].start] == "/":
+                other = two if one == at else one
+                if self._others(other, other + 1, set()) and not any(
+                    same(self.answer[other], word, self.language.code) for word in self.reference
+                ):
+                    return True
+        return False
+
+    def _members(self) -> list[list[int]]:
+        """The stretches of the answer between its points, its commas and its "and"s."""
+        members: list[list[int]] = [[]]
+        before = None
+        for at, word in enumerate(self.answer):
+            is_cut = before is not None and before.clause != word.clause
+            if is_cut or word.folds & _AND:
+                members.append([])
+            if not word.folds & _AND:
+                members[-1].append(at)
+            before = word
+        return [member for member in members if member]
+
+    def _says_all(self, member: Sequence[int], found: list[list[tuple[int, ...]]]) -> bool:
+        return all(any(at in member for place in places for at in place) for places in found)
+
+    def _is_another(self, member: Sequence[int], whole: Sequence[int], keys: set[int]) -> bool:
+        """An article or a number, then a thing that neither reference nor question holds, and nothing else."""
+        first = next((place for place, at in enumerate(member) if self._is_one(self.answer[at])), None)
+        if first is None:
+            return False
+        rest = member[first + 1 :]
+        content = [at for at in rest if not is_function(self.answer[at], self.language)]
+        new = self._others(rest[0], rest[-1] + 1, keys) if rest else []
+        is_same_kind = any(same(key.word, self.answer[at], self.language.code) for key in self.keys for at in content)
+        # After a comma or a point stands what is said of it as well: a parrot, a gift from his sister.
+        is_listed = bool(self.answer[max(member[0], whole[0]) - 1].folds & _AND)
+        is_counted = self.answer[member[first]].is_number or all(key.word.values for key in self.keys)
+        if not is_same_kind and (is_counted or not is_listed):
+            return False
+        most = 2 if is_same_kind or len(rest) > len(content) else 1
+        before = [at for at in member[:first] if not is_function(self.answer[at], self.language)]
+        return bool(new) and len(content) <= most and not (before and member[0] > min(keys, default=0))
+
+    def _is_one(self, word: Word) -> bool:
+        return bool(word.folds & self.language.articles or word.is_number)
+
     def _between(self, at: int, other: int) -> int:
         first, last = sorted((at, other))
+        if any(word.folds & _AND for word in self.answer[first + 1 : last]):
+            return _APART + 1
         return sum(not is_function(word, self.language) for word in self.answer[first + 1 : last])
 
     def _replaced(self, found: list[list[tuple[int, ...]]]) -> str:

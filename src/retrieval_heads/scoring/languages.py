@@ -31,6 +31,8 @@ class Language:
         functions: Words that every answer may leave out or add.
         articles: Of these, those that also say "one".
         denials: Words that deny what they stand beside.
+        certainties: Phrases that hold a denial and deny nothing: no doubt, not only.
+        bounds: Phrases that make another amount of the number behind them: more than.
         doubts: Phrases that leave it open whether an answer is meant.
         exclusions: Phrases that deny the rest of their sentence.
         choices: Words between an answer and another one, not folded: French ou is not où.
@@ -47,6 +49,8 @@ class Language:
     functions: frozenset[str]
     articles: frozenset[str] = frozenset()
     denials: frozenset[str] = frozenset()
+    certainties: tuple[tuple[str, ...], ...] = ()
+    bounds: tuple[tuple[str, ...], ...] = ()
     doubts: tuple[tuple[str, ...], ...] = ()
     exclusions: tuple[tuple[str, ...], ...] = ()
     choices: frozenset[str] = frozenset()
@@ -86,6 +90,8 @@ def language(code: str) -> Language:
         functions=_set(parts["functions"]),
         articles=_set(parts.get("articles", "")),
         denials=_set(parts.get("denials", "")),
+        certainties=_phrases(parts.get("certainties", "")),
+        bounds=_phrases(parts.get("bounds", "")),
         doubts=_phrases(parts.get("doubts", "")),
         exclusions=_phrases(parts.get("exclusions", "")),
         choices=frozenset(parts.get("choices", "").split()),

@@ -33,6 +33,8 @@ def readings(text: str) -> frozenset[str]:
         .replace("\u00a0", " ")
         .replace("\u202f", " ")
     )
+    if text[:1] in ("-", "−"):
+        return frozenset(f"-{value}" for value in readings(text[1:]))
     found = {text}
     if _THOUSANDS.fullmatch(text):
         found.add(re.sub(r"\D", "", text))

@@ -14,8 +14,9 @@ from retrieval_heads.scoring.numbers import date, number_words, readings, time_o
 from retrieval_heads.scoring.spelling import fold, spellings
 
 _TOKEN = regex.compile(
-    r"(?P<number>\p{Nd}{1,3}(?:[ \u00a0\u202f]\p{Nd}{3})+(?:[.,٫]\p{Nd}+)?(?![\p{L}\p{Nd}])"
-    r"|\p{Nd}+(?:[.,:'’٬٫/\-]\p{Nd}+|h\p{Nd}{2}(?!\p{L}))*(?![\p{L}\p{Nd}])"
+    r"(?P<number>(?:(?<![\p{L}\p{Nd}\p{P}\p{S}])[-−])?\p{Nd}{1,3}(?:[ \u00a0\u202f]\p{Nd}{3})+(?:[.,٫]\p{Nd}+)?"
+    r"(?![\p{L}\p{Nd}])"
+    r"|(?:(?<![\p{L}\p{Nd}\p{P}\p{S}])[-−])?\p{Nd}+(?:[.,:'’٬٫/\-]\p{Nd}+|h\p{Nd}{2}(?!\p{L}))*(?![\p{L}\p{Nd}])"
     r"|\p{Nd}+(?=(?:st|nd|rd|th|km|cm|mm|m|kg|g|lb|lbs|min|s|am|pm|a\.m|p\.m|º|ª|er|e|е|й|го)(?![\p{L}\p{Nd}])))"
     r"|(?P<run>[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]+)"
     r"|(?P<word>(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])[\p{L}\p{N}\p{M}\u200c\u200d])+|\p{So}|[%$€£¥])"
@@ -23,6 +24,8 @@ _TOKEN = regex.compile(
 )
 _SUFFIXES = frozenset(("st", "nd", "rd", "th", "º", "ª", "er", "e", "е", "й", "го"))
 _ALIASES = {"%": "percent", "$": "dollar", "€": "euro", "£": "pound", "¥": "yen"}
+_ABBREVIATION = regex.compile(r"(?<![\p{L}\p{Nd}])(?:\p{Lu}|[Dd]r|[Mm]rs?|[Mm]s|[Ss]t|[Pp]rof)$")
+_MINUS = frozenset(("minus", "moins", "menos", "meno", "минус", "माइनस", "ناقص"))
 _HALVES = {"pm": 12, "am": 0}
 
 
@@ -40,7 +43,7 @@ class Word:
         clause: Counts what commas and turns divide.
         sentence: Counts sentences.
         is_run: A stretch of a script that is written without spaces.
-        glued: Nothing but a hyphen stands between it and the word before.
+        glued: Nothing but a hyphen stands between it and the word before, or the point of an initial.
     """
 
     start: int
@@ -68,7 +71,7 @@ def same_width(text: str) -> str:
 def read_words(text: str, language: Language) -> list[Word]:
     """The words and numbers of a text in order."""
     words = _with_halves(list(_tokens(same_width(text), language)))
-    return _with_dates(_with_numbers(words, language), language)
+    return _with_dates(_below_zero(_with_numbers(words, language)), language)
 
 
 def _tokens(text: str, language: Language) -> Iterator[Word]:
@@ -78,8 +81,8 @@ def _tokens(text: str, language: Language) -> Iterator[Word]:
         kind, said = str(match.lastgroup), match[0]
         start, end = match.span()
         if kind == "end":
-            is_abbreviation = said == "." and text[max(0, start - 3) : start].lower() in (" dr", "mrs", " mr", " st")
-            clause, sentence = clause + 1, sentence + (not is_abbreviation)
+            if said != "." or not _ABBREVIATION.search(text, 0, start):
+                clause, sentence = clause + 1, sentence + 1
         elif kind == "pause":
             clause += 1
         elif said.lower() in _SUFFIXES and start == before and start and text[start - 1].isdigit():
@@ -89,7 +92,8 @@ def _tokens(text: str, language: Language) -> Iterator[Word]:
             folds = spellings(said)
             clause += bool(folds & language.turns)
             values = readings(said) if kind == "number" else frozenset()
-            glued = start > 0 and text[before:start] in ("-", "‐", "‑", "'", "’") and before > 0
+            is_initial = start > 1 and len(said) == 1 and text[start - 1] == "." and text[start - 2].isupper()
+            glued = start > 0 and (text[before:start] in ("-", "‐", "‑", "'", "’") or is_initial) and before > 0
             yield Word(start, end, said, fold(said), folds, values, clause, sentence, kind == "run", glued)
         before = end
 
@@ -135,6 +139,25 @@ def _with_numbers(words: list[Word], language: Language) -> list[Word]:
         else:
             made.append(words[at])
             at += 1
+    return made
+
+
+def _below_zero(words: Sequence[Word]) -> list[Word]:
+    """A number and the word minus before it as one."""
+    made: list[Word] = []
+    for word in words:
+        before = made[-1] if made else None
+        if before is not None and word.is_number and before.fold in _MINUS:
+            made[-1] = replace(
+                word,
+                start=before.start,
+                text=f"{before.text} {word.text}",
+                fold=f"{before.fold} {word.fold}",
+                folds=frozenset((f"{before.fold} {word.fold}",)),
+                values=frozenset(f"-{value}" for value in word.values),
+            )
+        else:
+            made.append(word)
     return made
 
 

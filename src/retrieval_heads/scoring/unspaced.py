@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import regex
 
@@ -20,7 +21,9 @@ _SPACED = regex.compile(r"(?!\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Thai}|\p{Lao}|
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _MARKS = regex.compile(r"[\p{P}\p{Z}\p{S}\p{C}]+")
 _NUMERALS = regex.compile(
-    rf"[{HAN_NUMERALS}]{{2,}}|[{HAN_NUMERALS}](?=[元块个個只本年月日点點分人名岁歳歲円枚匹台])|\p{{Nd}}[\p{{Nd}},]*"
+    rf"[{HAN_NUMERALS}]{{2,}}"
+    rf"|[{HAN_NUMERALS}](?=[元块塊个個只隻本年月日点點分人名岁歳歲円枚匹台罐瓶杯张張条條把辆輛头頭件双雙封棵颗顆间間层層位箱袋盒碗盘盤壶壺桶艘])|"
+    rf"\p{{Nd}}[\p{{Nd}},]*"
 )
 _PLACES = {
     "zh": {
@@ -42,14 +45,24 @@ _PLACES = {
         "outside": "外",
     },
 }
-_FILL = {"zh": r"[\s的之个個一了着]{0,2}", "ja": r"(?:[\s、]|製の|の|な)?", "": r"\s*"}
+_FILL = {"zh": r"[\s的之个個一了着制製质質]{0,2}", "ja": r"(?:[\s、]|製の|の|な)?", "": r"\s*"}
 _GRAMMAR = {
     "zh": regex.compile(r"[的了是在把被将和与及并而且也都就于於之着过吗呢吧这那其它他她们个]+"),
     "ja": regex.compile(r"\p{Hiragana}+"),
 }
 _DENIALS = {
-    "zh": regex.compile(r"不|没|沒|无|無|未|非|别|勿"),
-    "ja": regex.compile(r"ない|なかった|ません|ではな|じゃな|ず[。、]|無い"),
+    "zh": regex.compile(r"不|没|沒|无|無|未|非|别|別|勿|曾经|曾經|停止|拒绝|拒絕|否认|否認|怀疑|懷疑"),
+    "ja": regex.compile(r"ない|なかった|ません|ではな|じゃな|ず[。、]|無い|やめ|かつて"),
+    "": regex.compile(r"(?!)"),
+}
+_CERTAINTIES = {
+    "zh": regex.compile(r"毫?[无無]疑[问問]?|[没沒]有疑[问問]|毫不[怀懷]疑|不[仅僅只但光]|不用[说說]"),
+    "ja": regex.compile(r"(?:間違い|疑い|に違い)(?:は|も)?な[いく]|だけでなく"),
+    "": regex.compile(r"(?!)"),
+}
+_ANOTHER = {
+    "zh": regex.compile(r"(?:以及|和|与|與|跟|/)(\p{Han}{2,4})"),
+    "ja": regex.compile(r"(?!)"),
     "": regex.compile(r"(?!)"),
 }
 _DOUBTS = {
@@ -84,11 +97,12 @@ def is_unspaced(reference: str) -> bool:
 def compare(answer: str, reference: str, question: str) -> Comparison:
     """Look for every part of a reference in an answer."""
     code = _code(f"{reference}{question}")
-    answer, reference, question = same_width(answer), same_width(reference), same_width(question)
+    answer, reference, question = (_one_script(text, code) for text in (answer, reference, question))
+    asserted = _CERTAINTIES[code].sub(lambda match: "＿" * len(match[0]), answer)
     parts = tuple(dict.fromkeys(_parts(reference, question, code)))
     where = {part: [match.span() for match in _pattern(part, code).finditer(answer)] for part in parts}
     reasons = {
-        part: [_objection(answer, span, f"{question}{reference}", code) for span in where[part]] for part in parts
+        part: [_objection(asserted, span, f"{question}{reference}", code) for span in where[part]] for part in parts
     }
     objection = next((found[0] for found in reasons.values() if found and all(found)), "")
     return Comparison(
@@ -97,6 +111,27 @@ def compare(answer: str, reference: str, question: str) -> Comparison:
         objection,
         tuple(span for spans in where.values() for span in spans),
     )
+
+
+def _one_script(text: str, code: str) -> str:
+    """Full-width letters as plain ones and, in Chinese, traditional characters as simplified ones."""
+    text = same_width(text)
+    return "".join(map(_simplified, text)) if code == "zh" else text
+
+
+@cache
+def _simplified(letter: str) -> str:
+    if not _UNSPACED.match(letter):
+        return letter
+    simple = _converter().convert(letter)
+    return simple if len(simple) == 1 else letter
+
+
+@cache
+def _converter() -> Any:
+    from opencc import OpenCC  # its tables are read when first asked
+
+    return OpenCC("t2s")
 
 
 def _code(text: str) -> str:
@@ -186,6 +221,8 @@ def _objection(answer: str, span: tuple[int, int], known: str, code: str) -> str
     ):
         if said.search(text) and not said.search(known):
             return what
+    if (other := _ANOTHER[code].match(answer, span[1])) and other[1] not in known:
+        return "the answer offers another value as well"
     return ""
 
 

@@ -86,10 +86,9 @@ def done(facts: Mapping[str, Any]) -> list[str]:
     if not facts.get("prompt_tokens"):
         return []
     cached, best = (facts[name] / facts["prompt_tokens"] for name in ("cached_tokens", "reusable_tokens"))
-    return [
-        f"prefix cache: {cached:.1%} of {facts['prompt_tokens']:,} tokens (at best {best:.1%}); "
-        f"between steps: {facts['feed_gap_share']:.1%}"
-    ]
+    told = f"prefix cache: {cached:.1%} of {facts['prompt_tokens']:,} tokens (at best {best:.1%})"
+    share = facts.get("feed_gap_share")  # none where no step was timed
+    return [told if share is None else f"{told}; between steps: {share:.1%}"]
 
 
 def totals(records: Sequence[Record]) -> list[str]:

@@ -140,7 +140,7 @@ class TestStart:
         assert result.ret == pytest.ExitCode.TESTS_FAILED
 
     def test_gates_over_cells_in_error_break(self, project: Project, workers: list[str]) -> None:
-        project.suite(gates=["mean(pass_rate) >= 0", "max(pass_rate) <= 1"])
+        project.suite(gates=["mean(pass_rate) >= 0.1", "max(pass_rate) <= 0.9"])
         project.behave(fail=OUT_OF_MEMORY)
         result = project.run(*workers)
         result.assert_outcomes(errors=6, failed=2)

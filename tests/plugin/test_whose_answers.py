@@ -76,7 +76,7 @@ class TestResume:
             "model.max_num_seqs=4",
             "scoring.threshold=0.1",
             "verdict=none",
-            "gates=[mean(pass_rate) >= 0]",
+            "gates=[mean(pass_rate) >= 0.1]",
             "allow_skipped=true",
             "engine.replicas=auto",
         )

@@ -21,7 +21,6 @@ from retrieval_heads.yaml_reading import decode, parse
         ('{"kind": "niah",\n "kind": "detect"}', "f:2: kind: this key is given twice, on lines 1 and 2; "),
         ("kind: niah\n'kind': niah\n", "f:2: kind: this key is given twice, on lines 1 and 2; "),
         ("kind: niah\n!!str kind: niah\n", "f:2: kind: this key is given twice, on lines 1 and 2; "),
-        ("a: {true: 1, yes: 2}\n", "f:1: a.yes: this key is given twice, on lines 1 and 1; "),
         ("a: {8: 1, 0x8: 2}\n", "f:1: a.0x8: this key is given twice, "),
         ("a: &x {b: 1}\nc: &y {d: 1}\ne:\n  <<: *x\n  <<: *y\n", "f:5: e.<<: this key is given twice, on lines 4 and"),
         ("a: &x {b: 1, b: 2}\nc: [*x, *x]\n", "f:1: a.b: this key is given twice"),

@@ -82,7 +82,11 @@ def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -
     ended = {line["phase"]: (line["status"], line["why"]) for line in of(benchmark_run, "phase")}
     two_gpus = ("not run", "two GPUs are needed, 0 are there")
     done = dict.fromkeys(
-        ("sweep", "single", "memory", "detect", "long", "growth", "start", "paper", "kernel"), ("done", None)
+        (
+            *("sweep", "short_sweep", "single", "memory", "detect", "short_detect", "samples"),
+            *("long", "growth", "start", "windows", "paper", "kernel"),
+        ),
+        ("done", None),
     )
     assert benchmark_run.process.returncode == 0, benchmark_run.errors.read_text()[-4000:]
     assert ended == {
@@ -124,7 +128,7 @@ def test_the_papers_algorithm_finds_the_same_scores(benchmark_run: Benchmark) ->
 def test_every_row_of_the_table_has_a_result_or_a_reason(benchmark_run: Benchmark) -> None:
     table = benchmark_run.printed.read_text().split("\n\n")[-1].splitlines()
     needing_more = [row for row in table if "not run" in row]
-    assert len(table) == 15
+    assert len(table) == 18
     assert [row.partition("  ")[0] for row in needing_more] == [
         "PyPI's retrieval-heads 0.1.2 to detection",
         "throughput of two replicas to one",

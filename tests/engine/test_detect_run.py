@@ -66,7 +66,7 @@ def stored_run(detect_run: Outcome, tmp_path_factory: pytest.TempPathFactory) ->
             "expect": {"min_overlap_with": str(detect_run.folder / "heads.json"), "min_overlap": 0.7},
         },
         "predecessor": {"from_results": "predecessor.jsonl"},
-        "changed": {"from_results": "changed.jsonl"},
+        "changed": {"from_results": "changed.jsonl", "from_model": "unknown"},  # no run.json stands beside it
         "broken": {
             "from_results": str(results),
             "sweep": {"document_depths": [50]},

@@ -305,6 +305,16 @@ def test_a_folder_with_files_of_ones_own_is_refused(project: Project, output_dir
     assert project.starts == []
 
 
+def test_an_empty_output_dir_replaces_nothing(project: Project) -> None:
+    project.suite()
+    before = (project.path / "config.yaml").read_text()
+    result = project.run("--rh-set", 'output_dir=""')
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*output_dir: a path is expected, found ''*"])
+    assert (project.path / "config.yaml").read_text() == before
+    assert project.starts == []
+
+
 def test_prompts_without_the_start_token_are_told(project: Project, workers: list[str]) -> None:
     project.suite()
     project.behave(takes_start_token=True)

@@ -115,6 +115,13 @@ def test_a_limit_is_a_number_of_seconds(project: Project, value: str) -> None:
     result.stderr.fnmatch_lines(["*engine.silence*expected a number of seconds above 0, or null for no limit*"])
 
 
+def test_an_endless_limit_is_written_as_null(project: Project) -> None:
+    project.suite()
+    result = project.run("--rh-set", "engine.silence=.inf")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*engine.silence=.inf*.inf is not a finite number*"])
+
+
 def test_without_a_limit_nothing_is_watched(project: Project) -> None:
     project.suite()
     project.run("--rh-set", "engine.silence=null", "--rh-set", "engine.start_limit=null").assert_outcomes(passed=6)

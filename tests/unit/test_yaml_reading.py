@@ -32,6 +32,11 @@ def test_a_key_given_twice_is_refused_with_both_lines(text: str, sentence: str) 
     assert str(raised.value).startswith(sentence)
 
 
+def test_keys_that_yaml_reads_as_one_truth_value_are_refused() -> None:
+    with pytest.raises(ConfigError, match="f:1: a: the key 'true' is read as no text; quote it if it is one"):
+        parse("a: {true: 1, yes: 2}\n", "f")
+
+
 @pytest.mark.parametrize(
     ("text", "read"),
     [

@@ -23,7 +23,8 @@ STACKS = signal.SIGUSR2
 
 _BYTES = 8
 _OFTEN = 1.0  # seconds between two looks, or between two signs of an engine that has nothing to do
-_WRITING = 3.0  # seconds that a process gets to write its stacks
+_WRITING = 5.0  # seconds that a process gets to write its stacks
+_WRITTEN = 0.5  # seconds without another line after which they are complete; a busy machine makes pauses
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,15 @@ class Watchdog:
 
     def _wait_for_more_than(self, before: int) -> None:
         """Until the log has grown and grows no further."""
-        give_up = time.monotonic() + _WRITING
+        grew = started = time.monotonic()
         size = before
-        while time.monotonic() < give_up:
+        while (now := time.monotonic()) < started + _WRITING:
             time.sleep(0.1)
             found = self._log.stat().st_size
-            if found == size > before:
+            if found != size:
+                size, grew = found, now
+            elif size > before and now - grew >= _WRITTEN:
                 return
-            size = found
 
 
 def write_stacks_on_signal() -> None:

@@ -82,7 +82,7 @@ class Compare:
         from retrieval_heads import gates
 
         before, after = gates.load_baseline(self.baseline), gates.load_baseline(self.current)
-        verdict = gates.compare(
+        verdict = gates.set_against(
             after.records,
             before,
             max_drop=gates.parse_max_drop(self.max_drop),
@@ -91,8 +91,7 @@ class Compare:
             allow_new=self.allow_new,
             allow_skipped=self.allow_skipped,
             allow_changed=self.allow_changed,
-            inconclusive=self.inconclusive,
-        )
+        ).judged(self.inconclusive)
         shrunk = gates.shrinkage(before.records, gates.cells_of(after.records), {}, KINDS)
         verdict += gates.Verdict((), tuple(shrunk.lines()))
         for suite in sorted(before.heads.keys() & after.heads.keys()):

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.gates import Baseline, compare, load_baseline, parse_max_drop, save_baseline
+from retrieval_heads.gates import Baseline, load_baseline, parse_max_drop, save_baseline, set_against
 from retrieval_heads.results import Record, dump_record
 
 META = {"model": "m", "model_revision": "r", "dtype": "bfloat16", "engine": "vllm 0.32.0", "device": "cpu"}
@@ -59,7 +59,7 @@ def test_what_is_saved_is_loaded(saved):
 
 def test_a_run_equals_its_own_saved_baseline_to_the_last_bit(saved):
     measured = [record for record in RUN if record.status == "pass"]
-    verdict = compare(measured, load_baseline(saved), max_drop=parse_max_drop("0"), meta=META)
+    verdict = set_against(measured, load_baseline(saved), max_drop=parse_max_drop("0"), meta=META).judged()
     assert verdict.passed
     assert not verdict.warnings
 
@@ -86,7 +86,7 @@ def test_of_several_records_of_a_cell_the_last_is_saved(tmp_path):
 def test_records_of_the_predecessor_are_saved_under_a_name_that_pairs(tmp_path):
     old = [cell(depth, 1.0, cell="", suite="", needle_name="", needle="N ") for depth in (0, 50)]
     save_baseline(old, META, tmp_path / "b.jsonl")
-    verdict = compare(old, load_baseline(tmp_path / "b.jsonl"), max_drop=parse_max_drop("0"))
+    verdict = set_against(old, load_baseline(tmp_path / "b.jsonl"), max_drop=parse_max_drop("0")).judged()
     assert verdict.passed
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.gates import Baseline, Tolerance, compare, parse_max_drop, set_against
+from retrieval_heads.gates import Baseline, Tolerance, parse_max_drop, set_against
 from retrieval_heads.gates import judge as judge_all
 from retrieval_heads.gates.fall import measure_fall, paired_changes
 from retrieval_heads.gates.pairing import pair_records
@@ -40,8 +40,9 @@ def record(index, score, seeds=1, **fields):
     return Record.model_validate(values | fields)
 
 
-def judge(current, baseline, max_drop="5%", **options):
-    verdict = compare(current, Baseline(tuple(baseline)), max_drop=parse_max_drop(max_drop), **options)
+def judge(current, baseline, max_drop="5%", inconclusive="fail", **options):
+    comparison = set_against(current, Baseline(tuple(baseline)), max_drop=parse_max_drop(max_drop), **options)
+    verdict = comparison.judged(inconclusive)
     assert all("\n" not in outcome.line() for outcome in verdict.outcomes)
     return verdict
 
@@ -370,7 +371,9 @@ def test_records_of_the_predecessor_pair_by_what_they_asked():
 
 def test_another_model_is_a_warning_that_names_both():
     meta = {"model": "a", "dtype": "bfloat16"}
-    verdict = compare(run([1]), Baseline(run([1]), meta), max_drop=parse_max_drop("0"), meta=meta | {"model": "b"})
+    verdict = set_against(
+        run([1]), Baseline(run([1]), meta), max_drop=parse_max_drop("0"), meta=meta | {"model": "b"}
+    ).judged()
     assert verdict.passed
     assert verdict.warnings == ("model differs: a in the baseline, b now",)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from retrieval_heads.gates import Baseline, Verdict, compare, load_baseline, meta_of, parse_max_drop, save_baseline
+from retrieval_heads.gates import Baseline, Verdict, load_baseline, meta_of, parse_max_drop, save_baseline, set_against
 from retrieval_heads.results import Record
 
 META = {"model": "m", "model_revision": "r", "dtype": "bfloat16", "engine": "vllm 0.32.0", "device": "cpu"}
@@ -59,9 +59,9 @@ def run(**fields: Any) -> tuple[Record, ...]:
 def judged(
     now: tuple[Record, ...], before: tuple[Record, ...], meta: dict[str, str] | None = None, **options: Any
 ) -> Verdict:
-    return compare(
+    return set_against(
         now, Baseline(before, META), max_drop=parse_max_drop("0"), meta=meta or META, suite="niah/tale", **options
-    )
+    ).judged()
 
 
 def test_the_same_questions_are_no_gate_and_no_warning() -> None:
@@ -149,7 +149,9 @@ def test_a_baseline_of_before_is_one_warning_with_the_command_that_saves_it_anew
     file.parent.mkdir(parents=True)
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     now = run(metric="new", threshold=0.0, passed=False, scores={"new": 0.0, "rouge1_recall_novel": 1.0})
-    verdict = compare(now, load_baseline(file), max_drop=parse_max_drop("0"), meta={**META, "weights_hash": "w"})
+    verdict = set_against(
+        now, load_baseline(file), max_drop=parse_max_drop("0"), meta={**META, "weights_hash": "w"}
+    ).judged()
     assert verdict.passed, "judged by the baseline's own metric and threshold, nothing fell"
     assert verdict.warnings == (
         "the baseline was judged by rouge1_recall_novel > 0.5, and so is this run here, not by its own new > 0 and "
@@ -172,7 +174,7 @@ def test_a_baseline_with_answers_is_scored_again(tmp_path: Path) -> None:
     file = tmp_path / "b.jsonl"
     save_baseline(run(), META, file)
     now = run(metric="rougeL_recall_novel", threshold=0.4, scores={"rougeL_recall_novel": 0.5}, passed=True)
-    verdict = compare(now, load_baseline(file), max_drop=parse_max_drop("0.9"), meta=META)
+    verdict = set_against(now, load_baseline(file), max_drop=parse_max_drop("0.9"), meta=META).judged()
     assert {outcome.gate.split(" <=")[0] for outcome in verdict.outcomes} == {
         "drop of rougeL_recall_novel",
         "drop of pass_rate",
@@ -191,7 +193,7 @@ def test_alternatives_of_an_answer_count_when_it_is_scored_again(tmp_path: Path)
     stored = load_baseline(file)
     assert stored.records[0].alternatives == ["at dawn"]
     now = run(**answers, metric="key_words", scores={"key_words": 1.0})
-    verdict = compare(now, stored, max_drop=parse_max_drop("0"), meta=META)
+    verdict = set_against(now, stored, max_drop=parse_max_drop("0"), meta=META).judged()
     figures = {outcome.gate.split(" <=")[0]: outcome.figures["baseline"] for outcome in verdict.outcomes}
     assert figures == {"drop of key_words": 1.0, "drop of pass_rate": 1.0}
 
@@ -227,6 +229,6 @@ def test_the_header_says_what_else_tells_model_and_engine() -> None:
     assert meta["enforce_eager"] == "true"
     assert meta.keys() - META.keys() == {"quantization", "enforce_eager", "weights_hash"}
     plain = replace(Baseline(run(), META), meta=META)
-    verdict = compare(run(), plain, max_drop=parse_max_drop("0"), meta=meta)
+    verdict = set_against(run(), plain, max_drop=parse_max_drop("0"), meta=meta).judged()
     assert "quantization differs: not said in the baseline, fp8 now" in verdict.warnings
     assert verdict.passed

@@ -16,7 +16,7 @@ from retrieval_heads.gates.baseline import (
 from retrieval_heads.gates.expression import Aggregate, Agreement, EffectiveLength, Gate, parse_gate
 from retrieval_heads.gates.head_agreement import TOP_HEADS, HeadAgreement, HeadMeans, agreement, compare_heads
 from retrieval_heads.gates.number import FIELDS, PASS_RATE, number_names, stored_number
-from retrieval_heads.gates.regression import Comparison, compare, judge, set_against
+from retrieval_heads.gates.regression import Comparison, judge, set_against
 from retrieval_heads.gates.removed import Shrinkage, cells_of, shrinkage
 from retrieval_heads.gates.render import GATES_SCHEMA, lines, read_gates, to_json, to_markdown, with_kept
 from retrieval_heads.gates.selection import cell_name
@@ -49,7 +49,6 @@ __all__ = [
     "cell_name",
     "cells_of",
     "check",
-    "compare",
     "compare_heads",
     "judge",
     "lines",

@@ -48,37 +48,9 @@ class Comparison:
     outcomes: tuple[Outcome, ...] = ()
     """What is decided without a test."""
 
-
-def compare(
-    current: Iterable[Record],
-    baseline: Baseline,
-    *,
-    max_drop: Mapping[str, Tolerance],
-    meta: Mapping[str, str] | None = None,
-    selected: Collection[str] | None = None,
-    allow_new: bool = False,
-    allow_skipped: bool = False,
-    allow_changed: bool = False,
-    suite: str = "",
-    inconclusive: Inconclusive = "fail",
-) -> Verdict:
-    """Judge a run of one suite against a baseline: `set_against` and `judge` in one.
-
-    Raises:
-        ConfigError: A tolerance names a number that no record holds, or one of which less is not worse.
-    """
-    comparison = set_against(
-        current,
-        baseline,
-        max_drop=max_drop,
-        meta=meta,
-        selected=selected,
-        allow_new=allow_new,
-        allow_skipped=allow_skipped,
-        allow_changed=allow_changed,
-        suite=suite,
-    )
-    return judge([comparison], inconclusive)[0]
+    def judged(self, inconclusive: Inconclusive = "fail") -> Verdict:
+        """The verdict where no other suite is compared in the same run; see `judge`."""
+        return judge([self], inconclusive)[0]
 
 
 def set_against(

@@ -6,8 +6,8 @@ grammar alone is cut out, and every part that is left must stand in the answer a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -25,55 +25,71 @@ _NUMERALS = regex.compile(
     rf"|[{HAN_NUMERALS}](?=[元块塊个個只隻本年月日点點分人名岁歳歲円枚匹台罐瓶杯张張条條把辆輛头頭件双雙封棵颗顆间間层層位箱袋盒碗盘盤壶壺桶艘])|"
     rf"\p{{Nd}}[\p{{Nd}},]*"
 )
-_PLACES = {
-    "zh": {
-        "in": "里面 里头 里边 之中 之内 内部 裡面 裏面 里 裡 裏 内 內 中",
-        "under": "下面 底下 下方 之下 下边 下",
-        "on": "上面 上方 之上 上边 上",
-        "behind": "后面 背后 后方 后边 後面 后",
-        "before": "前面 前方 前边 前",
-        "beside": "旁边 旁 侧面 邊上",
-        "outside": "外面 外边 外",
-    },
-    "ja": {
-        "in": "中 内側 内部 なか",
-        "under": "下 した",
-        "on": "上 うえ",
-        "behind": "後ろ 裏 うしろ",
-        "before": "前 まえ",
-        "beside": "横 隣 そば",
-        "outside": "外",
-    },
-}
-_FILL = {"zh": r"[\s的之个個一了着制製质質]{0,2}", "ja": r"(?:[\s、]|製の|の|な)?", "": r"\s*"}
-_GRAMMAR = {
-    "zh": regex.compile(r"[的了是在把被将和与及并而且也都就于於之着过吗呢吧这那其它他她们个]+"),
-    "ja": regex.compile(r"\p{Hiragana}+"),
-}
-_DENIALS = {
-    "zh": regex.compile(r"不|没|沒|无|無|未|非|别|別|勿|曾经|曾經|停止|拒绝|拒絕|否认|否認|怀疑|懷疑"),
-    "ja": regex.compile(r"ない|なかった|ません|ではな|じゃな|ず[。、]|無い|やめ|かつて"),
-    "": regex.compile(r"(?!)"),
-}
-_CERTAINTIES = {
-    "zh": regex.compile(r"毫?[无無]疑[问問]?|[没沒]有疑[问問]|毫不[怀懷]疑|不[仅僅只但光]|不用[说說]"),
-    "ja": regex.compile(r"(?:間違い|疑い|に違い)(?:は|も)?な[いく]|だけでなく"),
-    "": regex.compile(r"(?!)"),
-}
-_ANOTHER = {
-    "zh": regex.compile(r"(?:以及|和|与|與|跟|/)(\p{Han}{2,4})"),
-    "ja": regex.compile(r"(?!)"),
-    "": regex.compile(r"(?!)"),
-}
-_DOUBTS = {
-    "zh": regex.compile(r"可能|也许|也許|或许|大概|不知道|不确定|不確定|说不定|没有提到|未提及|没有说"),
-    "ja": regex.compile(r"かもしれ|たぶん|おそらく|わかりません|分かりません|不明|多分"),
-    "": regex.compile(r"(?!)"),
-}
-_CHOICES = {
-    "zh": regex.compile(r"或者|或是|还是|還是|或(?!许|許)|要么"),
-    "ja": regex.compile(r"または|又は|あるいは|もしくは|か[、,]"),
-    "": regex.compile(r"(?!)"),
+_NEVER = regex.compile(r"(?!)")
+
+
+@dataclass(frozen=True, eq=False)
+class _Language:
+    """One language's closed classes.
+
+    Args:
+        fill: What may stand between two characters of a part.
+        places: Place words, by class.
+        grammar: Particles, at which a reference is cut.
+        denials: Words that deny their clause.
+        certainties: Phrases that hold a denial and deny nothing.
+        another: Another value behind a part.
+        doubts: Words that leave their sentence open.
+        choices: Words between an answer and another one.
+    """
+
+    fill: str = r"\s*"
+    places: Mapping[str, str] = field(default_factory=dict)
+    grammar: regex.Pattern[str] = _NEVER
+    denials: regex.Pattern[str] = _NEVER
+    certainties: regex.Pattern[str] = _NEVER
+    another: regex.Pattern[str] = _NEVER
+    doubts: regex.Pattern[str] = _NEVER
+    choices: regex.Pattern[str] = _NEVER
+
+
+_LANGUAGES = {
+    "zh": _Language(
+        fill=r"[\s的之个個一了着制製质質]{0,2}",
+        places={
+            "in": "里面 里头 里边 之中 之内 内部 裡面 裏面 里 裡 裏 内 內 中",
+            "under": "下面 底下 下方 之下 下边 下",
+            "on": "上面 上方 之上 上边 上",
+            "behind": "后面 背后 后方 后边 後面 后",
+            "before": "前面 前方 前边 前",
+            "beside": "旁边 旁 侧面 邊上",
+            "outside": "外面 外边 外",
+        },
+        grammar=regex.compile(r"[的了是在把被将和与及并而且也都就于於之着过吗呢吧这那其它他她们个]+"),
+        denials=regex.compile(r"不|没|沒|无|無|未|非|别|別|勿|曾经|曾經|停止|拒绝|拒絕|否认|否認|怀疑|懷疑"),
+        certainties=regex.compile(r"毫?[无無]疑[问問]?|[没沒]有疑[问問]|毫不[怀懷]疑|不[仅僅只但光]|不用[说說]"),
+        another=regex.compile(r"(?:以及|和|与|與|跟|/)(\p{Han}{2,4})"),
+        doubts=regex.compile(r"可能|也许|也許|或许|大概|不知道|不确定|不確定|说不定|没有提到|未提及|没有说"),
+        choices=regex.compile(r"或者|或是|还是|還是|或(?!许|許)|要么"),
+    ),
+    "ja": _Language(
+        fill=r"(?:[\s、]|製の|の|な)?",
+        places={
+            "in": "中 内側 内部 なか",
+            "under": "下 した",
+            "on": "上 うえ",
+            "behind": "後ろ 裏 うしろ",
+            "before": "前 まえ",
+            "beside": "横 隣 そば",
+            "outside": "外",
+        },
+        grammar=regex.compile(r"\p{Hiragana}+"),
+        denials=regex.compile(r"ない|なかった|ません|ではな|じゃな|ず[。、]|無い|やめ|かつて"),
+        certainties=regex.compile(r"(?:間違い|疑い|に違い)(?:は|も)?な[いく]|だけでなく"),
+        doubts=regex.compile(r"かもしれ|たぶん|おそらく|わかりません|分かりません|不明|多分"),
+        choices=regex.compile(r"または|又は|あるいは|もしくは|か[、,]"),
+    ),
+    "": _Language(),
 }
 _SENTENCE = regex.compile(r"[^。！？!?\n.]+")
 _CLAUSE = regex.compile(r"(?:(?!而是|但是|但)[^。！？!?\n，,；;、])+|而是|但是|但")
@@ -98,7 +114,7 @@ def compare(answer: str, reference: str, question: str) -> Comparison:
     """Look for every part of a reference in an answer."""
     code = _code(f"{reference}{question}")
     answer, reference, question = (_one_script(text, code) for text in (answer, reference, question))
-    asserted = _CERTAINTIES[code].sub(lambda match: "＿" * len(match[0]), answer)
+    asserted = _LANGUAGES[code].certainties.sub(lambda match: "＿" * len(match[0]), answer)
     parts = tuple(dict.fromkeys(_parts(reference, question, code)))
     where = {part: [match.span() for match in _pattern(part, code).finditer(answer)] for part in parts}
     reasons = {
@@ -143,10 +159,8 @@ def _code(text: str) -> str:
 def _parts(reference: str, question: str, code: str) -> Iterator[str]:
     asked = _MARKS.sub("", question)
     found = [part for run in _MARKS.split(reference) for part in _novel(run, asked)]
-    if code in _GRAMMAR:
-        cut = [piece for part in found for piece in _without_grammar(part, code)]
-        found = cut or found
-    yield from found or [part for part in _MARKS.split(reference) if part]
+    cut = [piece for part in found for piece in _without_grammar(part, code)]
+    yield from cut or found or [part for part in _MARKS.split(reference) if part]
 
 
 def _novel(run: str, asked: str) -> Iterator[str]:
@@ -171,16 +185,17 @@ def _without_grammar(part: str, code: str) -> Iterator[str]:
     """The pieces between particles; a place behind a noun stays with it, its particle aside."""
     if code == "ja":
         part = regex.sub(r"の(?=\p{Han})", "\0", part)
-    for piece in _GRAMMAR[code].split(part):
+    for piece in _LANGUAGES[code].grammar.split(part):
         if piece.strip("\0"):
             yield piece.strip("\0").replace("\0", "の")
 
 
 @cache
 def _pattern(part: str, code: str) -> regex.Pattern[str]:
-    fill = _FILL[code]
+    language = _LANGUAGES[code]
+    fill = language.fill
     place = next(
-        (words.split() for words in _PLACES.get(code, {}).values() for word in words.split() if part.endswith(word)),
+        (words.split() for words in language.places.values() for word in words.split() if part.endswith(word)),
         None,
     )
     noun = part
@@ -213,15 +228,16 @@ def _number_pattern(said: str) -> str:
 
 
 def _objection(answer: str, span: tuple[int, int], known: str, code: str) -> str:
+    language = _LANGUAGES[code]
     sentence, clause = (_around(cut, answer, span[0]) for cut in (_SENTENCE, _CLAUSE))
     for text, said, what in (
-        (sentence, _CHOICES[code], "the answer offers another value as well"),
-        (sentence, _DOUBTS[code], "the answer leaves it open"),
-        (clause, _DENIALS[code], "the answer denies it"),
+        (sentence, language.choices, "the answer offers another value as well"),
+        (sentence, language.doubts, "the answer leaves it open"),
+        (clause, language.denials, "the answer denies it"),
     ):
         if said.search(text) and not said.search(known):
             return what
-    if (other := _ANOTHER[code].match(answer, span[1])) and other[1] not in known:
+    if (other := language.another.match(answer, span[1])) and other[1] not in known:
         return "the answer offers another value as well"
     return ""
 

@@ -29,6 +29,17 @@ def gate_lines(result: pytest.RunResult) -> list[str]:
     return lines[start : next(index for index, line in enumerate(lines[start:], start) if line.startswith("results "))]
 
 
+def compared(before: Path, now: Path, **options: Any) -> int:
+    """The exit status of `retrieval-heads compare`."""
+    from retrieval_heads.cli import Compare
+
+    try:
+        Compare(before, now, **options).run()
+    except SystemExit as exited:
+        return int(exited.code or 0)
+    return 0
+
+
 class TestGatesOfASuite:
     def test_gates_that_hold_pass_beside_the_cells(self, project: Project, workers: list[str]) -> None:
         project.suite(gates=[MEAN, "min over length(pass_rate) >= 1", "effective_length(0.9) >= 256"])
@@ -154,6 +165,30 @@ class TestBaseline:
         only_one = ("--rh-max-drop", "0.9", "--rh-max-drop", "substring:0.1")
         assert project.run("--rh-baseline", "main", *only_one).ret == 1
 
+    @pytest.mark.parametrize(
+        ("lengths", "depths", "lost"),
+        [
+            pytest.param(range(100, 700, 100), [0, 50, 100], [100], id="3 of 18 cells"),
+            pytest.param(range(100, 1600, 100), [0, 100], [100, 200], id="4 of 30 cells"),
+        ],
+    )
+    def test_few_lost_cells_are_broken_though_a_paired_test_could_not_tell_them(
+        self, project: Project, lengths: range, depths: list[int], lost: list[int]
+    ) -> None:
+        """McNemar's p is 0.125 and 0.0625, and no loss of so few cells could ever have less."""
+        project.suite(sweep={"context_lengths": list(lengths), "document_depths": depths})
+        assert project.run("--rh-save-baseline", "main").ret == 0
+        project.behave(wrong_lengths=lost)
+        against = ("--rh-baseline", "main", "--rh-inconclusive", "warn")
+        result = project.run(*against, "--rh-save-baseline", "next", "--junit-xml", "junit.xml")
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        assert gate_lines(result)[0] == "2 of 2 gates broken"
+        assert len(ElementTree.parse(project.path / "junit.xml").findall(".//failure")) == 2
+        assert (verdict(project)["outcome"], verdict(project)["passed"]) == ("broken", False)
+        assert not (project.path / "suites/niah/baselines/next.jsonl").exists()
+        before = project.path / "suites/niah/baselines/main.jsonl"
+        assert compared(before, project.latest, inconclusive="warn") == 1
+
     def test_a_fall_that_noise_can_explain_is_inconclusive(self, project: Project, workers: list[str]) -> None:
         """Six of 30 cells lost and three gained: beyond 5 %, and McNemar's p is 0.25."""
         lengths = list(range(100, 1100, 100))
@@ -165,14 +200,21 @@ class TestBaseline:
         failed = project.run(*against)
         assert failed.ret == pytest.ExitCode.TESTS_FAILED
         assert gate_lines(failed)[0] == "2 of 2 gates inconclusive"
+        assert [line.split(":")[0] for line in gate_lines(failed)[1:3]] == ["FAIL niah/tale"] * 2
+        assert all(", inconclusive: drop 0.1, limit 0.05, but noise can" in line for line in gate_lines(failed)[1:3])
         assert "no baseline was saved: 2 of the gates are inconclusive" in failed.outlines
         assert len(ElementTree.parse(project.path / "junit.xml").findall(".//failure")) == 2
         assert (verdict(project)["outcome"], verdict(project)["passed"]) == ("inconclusive", False)
         assert not (project.path / "suites/niah/baselines/next.jsonl").exists()
         warned = project.run(*against, "--rh-inconclusive", "warn")
         assert warned.ret == 0
-        assert sum(line.startswith("WARN niah/tale: ") for line in gate_lines(warned)) == 2
+        assert gate_lines(warned)[0] == "2 of 2 gates inconclusive"
+        assert [line.split(":")[0] for line in gate_lines(warned)[1:3]] == ["WARN niah/tale"] * 2
+        assert all(", inconclusive: drop 0.1, limit 0.05, but noise can" in line for line in gate_lines(warned)[1:3])
         assert (verdict(project)["outcome"], verdict(project)["passed"]) == ("inconclusive", True)
+        before = project.path / "suites/niah/baselines/main.jsonl"
+        assert compared(before, project.latest) == 1
+        assert compared(before, project.latest, inconclusive="warn") == 0
 
     def test_a_named_tolerance_adds_to_the_default_gates_and_only_replaces_them(self, project: Project) -> None:
         project.suite(sweep=TEN)

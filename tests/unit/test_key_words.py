@@ -60,14 +60,15 @@ def test_the_file_holds_what_it_must() -> None:
 def test_key_words_leave_out_function_words_and_the_questions(
     reference: str, question: str, words: tuple[str, ...]
 ) -> None:
-    assert [word for word in key_words_of(reference, question) if word in words] == list(words)
-    assert set(key_words_of(reference, question)) <= {*words, "and"}
+    assert key_words_of(reference, question) == words
 
 
 JAM = ("What does every visitor receive?", "a jar of plum jam")
 CODE = ("What is the access code?", "48213")
 MAYOR = ("Who is the mayor?", "Agnes Thorvald")
 WHERE = ("Where is the key hidden?", BRASS)
+LAMP = ("What is the state of the lamp?", "on")
+HEATING = ("How does the heating work?", "on and off")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,10 @@ WHERE = ("Where is the key hidden?", BRASS)
         (("Where does she live?", "the US"), "in the U.S."),
         (("Who wrote it?", "Dr. Elena Petrova"), "Elena Petrova"),
         (("What is the temperature?", "-5 degrees"), "minus 5 degrees"),
+        (LAMP, "The lamp is on."),
+        (LAMP, "It is on now."),
+        (HEATING, "On and off."),
+        (HEATING, "It goes off and on."),
         (MAYOR, "Agnes Thorvald's the mayor."),
         (MAYOR, "Agnes M. Thorvald"),
         (("Wo liegt der Schlüssel?", "im Messingfernrohr"), "Ohne Zweifel im Messingfernrohr."),
@@ -116,6 +121,10 @@ def test_right_in_other_words(asked: tuple[str, str], answer: str) -> None:
         (CODE, "48213/48214"),
         (CODE, "The code was changed from 48213 to 9999."),
         (("How much is it?", "1,250 crowns"), "less than 1250 crowns"),
+        (LAMP, "The lamp is off."),
+        (LAMP, "The lamp sits on the table."),
+        (HEATING, "It works on the first floor and off the hall."),
+        (HEATING, "It is always on."),
         (MAYOR, "Agnes Thorvald's sister"),
         (("Which organisation paid?", "the WHO"), "the man who paid"),
         (("Which grade was it?", "A"), "He got a grade."),

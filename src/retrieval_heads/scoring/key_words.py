@@ -115,6 +115,8 @@ class _Key:
     place: str = ""
     is_short: bool = False
     """Its capitals alone tell it from another word."""
+    is_particle: bool = False
+    """A place word with no noun behind it."""
 
 
 class _Expected:
@@ -142,6 +144,7 @@ class _Expected:
                 self._is_name(at),
                 "" if self._is_short(at) else place_at(self.reference, at, self.language)[0],
                 self._is_short(at),
+                self._is_particle(at),
             )
             for at in content or novel
         ]
@@ -280,6 +283,8 @@ class _Comparison:
             word = self.answer[at]
             if key.is_short and not word.text.isupper():
                 continue
+            if key.is_particle and self._begins_a_place(at):
+                continue
             if same(key.word, word, self.language.code, is_name=key.is_name) or (
                 (key.place and self._says_place(number, at, usable)) or self._says_one(number, at, usable)
             ):
@@ -322,6 +327,11 @@ class _Comparison:
         )
 
     # Places and articles
+
+    def _begins_a_place(self, at: int) -> bool:
+        """Whether an article stands behind a place word: on the table says nothing of what is on."""
+        after = self.answer[at + 1 : at + 2]
+        return any(word.folds & (self.language.articles | self.language.determiners) for word in after)
 
     def _says_place(self, number: int, at: int, usable: set[int]) -> bool:
         """Whether another word of the same place stands before (or behind) the noun: in the telescope, inside it."""

@@ -88,20 +88,21 @@ def draw_heads(table: HeadTable, path: Path, title: str, suffix: str = "") -> li
     from retrieval_heads.plots import head_heatmap, score_distribution
 
     first = first_score(table)
+    heatmap, distribution = head_pictures(path, suffix)
     paths = head_heatmap(
         {name: estimate.mean for name, estimate in table.estimates.items()},
-        path.with_name(f"{path.stem}{suffix}{path.suffix}"),
+        heatmap,
         title=title,
         top=table.ranked(first)[:RINGED],
         marked_layers=marked_layers(table.layers),
         layer_labels=[str(layer.number) for layer in table.layers],
     )
-    return paths + score_distribution(
-        scored(table),
-        path.with_name(f"head_scores{suffix}.png"),
-        threshold=RETRIEVAL_THRESHOLD,
-        title=title,
-    )
+    return paths + score_distribution(scored(table), distribution, threshold=RETRIEVAL_THRESHOLD, title=title)
+
+
+def head_pictures(path: Path, suffix: str = "") -> tuple[Path, Path]:
+    """What `draw_heads` draws: the heatmap and the distribution of the head scores."""
+    return path.with_name(f"{path.stem}{suffix}{path.suffix}"), path.with_name(f"head_scores{suffix}.png")
 
 
 def first_score(table: HeadTable) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -299,7 +299,7 @@ def _foreign(path: Path) -> list[str]:
     if is_run_folder(path):
         return []
     entries = sorted(path.iterdir())
-    is_old = any(_OF_PREDECESSOR.match(entry.name) and _is_measured(entry) for entry in entries)
+    is_old = _holds_measured(entries)
     return [
         entry.name
         for entry in entries
@@ -307,6 +307,15 @@ def _foreign(path: Path) -> list[str]:
         and not (is_old and _OF_PREDECESSOR.match(entry.name))
         and not (entry.is_dir() and not _foreign(entry))
     ]
+
+
+def may_hold_pictures(folder: Path) -> bool:
+    """Whether a folder holds a run, ours or the predecessor's, or its results alone."""
+    return is_run_folder(folder) or _holds_measured(folder.iterdir())
+
+
+def _holds_measured(entries: Iterable[Path]) -> bool:
+    return any(_OF_PREDECESSOR.match(entry.name) and _is_measured(entry) for entry in entries)
 
 
 def _is_measured(file: Path) -> bool:

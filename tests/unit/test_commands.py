@@ -206,6 +206,59 @@ class TestVisualize:
         assert "the picture cannot be written" in told
         assert "no such file or folder" in refused("visualize", "niah", "--results", "none.jsonl")
 
+    @pytest.mark.parametrize(
+        "name", ["heatmap.png", "heatmap.svg", "profiles.png", "profiles.svg", "difference.png", "report.html"]
+    )
+    def test_a_file_of_somebody_elses_is_not_replaced(self, project: Path, name: str) -> None:
+        for folder in ("one", "two"):
+            write_records(project / folder / "results.jsonl", sample_records([512, 1024], [0, 50]))
+        runs = ["one"] if name.startswith("heatmap") else ["one", "two"]
+        (project / name).write_bytes(b"by hand")
+        told = refused("visualize", "niah", "--results", *runs)
+        assert told == (
+            f"retrieval-heads: {name}: stands there already, and is no picture or page of ours; "
+            "move it away, or give --output a folder of its own"
+        )
+        assert (project / name).read_bytes() == b"by hand"
+        drawn = [path.name for path in project.iterdir() if path.suffix in (".png", ".svg", ".html")]
+        assert drawn == [name], "nothing was written before the refusal"
+
+    @pytest.mark.parametrize("name", ["detect_heatmap.svg", "head_scores.png", "report.html"])
+    def test_nor_is_one_by_pictures_of_heads(self, project: Path, name: str) -> None:
+        (project / "detected-agg.json").write_text('{"model.layers.0.attn": {"0": 0.5, "1": 0.0}}')
+        (project / "out" / name).mkdir(parents=True)
+        told = refused("visualize", "detect", "--results", "detected-agg.json", "--output", "out/detect_heatmap.png")
+        assert f"out/{name}: stands there already" in told
+        assert [path.name for path in (project / "out").iterdir()] == [name]
+
+    def test_our_own_files_are_replaced_wherever_they_are(self, project: Path) -> None:
+        write_records(project / "run" / "results.jsonl", sample_records([512, 1024], [0, 50]))
+        command = ["visualize", "niah", "--results", "run", "--output", "out/map.png"]
+        main([*command, "--title", "one"])
+        (project / "out" / "notes.txt").write_text("mine")
+        first = (project / "out" / "map.svg").read_bytes()
+        main([*command, "--title", "two"])
+        assert (project / "out" / "map.svg").read_bytes() != first
+
+    @pytest.mark.parametrize("beside", ["results.jsonl", "run.json"])
+    def test_pictures_of_before_are_replaced_beside_a_run_alone(self, project: Path, beside: str) -> None:
+        records = write_records(project / "run" / "results.jsonl", sample_records([512, 1024], [0, 50]))
+        if beside == "run.json":
+            (project / "run" / "run.json").write_text('{"retrieval_heads": "0.1.0"}')
+        for folder in ("run", "elsewhere"):
+            (project / folder).mkdir(exist_ok=True)
+            (project / folder / "profiles.png").write_bytes(b"\x89PNG Software\0Matplotlib version3.9.2, ")
+        main(["visualize", "niah", "--results", str(records), "--output", "run/heatmap.png"])
+        assert len((project / "run" / "profiles.png").read_bytes()) > 1000
+        told = refused("visualize", "niah", "--results", str(records), "--output", "elsewhere/heatmap.png")
+        assert "elsewhere/profiles.png: stands there already" in told
+
+    def test_a_picture_of_somebody_elses_beside_a_run_is_kept(self, project: Path) -> None:
+        write_records(project / "run" / "results.jsonl", sample_records([512, 1024], [0, 50]))
+        (project / "run" / "holiday.png").write_bytes(b"\x89PNG a beach")
+        told = refused("visualize", "niah", "--results", "run", "--output", "run/holiday.png")
+        assert "run/holiday.png: stands there already" in told
+
     def test_no_display_is_needed(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("DISPLAY", raising=False)
         monkeypatch.setenv("MPLBACKEND", "TkAgg")

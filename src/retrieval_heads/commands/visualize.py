@@ -13,9 +13,10 @@ import tyro
 
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import load_baseline
-from retrieval_heads.pictures import draw_heads, first_score, scored
+from retrieval_heads.pictures import draw_heads, first_score, head_pictures, scored
 from retrieval_heads.report import StoredRun, load_run, write_report
 from retrieval_heads.results import Record
+from retrieval_heads.signature import refuse_foreign
 from retrieval_heads.top_heads import overlap
 
 _TOP = 10
@@ -54,19 +55,23 @@ class VisualizeNiah:
             )
         runs = _named([(path, load_run(path)) for path in self.results])
         records = {name: _cells(run, name) for name, run in runs.items()}
+        targets = {name: self.output if len(runs) == 1 else _beside(self.output, name) for name in runs}
         folder, written = self.output.parent, list[Path]()
+        curves, difference, page = (folder / name for name in ("profiles.png", "difference.png", "report.html"))
+        _refuse_foreign(
+            [*targets.values(), curves, *([difference] if len(runs) == 2 else [])], page if len(runs) <= 2 else None
+        )
         for name, each in records.items():
-            target = self.output if len(runs) == 1 else _beside(self.output, name)
             shown = self.title or _title(runs[name], name)
-            written += niah_heatmap(each, target, metric=self.metric, title=shown, limits=(self.vmin, self.vmax))
+            written += niah_heatmap(each, targets[name], metric=self.metric, title=shown, limits=(self.vmin, self.vmax))
         overlaid = next(iter(records.values())) if len(records) == 1 else records
-        written += profiles(overlaid, folder / "profiles.png", metric=self.metric, title=self.title)
+        written += profiles(overlaid, curves, metric=self.metric, title=self.title)
         if len(runs) == 2:
             first, second = records
             written += difference_map(
                 records[first],
                 records[second],
-                folder / "difference.png",
+                difference,
                 metric=self.metric,
                 title=self.title,
                 names=(first, second),
@@ -74,7 +79,7 @@ class VisualizeNiah:
         *earlier, last = runs.values()
         if len(runs) <= 2:
             before = load_baseline(self.baseline).records if self.baseline else earlier[0].records if earlier else ()
-            written.append(write_report(replace(last, baseline=before), folder / "report.html"))
+            written.append(write_report(replace(last, baseline=before), page))
         _tell(written)
 
 
@@ -106,16 +111,19 @@ class VisualizeDetect:
         }
         if not tables:
             raise ResultsError(f"{', '.join(map(str, self.results))}: no file of heads there")
+        suffixes = {name: "" if len(tables) == 1 else f"-{name}" for name in tables}
         folder, written = self.output.parent, list[Path]()
+        together, page = folder / "head_scores.png", folder / "report.html"
+        drawn = [path for suffix in suffixes.values() for path in head_pictures(self.output, suffix)]
+        _refuse_foreign([*drawn, together], page if len(runs) == 1 else None)
         for name, table in tables.items():
             title = self.title or str(table.facts.get("model") or name)
-            suffix = "" if len(tables) == 1 else f"-{name}"
-            written += draw_heads(table, self.output, title, suffix)
+            written += draw_heads(table, self.output, title, suffixes[name])
         if len(runs) == 1:
-            written.append(write_report(next(iter(runs.values())), folder / "report.html"))
+            written.append(write_report(next(iter(runs.values())), page))
         if len(tables) > 1:
             overlaid = {name: scored(table) for name, table in tables.items()}
-            written += score_distribution(overlaid, folder / "head_scores.png", title=self.title)
+            written += score_distribution(overlaid, together, title=self.title)
         for (first, one), (second, other) in combinations(tables.items(), 2):
             best = {name: table.top(first_score(table), _TOP) for name, table in ((first, one), (second, other))}
             shared = overlap(*best.values())
@@ -177,6 +185,14 @@ def _title(run: StoredRun, name: str) -> str:
 def _check_output(output: Path) -> None:
     if output.name in ("", "..") or output.is_dir():
         raise ConfigError(f"--output {str(output)!r}: the name of a picture is expected, such as heatmap.png")
+
+
+def _refuse_foreign(pictures: Sequence[Path], page: Path | None) -> None:
+    """See that nothing of somebody else's stands where pictures, and the page where there is one, go."""
+    from retrieval_heads.plots.saving import picture_files
+
+    files = [file for picture in pictures for file in picture_files(picture)]
+    refuse_foreign([*files, *([page] if page else [])])
 
 
 def _beside(output: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.files import write_whole
 from retrieval_heads.plots.style import styled
+from retrieval_heads.signature import NAME
 
 FORMATS = ("png", "svg")
 
@@ -28,10 +29,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     Raises:
         ResultsError: The folder cannot be written.
     """
-    # Only our own endings are cut: `heatmap-qwen2.5` has no suffix `.5`.
-    stem = path.name[:-4] if path.suffix.lower() in {".png", ".svg"} else path.name
     # Both are rendered before either is written, so that a failure leaves no lone file.
-    pictures = {path.with_name(f"{stem}.{form}"): _render(figure, form) for form in FORMATS}
+    pictures = {target: _render(figure, form) for target, form in zip(picture_files(path), FORMATS, strict=True)}
     for target, content in pictures.items():
         try:
             write_whole(target, content)
@@ -42,8 +41,16 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return list(pictures)
 
 
+def picture_files(path: Path) -> list[Path]:
+    """The files that `save` writes, one of each of `FORMATS`."""
+    # Only our own endings are cut: `heatmap-qwen2.5` has no suffix `.5`.
+    stem = path.name[:-4] if path.suffix.lower() in {".png", ".svg"} else path.name
+    return [path.with_name(f"{stem}.{form}") for form in FORMATS]
+
+
 def _render(figure: Figure, form: str) -> bytes:
     buffer = BytesIO()
     # No date: the same numbers give the same bytes.
-    figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+    metadata = {"Date": None, "Creator": NAME} if form == "svg" else {"Software": NAME}
+    figure.savefig(buffer, format=form, metadata=metadata)
     return buffer.getvalue()

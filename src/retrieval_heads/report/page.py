@@ -19,6 +19,7 @@ from retrieval_heads.files import write_whole
 from retrieval_heads.report.content import content
 from retrieval_heads.report.overview import overview
 from retrieval_heads.report.stored import StoredRun
+from retrieval_heads.signature import NAME
 
 _SCRIPTS = ("text.js", "heatmap.js", "record.js", "cells.js", "heads.js")
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
@@ -55,6 +56,7 @@ def render(run: StoredRun) -> str:
     script, style = "\n".join(_asset(name) for name in _SCRIPTS), _asset("report.css")
     page: str = _template().render(
         run=run,
+        generator=NAME,
         **overview(run),
         # Nothing but our own script and style runs, whatever stands in the data; and nothing is fetched.
         policy=f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'",

@@ -44,6 +44,8 @@ class SuiteFile(pytest.File):
             return
         try:
             suites = load_suites(self.path, self._run.config_data, self._run.sets)
+            for suite in suites.values():
+                self._run.check(suite)
         except RetrievalHeadsError as error:
             raise self.CollectError(str(error)) from None
         for name, suite in suites.items():

@@ -149,7 +149,7 @@ class Host:
         cells = f"{plan.total} cells of {', '.join(plan.suites)}; " if plan.suites else ""
         self._say(f"rh: {cells}starting the engine, log {self.log}")
         try:
-            is_offline = self.engine.check(plan.model)
+            is_offline = self.engine.check(plan.model, traced=plan.traced)
         except EngineError as error:
             self._dismiss(f"the engine did not start: {error}", "the engine did not start")
             return

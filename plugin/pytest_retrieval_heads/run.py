@@ -34,7 +34,7 @@ from retrieval_heads.config import (
     read_suites,
     resolve,
 )
-from retrieval_heads.engine.client import Address, EngineClient, EngineDied
+from retrieval_heads.engine.client import Address, EngineClient, EngineDied, EngineProcess
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.hub import length_limit
 from retrieval_heads.kinds import is_suite, is_yaml, kind_said
@@ -94,6 +94,18 @@ class Run:
         is_replaced = path != self._config_path and kind_said(path) in self._asked_kinds
         collector: SuiteFile = SuiteFile.from_parent(parent, path=path, run=self, is_replaced=is_replaced)
         return collector
+
+    def check(self, suite: Suite) -> None:
+        """See that vLLM takes what a suite says of its answers, where any are asked for.
+
+        Raises:
+            EngineError: It does not.
+        """
+        if self._needs_model and not suite.settings.from_results:
+            try:
+                EngineProcess.check_sampling(suite.settings.generation.model_dump())
+            except EngineError as error:
+                raise EngineError(f"{suite.path}: {error}") from None
 
     def has_collected(self, suite: Suite, node: str, items: Sequence[pytest.Item]) -> None:
         """Remember what a suite asks before any of it is deselected."""

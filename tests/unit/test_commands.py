@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from dataclasses import asdict
@@ -364,6 +365,15 @@ class TestValidate:
         (project / "suites" / "niah" / "tale.yaml").write_text(yaml.safe_dump(suite))
         assert refused("validate", "suites", "--config", "config.yaml") == "1"
         assert "WRONG: ferry: the question alone scores 0.50" in capsys.readouterr().out
+
+    def test_a_sampling_parameter_that_vllm_lacks_is_wrong(
+        self, project: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            pytest.skip("vLLM is not installed")
+        assert refused("validate", "--config", "config.yaml", "--generation.temprature", "1") == "1"
+        said = "generation.temprature: there is no such sampling parameter in vLLM; did you mean 'temperature'?"
+        assert f"WRONG: {said}" in capsys.readouterr().out
 
     def test_without_a_model_the_grid_is_shown(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["validate"])

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_heads.config import read_settings, resolve
-from retrieval_heads.engine.vllm import SUPPORTED, plain_reason
+from retrieval_heads.engine.versions import SUPPORTED
+from retrieval_heads.engine.vllm import plain_reason
 from retrieval_heads.errors import ConfigError, EngineError, printable
 from retrieval_heads.heads import Layer
 from retrieval_heads.kinds import is_yaml

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,8 @@ import tyro
 
 from retrieval_heads.commands.flags import assignments, split_settings
 from retrieval_heads.config import is_whole_suite, overrides, read_settings, read_suites
-from retrieval_heads.engine.arguments import check_arguments
+from retrieval_heads.engine.arguments import check_arguments, check_sampling
+from retrieval_heads.engine.versions import check_versions
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
 from retrieval_heads.kinds import KINDS, find_suites
 from retrieval_heads.planning import earlier_run, plan_suite
@@ -79,7 +80,11 @@ def _show(suite: Suite) -> bool:
     checks: list[Check] = []
     if not suite.settings.from_results:
         checks += _checks("answers", lambda: check_answers(suite))
-    checks += _checks("arguments", lambda: _argument_checks(model))
+    checks += _checks("versions", lambda: check_versions(traced=suite.settings.kind != "niah"))
+    checks += _checks("arguments", lambda: check_arguments(model))
+    if not suite.settings.from_results:
+        generation = suite.settings.generation.model_dump()
+        checks += _checks("sampling", lambda: check_sampling(generation))
     if model["model"] is None or suite.settings.from_results:
         _line("model", model["model"] or "not named: give --config FILE for tokens, memory and checks")
     else:
@@ -88,12 +93,6 @@ def _show(suite: Suite) -> bool:
         mark = "WRONG: " if check.is_wrong else "warning: " if check.is_doubtful else ""
         _line(check.name, f"{mark}{check.told}")
     return any(check.is_wrong for check in checks)
-
-
-def _argument_checks(model: Mapping[str, Any]) -> Iterator[Check]:
-    """A finding only where vLLM takes one of the model's keys not."""
-    check_arguments(model)
-    yield from ()
 
 
 def _prompt_checks(suite: Suite, model: Mapping[str, Any]) -> Iterator[Check]:
@@ -109,10 +108,10 @@ def _prompt_checks(suite: Suite, model: Mapping[str, Any]) -> Iterator[Check]:
     yield from check_prompts(suite, tokenizer)
 
 
-def _checks(name: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
+def _checks(name: str, look: Callable[[], Iterable[Check] | None]) -> list[Check]:
     """What was found; a suite that cannot be looked at is itself a finding."""
     try:
-        return list(look())
+        return list(look() or ())
     except RetrievalHeadsError as error:
         return [Check(name, str(error), is_wrong=True)]
 

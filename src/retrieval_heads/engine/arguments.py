@@ -1,4 +1,4 @@
-"""The names that vLLM takes: its engine arguments. Read from its source, which takes no import.
+"""The names that vLLM takes: its engine arguments and sampling parameters. Read from its source, which takes no import.
 
 Importing vLLM takes half a minute; a name that is none of them is told before.
 """
@@ -16,6 +16,11 @@ from typing import Any, Final
 from retrieval_heads.errors import EngineError
 
 _ENGINE: Final = ("engine/arg_utils.py", "EngineArgs")
+_SAMPLING: Final = ("sampling_params.py", "SamplingParams")
+_BARE: Final = frozenset({"Struct", "PydanticMsgspecMixin"})
+"""Base classes that bring no field."""
+_EVERYWHERE: Final = frozenset({"max_tokens", "temperature"})
+"""Sampling parameters that every suite has: nothing need be read for them."""
 _OURS: Final = frozenset({"model", "chat_template", "chat_template_kwargs"})
 """Keys of the `model` section that no vLLM hears of."""
 
@@ -32,6 +37,20 @@ def check_arguments(model: Mapping[str, Any]) -> None:
     """
     if accepted := _fields(*_ENGINE):
         refuse_unknown("model", (key for key in model if key not in _OURS), accepted, "engine argument in vLLM")
+
+
+def check_sampling(generation: Mapping[str, Any]) -> None:
+    """See that vLLM takes the sampling parameters of a suite; nothing where that cannot be told without it.
+
+    Args:
+        generation: The `generation` section of its settings.
+
+    Raises:
+        EngineError: It does not; one sentence with the nearest name.
+    """
+    asked = [key for key in generation if key not in _EVERYWHERE]
+    if asked and (accepted := _fields(*_SAMPLING)):
+        refuse_unknown("generation", asked, accepted, "sampling parameter in vLLM")
 
 
 def refuse_unknown(section: str, given: Iterable[str], accepted: Collection[str], what: str) -> None:
@@ -63,7 +82,12 @@ def _fields(file: str, name: str) -> tuple[str, ...]:
         except (OSError, SyntaxError, ValueError):
             return ()
         for node in module.body:
-            if isinstance(node, ast.ClassDef) and node.name == name and not node.bases:
+            if isinstance(node, ast.ClassDef) and node.name == name and {_last(base) for base in node.bases} <= _BARE:
                 fields = (one.target for one in node.body if isinstance(one, ast.AnnAssign))
                 return tuple(field.id for field in fields if isinstance(field, ast.Name))
     return ()
+
+
+def _last(name: ast.expr) -> str:
+    """The last word of a dotted name."""
+    return name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else ""

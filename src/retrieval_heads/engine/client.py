@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.engine.arguments import check_arguments
+from retrieval_heads.engine.arguments import check_arguments, check_sampling
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.private_folder import PrivateFolder
+from retrieval_heads.engine.versions import check_versions
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError, FileError, QuestionError
 from retrieval_heads.files import write_whole
@@ -310,23 +311,38 @@ class EngineProcess:
         """Whether the process was started, dead or alive."""
         return self._process is not None
 
-    def check(self, model: Mapping[str, Any]) -> bool:
-        """See before anything is loaded that the model is there, and that vLLM takes its arguments; another server than
-        ours knows itself.
+    def check(self, model: Mapping[str, Any], *, traced: bool) -> bool:
+        """See before anything is loaded that the model is there, that vLLM is supported and takes its arguments;
+        another server than ours knows itself.
 
         Args:
             model: The `model` section of the settings.
+            traced: Whether heads are scored or masked.
 
         Returns:
             Whether the hub's cache is all there is, as `retrieval_heads.hub.check_model` finds.
 
         Raises:
-            EngineError: It is not there, or vLLM does not.
+            EngineError: It is not there, or vLLM is not, or does not.
         """
         if self.server != _SERVER:
             return False
+        check_versions(traced=traced)
         check_arguments(model)
         return check_model(model)
+
+    @classmethod
+    def check_sampling(cls, generation: Mapping[str, Any]) -> None:
+        """See that vLLM takes the sampling parameters of a suite; another server than ours knows itself.
+
+        Args:
+            generation: The `generation` section of its settings.
+
+        Raises:
+            EngineError: It does not.
+        """
+        if cls.server == _SERVER:
+            check_sampling(generation)
 
     def launch(self, settings: Mapping[str, Any], log: Path) -> None:
         """Start the process; returns at once, before the model is loaded.

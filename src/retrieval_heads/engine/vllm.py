@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_heads.engine.arguments import refuse_unknown
+from retrieval_heads.engine.versions import SUPPORTED, refuse_unsupported
 from retrieval_heads.errors import EngineError
-
-SUPPORTED = ((0, 26), (0, 32))
 
 PRIMED_TOKENS = 16
 """Of a prompt, that an answer is decoded after."""
@@ -477,14 +476,7 @@ def _supported_version() -> str:
             f"vLLM cannot be imported ({error}); install one build of it: "
             "pip install 'pytest-retrieval-heads[cuda]' or 'pytest-retrieval-heads[cpu]'"
         ) from None
-    parts = version.split(".")
-    try:
-        number = (int(parts[0]), int(parts[1]))
-    except (ValueError, IndexError):
-        number = (0, 0)
-    if not SUPPORTED[0] <= number <= SUPPORTED[1]:
-        oldest, newest = (".".join(map(str, bound)) for bound in SUPPORTED)
-        raise EngineError(f"vLLM {version} is not supported; versions {oldest} to {newest} are")
+    refuse_unsupported("vLLM", version, SUPPORTED)
     return str(version)
 
 

@@ -24,6 +24,7 @@ lint: $(VENV)/.test
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/lint-imports
 
 clean:
 	rm -rf $(VENV)

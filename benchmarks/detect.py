@@ -25,11 +25,11 @@ from typing import Any
 
 import psutil
 
-from retrieval_heads.config import read_settings
-from retrieval_heads.engine.cells import CellBuilder, Request
-from retrieval_heads.engine.vllm import Engine
+from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.models import locate_model
-from retrieval_heads.suite import Suite, load_suite
+from retrieval_heads.prompts.requests import CellBuilder, Request
+from retrieval_heads.suites.reading import read_settings
+from retrieval_heads.suites.suite import Suite, load_suite
 
 CHECKOUT = Path(__file__).parents[1]
 

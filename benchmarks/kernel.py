@@ -31,7 +31,7 @@ if "--cpu" in sys.argv:
 import torch
 import triton
 
-from retrieval_heads.tracing import attention, attention_triton
+from retrieval_heads.tracing import attention_torch, attention_triton
 from retrieval_heads.tracing.attention_triton import Tiling, tiling
 
 DTYPES = {
@@ -105,7 +105,7 @@ def correctness(shape: Shape, device: str) -> dict[str, Any]:
         for whole in (True, False):
             arguments, options = inputs(shape, device, whole)
             ours = attention_triton.score_rows(*arguments, **options)
-            reference = attention.score_rows(*arguments, **options)
+            reference = attention_torch.score_rows(*arguments, **options)
             kind = "whole" if whole else "normal"
             unequal = int((ours.argmax != reference.argmax).sum())  # a mean could be rounded to just below 1
             line[f"{kind}_argmax_equal"] = 1 - unequal / ours.argmax.numel()

@@ -30,9 +30,9 @@ from typing import Any, Literal
 
 import tyro
 
-from retrieval_heads.config import overrides, read_settings
-from retrieval_heads.results import read_records
-from retrieval_heads.suite import Suite, load_suite
+from retrieval_heads.runs.record import read_records
+from retrieval_heads.suites.reading import overrides, read_settings
+from retrieval_heads.suites.suite import Suite, load_suite
 
 CHECKOUT = Path(__file__).parents[1]
 WAYS: tuple[Literal["bare", "plugin", "single"], ...] = ("bare", "plugin", "single")
@@ -117,8 +117,8 @@ class Benchmark:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # as the plugin does
         from vllm import LLM, SamplingParams, TokensPrompt
 
-        from retrieval_heads.engine.cells import CellBuilder
         from retrieval_heads.models import locate_model
+        from retrieval_heads.prompts.requests import CellBuilder
 
         model = self.loaded.settings.model
         assert model.model, "the config names no model"
@@ -176,7 +176,7 @@ class OthersShare:
 
 def fitting(suite: Suite, builder: Any) -> Iterator[Any]:
     """The requests of the cells that the model can be asked."""
-    from retrieval_heads.engine.cells import CellSkipped
+    from retrieval_heads.prompts.requests import CellSkipped
 
     for cell in suite.cells:
         try:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from real_size.bench import Bench
 
-from retrieval_heads.suite import Cell, load_suite
+from retrieval_heads.suites.suite import Cell, load_suite
 
 NEEDLES = [
     {

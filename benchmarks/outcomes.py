@@ -22,8 +22,8 @@ from retrieval_heads.gates.fall import Change, Fall
 from retrieval_heads.gates.paired import PairedTest, fall_p_value, holm, smallest_p_value
 from retrieval_heads.gates.power import smallest_fall
 from retrieval_heads.intervals import mean_intervals
-from retrieval_heads.results import Record
-from retrieval_heads.suite import load_suite
+from retrieval_heads.runs.record import Record
+from retrieval_heads.suites.suite import load_suite
 
 _ROOT = Path(__file__).parents[1]
 _MODEL = {"model": {"model": "any"}}

@@ -20,7 +20,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from retrieval_heads.results import dump_record
+from retrieval_heads.runs.record import dump_record
 from sample_run import sample_records
 
 

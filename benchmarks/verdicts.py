@@ -8,8 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from answers import Labelled, labelled
-from retrieval_heads.config import METRICS
 from retrieval_heads.scoring import score_answer
+from retrieval_heads.scoring.settings import METRICS
 
 THRESHOLD = 0.5
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_heads.heads import Estimate, HeadTable, Layer
+from retrieval_heads.heads.detection import Estimate, HeadTable
 from retrieval_heads.report import StoredRun
-from retrieval_heads.results import Record
+from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.record import Record
 
 NEEDLE = "The night guard of the Orrin museum keeps a spare key inside the brass telescope."
 QUESTION = "Where does the night guard of the Orrin museum keep a spare key?"

@@ -27,8 +27,8 @@ def main() -> None:
 
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    from retrieval_heads.engine.cells import CellBuilder
-    from retrieval_heads.suite import load_suite
+    from retrieval_heads.prompts.requests import CellBuilder
+    from retrieval_heads.suites.suite import load_suite
 
     llm = LLM(model=hello["model"], enable_prefix_caching=True, **hello["arguments"])
     builder = CellBuilder(llm.get_tokenizer(), {}, {}, hello["arguments"]["max_model_len"])

@@ -21,7 +21,7 @@ import yaml
 from retrieval_heads.engine.client import EngineClient, EngineProcess
 from retrieval_heads.models import locate_model
 from retrieval_heads.scoring import load_rouge, score_answer
-from retrieval_heads.suite import Suite, load_suite
+from retrieval_heads.suites.suite import Suite, load_suite
 
 PARTS = Path(__file__).parent
 DEPTHS = tuple(range(0, 101, 10))

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from retrieval_heads.engine.cells import CellBuilder
-from retrieval_heads.suite import load_suite
+from retrieval_heads.prompts.requests import CellBuilder
+from retrieval_heads.suites.suite import load_suite
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 
 from real_size.bench import GEMMA_3_4B, PARTS, QWEN3_8B, Bench, Grid, NotRun, Took
-from retrieval_heads.suite import Suite
+from retrieval_heads.suites.suite import Suite
 
 PREDECESSOR_SECONDS = 150  # its engine's start included; cells that are not done by then are told as not measured
 
@@ -177,8 +177,8 @@ def predecessor(bench: Bench, python: str | None) -> None:
         raise NotRun(f"{python} has no retrieval-heads 0.1.2 but {found.stdout.strip() or 'none'}")
     suite = bench.suite(sorted(bench.sizes.lengths), [50])
     samples = []
-    from retrieval_heads.engine.cells import CellBuilder
-    from retrieval_heads.tokenizer import load_tokenizer
+    from retrieval_heads.prompts.requests import CellBuilder
+    from retrieval_heads.prompts.tokenizer import load_tokenizer
 
     tokenizer: Any = load_tokenizer({"model": bench.model})
     builder = CellBuilder(tokenizer, {}, {}, 1 << 20)

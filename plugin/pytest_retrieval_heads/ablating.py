@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from pytest_retrieval_heads.detection import failures, identity_of
-from retrieval_heads.ablation import MODES, NONE, check, idle_heads
-from retrieval_heads.config import Expect, Settings
-from retrieval_heads.controls import QUESTIONS, Control, intervals, mean_of, measure
-from retrieval_heads.effect import Effect, effect_of, to_json
-from retrieval_heads.engine.client import Address, Answer, EngineClient
+from retrieval_heads.ablation.arms import MODES, NONE, check, idle_heads
+from retrieval_heads.ablation.controls import QUESTIONS, Control, intervals, mean_of, measure
+from retrieval_heads.ablation.effect import Effect, effect_of, to_json
+from retrieval_heads.engine.client import Address, EngineClient
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import Inconclusive, Outcome
 from retrieval_heads.gates.expression import SLACK
-from retrieval_heads.haystack import read_text
-from retrieval_heads.heads import Head
-from retrieval_heads.results import Record
-from retrieval_heads.runs import RunFolder
+from retrieval_heads.gates.settings import Expect
+from retrieval_heads.heads.detection import Head
+from retrieval_heads.prompts.haystack import read_text
+from retrieval_heads.runs.answer import Answer
+from retrieval_heads.runs.folder import RunFolder
+from retrieval_heads.runs.record import Record
+from retrieval_heads.suites.settings import Settings
 
 
 @dataclass(frozen=True)

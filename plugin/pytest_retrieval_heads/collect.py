@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pytest
 
 from pytest_retrieval_heads.failure import as_failure
 from retrieval_heads.engine.client import EngineDied
 from retrieval_heads.errors import RetrievalHeadsError, printable
-from retrieval_heads.results import Record
-from retrieval_heads.suite import Cell, Suite, load_suites
+from retrieval_heads.runs.record import Record
+from retrieval_heads.suites.settings import Settings
+from retrieval_heads.suites.suite import Cell, Suite, load_suites
 
-if TYPE_CHECKING:
-    from pytest_retrieval_heads.run import Run
+
+class Asker(Protocol):
+    """What suites and their items need of the session's run."""
+
+    @property
+    def config_data(self) -> dict[str, Any]:
+        """The keys of the config file."""
+
+    @property
+    def sets(self) -> dict[str, Any]:
+        """The keys of `--rh-set`."""
+
+    @property
+    def log(self) -> str:
+        """Where the engine writes, for failure texts."""
+
+    def check(self, suite: Suite) -> None:
+        """See that the engine takes what a suite says of its answers."""
+
+    def has_collected(self, suite: Suite, node: str, items: Sequence[pytest.Item]) -> None:
+        """Remember what a suite asks before any of it is deselected."""
+
+    def see_model(self, settings: Settings) -> None:
+        """See that there is a model to ask."""
+
+    def record(self, item: CellItem) -> Record:
+        """Wait for a cell's result, scored and judged."""
+
+    def verdict(self, suite: Suite) -> str:
+        """What decides the exit code for a suite."""
 
 
 class LowScore(Exception):
@@ -29,7 +58,7 @@ class CellFailed(Exception):
 class SuiteFile(pytest.File):
     """A suite's YAML file; one that the config stands in place of has no items."""
 
-    def __init__(self, *, run: Run, is_replaced: bool, **arguments: Any) -> None:
+    def __init__(self, *, run: Asker, is_replaced: bool, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._run = run
         self._is_replaced = is_replaced
@@ -58,7 +87,7 @@ class SuiteFile(pytest.File):
 class SuiteOfRun(pytest.Collector):
     """One of the suites that the `config.yaml` of a run of several holds."""
 
-    def __init__(self, *, run: Run, suite: Suite, **arguments: Any) -> None:
+    def __init__(self, *, run: Asker, suite: Suite, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._run = run
         self._suite = suite
@@ -68,7 +97,7 @@ class SuiteOfRun(pytest.Collector):
         return _items(self, self._run, self._suite)
 
 
-def _items(parent: pytest.Collector, run: Run, suite: Suite) -> list[CellItem]:
+def _items(parent: pytest.Collector, run: Asker, suite: Suite) -> list[CellItem]:
     items = []
     for cell in suite.cells:
         name = f"{suite.settings.kind}[{cell.name}]"
@@ -82,7 +111,7 @@ def _items(parent: pytest.Collector, run: Run, suite: Suite) -> list[CellItem]:
 class CellItem(pytest.Item):
     """One question to the engine."""
 
-    def __init__(self, *, run: Run, suite: Suite, cell: Cell, **arguments: Any) -> None:
+    def __init__(self, *, run: Asker, suite: Suite, cell: Cell, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._run = run
         self.suite = suite

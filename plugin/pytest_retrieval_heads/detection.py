@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.ablation import named
-from retrieval_heads.config import Expect, Settings
+from retrieval_heads.ablation.arms import named
 from retrieval_heads.errors import ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import META_KEYS, Outcome
 from retrieval_heads.gates.expression import SLACK
-from retrieval_heads.heads import RETRIEVAL_THRESHOLD, Detection, Head, Layer, aggregate, read_ranked, write_heads
+from retrieval_heads.gates.settings import Expect
+from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, Detection, Head, aggregate, read_ranked, write_heads
+from retrieval_heads.heads.top_heads import overlap, top_heads
 from retrieval_heads.intervals import Interval, shown
-from retrieval_heads.results import Record
-from retrieval_heads.top_heads import overlap, top_heads
+from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.record import Record
+from retrieval_heads.suites.settings import Settings
 
 _TOP = 10
 _IDENTITY = (*META_KEYS, "tensor_parallel_size")

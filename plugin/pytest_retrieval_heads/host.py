@@ -22,15 +22,14 @@ from pytest_retrieval_heads import ablating, detection, terminal
 from pytest_retrieval_heads.failure import EngineFailure, as_failure
 from pytest_retrieval_heads.judging import Judge, report_of
 from pytest_retrieval_heads.last_failed import LastFailed
+from pytest_retrieval_heads.options import config_file, verdict_of
 from pytest_retrieval_heads.plan import Plan
-from pytest_retrieval_heads.plugin import config_file, verdict_of
-from pytest_retrieval_heads.stored import check_answers, check_rescored
+from pytest_retrieval_heads.provenance import check_answers, check_rescored
 from pytest_retrieval_heads.termination import Termination
 from retrieval_heads import __version__
-from retrieval_heads.config import Settings
-from retrieval_heads.controls import Control
+from retrieval_heads.ablation.controls import Control
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
-from retrieval_heads.engine.stored import StoredAnswers
+from retrieval_heads.engine.stored_answers import StoredAnswers
 from retrieval_heads.errors import (
     ConfigError,
     EngineError,
@@ -41,12 +40,13 @@ from retrieval_heads.errors import (
     printable,
 )
 from retrieval_heads.gates import Verdict, read_gates, to_json, to_markdown, with_kept
-from retrieval_heads.heads import Head
-from retrieval_heads.identity import Identities, asked_again_line, why_asked_again
+from retrieval_heads.heads.detection import Head
 from retrieval_heads.reading import path_of
 from retrieval_heads.redaction import without_secrets, without_values
-from retrieval_heads.results import Record, read_records
-from retrieval_heads.runs import RunFolder, read_facts
+from retrieval_heads.runs.folder import RunFolder, read_facts
+from retrieval_heads.runs.identity import Identities, asked_again_line, why_asked_again
+from retrieval_heads.runs.record import Record, read_records
+from retrieval_heads.suites.settings import Settings
 
 COLLECTED = "rh_collected"
 """What a worker says to the controller under this name: how many suites it collected."""
@@ -499,7 +499,7 @@ class Host:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _done(self) -> dict[str, Any]:
-        """What the engine did, as `retrieval_heads.engine.server.Done` counts it; nothing where none can tell."""
+        """What the engine did, as `retrieval_heads.engine.jobs.Done` counts it; nothing where none can tell."""
         if self._is_rescored:
             return {}
         client = EngineClient(self.engine.address)
@@ -661,8 +661,8 @@ class Host:
             self._complaints.append(f"GITHUB_STEP_SUMMARY {path}: cannot be written ({error.strerror})")
 
     def _draw(self, folder: RunFolder) -> None:
-        from retrieval_heads.pictures import draw_run
         from retrieval_heads.report import StoredRun, read_ablations
+        from retrieval_heads.report.pictures import draw_run
 
         drawn = draw_run(
             StoredRun(

@@ -13,7 +13,6 @@ import pytest
 
 from pytest_retrieval_heads.detection import Found
 from pytest_retrieval_heads.plan import Plan
-from retrieval_heads.config import METRICS, Settings
 from retrieval_heads.errors import ConfigError, ResultsError, printable
 from retrieval_heads.gates import (
     PASS_RATE,
@@ -41,7 +40,9 @@ from retrieval_heads.gates.expression import nearest
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
 from retrieval_heads.kinds import KINDS
 from retrieval_heads.reading import path_of
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
+from retrieval_heads.scoring.settings import METRICS
+from retrieval_heads.suites.settings import Settings
 
 EXPECTED = "expect "
 """Begins the name of the gate that an expectation is."""

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from pytest_retrieval_heads.collect import CellItem
-from retrieval_heads.config import Settings, overlay, read_settings, resolve
 from retrieval_heads.files import write_whole
 from retrieval_heads.hub import length_limit
 from retrieval_heads.redaction import without_values
-from retrieval_heads.suite import Cell, Suite
+from retrieval_heads.suites.reading import overlay, read_settings, resolve
+from retrieval_heads.suites.settings import Settings
+from retrieval_heads.suites.suite import Cell, Suite
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_retrieval_heads.options import config_file
+
 if TYPE_CHECKING:
     from pytest_retrieval_heads.collect import SuiteFile
     from pytest_retrieval_heads.run import Run
-    from retrieval_heads.config import Settings
     from retrieval_heads.engine.client import EngineClient
+    from retrieval_heads.suites.settings import Settings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -121,7 +123,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile 
     )
     if not (config_file(config) or is_asked):
         return None
-    from retrieval_heads.kinds import is_suite
+    from retrieval_heads.suites.recognition import is_suite
 
     if is_named:
         return run_of(config).collect_file(parent, file_path)
@@ -148,23 +150,6 @@ def rh_engine(request: pytest.FixtureRequest) -> EngineClient:
 def rh_config(request: pytest.FixtureRequest) -> Settings:
     """The settings of `--rh-config` and `--rh-set`, resolved."""
     return run_of(request.config).settings
-
-
-def config_file(config: pytest.Config) -> str:
-    """The config file's path as given, one in the ini file from that file's folder; empty where there is none."""
-    if given := config.getoption("rh_config"):
-        return str(given)
-    named = str(config.getini("rh_config"))
-    base = config.inipath.parent if config.inipath else Path.cwd()
-    return named if not named or base == Path.cwd() else str(base / named)
-
-
-def verdict_of(settings: Settings, config: pytest.Config) -> str:
-    """What decides the exit code for a suite: `cell`, `gates` or `none`."""
-    # Masked cells are meant to be missed: what decides on an ablation is what it expects.
-    is_judged_whole = settings.gates or config.getoption("rh_baseline") or settings.kind == "ablate"
-    default = "gates" if is_judged_whole else "cell"
-    return str(config.getoption("rh_verdict") or settings.verdict or default)
 
 
 def run_of(config: pytest.Config) -> Run:

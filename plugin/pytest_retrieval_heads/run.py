@@ -20,28 +20,21 @@ from pytest_retrieval_heads.collect import CellItem, SuiteFile
 from pytest_retrieval_heads.failure import NO_MODEL, NoModel, as_failure
 from pytest_retrieval_heads.host import COLLECTED, Host
 from pytest_retrieval_heads.last_failed import LastFailed
+from pytest_retrieval_heads.options import config_file, verdict_of
 from pytest_retrieval_heads.plan import Plan, awaited, cells_of, selected_suites, unfit
-from pytest_retrieval_heads.plugin import config_file, verdict_of
-from retrieval_heads.ablation import NONE
-from retrieval_heads.config import (
-    Needle,
-    Scoring,
-    Settings,
-    is_whole_suite,
-    overlay,
-    overrides,
-    read_settings,
-    read_suites,
-    resolve,
-)
+from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied, EngineProcess
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.hub import length_limit
-from retrieval_heads.kinds import is_suite, is_yaml, kind_said
+from retrieval_heads.prompts.settings import Needle
 from retrieval_heads.redaction import without_values
-from retrieval_heads.results import Record, dump_record
+from retrieval_heads.runs.record import Record, dump_record
 from retrieval_heads.scoring import judge, load_rouge
-from retrieval_heads.suite import Suite, load_suites
+from retrieval_heads.scoring.settings import Scoring
+from retrieval_heads.suites.reading import is_whole_suite, overlay, overrides, read_settings, read_suites, resolve
+from retrieval_heads.suites.recognition import is_suite, is_yaml, kind_said
+from retrieval_heads.suites.settings import Settings
+from retrieval_heads.suites.suite import Suite, load_suites
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 

@@ -13,7 +13,7 @@ from retrieval_heads.errors import printable
 from retrieval_heads.gates import Verdict
 from retrieval_heads.gates import lines as gate_lines
 from retrieval_heads.intervals import mean_interval, shown
-from retrieval_heads.results import Record, finite_mean
+from retrieval_heads.runs.record import Record, finite_mean
 
 STATUSES = ("pass", "low", "skipped", "error")
 _BARS = "▁▂▃▄▅▆▇█"

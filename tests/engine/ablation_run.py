@@ -10,7 +10,7 @@ from typing import Any
 
 from probe_run import finish
 
-from retrieval_heads.engine.vllm import Engine
+from retrieval_heads.engine.backends.vllm import Engine
 
 Answers = dict[str, tuple[list[int], int]]
 

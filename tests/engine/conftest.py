@@ -19,9 +19,9 @@ import psutil
 import pytest
 import yaml
 
-from retrieval_heads.haystack import read_text
 from retrieval_heads.models import locate_model
-from retrieval_heads.results import Record, read_records
+from retrieval_heads.prompts.haystack import read_text
+from retrieval_heads.runs.record import Record, read_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

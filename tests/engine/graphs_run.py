@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.engine.vllm import Engine, Finished
+from retrieval_heads.engine.backends.vllm import Engine, Finished
 from retrieval_heads.models import locate_model
 
 NEEDLE, QUESTION = (100, 130), (500, 520)

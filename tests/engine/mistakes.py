@@ -16,9 +16,10 @@ from oracle import Prompt
 from torch import Tensor
 
 from retrieval_heads.tracing import layer_kinds, probe
-from retrieval_heads.tracing.attention import RowScores, score_rows_dense
+from retrieval_heads.tracing.attention_torch import score_rows_dense
 from retrieval_heads.tracing.keys import KeyOrder
 from retrieval_heads.tracing.probe import Probe, Rows
+from retrieval_heads.tracing.rows import RowScores
 
 Counting = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
 """`[layers, requests, answer rows, heads]` of argmaxes, and their requests, to `[layers, requests, heads]` twice."""

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from stepping import finish
 
 from retrieval_heads.commands.models import Models
-from retrieval_heads.engine.vllm import Engine
+from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.errors import EngineError
 from retrieval_heads.tracing.gated_delta import causal_conv, effective_weights, recurrence
 from retrieval_heads.tracing.layer_kinds import conv_weight, into_latent_space, projected

@@ -36,8 +36,8 @@ from oracle import (
 )
 from stepping import finish
 
-from retrieval_heads.engine.cells import Request
-from retrieval_heads.engine.vllm import Engine
+from retrieval_heads.engine.backends.vllm import Engine
+from retrieval_heads.prompts.requests import Request
 
 # Planted heads stand where `head // group` and `head % KV heads` differ, for 2 and for 4 KV heads: 1, 3, 4 and 6.
 LOWEST = (SELF, FIRST, UNIFORM, PREVIOUS_TOKEN, BACK_2, BACK_7, SELF, FIRST)

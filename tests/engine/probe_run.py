@@ -15,12 +15,12 @@ from unittest import mock
 import torch
 from stepping import finish
 
-from retrieval_heads.config import Needle, Prompt
-from retrieval_heads.engine import vllm
-from retrieval_heads.engine.vllm import Engine, Finished
-from retrieval_heads.haystack import Haystack, read_text
+from retrieval_heads.engine.backends import vllm
+from retrieval_heads.engine.backends.vllm import Engine, Finished
 from retrieval_heads.models import locate_model
-from retrieval_heads.prompt import BuiltPrompt, PromptBuilder
+from retrieval_heads.prompts.haystack import Haystack, read_text
+from retrieval_heads.prompts.prompt import BuiltPrompt, PromptBuilder
+from retrieval_heads.prompts.settings import Needle, Prompt
 
 NEEDLE = Needle(
     needle="\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retrieval_heads.engine.vllm import Engine, Finished
+from retrieval_heads.engine.backends.vllm import Engine, Finished
 
 
 def finish(engine: Engine) -> dict[str, Finished]:

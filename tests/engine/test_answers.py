@@ -13,13 +13,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.decoders import DecodeStream
 
-from retrieval_heads.config import read_settings
-from retrieval_heads.engine.cells import CellBuilder, Request
-from retrieval_heads.engine.vllm import primed_stream
+from retrieval_heads.engine.backends.vllm import primed_stream
 from retrieval_heads.models import locate_model
-from retrieval_heads.prompt import hash_ids
-from retrieval_heads.results import Record
-from retrieval_heads.suite import load_suite
+from retrieval_heads.prompts.prompt import hash_ids
+from retrieval_heads.prompts.requests import CellBuilder, Request
+from retrieval_heads.runs.record import Record
+from retrieval_heads.suites.reading import read_settings
+from retrieval_heads.suites.suite import load_suite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conftest import MODEL, finished, write_yaml
-from retrieval_heads.heads import read_ranked
-from retrieval_heads.results import Record, read_records
+from retrieval_heads.heads.detection import read_ranked
+from retrieval_heads.runs.record import Record, read_records
 
 if TYPE_CHECKING:
     from conftest import Outcome
@@ -83,10 +83,10 @@ def predecessors(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the fields that PyPI's `retrieval-heads` documents, made of one of ours."""
     from transformers import AutoTokenizer
 
-    from retrieval_heads.config import Needle, Prompt
-    from retrieval_heads.haystack import Haystack, read_text
     from retrieval_heads.models import locate_model
-    from retrieval_heads.prompt import PromptBuilder
+    from retrieval_heads.prompts.haystack import Haystack, read_text
+    from retrieval_heads.prompts.prompt import PromptBuilder
+    from retrieval_heads.prompts.settings import Needle, Prompt
 
     tokenizer = AutoTokenizer.from_pretrained(locate_model(MODEL))
     builder = PromptBuilder(tokenizer, None, {})

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from retrieval_heads.tracing import layer_kinds
-from retrieval_heads.tracing.attention import FP8, score_rows_dense
+from retrieval_heads.tracing.attention_torch import score_rows_dense
 from retrieval_heads.tracing.keys import UnreadableCache, key_order, key_scales
 from retrieval_heads.tracing.layer_kinds import Batch, Part, SoftmaxAttention, Taken
+from retrieval_heads.tracing.rows import FP8
 
 HEADS, KV_HEADS, SIZE, BLOCK = 6, 3, 64, 16
 SCALES = [

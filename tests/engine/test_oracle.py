@@ -17,11 +17,12 @@ import torch
 from oracle import PREVIOUS_TOKEN, Prompt, build
 from oracle_run import DESIGNS, MASKED, MASKED_PROMPT, MISTAKEN, MISTAKEN_PROMPT, MODES, PROMPTS, request_of
 
-from retrieval_heads.engine.cells import scores_of
+from retrieval_heads.engine.answers import scores_of
+from retrieval_heads.engine.backends.vllm import Finished
 from retrieval_heads.engine.packed import unpack
-from retrieval_heads.engine.vllm import Finished
-from retrieval_heads.heads import RETRIEVAL_THRESHOLD, Layer, aggregate
-from retrieval_heads.results import Record
+from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, aggregate
+from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.record import Record
 
 pytestmark = pytest.mark.engine
 

@@ -12,15 +12,16 @@ import pytest
 import torch
 from nnsight.intervention.interleaver import Interleaver, Mediator
 
-from retrieval_heads.engine.cells import Request, scores_of
+from retrieval_heads.engine.answers import scores_of
+from retrieval_heads.engine.backends.scheduler import ReplayHashes
+from retrieval_heads.engine.backends.vllm import Finished
 from retrieval_heads.engine.packed import unpack
-from retrieval_heads.engine.scheduler import ReplayHashes
-from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError
+from retrieval_heads.prompts.requests import Request
 from retrieval_heads.tracing import probe
-from retrieval_heads.tracing.attention import RowScores
 from retrieval_heads.tracing.layer_kinds import Batch, SoftmaxAttention, Taken, projected
 from retrieval_heads.tracing.probe import SCORES, Probe, Replay, Rows, figures
+from retrieval_heads.tracing.rows import RowScores
 from retrieval_heads.tracing.traced import TracedModel
 from retrieval_heads.tracing.worker import PROBE, Conducted, Scheduled
 

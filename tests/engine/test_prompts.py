@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from retrieval_heads.config import PROMPTS, Needle
-from retrieval_heads.haystack import Haystack, read_text
-from retrieval_heads.prompt import BuiltPrompt, PromptBuilder
+from retrieval_heads.prompts.haystack import Haystack, read_text
+from retrieval_heads.prompts.prompt import BuiltPrompt, PromptBuilder
+from retrieval_heads.prompts.settings import PROMPTS, Needle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

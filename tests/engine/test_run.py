@@ -13,9 +13,9 @@ import yaml
 
 from conftest import ALL_CORES
 from retrieval_heads.cli import main
-from retrieval_heads.prompt import hash_ids
-from retrieval_heads.results import SCHEMA, read_records
-from retrieval_heads.suite import load_suite
+from retrieval_heads.prompts.prompt import hash_ids
+from retrieval_heads.runs.record import SCHEMA, read_records
+from retrieval_heads.suites.suite import load_suite
 
 if TYPE_CHECKING:
     from conftest import Outcome, OwnProject, Started
@@ -249,7 +249,7 @@ def test_of_a_killed_engine_finished_cells_stay_and_the_others_are_errors(
     while not (found := list(tmp_path.glob("reports/latest/results.jsonl"))) or found[0].read_text().count("\n") < 3:
         assert run.process.poll() is None, (tmp_path / "output.txt").read_text()
         time.sleep(0.05)
-    (engine,) = (one for one in run.processes() if "retrieval_heads.engine.server" in one.cmdline())
+    (engine,) = (one for one in run.processes() if "retrieval_heads.engine.process" in one.cmdline())
     engine.kill()
     outcome = run.finish()
 

@@ -9,7 +9,7 @@ import pytest
 from nnsight.modeling.vllm.model_runners.GPUModelRunner import NNsightGPUModelRunner
 from vllm.v1.core.sched.interface import PauseState
 
-from retrieval_heads.engine.scheduler import MAX_CACHED, PATIENCE, TOGETHER, _Capped
+from retrieval_heads.engine.backends.scheduler import MAX_CACHED, PATIENCE, TOGETHER, _Capped
 from retrieval_heads.tracing.traced import with_graphs
 from retrieval_heads.tracing.worker import TracedGPUModelRunner
 

@@ -129,8 +129,8 @@ def _load() -> None:
         "pytest_retrieval_heads.run",
         "retrieval_heads.cli",
         "retrieval_heads.plots",
-        "retrieval_heads.soundness",
-        "retrieval_heads.engine.cells",
+        "retrieval_heads.suites.soundness",
+        "retrieval_heads.prompts.requests",
         "rouge_score.rouge_scorer",
         "seaborn",
         "yaml",
@@ -203,8 +203,8 @@ def _raise(message: str) -> None:
 
 
 def _status(said: dict[str, Any]) -> int:
-    from retrieval_heads import rendering, tokenizer
     from retrieval_heads.engine.client import EngineProcess
+    from retrieval_heads.prompts import rendering, tokenizer
 
     EngineProcess.server = "stand_in_engine"
     rendering.SECONDS = said.get("seconds", rendering.SECONDS)

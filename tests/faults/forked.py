@@ -126,9 +126,6 @@ def preload() -> None:
     """Import once what every session and engine needs."""
     sys.modules.setdefault("scipy", None)  # type: ignore[arg-type] # nltk takes a second for it
 
-    import retrieval_heads.engine.cells
-    import retrieval_heads.engine.loop
-    import retrieval_heads.engine.vllm  # noqa: F401
     from retrieval_heads.scoring import score_answer
 
     score_answer("dawn", "dawn", "?")

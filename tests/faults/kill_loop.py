@@ -31,7 +31,7 @@ sys.path += [str(_HERE.parent / "plugin"), str(_HERE.parent)]
 
 from stand_in_engine import FERRY, VARIABLE, Behaviour  # noqa: E402
 
-from retrieval_heads.results import Record, parse_record  # noqa: E402
+from retrieval_heads.runs.record import Record, parse_record  # noqa: E402
 
 ANSWERED = ("pass", "low")
 PATIENCE = 120.0 if "real" not in sys.argv else 900.0

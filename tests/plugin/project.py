@@ -19,7 +19,7 @@ from stand_in_engine import FERRY, VARIABLE, Behaviour
 
 import toy_tokenizer
 from retrieval_heads.engine.client import EngineProcess
-from retrieval_heads.results import Record, read_records
+from retrieval_heads.runs.record import Record, read_records
 
 CONFTEST = """\
 import os

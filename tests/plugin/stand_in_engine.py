@@ -1,6 +1,6 @@
 """The engine process with everything real but vLLM: server, loop and cell builder on a toy tokenizer.
 
-Run with `python -m stand_in_engine` in place of `retrieval_heads.engine.server`. It answers with the needle when it
+Run with `python -m stand_in_engine` in place of `retrieval_heads.engine.process`. It answers with the needle when it
 finds one in the prompt. What else it does is told by `RH_STAND_IN`, an environment variable with JSON (`Behaviour`).
 It proves nothing about models, only about what stands around them.
 """
@@ -20,9 +20,10 @@ from typing import Any
 import numpy
 
 from retrieval_heads import models
-from retrieval_heads.engine import server, vllm
+from retrieval_heads.engine import process
+from retrieval_heads.engine.backends import vllm
+from retrieval_heads.engine.backends.vllm import Finished
 from retrieval_heads.engine.client import EngineProcess
-from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
 
@@ -91,7 +92,7 @@ class Behaviour:
 
 @dataclass
 class Engine:
-    """In place of `retrieval_heads.engine.vllm.Engine`."""
+    """In place of `retrieval_heads.engine.backends.vllm.Engine`."""
 
     model: str
     arguments: Mapping[str, Any]
@@ -274,7 +275,7 @@ def main() -> None:
     setattr(vllm, "visible_gpus", lambda: behaviour.gpus)  # noqa: B010
     EngineProcess.server = "stand_in_engine"
     setattr(models, "locate_model", str)  # noqa: B010
-    server.main()
+    process.main()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from project import Project
 from test_failures import no_traceback
 
-from retrieval_heads.results import read_records
+from retrieval_heads.runs.record import read_records
 
 GATE = ["mean(pass_rate) >= 0.5"]
 
@@ -168,7 +168,7 @@ def test_a_log_that_cannot_be_written_costs_nothing_but_itself(project: Project)
     project.pytester.makeconftest(
         conftest
         + """
-from retrieval_heads.runs import RunFolder
+from retrieval_heads.runs.folder import RunFolder
 
 write_config = RunFolder.write_config
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from project import Project, finished, is_gone, until
 
-from retrieval_heads.results import Record, read_records
+from retrieval_heads.runs.record import Record, read_records
 
 OUT_OF_MEMORY = "CUDA out of memory: tried to allocate 20 GiB"
 OWN = """

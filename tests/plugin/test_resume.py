@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from project import Project
 
-from retrieval_heads.results import Record, dump_record
+from retrieval_heads.runs.record import Record, dump_record
 
 
 def asked(project: Project) -> list[int]:

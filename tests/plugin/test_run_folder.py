@@ -10,7 +10,7 @@ import pytest
 import yaml
 from project import NEEDLE, Project
 
-from retrieval_heads.results import SCHEMA, read_records
+from retrieval_heads.runs.record import SCHEMA, read_records
 
 
 def test_results_hold_a_record_a_cell(project: Project, workers: list[str]) -> None:
@@ -206,7 +206,7 @@ def test_latest_is_the_newest_run(project: Project) -> None:
 
 
 def test_a_second_run_does_not_write_to_the_same_folder(project: Project, workers: list[str]) -> None:
-    from retrieval_heads.runs import RunFolder
+    from retrieval_heads.runs.folder import RunFolder
 
     project.suite()
     running = RunFolder(project.path / "results")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from project import Project, finished, is_gone, until
 
-from retrieval_heads.results import read_records
+from retrieval_heads.runs.record import read_records
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_heads.engine import arguments, versions
+from retrieval_heads.engine.backends import arguments, versions
 from retrieval_heads.errors import EngineError
 
 SOURCE = """

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from retrieval_heads.tracing import attention  # noqa: E402
+from retrieval_heads.tracing import attention, attention_torch  # noqa: E402
+from retrieval_heads.tracing.rows import RowScores, Stretch  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 COMPILED = not INTERPRETED and torch.cuda.is_available()
@@ -64,19 +65,19 @@ class Case:
         return (cache.view(torch.uint8) if self.as_bytes else cache)[..., :head_size], ids.int()
 
 
-def torch_paged(case: Case, generator: Any) -> attention.RowScores:
+def torch_paged(case: Case, generator: Any) -> RowScores:
     cache, ids = case.paged(generator)
-    return attention.score_rows(case.q, cache, ids, case.first_position, **case.options)
+    return attention_torch.score_rows(case.q, cache, ids, case.first_position, **case.options)
 
 
-def torch_dense(case: Case, generator: Any) -> attention.RowScores:
+def torch_dense(case: Case, generator: Any) -> RowScores:
     options = dict(case.options)
     keys = case.keys.float() * (options.pop("k_scale", None) or 1.0)
     first = case.first_seen()
-    return attention.score_rows_dense(case.q, keys[first:], case.first_position, first_key=first, **options)
+    return attention_torch.score_rows_dense(case.q, keys[first:], case.first_position, first_key=first, **options)
 
 
-def triton_paged(case: Case, generator: Any, cut: Any = None) -> attention.RowScores:
+def triton_paged(case: Case, generator: Any, cut: Any = None) -> RowScores:
     from retrieval_heads.tracing import attention_triton
 
     cache, ids = case.paged(generator)
@@ -87,10 +88,10 @@ def triton_paged(case: Case, generator: Any, cut: Any = None) -> attention.RowSc
     scores = attention_triton.score_rows(
         case.q.to(device), _moved(cache, device), ids.to(device), case.first_position, cut=cut, **options
     )
-    return attention.RowScores(scores.argmax.cpu(), scores.logsumexp.cpu(), scores.span_logsumexp.cpu())
+    return RowScores(scores.argmax.cpu(), scores.logsumexp.cpu(), scores.span_logsumexp.cpu())
 
 
-def triton_unsplit(case: Case, generator: Any) -> attention.RowScores:
+def triton_unsplit(case: Case, generator: Any) -> RowScores:
     """One program for all keys, so that many of its steps follow each other."""
     from retrieval_heads.tracing.attention_triton import Tiling
 
@@ -105,7 +106,7 @@ def _moved(cache: Any, device: str) -> Any:
     return whole.to(device).as_strided(cache.shape, cache.stride())
 
 
-Path = Callable[[Case, Any], attention.RowScores]
+Path = Callable[[Case, Any], RowScores]
 PATHS = [pytest.param(torch_paged, id="torch"), pytest.param(torch_dense, id="dense")]
 if INTERPRETED or COMPILED:
     marks = [pytest.mark.gpu] if COMPILED else []
@@ -142,7 +143,7 @@ def naive(case: Case) -> tuple[Any, Any, Any]:
     return scores, ranks, logsumexp
 
 
-def check(case: Case, scores: attention.RowScores, exact: bool) -> None:
+def check(case: Case, scores: RowScores, exact: bool) -> None:
     expected, ranks, logsumexp = naive(case)
     start, end = case.options["span"]
     assert scores.argmax.dtype == torch.int32
@@ -239,12 +240,12 @@ def whole(case: Case) -> Case:
 
 @each_path
 def test_of_equal_scores_the_lowest_position_wins(path: Path) -> None:
-    positions = 2 * attention.KEYS_AT_A_TIME + 37  # several chunks, several splits
+    positions = 2 * attention_torch.KEYS_AT_A_TIME + 37  # several chunks, several splits
     case = whole(plain(3, positions, heads=3))
     same = replace(case, keys=case.keys[:1].expand(positions, -1, -1))
     assert path(same, seeded()).argmax.unique().tolist() == [0]
-    windowed = replace(same, options={**case.options, "sliding_window": attention.KEYS_AT_A_TIME + 9})
-    first = case.first_position - attention.KEYS_AT_A_TIME - 8
+    windowed = replace(same, options={**case.options, "sliding_window": attention_torch.KEYS_AT_A_TIME + 9})
+    first = case.first_position - attention_torch.KEYS_AT_A_TIME - 8
     assert path(windowed, seeded()).argmax.tolist() == [[first + row] * 3 for row in range(3)]
 
 
@@ -420,7 +421,7 @@ def test_programs_are_cut_so_that_no_round_of_them_is_nearly_empty() -> None:
     assert cut.steps({8: 200, 64: 8}) == 8, "long runs are cut to the length of the many short ones"
 
 
-LAYERS = [pytest.param(attention.score_layers, "cpu", id="torch")]
+LAYERS = [pytest.param(attention_torch.score_layers, "cpu", id="torch")]
 if INTERPRETED or COMPILED:
     from retrieval_heads.tracing import attention_triton
 
@@ -448,7 +449,7 @@ def test_layers_together_score_as_layers_alone(score_layers: Any, device: str, k
         q.to(device),
         caches,
         ids[None].to(device),
-        [attention.Stretch(case.first_position, 5, options.pop("span"))],
+        [Stretch(case.first_position, 5, options.pop("span"))],
         **options,
         sinks=sinks.to(device),
         k_scale=k_scale.to(device),
@@ -457,7 +458,7 @@ def test_layers_together_score_as_layers_alone(score_layers: Any, device: str, k
     for layer in range(3):
         keys = caches[layer].cpu().view(FP8).float() * k_scale[layer % len(k_scale)].view(1, -1, 1, 1)
         options["sinks"] = sinks[layer]
-        alone = attention.score_rows(q[layer], keys, ids, case.first_position, **options)
+        alone = attention_torch.score_rows(q[layer], keys, ids, case.first_position, **options)
         assert torch.equal(together.argmax[layer].cpu(), alone.argmax)
         close(together.logsumexp[layer].cpu(), alone.logsumexp.double())
         close(together.span_logsumexp[layer].cpu(), alone.span_logsumexp.double())
@@ -487,14 +488,14 @@ def test_requests_together_score_as_requests_alone(
         torch.cat(q, dim=1).to(device),
         [cache.to(device) for cache in caches],
         table.to(device),
-        [attention.Stretch(first, rows, span) for rows, first, span in stretches],
+        [Stretch(first, rows, span) for rows, first, span in stretches],
         scale=0.3,
         **options,
     )
     start = 0
     for rows, ids, (count, first, span) in zip(q, order, stretches, strict=True):
         for layer, cache in enumerate(caches):
-            alone = attention.score_rows(rows[layer], cache, ids, first, scale=0.3, span=span, **options)
+            alone = attention_torch.score_rows(rows[layer], cache, ids, first, scale=0.3, span=span, **options)
             own = slice(start, start + count)
             assert torch.equal(together.argmax[layer, own].cpu(), alone.argmax)
             close(together.logsumexp[layer, own].cpu(), alone.logsumexp.double())
@@ -549,29 +550,29 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
         "span": (0, 1),
     }
     with pytest.raises(ValueError, match=message):
-        attention.score_rows(**{**given, **change})
+        attention_torch.score_rows(**{**given, **change})
 
 
 def test_layers_must_be_of_one_kind() -> None:
     q, caches = torch.zeros(2, 1, 1, 16), [torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16).half()]
     ids = torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match="caches differ in shape, strides or dtype"):
-        attention.score_layers(q, caches, ids[None], [attention.Stretch(0, 1, (0, 0))], scale=1.0)
+        attention_torch.score_layers(q, caches, ids[None], [Stretch(0, 1, (0, 0))], scale=1.0)
     with pytest.raises(ValueError, match=r"it must be \[1 layers"):
-        attention.score_layers(q, caches[:1], ids[None], [attention.Stretch(0, 1, (0, 0))], scale=1.0)
+        attention_torch.score_layers(q, caches[:1], ids[None], [Stretch(0, 1, (0, 0))], scale=1.0)
     with pytest.raises(ValueError, match=r"stretches of \[2\] rows are not the 1 of q"):
-        attention.score_layers(q[:1], caches[:1], ids[None], [attention.Stretch(0, 2, (0, 0))], scale=1.0)
+        attention_torch.score_layers(q[:1], caches[:1], ids[None], [Stretch(0, 2, (0, 0))], scale=1.0)
 
 
 def test_decoded_keys_must_hold_all_that_rows_see() -> None:
     with pytest.raises(ValueError, match="rows see keys 3 to 6; given are 4 to 9"):
-        attention.score_rows_dense(
+        attention_torch.score_rows_dense(
             torch.zeros(2, 1, 8), torch.zeros(6, 1, 8), 5, first_key=4, scale=1.0, span=(0, 0), sliding_window=3
         )
 
 
 def test_triton_is_for_cuda() -> None:
-    assert attention.scorer(torch.device("cpu")) is attention.score_layers
+    assert attention.scorer(torch.device("cpu")) is attention_torch.score_layers
     if COMPILED:
         assert attention.scorer(torch.device("cuda", 0)).__module__ == "retrieval_heads.tracing.attention_triton"
 

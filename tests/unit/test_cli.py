@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from retrieval_heads.cli import copy_starters, main
-from retrieval_heads.config import read_settings
-from retrieval_heads.suite import load_suite
+from retrieval_heads.suites.reading import read_settings
+from retrieval_heads.suites.suite import load_suite
 
 ROOT = Path(__file__).parents[2]
 SUITES = sorted((ROOT / "suites" / "niah").glob("*.yaml"))

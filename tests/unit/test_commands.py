@@ -13,16 +13,16 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 
-import retrieval_heads.tokenizer
+import retrieval_heads.prompts.tokenizer
 from retrieval_heads.cli import main
 from retrieval_heads.commands.flags import assignments
 from retrieval_heads.commands.session import pytest_arguments
-from retrieval_heads.config import overrides
-from retrieval_heads.engine.cells import CellBuilder
 from retrieval_heads.errors import ConfigError, EngineError
-from retrieval_heads.planning import EarlierRun, earlier_run, plan_suite
-from retrieval_heads.results import Record, dump_record
-from retrieval_heads.suite import load_suite
+from retrieval_heads.prompts.requests import CellBuilder
+from retrieval_heads.runs.record import Record, dump_record
+from retrieval_heads.suites.cost import EarlierRun, earlier_run, plan_suite
+from retrieval_heads.suites.reading import overrides
+from retrieval_heads.suites.suite import load_suite
 from sample_run import sample_record, sample_records
 from toy_tokenizer import WordTokenizer
 
@@ -49,9 +49,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "suites" / "niah" / "tale.yaml").write_text(yaml.safe_dump(SUITE))
     (tmp_path / "config.yaml").write_text("model: {model: toy, max_model_len: 512}\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(retrieval_heads.tokenizer, "load_tokenizer", lambda model: WordTokenizer(adds_bos=True))
-    monkeypatch.setattr(retrieval_heads.tokenizer, "load_generation", lambda model: None)
-    monkeypatch.setattr(retrieval_heads.tokenizer, "kv_bytes_per_token", lambda model: 1024)
+    monkeypatch.setattr(retrieval_heads.prompts.tokenizer, "load_tokenizer", lambda model: WordTokenizer(adds_bos=True))
+    monkeypatch.setattr(retrieval_heads.prompts.tokenizer, "load_generation", lambda model: None)
+    monkeypatch.setattr(retrieval_heads.prompts.tokenizer, "kv_bytes_per_token", lambda model: 1024)
     return tmp_path
 
 
@@ -389,14 +389,14 @@ class TestValidate:
         def fails(model: Any) -> Any:
             raise EngineError("model toy: there is none")
 
-        monkeypatch.setattr(retrieval_heads.tokenizer, "load_tokenizer", fails)
+        monkeypatch.setattr(retrieval_heads.prompts.tokenizer, "load_tokenizer", fails)
         assert refused("validate", "--config", "config.yaml") == "1"
         assert "WRONG: model toy: there is none" in capsys.readouterr().out
 
     def test_a_prompt_without_the_start_token_is_wrong(
         self, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(retrieval_heads.tokenizer, "load_tokenizer", lambda model: WordTokenizer())
+        monkeypatch.setattr(retrieval_heads.prompts.tokenizer, "load_tokenizer", lambda model: WordTokenizer())
         assert refused("validate", "--config", "config.yaml") == "1"
         assert "WRONG: no prompt begins with the model's start token <s> (1)" in capsys.readouterr().out
 

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_heads.config import METRICS, PROMPTS, Settings, overlay, overrides, read_settings, resolve
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.prompts.settings import PROMPTS
+from retrieval_heads.scoring.settings import METRICS
+from retrieval_heads.suites.reading import overlay, overrides, read_settings, resolve
+from retrieval_heads.suites.settings import Settings
 
 SUITE = """\
 kind: niah

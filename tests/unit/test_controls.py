@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from retrieval_heads.controls import QUESTIONS, TAIL_CHARACTERS, Control, is_answered, mean_of, measure
-from retrieval_heads.engine.client import Answer
+from retrieval_heads.ablation.controls import QUESTIONS, TAIL_CHARACTERS, Control, is_answered, mean_of, measure
 from retrieval_heads.errors import RetrievalHeadsError
+from retrieval_heads.runs.answer import Answer
 
 
 @pytest.mark.parametrize(

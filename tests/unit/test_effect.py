@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from retrieval_heads.effect import effect_of, to_json
+from retrieval_heads.ablation.effect import effect_of, to_json
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.results import Mask, Record
+from retrieval_heads.runs.record import Mask, Record
 
 MASKS = {"top_2": [(1, 0), (1, 1)], "random_2_draw_1": [(1, 2), (1, 3)], "random_2_draw_2": [(1, 3), (1, 4)]}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from retrieval_heads.engine.vllm import Engine
+from retrieval_heads.engine.backends.vllm import Engine
 
 
 def output(name: str, **changed: Any) -> SimpleNamespace:

@@ -5,7 +5,7 @@ import pytest
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.gates import Baseline, load_baseline, parse_max_drop, save_baseline, set_against
-from retrieval_heads.results import Record, dump_record
+from retrieval_heads.runs.record import Record, dump_record
 
 META = {"model": "m", "model_revision": "r", "dtype": "bfloat16", "engine": "vllm 0.32.0", "device": "cpu"}
 

@@ -9,7 +9,7 @@ from retrieval_heads.gates import Baseline, Tolerance, parse_max_drop, set_again
 from retrieval_heads.gates import judge as judge_all
 from retrieval_heads.gates.fall import measure_fall, paired_changes
 from retrieval_heads.gates.pairing import pair_records
-from retrieval_heads.results import Recipe, Record
+from retrieval_heads.runs.record import Recipe, Record
 
 DEPTHS = 10
 

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import Baseline, check, compare_heads, load_baseline, parse_gate, save_baseline
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.random((6, 8))

@@ -15,7 +15,7 @@ from retrieval_heads.gates import paired
 from retrieval_heads.gates.fall import Change, Fall
 from retrieval_heads.gates.paired import binomial_tail, fall_p_value, holm, smallest_p_value
 from retrieval_heads.gates.power import _is_significant, smallest_fall
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 RECORD = Record(context_length=1, document_depth=0, needle="n")
 

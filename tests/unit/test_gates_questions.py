@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-from retrieval_heads.gates import Baseline, Verdict, load_baseline, meta_of, parse_max_drop, save_baseline, set_against
-from retrieval_heads.results import Record
+from retrieval_heads.gates import (
+    Baseline,
+    Verdict,
+    load_baseline,
+    meta_of,
+    parse_max_drop,
+    save_baseline,
+    set_against,
+)
+from retrieval_heads.runs.record import Record
 
 META = {"model": "m", "model_revision": "r", "dtype": "bfloat16", "engine": "vllm 0.32.0", "device": "cpu"}
 RECIPE: dict[str, Any] = {

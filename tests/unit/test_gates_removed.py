@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from retrieval_heads.gates import shrinkage
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 
 def record(suite: str, cell: str, **keys: Any) -> Record:

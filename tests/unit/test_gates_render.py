@@ -3,7 +3,7 @@ import math
 from dataclasses import replace
 
 from retrieval_heads.gates import Outcome, Verdict, check, lines, parse_gate, to_json, to_markdown, with_kept
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 LONG = "min over length(rougeL_recall) is 0.133 at length 2048, must be >= 0.8"
 BAD = Outcome("bad", False, 0.133, 0.8, LONG, ("2048/0 0.1", "2048/50 0.1", "2048/100 0.2"))

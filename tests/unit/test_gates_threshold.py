@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates import check, parse_gate
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 
 def cell(length=4096, depth=50, score=1.0, seed=0, needle="sf", status=None, **fields):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval_heads.errors import ConfigError, PromptError
-from retrieval_heads.haystack import AROUND, BOUNDARY_REACH, Haystack, Text, check_source, read_text
-from retrieval_heads.prompt import tokenize_with
+from retrieval_heads.prompts.haystack import AROUND, BOUNDARY_REACH, Haystack, Text, check_source, read_text
+from retrieval_heads.prompts.prompt import tokenize_with
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
 
 NEEDLE = (7, 8, 9)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads import Layer, aggregate, rank, read_ranked, read_table, write_heads
+from retrieval_heads.heads.detection import aggregate, rank, read_ranked, read_table, write_heads
 from retrieval_heads.intervals import mean_interval
-from retrieval_heads.results import HeadScores, Record
+from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.record import HeadScores, Record
 
 LAYERS = [Layer("model.model.layers.0.self_attn.attn", 0, 3), Layer("model.model.layers.2.self_attn.attn", 2, 3)]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from retrieval_heads import fingerprint
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.fingerprint import fingerprints
-from retrieval_heads.identity import (
+from retrieval_heads.runs import fingerprint
+from retrieval_heads.runs.fingerprint import fingerprints
+from retrieval_heads.runs.identity import (
     UNKNOWN,
     Identities,
     Identity,
@@ -26,8 +26,8 @@ from retrieval_heads.identity import (
     weights_of,
     why_asked_again,
 )
-from retrieval_heads.origin import Origin
-from retrieval_heads.results import Record
+from retrieval_heads.runs.origin import Origin
+from retrieval_heads.runs.record import Record
 
 
 def weights(path: Path, value: float, count: int = 8) -> Path:

@@ -56,6 +56,7 @@ def test_installed_but_unused_imports_nothing(tmp_path: Path) -> None:
     assert not modules & (HEAVY | {"pydantic", "yaml", "rouge_score", "regex"})
     assert {name for name in modules if name.startswith(("retrieval_heads", "pytest_retrieval_heads"))} == {
         "pytest_retrieval_heads",
+        "pytest_retrieval_heads.options",
         "pytest_retrieval_heads.plugin",
     }
 
@@ -75,7 +76,17 @@ def test_ten_thousand_cells_are_collected_lightly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "suite", "haystack", "prompt", "results", "runs", "gates", "scoring", "engine.client", "engine.server"],
+    [
+        "settings.section",
+        "suites.suite",
+        "prompts.prompt",
+        "runs.folder",
+        "gates",
+        "scoring",
+        "heads.detection",
+        "engine.client",
+        "engine.process",
+    ],
 )
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = f"import sys, retrieval_heads.{module}; print(*sys.modules)"

@@ -10,9 +10,9 @@ import pytest
 from test_runs import record
 
 from retrieval_heads.errors import FileError
-from retrieval_heads.journal import Journal
-from retrieval_heads.results import dump_record, read_records
-from retrieval_heads.runs import RunFolder
+from retrieval_heads.runs.folder import RunFolder
+from retrieval_heads.runs.journal import Journal
+from retrieval_heads.runs.record import dump_record, read_records
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_on_a_disk_that_stays_full_it_says_so(journal: Journal, monkeypatch: pyt
         raise FileError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(journal.path))
 
     monkeypatch.setattr(os, "write", FullDisk(0))
-    monkeypatch.setattr("retrieval_heads.journal.write_whole", full)
+    monkeypatch.setattr("retrieval_heads.runs.journal.write_whole", full)
     journal.append(record(75))
     with pytest.raises(FileError, match="No space left"):
         journal.settle()

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from answers import Labelled, labelled
-from retrieval_heads.config import METRICS, Needle, Scoring
 from retrieval_heads.errors import RetrievalHeadsError
+from retrieval_heads.prompts.settings import Needle
 from retrieval_heads.scoring import judge, key_words, key_words_of, score_answer
+from retrieval_heads.scoring.settings import METRICS, Scoring
 
 ANSWERS = labelled()
 MUSEUM = "Where does the night guard of the Orrin museum keep a spare key?"

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from retrieval_heads.engine.cells import Request
+from retrieval_heads.engine.backends.vllm import Finished
 from retrieval_heads.engine.loop import Loop
 from retrieval_heads.engine.server import Server
-from retrieval_heads.engine.vllm import Finished
 from retrieval_heads.errors import EngineError, PromptError
-from retrieval_heads.reuse import Prefix
+from retrieval_heads.prompts.requests import Request
+from retrieval_heads.prompts.reuse import Prefix
 
 BUILDING, STEPPING = 0.25, 0.125  # seconds that floats hold exactly
 
@@ -175,7 +175,7 @@ def test_a_mean_that_cannot_be_measured_is_an_error_of_the_cells_that_need_it(
 
 FORKING = """
 import multiprocessing, threading, time
-from retrieval_heads.engine.server import _end_with_launcher
+from retrieval_heads.engine.process import _end_with_launcher
 threading.Thread(target=_end_with_launcher, daemon=True).start()
 time.sleep(0.3)
 forked = multiprocessing.get_context("fork").Process(target=print, args=["forked"])

@@ -40,7 +40,7 @@ from retrieval_heads.plots.heads import head_figure
 from retrieval_heads.plots.layout import spread
 from retrieval_heads.plots.niah import niah_figure
 from retrieval_heads.plots.style import DIFFERENCES, HEADS, SCORES, line_look, styled
-from retrieval_heads.results import Record, parse_record
+from retrieval_heads.runs.record import Record, parse_record
 
 NEEDLE = "The best thing to do in San Francisco is eat a sandwich."
 
@@ -685,7 +685,7 @@ def no_display() -> dict[str, str]:
 
 def test_plots_need_no_display_and_nothing_else_imports_matplotlib(tmp_path: Path, no_display: dict[str, str]) -> None:
     code = (
-        "import sys; import retrieval_heads.results; assert 'matplotlib' not in sys.modules\n"
+        "import sys; import retrieval_heads.runs.record; assert 'matplotlib' not in sys.modules\n"
         "from pathlib import Path\n"
         "from retrieval_heads.plots import head_heatmap\n"
         "head_heatmap({'copy': [[0.1, 0.2]]}, Path(sys.argv[1]))\n"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_heads.config import PROMPTS, Needle, Prompt
 from retrieval_heads.errors import PromptError
-from retrieval_heads.haystack import Haystack
-from retrieval_heads.prompt import BuiltPrompt, PromptBuilder, hash_ids, tokenize_with
+from retrieval_heads.prompts.haystack import Haystack
+from retrieval_heads.prompts.prompt import BuiltPrompt, PromptBuilder, hash_ids, tokenize_with
+from retrieval_heads.prompts.settings import PROMPTS, Needle, Prompt
 from toy_tokenizer import BOS, ByteTokenizer, ToyTokenizer, WordTokenizer
 
 TALE = "Once upon a time. There was a ferry. It left at dawn! 从前有一座山。山里有座庙。 Caf\u00e9 🙂 talk\n" * 3

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from retrieval_heads import redaction
-from retrieval_heads.config import Model, overrides
 from retrieval_heads.errors import ConfigError, FileError
 from retrieval_heads.redaction import (
     is_secret_key,
@@ -16,7 +15,9 @@ from retrieval_heads.redaction import (
     without_secrets,
     without_values,
 )
-from retrieval_heads.results import Record, dump_record
+from retrieval_heads.runs.record import Record, dump_record
+from retrieval_heads.suites.reading import overrides
+from retrieval_heads.suites.settings import Model
 
 TOKEN = "hf_Abc\"123'xyz/+="
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from retrieval_heads.config import overrides, read_settings
 from retrieval_heads.errors import ConfigError, EngineError
 from retrieval_heads.gates.expression import idleness, parse_gate
-from retrieval_heads.suite import load_suite
+from retrieval_heads.suites.reading import overrides, read_settings
+from retrieval_heads.suites.suite import load_suite
 
 NEEDLE = {"needle": "The ferry leaves at dawn.", "question": "When does it leave?"}
 SUITE: dict[str, Any] = {

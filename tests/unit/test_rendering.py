@@ -7,9 +7,9 @@ import os
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from retrieval_heads import rendering
 from retrieval_heads.errors import PromptError
-from retrieval_heads.rendering import render_limited
+from retrieval_heads.prompts import rendering
+from retrieval_heads.prompts.rendering import render_limited
 
 ENVIRONMENT = ImmutableSandboxedEnvironment()
 

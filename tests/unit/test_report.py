@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads import Layer, aggregate, read_table, write_heads
-from retrieval_heads.pictures import draw_run, marked_layers
+from retrieval_heads.heads.detection import aggregate, read_table, write_heads
 from retrieval_heads.report import load_run, write_report
 from retrieval_heads.report.content import content
 from retrieval_heads.report.matching import ECHO, MATCH, PLAIN, marked
 from retrieval_heads.report.page import embedded, render
-from retrieval_heads.results import Record, dump_record
+from retrieval_heads.report.pictures import draw_run, marked_layers
+from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.record import Record, dump_record
 from sample_run import sample_heads, sample_record, sample_records, sample_run
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.results import SCHEMA, Record, dump_record, finite_mean, parse_record, read_records
+from retrieval_heads.runs.record import SCHEMA, Record, dump_record, finite_mean, parse_record, read_records
 
 RECORD: dict[str, Any] = {
     "schema": SCHEMA,

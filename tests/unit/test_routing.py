@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval_heads.engine.routing import ANSWER, Asked, computed_tokens, share_out
-from retrieval_heads.suite import load_suite
+from retrieval_heads.suites.suite import load_suite
 
 SUITE = """\
 kind: {kind}

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.results import Record, read_records
-from retrieval_heads.runs import RunFolder, is_run_folder
+from retrieval_heads.runs.folder import RunFolder, is_run_folder
+from retrieval_heads.runs.record import Record, read_records
 
 
 def record(depth: float = 50, suite: str = "essays", **fields: object) -> Record:
@@ -49,7 +49,7 @@ def test_folders_of_one_second_are_several(tmp_path: Path) -> None:
 def test_runs_that_start_together_have_a_folder_each(tmp_path: Path) -> None:
     """Processes, as their locks are those of processes; each round within the same second, or nearly."""
     script = (
-        "import sys, time; from pathlib import Path; from retrieval_heads.runs import RunFolder\n"
+        "import sys, time; from pathlib import Path; from retrieval_heads.runs.folder import RunFolder\n"
         "while time.time() < float(sys.argv[2]): pass\n"
         "made = [RunFolder.create(None, Path(sys.argv[1]), ['essays']) for _ in range(20)]\n"
         "print(*(folder.path for folder in made), sep='\\n')"
@@ -135,7 +135,7 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
 
 def test_a_killed_run_locks_nobody_out(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, sys; from retrieval_heads.runs import RunFolder; "
+        "import os, pathlib, sys; from retrieval_heads.runs.folder import RunFolder; "
         "RunFolder(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == -9

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from retrieval_heads.config import METRICS
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.scoring import score_answer, tokens
+from retrieval_heads.scoring.settings import METRICS
 
 ASCII = st.text(st.characters(max_codepoint=127))
 # Words of which some are stemmed, so that examples do meet.

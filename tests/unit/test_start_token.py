@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from retrieval_heads.start_token import start_token_fault
+from retrieval_heads.prompts.start_token import start_token_fault
 from toy_tokenizer import BOS, WordTokenizer
 
 

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_heads.config import Range
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.suite import Suite, expand_depths, expand_lengths, load_suite
+from retrieval_heads.suites.settings import Range
+from retrieval_heads.suites.suite import Suite, expand_depths, expand_lengths, load_suite
 
 FERRY = {"name": "ferry", "needle": "The ferry to Oslo leaves at dawn.", "question": "When does it leave?"}
 BRIDGE = {"name": "bridge", "needle": "The bridge to Malmo opens at noon.", "question": "When does it open?"}

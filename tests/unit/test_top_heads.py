@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_heads.top_heads import overlap, top_heads
+from retrieval_heads.heads.top_heads import overlap, top_heads
 
 
 def top(scores: dict[tuple[int, int], float], count: int = 10):  # type: ignore[no-untyped-def]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from retrieval_heads.config import overrides, read_settings
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.yaml_reading import decode, parse
+from retrieval_heads.settings.yaml_reading import decode, parse
+from retrieval_heads.suites.reading import overrides, read_settings
 
 
 @pytest.mark.parametrize(

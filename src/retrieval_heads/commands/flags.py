@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.yaml_reading import NotYaml, parse
+from retrieval_heads.settings.yaml_reading import NotYaml, parse
 
 _LISTS = ("sweep.context_lengths", "sweep.document_depths", "sweep.seeds")
 

@@ -12,13 +12,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.config import read_settings, resolve
-from retrieval_heads.engine.versions import SUPPORTED
-from retrieval_heads.engine.vllm import plain_reason
+from retrieval_heads.engine.backends.versions import SUPPORTED
+from retrieval_heads.engine.backends.vllm import plain_reason
 from retrieval_heads.errors import ConfigError, EngineError, printable
-from retrieval_heads.heads import Layer
-from retrieval_heads.kinds import is_yaml
 from retrieval_heads.models import PACKAGED, locate_model
+from retrieval_heads.runs.layers import Layer
+from retrieval_heads.suites.reading import read_settings, resolve
+from retrieval_heads.suites.recognition import is_yaml
 
 _WIDTH = 79
 

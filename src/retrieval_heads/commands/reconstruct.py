@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from retrieval_heads.config import read_settings
 from retrieval_heads.errors import ResultsError, printable
 from retrieval_heads.report import pick_records
-from retrieval_heads.results import Record, read_records
-from retrieval_heads.runs import read_facts
+from retrieval_heads.runs.folder import read_facts
+from retrieval_heads.runs.record import Record, read_records
+from retrieval_heads.suites.reading import read_settings
 
 _LISTED = 10
 
@@ -41,8 +41,8 @@ class Reconstruct:
         file = self.results / "results.jsonl" if self.results.is_dir() else self.results
         record = find_record(pick_records(read_records(file, torn_last_line=True)), self.cell)
         model = self._model(file.parent, record)
-        from retrieval_heads.engine.cells import CellBuilder
-        from retrieval_heads.tokenizer import load_tokenizer
+        from retrieval_heads.prompts.requests import CellBuilder
+        from retrieval_heads.prompts.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(model)
         sent = CellBuilder(tokenizer, model, {}, 0).stored(record).ids

@@ -12,8 +12,8 @@ from typing import Annotated, Literal, NoReturn
 import tyro
 
 from retrieval_heads.commands.flags import assignments, split_settings
-from retrieval_heads.config import is_whole_suite, read_settings, read_suites
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.suites.reading import is_whole_suite, read_settings, read_suites
 
 
 @dataclass(frozen=True)

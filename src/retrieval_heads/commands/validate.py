@@ -11,14 +11,15 @@ from typing import Annotated, Any
 import tyro
 
 from retrieval_heads.commands.flags import assignments, split_settings
-from retrieval_heads.config import is_whole_suite, overrides, read_settings, read_suites
-from retrieval_heads.engine.arguments import check_arguments, check_sampling
-from retrieval_heads.engine.versions import check_versions
+from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling
+from retrieval_heads.engine.backends.versions import check_versions
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
-from retrieval_heads.kinds import KINDS, find_suites
-from retrieval_heads.planning import earlier_run, plan_suite
-from retrieval_heads.soundness import Check, check_answers, check_prompts
-from retrieval_heads.suite import Suite, load_suites
+from retrieval_heads.kinds import KINDS
+from retrieval_heads.suites.cost import earlier_run, plan_suite
+from retrieval_heads.suites.reading import is_whole_suite, overrides, read_settings, read_suites
+from retrieval_heads.suites.recognition import find_suites
+from retrieval_heads.suites.soundness import Check, check_answers, check_prompts
+from retrieval_heads.suites.suite import Suite, load_suites
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _show(suite: Suite) -> bool:
 
 
 def _prompt_checks(suite: Suite, model: Mapping[str, Any]) -> Iterator[Check]:
-    from retrieval_heads.tokenizer import load_tokenizer
+    from retrieval_heads.prompts.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     earlier = earlier_run(Path("reports"), model["model"])

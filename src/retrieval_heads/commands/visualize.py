@@ -13,11 +13,11 @@ import tyro
 
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import load_baseline
-from retrieval_heads.pictures import draw_heads, first_score, head_pictures, scored
+from retrieval_heads.heads.top_heads import overlap
 from retrieval_heads.report import StoredRun, load_run, write_report
-from retrieval_heads.results import Record
-from retrieval_heads.signature import refuse_foreign
-from retrieval_heads.top_heads import overlap
+from retrieval_heads.report.pictures import draw_heads, first_score, head_pictures, scored
+from retrieval_heads.runs.record import Record
+from retrieval_heads.runs.signature import refuse_foreign
 
 _TOP = 10
 

@@ -19,22 +19,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.engine.arguments import check_arguments, check_sampling
+from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling
+from retrieval_heads.engine.backends.versions import check_versions
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.private_folder import PrivateFolder
-from retrieval_heads.engine.versions import check_versions
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError, FileError, QuestionError
 from retrieval_heads.files import write_whole
 from retrieval_heads.hub import check_model
+from retrieval_heads.runs.answer import Answer
 
-_SERVER = "retrieval_heads.engine.server"
+_SERVER = "retrieval_heads.engine.process"
 _LOG_LINES = 12
 _REFUSED = 1.0  # seconds that a socket may refuse: before it first listens, and while an engine ends
 _LOOK = 1.0  # seconds between two looks whether a silent engine was given up
@@ -52,29 +53,6 @@ class Address:
 
     path: str
     key: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said to one prompt.
-
-    Args:
-        text: The answer.
-        token_ids: Its ids, the end-of-sequence token included when it was produced.
-        finish_reason: `stop` or `length`.
-        prompt_tokens: Tokens of the prompt.
-        cached_tokens: How many of those the prefix cache gave.
-        seconds: From the first work on the request to its last token.
-        prompt_logprob: Mean log probability of the prompt's tokens, where `prompt_logprobs=0` asked for it.
-    """
-
-    text: str
-    token_ids: list[int] = field(repr=False)
-    finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    seconds: float
-    prompt_logprob: float | None = None
 
 
 class EngineClient:
@@ -174,7 +152,7 @@ class EngineClient:
         return Answer(**self._call({**message, "sampling": sampling})["answer"])
 
     def counters(self) -> Mapping[str, Any]:
-        """How much the engine has done: `submitted`, `finished`, its `process`, and the fields of `server.Done`."""
+        """How much the engine has done: `submitted`, `finished`, its `process`, and the fields of `jobs.Done`."""
         return self._call({"do": "counters"})
 
     def close(self) -> None:

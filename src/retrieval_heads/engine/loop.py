@@ -16,16 +16,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from retrieval_heads.ablation import NONE
-from retrieval_heads.engine.cells import CellBuilder, CellSkipped, Request, answer_of, scores_of
+from retrieval_heads.ablation.arms import NONE
+from retrieval_heads.engine.answers import answer_of, scores_of
+from retrieval_heads.engine.backends.vllm import Finished
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.server import Server
-from retrieval_heads.engine.stored import result_of
-from retrieval_heads.engine.vllm import Finished
+from retrieval_heads.engine.stored_answers import result_of
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
-from retrieval_heads.results import Record
-from retrieval_heads.reuse import Reuse
+from retrieval_heads.prompts.requests import CellBuilder, CellSkipped, Request
+from retrieval_heads.prompts.reuse import Reuse
+from retrieval_heads.runs.record import Record
 
 Then = Callable[[Finished], None]
 
@@ -49,7 +50,7 @@ class Loop:
 
     Args:
         server: Where jobs come from and results go.
-        engine: A `retrieval_heads.engine.vllm.Engine`.
+        engine: A `retrieval_heads.engine.backends.vllm.Engine`.
         builder: Builds cells' prompts, a bounded number ahead of the engine.
         earlier: Records of an earlier run, by the name of their cell: one whose request is the same is not asked again.
         beat: Called at every sign of life: a job that was started, a step that moved something, a second of rest.

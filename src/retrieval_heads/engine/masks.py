@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from retrieval_heads.ablation import Arm, NoSuchDraw, as_mask, heads_of
-from retrieval_heads.config import Needle, Scoring
-from retrieval_heads.engine.cells import CellSkipped
+from retrieval_heads.ablation.arms import Arm, NoSuchDraw, as_mask, heads_of
+from retrieval_heads.engine.jobs import Job
 from retrieval_heads.engine.packed import unpack
-from retrieval_heads.engine.server import Job, Server
-from retrieval_heads.heads import Head, Layer, aggregate
-from retrieval_heads.results import Record
+from retrieval_heads.engine.server import Server
+from retrieval_heads.heads.detection import Head, aggregate
+from retrieval_heads.prompts.requests import CellSkipped
+from retrieval_heads.prompts.settings import Needle
+from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import judge
+from retrieval_heads.scoring.settings import Scoring
 
 
 @dataclass
@@ -22,7 +25,7 @@ class Masks:
 
     Args:
         server: Knows what the samples of a detect suite came to.
-        engine: A `retrieval_heads.engine.vllm.Engine`; for `found` alone, whatever knows its `layers`.
+        engine: A `retrieval_heads.engine.backends.vllm.Engine`; for `found` alone, whatever knows its `layers`.
     """
 
     server: Server

@@ -18,14 +18,15 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.ablation import NONE
-from retrieval_heads.engine import vllm
+from retrieval_heads.ablation.arms import NONE
+from retrieval_heads.engine.backends import vllm
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
+from retrieval_heads.engine.jobs import Done
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.routing import ANSWER, Asked, share_out
-from retrieval_heads.engine.server import Done, Server
-from retrieval_heads.engine.stored import complete_answers
+from retrieval_heads.engine.server import Server
+from retrieval_heads.engine.stored_answers import complete_answers
 from retrieval_heads.errors import ConfigError, EngineError, RetrievalHeadsError
 
 

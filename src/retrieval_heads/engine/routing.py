@@ -1,8 +1,8 @@
 """Which replica asks which cell: prompts that start alike stay together, and every replica has as much to compute.
 
-Tokens are counted as a prefix cache that holds everything leaves them, see `retrieval_heads.reuse`: two prompts of
-one haystack, seed and wording share all up to the needle that stands first, and two with their needle at the same
-place all up to the end of the shorter one. Pure; imports neither torch nor vllm.
+Tokens are counted as a prefix cache that holds everything leaves them, see `retrieval_heads.prompts.reuse`: two
+prompts of one haystack, seed and wording share all up to the needle that stands first, and two with their needle at the
+same place all up to the end of the shorter one. Pure; imports neither torch nor vllm.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from retrieval_heads.ablation import NONE
+from retrieval_heads.ablation.arms import NONE
 
 ANSWER = 64
 """Tokens that a cell costs however much of its prompt is cached: its question and its answer."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
 
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.heads import SCORES
+from retrieval_heads.heads.detection import SCORES
 
 How = Literal["mean", "min", "max", "median"]
 Group = Literal["length", "depth", "needle"]

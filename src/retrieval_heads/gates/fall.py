@@ -11,7 +11,7 @@ from retrieval_heads.gates.number import stored_number
 from retrieval_heads.gates.pairing import Pairing
 from retrieval_heads.gates.selection import Gap, place
 from retrieval_heads.gates.tolerance import Tolerance
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 
 @dataclass(frozen=True)

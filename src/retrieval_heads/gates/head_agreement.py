@@ -10,7 +10,7 @@ from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates.expression import Agreement, Gate
 from retrieval_heads.gates.selection import Selection, describe, name_gaps
 from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, plain
-from retrieval_heads.top_heads import overlap, top_heads
+from retrieval_heads.heads.top_heads import overlap, top_heads
 
 TOP_HEADS: Final = 20
 
@@ -44,7 +44,7 @@ def compare_heads(current: Any, baseline: Any, *, top: int = TOP_HEADS) -> HeadA
     """Compare the mean head scores of two runs.
 
     Spearman's rank correlation (Spearman 1904; ties share their mean rank), and the overlap of the best heads
-    (`retrieval_heads.top_heads`).
+    (`retrieval_heads.heads.top_heads`).
 
     Args:
         current: Mean scores, `[layers, heads]`; a NaN is a head, or a layer's row of heads, without a score.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.gates.pairing import Pair
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 
 @dataclass(frozen=True)

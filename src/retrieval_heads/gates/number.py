@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from retrieval_heads.gates.expression import OWN_METRIC
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 PASS_RATE: Final = "pass_rate"
 FIELDS: Final = ("achieved_depth", "cached_tokens", "prompt_tokens", "rougeL", "seconds")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from retrieval_heads.gates.selection import Gap, cell_name, last_of_each, place, select
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 
 @dataclass(frozen=True)

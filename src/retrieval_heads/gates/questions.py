@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from retrieval_heads.gates.pairing import Pair
 from retrieval_heads.gates.verdict import Outcome
-from retrieval_heads.identity import UNKNOWN, Difference, Identity, differences, question_identity
-from retrieval_heads.results import Recipe, Record
+from retrieval_heads.runs.identity import UNKNOWN, Difference, Identity, differences, question_identity
+from retrieval_heads.runs.record import Recipe, Record
 
 GATE: Final = "the questions of the baseline"
 _SHOWN: Final = 3

@@ -20,7 +20,7 @@ from retrieval_heads.gates.questions import Questions, compare_questions
 from retrieval_heads.gates.selection import Gap, describe, name_gaps, place
 from retrieval_heads.gates.tolerance import DEFAULT, Tolerance
 from retrieval_heads.gates.verdict import WORST_SHOWN, Inconclusive, Outcome, Verdict, plain
-from retrieval_heads.results import Record, finite_mean
+from retrieval_heads.runs.record import Record, finite_mean
 
 _LESS_IS_NOT_WORSE: Final = {"achieved_depth", "cached_tokens", "prompt_tokens", "seconds"}
 

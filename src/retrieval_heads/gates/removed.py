@@ -8,7 +8,7 @@ from typing import Final
 
 from retrieval_heads.gates.selection import cell_name, place
 from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 GATE: Final = "every cell of the baseline is there"
 

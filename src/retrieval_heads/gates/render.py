@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from retrieval_heads.gates.expression import OWN_METRIC
 from retrieval_heads.gates.number import stored_number
 from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, Word, worst_word
-from retrieval_heads.results import Record, finite_mean
+from retrieval_heads.runs.record import Record, finite_mean
 
 _SIGNS: Final[Mapping[Word, str]] = {"broken": "❌", "inconclusive": "❓", "held": "✅"}
 _WORDS: Final = tuple(_SIGNS)

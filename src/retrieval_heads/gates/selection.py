@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from retrieval_heads.results import Record
+from retrieval_heads.runs.record import Record
 
 Values = list[tuple[Record, float]]
 

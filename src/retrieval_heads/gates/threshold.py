@@ -24,7 +24,7 @@ from retrieval_heads.gates.head_agreement import HeadMeans, judge_heads
 from retrieval_heads.gates.number import number_names, stored_number
 from retrieval_heads.gates.selection import Gap, Selection, Values, describe, name_gaps, place, select, valued
 from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, plain
-from retrieval_heads.results import Record, finite_mean
+from retrieval_heads.runs.record import Record, finite_mean
 
 
 @dataclass(frozen=True)

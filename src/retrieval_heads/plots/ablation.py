@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from retrieval_heads.effect import Effect, Group
+from retrieval_heads.ablation.effect import Effect, Group
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.plots.layout import Page, arrange, new_figure
 from retrieval_heads.plots.saving import save

@@ -24,7 +24,7 @@ from retrieval_heads.plots.heads import checked_scores
 from retrieval_heads.plots.layout import Page, arrange, new_figure, text_width
 from retrieval_heads.plots.saving import save
 from retrieval_heads.plots.style import HEADS, INK, PAPER, counted, line_look, shorten, styled
-from retrieval_heads.results import Record, finite_mean
+from retrieval_heads.runs.record import Record, finite_mean
 
 # Whiskers up to this many points on an axis, a band beyond.
 _MAX_WHISKERS = 24

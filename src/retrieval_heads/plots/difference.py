@@ -21,7 +21,7 @@ from retrieval_heads.plots.grid import (
 )
 from retrieval_heads.plots.saving import save
 from retrieval_heads.plots.style import DIFFERENCES, printable, styled
-from retrieval_heads.results import Record, finite_mean
+from retrieval_heads.runs.record import Record, finite_mean
 
 # Smaller differences than this never fill the scale: noise should look like noise.
 _LEAST_LIMIT = 0.1

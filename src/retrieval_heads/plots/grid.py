@@ -17,7 +17,7 @@ import numpy as np
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.plots.style import printable, shorten
-from retrieval_heads.results import Record, finite_mean
+from retrieval_heads.runs.record import Record, finite_mean
 
 MAX_PANELS = 12
 

@@ -13,7 +13,7 @@ from retrieval_heads.plots.cells import Scale, grid_figure
 from retrieval_heads.plots.grid import ERROR, MEASURED, SKIPPED, measured_samples, metric_label, panels
 from retrieval_heads.plots.saving import save
 from retrieval_heads.plots.style import SCORES, counted, styled
-from retrieval_heads.results import Record, finite_mean
+from retrieval_heads.runs.record import Record, finite_mean
 
 
 def niah_heatmap(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.files import write_whole
 from retrieval_heads.plots.style import styled
-from retrieval_heads.signature import NAME
+from retrieval_heads.runs.signature import NAME
 
 FORMATS = ("png", "svg")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from retrieval_heads import colours
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads import RETRIEVAL_THRESHOLD, HeadTable
-from retrieval_heads.heads import SCORES as HEAD_SCORES
+from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, HeadTable
+from retrieval_heads.heads.detection import SCORES as HEAD_SCORES
 from retrieval_heads.report.matching import marked
-from retrieval_heads.report.stored import StoredRun
-from retrieval_heads.results import Record
+from retrieval_heads.report.stored_run import StoredRun
+from retrieval_heads.runs.record import Record
 
 MAX_TEXT = 20_000
 """Characters of an answer that the page holds; `results.jsonl` has them all."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from retrieval_heads.config import KEY_WORDS
 from retrieval_heads.scoring import best_key_words, tokens, words_of
+from retrieval_heads.scoring.settings import KEY_WORDS
 
 PLAIN, ECHO, MATCH = 0, 1, 2
 """A word that is not expected; one that is expected but stands in the question as well; one that counts."""

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from retrieval_heads.ablation import NONE
-from retrieval_heads.controls import Control, intervals
+from retrieval_heads.ablation.arms import NONE
+from retrieval_heads.ablation.controls import Control, intervals
 from retrieval_heads.gates.render import counts, headline, stored_word
-from retrieval_heads.heads import RETRIEVAL_THRESHOLD, HeadTable
+from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, HeadTable
 from retrieval_heads.intervals import mean_interval, shown
-from retrieval_heads.report.stored import StoredRun
-from retrieval_heads.results import Record, finite_mean
+from retrieval_heads.report.stored_run import StoredRun
+from retrieval_heads.runs.record import Record, finite_mean
 
 _WORDS = ("broken", "inconclusive", "held")
 _IDENTITY = {

@@ -18,8 +18,8 @@ from retrieval_heads.errors import ResultsError
 from retrieval_heads.files import write_whole
 from retrieval_heads.report.content import content
 from retrieval_heads.report.overview import overview
-from retrieval_heads.report.stored import StoredRun
-from retrieval_heads.signature import NAME
+from retrieval_heads.report.stored_run import StoredRun
+from retrieval_heads.runs.signature import NAME
 
 _SCRIPTS = ("text.js", "heatmap.js", "record.js", "cells.js", "heads.js")
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})

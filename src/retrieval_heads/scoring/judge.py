@@ -1,13 +1,30 @@
-"""The one place that scores an answer and says whether it retrieved its needle."""
+"""The one place that scores an answer and says whether it retrieved its expected."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from retrieval_heads.config import KEY_WORDS, Needle, Scoring
 from retrieval_heads.scoring.key_words import best_key_words
 from retrieval_heads.scoring.rouge import rouge_scores
+from retrieval_heads.scoring.settings import KEY_WORDS, Scoring
+
+
+class Expected(Protocol):
+    """What an answer is judged by."""
+
+    @property
+    def question(self) -> str:
+        """What was asked."""
+
+    @property
+    def references(self) -> Sequence[str]:
+        """The answers that are accepted; each score is that of the best one."""
+
+    @property
+    def sayings(self) -> Sequence[str]:
+        """Of what `key_words` must find one."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +42,19 @@ class Judgement:
     reason: str
 
 
-def judge(answer: str, needle: Needle, scoring: Scoring) -> Judgement:
+def judge(answer: str, expected: Expected, scoring: Scoring) -> Judgement:
     """Judge an answer by the score that the settings name.
 
     Raises:
         RetrievalHeadsError: Every word of an expected answer stands in the question.
     """
-    scores = score_answer(answer, needle.references, needle.question, needle.sayings)
+    scores = score_answer(answer, expected.references, expected.question, expected.sayings)
     value = scores[scoring.metric]
     if value > scoring.threshold:
         return Judgement(scores, True, "")
     reason = f"{scoring.metric} {value:.3f} is not above {scoring.threshold:g}: the answer does not hold the needle"
     if scoring.metric == KEY_WORDS:
-        reason += f"; {best_key_words(answer, needle.sayings, needle.question).reason}"
+        reason += f"; {best_key_words(answer, expected.sayings, expected.question).reason}"
     return Judgement(scores, False, reason)
 
 

@@ -46,7 +46,7 @@ class Mask:
     """What a request wants masked.
 
     Args:
-        mode: One of `retrieval_heads.ablation.MODES`.
+        mode: One of `retrieval_heads.ablation.arms.MODES`.
         heads: By index of the layer among those that can be masked.
         prompt_tokens: Where the answer starts.
         reference: Names the text whose mean replaces a head's output.

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrieval_heads.tracing.attention import FP8, RowScores, Stretch, check_layers, seen_keys
+from retrieval_heads.tracing.rows import FP8, RowScores, Stretch, check_layers, seen_keys
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 NO_WINDOW = 1 << 30
@@ -136,7 +136,7 @@ def score_rows(
 ) -> RowScores:
     """Score consecutive query rows against one request's keys in a paged cache, in two launches.
 
-    Nothing waits for the device. Arguments, result and errors are those of `attention.score_rows`; products of
+    Nothing waits for the device. Arguments, result and errors are those of `attention_torch.score_rows`; products of
     16-bit (and fp8) keys with 16-bit queries run on tensor cores and add up in float32, all others are float32.
 
     Args:
@@ -172,7 +172,7 @@ def score_layers(
     k_scale: float | Tensor | None = None,
     cut: Tiling | None = None,
 ) -> RowScores:
-    """Score rows of several requests in several layers at once, in two launches: `attention.score_layers` on CUDA.
+    """Score rows of several requests in several layers at once, in two launches, as `attention_torch.score_layers`.
 
     A layer's keys of a few thousand tokens are read in less time than two launches take; all layers' are not.
 

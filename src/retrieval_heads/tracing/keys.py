@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrieval_heads.tracing.attention import FP8
+from retrieval_heads.tracing.rows import FP8
 
 _DIGIT = 8  # 1 to 8 are exact in every float type of a cache, float8 included
 

@@ -14,10 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from retrieval_heads.tracing.attention import RowScores, Stretch, joined, score_rows, score_rows_dense, scorer
+from retrieval_heads.tracing.attention import scorer
+from retrieval_heads.tracing.attention_torch import score_rows, score_rows_dense
 from retrieval_heads.tracing.declared import unscored_feature, why_refused
 from retrieval_heads.tracing.gated_delta import recurrence, score_rows_gated_delta
 from retrieval_heads.tracing.keys import KeyOrder, key_order, key_scales
+from retrieval_heads.tracing.rows import RowScores, Stretch, joined
 
 _orders: dict[tuple[Any, ...], KeyOrder] = {}
 _checked: set[int] = set()

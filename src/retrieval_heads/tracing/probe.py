@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from retrieval_heads.tracing.attention import RowScores, joined
 from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Part, Taken, host_ints
+from retrieval_heads.tracing.rows import RowScores, joined
 from retrieval_heads.tracing.worker import PROBE, Scheduled, runner
 
 HELD_BYTES = 64 << 20

@@ -19,7 +19,7 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from retrieval_heads.errors import EngineError
-from retrieval_heads.heads import Layer, layer_number
+from retrieval_heads.runs.layers import Layer, layer_number
 from retrieval_heads.tracing import ablate
 from retrieval_heads.tracing.layer_kinds import REGISTRY, LayerKind, kind_of, why_unscored
 from retrieval_heads.tracing.probe import scores_of

@@ -1,0 +1,1 @@
+"""Masked heads: the arms, their effect and the controls."""

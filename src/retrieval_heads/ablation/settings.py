@@ -1,0 +1,54 @@
+"""Which heads are masked, as a suite says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from retrieval_heads.ablation.arms import named, repeated
+from retrieval_heads.settings.section import HeadPair, Number, Section, Whole
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class Ablate(Section):
+    """Which heads are masked, how, and beside how many controls."""
+
+    heads: (
+        Annotated[
+            Annotated[list[HeadPair], Field(min_length=1), Tag("list[]")] | Annotated[str, Tag("constrained-str")],
+            Discriminator(lambda value: "list[]" if isinstance(value, list) else "constrained-str"),
+        ]
+        | None
+    ) = None
+    """A head file, a list of [layer, head] with the best first, or `detect/NAME`: what that suite of the run finds."""
+    top: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1), BeforeValidator(_as_list)] = [10]
+    """How many of the best heads are masked; a list makes a dose curve."""
+    draws: Annotated[Whole, Field(ge=1)] = 5
+    """Controls: as many other heads of the same layers, drawn this often."""
+    mode: Literal["zero", "mean", "uniform"] = "zero"
+    """How a head is masked; see `retrieval_heads.ablation.arms.MODES`."""
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    """Chooses the control draws."""
+    controls: bool = True
+    """Measure other behaviour under each mask as well; see `retrieval_heads.ablation.controls`."""
+    until: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+    """The smallest count is told that brings accuracy down to this share of the unmasked."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Ablate:
+        if isinstance(self.heads, list) and (twice := repeated(self.heads)):
+            raise ValueError(f"heads: head {named(twice)} is given twice")
+        if self.awaited == "detect/":
+            raise ValueError("heads: detect/ names no suite; expected detect/NAME")
+        if len(set(self.top)) < len(self.top):
+            raise ValueError(f"top: {next(count for count in self.top if self.top.count(count) > 1)} is given twice")
+        return self
+
+    @property
+    def awaited(self) -> str | None:
+        """The detect suite of the same run whose heads are masked: `detect/NAME`."""
+        return self.heads if isinstance(self.heads, str) and self.heads.startswith("detect/") else None

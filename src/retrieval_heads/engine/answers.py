@@ -1,0 +1,62 @@
+"""From a finished request to what is said of its cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+
+from retrieval_heads.engine.backends.vllm import Finished
+from retrieval_heads.engine.packed import pack
+from retrieval_heads.errors import EngineError
+from retrieval_heads.prompts.requests import Request
+
+
+def answer_of(finished: Finished) -> dict[str, Any]:
+    """A finished request's answer, without the request's name."""
+    told = ("text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens", "seconds")
+    answer = {name: getattr(finished, name) for name in told}
+    return answer if finished.prompt_logprob is None else {**answer, "prompt_logprob": finished.prompt_logprob}
+
+
+def scores_of(
+    finished: Finished, request: Request, names: Sequence[str], layers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What a finished replay says of a cell: `heads` and `replay`.
+
+    Args:
+        finished: The replay.
+        request: The cell's.
+        names: Of the scores that its figures are, in order.
+        layers: The model's; a row of heads for each, empty where a layer cannot be scored.
+
+    Raises:
+        EngineError: The probe failed, or a layer's queries, keys or decay hold NaN.
+    """
+    if finished.error is not None or finished.head_scores is None:
+        raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
+    figures = numpy.asarray(finished.head_scores, dtype=float).round(8)
+    scores = dict(zip(names, figures, strict=True))
+    if request.facts["question_span"][0] == request.facts["question_span"][1]:
+        del scores["query"]
+    counts = [layer["heads"] for layer in layers]
+    widths = numpy.array([count for count in counts if count])
+    is_own = numpy.arange(figures.shape[2]) < widths[:, None]  # a row is as long as the longest layer's
+    for name, values in scores.items():
+        broken = is_own & ~numpy.isfinite(values)
+        if broken.any():
+            row = int(broken.any(1).argmax())
+            path = [layer["path"] for layer in layers if layer["heads"]][row]
+            where = f"{path}, head {', '.join(map(str, broken[row].nonzero()[0]))}"
+            raise EngineError(
+                f"the heads were not scored: {name} is no number, for NaN in the queries, keys or decay of {where}"
+            )
+    return {
+        "heads": pack(scores, counts),
+        "replay": {
+            "cached_tokens": finished.cached_tokens,
+            "computed_tokens": finished.prompt_tokens - finished.cached_tokens,
+            "seconds": finished.seconds,
+        },
+    }

@@ -1,0 +1,485 @@
+"""The one place that touches vLLM's engine. Checked on vLLM 0.26.0 and 0.32.0."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import re
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from retrieval_heads.engine.backends.arguments import refuse_unknown
+from retrieval_heads.engine.backends.versions import SUPPORTED, refuse_unsupported
+from retrieval_heads.errors import EngineError
+
+PRIMED_TOKENS = 16
+"""Of a prompt, that an answer is decoded after."""
+
+_NO_ANSWER = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+"""Sampling parameters of a request of which only its prompt's forward is wanted."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished request.
+
+    Args:
+        id: As it was given to `Engine.add`.
+        text: The answer.
+        token_ids: Its ids, the end-of-sequence token included when it was produced.
+        finish_reason: `stop` or `length`.
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: How many of those the prefix cache gave.
+        seconds: From the first step that worked on it to its last token; where vLLM keeps no statistics
+            (`disable_log_stats`), from its queueing to its end.
+        head_scores: A replay's, as `retrieval_heads.tracing.probe.figures` makes them.
+        prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
+        error: Why a replay's probe failed, or a mask, or what vLLM gave could not be read.
+    """
+
+    id: str
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+    head_scores: Any = None
+    prompt_logprob: float | None = None
+    error: str | None = None
+
+
+def visible_gpus() -> list[str] | None:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; `None` where vLLM computes elsewhere.
+
+    CUDA is not initialised.
+
+    Raises:
+        EngineError: There is no vLLM, or not one that is supported.
+    """
+    _supported_version()
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cuda_alike():
+        return None
+    import torch
+
+    count = torch.cuda.device_count()
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [one.strip() for one in said.split(",")][:count] if said else [str(number) for number in range(count)]
+
+
+class Engine:
+    """vLLM's engine, stepped by hand in this process.
+
+    Args:
+        model: A folder or a hub name.
+        arguments: vLLM's engine arguments, as the user gave them.
+        traced: Have nnsight instrument it, so that requests can be probed or masked. It is slower (7–9 % on CPU); its
+            model is not compiled.
+
+    Raises:
+        EngineError: This vLLM is not supported, has no such argument, or has no layer that could be probed; vLLM's
+            own errors come as they are.
+    """
+
+    def __init__(self, model: str, arguments: Mapping[str, Any], *, traced: bool = False) -> None:
+        # The engine core in this process: its steps are ours to order, and one kill ends everything.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        began = time.perf_counter()
+        self.version = _supported_version()
+        from vllm import SamplingParams
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        refuse_unknown("model", arguments, _names(EngineArgs), f"engine argument in vLLM {self.version}")
+        defaults: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": False}
+        if current_platform.is_cpu() and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            # The default fraction of memory can be refused; this holds 186,000 tokens of SmolLM2-135M. Said as an
+            # argument it also spares an eager engine its warm-up.
+            defaults["kv_cache_memory_bytes"] = 4 << 30
+        arguments = {**defaults, **arguments}
+        self.layers: list[dict[str, Any]] = []
+        self.scores: tuple[str, ...] = ()
+        """Names of what a replay's `head_scores` hold."""
+        self.traced: Any = None
+        """The `retrieval_heads.tracing.traced.TracedModel`, where there is one."""
+        self.maskable: list[int] = []
+        self._edits: list[str] | None = None
+        self._edited: set[str] = set()
+        """Unfinished requests that carry an edit."""
+        self._queued: dict[str, float] = {}
+        """When each unfinished request was queued."""
+        self._hashes: Any = None
+        """The `retrieval_heads.engine.backends.scheduler.ReplayHashes`, where there are any."""
+        self._to_replay: set[str] = set()
+        """Requests added with `is_replayed` whose replay has not come."""
+        self._finished: set[str] = set()
+        """Requests that the last step finished."""
+        self.has_moved = True
+        """Whether the last step computed something, as far as can be seen."""
+        self._progress: object = None
+        self.start_seconds = {"import": time.perf_counter() - began}
+        """What the start took: importing vLLM, the engine (load, profile, caches), and what tracing adds to it."""
+        began = time.perf_counter()
+        if traced:
+            self._engine = self._traced(model, arguments)
+        else:
+            # The batch sizes that vLLM gives `LLM`, not the smaller ones of a bare engine.
+            self._engine = LLMEngine.from_engine_args(
+                EngineArgs(model=model, **arguments), usage_context=UsageContext.LLM_CLASS
+            )
+        self.start_seconds["engine"] = time.perf_counter() - began - self.start_seconds.get("tracing", 0.0)
+        self._sampling_params = SamplingParams
+        config = self._engine.vllm_config
+        self.max_model_len: int = config.model_config.max_model_len
+        self.max_requests: int = config.scheduler_config.max_num_seqs
+        self.tokenizer: Any = self._engine.get_tokenizer()
+        hf_config = config.model_config.hf_config
+        self.info: dict[str, Any] = {
+            "engine": f"vllm {self.version}",
+            "model_revision": config.model_config.revision or getattr(hf_config, "_commit_hash", None) or "",
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "loaded": {
+                "dtype": str(config.model_config.dtype).removeprefix("torch."),
+                "quantization": config.model_config.quantization or "none",
+                "kv_cache_dtype": str(config.cache_config.cache_dtype),
+                "revision": _commit(model, config.model_config, hf_config),
+            },
+            "device": current_platform.get_device_name() or current_platform.device_type,
+            "architecture": ", ".join(getattr(hf_config, "architectures", None) or ["unknown"]),
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_requests,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+            "block_size": config.cache_config.block_size,
+            "enable_prefix_caching": bool(config.cache_config.enable_prefix_caching),
+            "enforce_eager": bool(config.model_config.enforce_eager),
+            **({"layers": self.layers, "maskable_layers": self.maskable} if traced else {}),
+        }
+
+    def _traced(self, model: str, arguments: Mapping[str, Any]) -> Any:
+        from vllm.platforms import current_platform
+
+        from retrieval_heads.tracing.traced import TracedModel
+
+        scheduler = "CappedScheduler" if current_platform.is_cpu() else "CappedAsyncScheduler"
+        asked = {
+            "enable_chunked_prefill": True,
+            # Replays go ahead of waiting prompts, while what they need is still in the cache.
+            "scheduling_policy": "priority",
+            "scheduler_cls": f"retrieval_heads.engine.backends.scheduler.{scheduler}",
+            **arguments,
+        }
+        traced = TracedModel(model, asked)
+        self.layers = [asdict(layer) for layer in traced.layers]
+        self.maskable, self.scores = traced.maskable, traced.scores
+        self.start_seconds["tracing"] = traced.install_seconds
+        self.traced, self._edits = traced, []
+        core = getattr(traced.engine.engine_core, "engine_core", None)
+        if core is not None and core.request_block_hasher is not None:  # else vLLM's core is a process of its own
+            from retrieval_heads.engine.backends.scheduler import ReplayHashes
+
+            core.request_block_hasher = self._hashes = ReplayHashes(core.request_block_hasher)
+        return traced.engine
+
+    def replay(
+        self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int, *, of: str | None = None
+    ) -> None:
+        """Queue a replay, ahead of everything that waits: one forward over a prompt and its answer, probed.
+
+        Args:
+            request: Its name.
+            ids: Prompt and answer, without the answer's last token.
+            rows: The fields of `retrieval_heads.tracing.probe.Rows`.
+            first_row: The first token that must be computed rather than read from the cache; where a layer's scores
+                need the whole context computed, none is read.
+            of: The request that it repeats, if that was added with `is_replayed`.
+
+        Raises:
+            EngineError: vLLM refuses the request.
+        """
+        from retrieval_heads.engine.backends import scheduler
+        from retrieval_heads.tracing.worker import PROBE
+
+        cap = 0 if self.traced.needs_whole_context else first_row
+        # Of nnsight's edits none runs for it: the probe runs once a step, for all replays.
+        probed = {"nnsight_edits": [], PROBE: dict(rows), scheduler.MAX_CACHED: cap}
+        if of is not None:
+            probed[scheduler.HASHED_AS] = of
+        self._add(request, ids, {**_NO_ANSWER, "extra_args": probed}, priority=-1)
+        self._edited.add(request)
+        self._to_replay.discard(of or "")
+
+    def add(
+        self,
+        request: str,
+        ids: Sequence[int],
+        sampling: Mapping[str, Any],
+        mask: Mapping[str, Any] | None = None,
+        *,
+        is_replayed: bool = False,
+    ) -> None:
+        """Queue a request.
+
+        Args:
+            request: Its name.
+            ids: Its prompt.
+            sampling: vLLM's sampling parameters.
+            mask: The heads that have no say in it: `mode`, `heads` as [layer, head], and for the mode `mean` the
+                name of a `reference` that has been measured.
+            is_replayed: Whether a `replay` of it will follow.
+
+        Raises:
+            EngineError: vLLM has no such sampling parameter, refuses the request, or cannot mask a head.
+        """
+        known = _names(self._sampling_params)
+        refuse_unknown("generation", sampling, known, f"sampling parameter in vLLM {self.version}")
+        edited: dict[str, Any] = {}
+        salt = None
+        if mask is not None:
+            edited, salt = self._masked(mask, len(ids))
+        elif self._edits is not None:
+            # Without a list of edits, nnsight runs every one on every request.
+            edited = {"nnsight_edits": self._edits}
+            if is_replayed:
+                from retrieval_heads.engine.backends.scheduler import HASHED
+
+                edited[HASHED] = request
+        if edited:
+            sampling = {**sampling, "extra_args": {**(sampling.get("extra_args") or {}), **edited}}
+        if is_replayed:
+            self._to_replay.add(request)
+        self._add(request, ids, sampling, salt=salt)
+
+    def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
+        """Queue a piece of a reference text: every head's output on its tokens goes into that reference's mean.
+
+        Raises:
+            EngineError: vLLM refuses the request.
+        """
+        from retrieval_heads.tracing import ablate
+
+        edited = {"nnsight_edits": [ablate.REFERENCE_EDIT], ablate.ARGUMENT: {"reference": reference}}
+        # Tokens that came from the cache would be missing from the mean: the salt keeps it out.
+        self._add(request, ids, {**_NO_ANSWER, "extra_args": edited}, priority=-1, salt=request)
+
+    def _masked(self, mask: Mapping[str, Any], prompt_tokens: int) -> tuple[dict[str, Any], str]:
+        """The `extra_args` of a masked request, and its cache salt: without one, its keys would be read by requests
+        that are masked otherwise or not at all, and theirs by it.
+        """
+        from retrieval_heads.tracing import ablate
+
+        if self._edits is None:
+            raise EngineError("this engine cannot mask heads: no suite of kind detect or ablate is selected")
+        places = {layer: place for place, layer in enumerate(self.maskable)}
+        if unknown := [layer for layer, _ in mask["heads"] if layer not in places]:
+            raise EngineError(f"the heads of layer {unknown[0]} cannot be masked: it has no output projection")
+        if mask["mode"] == "uniform" and (
+            odd := [layer for layer, _ in mask["heads"] if layer in self.traced.queryless]
+        ):
+            raise EngineError(
+                f"the mode uniform cannot mask heads of layer {odd[0]}: no query makes them see all alike"
+            )
+        fields = {
+            "mode": mask["mode"],
+            "heads": [[places[layer], head] for layer, head in mask["heads"]],
+            "reference": mask.get("reference", ""),
+            "prompt_tokens": prompt_tokens,
+        }
+        salted = fields if mask["mode"] == "uniform" else {**fields, "prompt_tokens": 0}
+        return {"nnsight_edits": [ablate.EDIT], ablate.ARGUMENT: fields}, json.dumps(salted, sort_keys=True)
+
+    def _add(
+        self,
+        request: str,
+        ids: Sequence[int],
+        sampling: Mapping[str, Any],
+        *,
+        priority: int = 0,
+        salt: str | None = None,
+    ) -> None:
+        from vllm import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt = TokensPrompt(prompt_token_ids=list(ids))
+        if salt is not None:
+            prompt["cache_salt"] = salt
+        try:
+            parameters = self._sampling_params(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
+            name = self._engine.add_request(request, prompt, parameters, priority=priority)
+        except (ValueError, TypeError) as error:
+            raise EngineError(f"vLLM refuses the request: {error}") from None
+        self._queued[request] = time.monotonic()
+        self._prime_decoding(name, ids)
+        if (sampling.get("extra_args") or {}).get("nnsight_edits"):
+            self._edited.add(request)
+
+    def _prime_decoding(self, name: str, ids: Sequence[int]) -> None:
+        """Have an answer decoded after its prompt's last tokens alone.
+
+        vLLM decodes the whole prompt with the first token of the answer, and again with each that adds no text, in
+        the thread that steps the engine: 3 ms a request and step at 16k tokens, during which a GPU has nothing to do.
+        The last tokens tell whether a space or half a character goes before the answer, where they make text.
+        """
+        state = self._engine.output_processor.request_states.get(name)
+        detokenizer: Any = getattr(state, "detokenizer", None)
+        if hasattr(detokenizer, "stream"):  # that of a fast tokenizer
+            primed = primed_stream(detokenizer.tokenizer, ids, detokenizer.skip_special_tokens)
+            detokenizer.stream = primed or detokenizer.stream
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is unfinished."""
+        return bool(self._engine.has_unfinished_requests())
+
+    def step(self) -> list[Finished]:
+        """Run the model once over whatever is scheduled; the requests that this finished.
+
+        Replays of these are queued before the next step, or never.
+        """
+        self._forget_hashes()
+        stepped = self._engine.step() if self.traced is None else self.traced.step()
+        outputs = {output.request_id: output for output in stepped if output.finished}
+        edited = self._edited & outputs.keys()
+        self._edited -= edited
+        collected = self.traced.collect(sorted(edited)) if edited else {}
+        self._finished = set(outputs)
+        progress = self._computed()
+        self.has_moved = bool(outputs) or progress is None or progress != self._progress
+        self._progress = progress
+        return [
+            _finished(output, self._queued.pop(name, None), *collected.get(name, ()))
+            for name, output in outputs.items()
+        ]
+
+    def _computed(self) -> object:
+        """What changes with each step that computes something; `None` where vLLM's core is a process of its own, whose
+        steps come back when they have.
+        """
+        scheduler = getattr(getattr(self._engine.engine_core, "engine_core", None), "scheduler", None)
+        if scheduler is None:
+            return None
+        running = [(request.request_id, request.num_computed_tokens) for request in scheduler.running]
+        return running, len(scheduler.waiting)
+
+    def _forget_hashes(self) -> None:
+        """Of prompts that were answered and not replayed: the answer was an error, or vLLM refused the replay."""
+        for request in self._to_replay & self._finished:
+            self._to_replay.discard(request)
+            if self._hashes is not None:
+                self._hashes.forget(request)
+
+
+def _commit(model: str, model_config: Any, hf_config: Any) -> str | None:
+    """The commit of a hub's model, which a branch's name does not tell; `None` where it cannot be told."""
+    if found := getattr(hf_config, "_commit_hash", None):
+        return str(found)
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json", revision=model_config.revision)
+    except ValueError:  # a folder's path is no hub name
+        return None
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def primed_stream(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool) -> Any:
+    """A `tokenizers.decoders.DecodeStream` that goes on after a prompt's ids; `None` where its last tell too little.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`.
+        ids: The prompt's.
+        skip_special_tokens: Whether special tokens make no text.
+    """
+    from tokenizers.decoders import DecodeStream
+
+    last = list(ids[-PRIMED_TOKENS:])
+    text = tokenizer.decode(last, skip_special_tokens=skip_special_tokens)
+    if not text or text.endswith("\ufffd"):  # nothing but special tokens, or bytes that begin within a character
+        return None
+    return DecodeStream(ids=last, skip_special_tokens=skip_special_tokens)
+
+
+def _finished(output: Any, queued: float | None, saves: Mapping[str, Any] | None = None, error: Any = None) -> Finished:
+    try:
+        return _read(output, queued, saves, error)
+    except Exception as unreadable:  # of this request alone: the others go on
+        traceback.print_exc()
+        why = f"vLLM's output cannot be read ({type(unreadable).__name__}: {unreadable})"
+        return Finished(output.request_id, "", [], "", 0, 0, 0.0, error=why)
+
+
+def _read(output: Any, queued: float | None, saves: Mapping[str, Any] | None, error: Any) -> Finished:
+    answer, times = output.outputs[0], output.metrics
+    if times is not None:
+        seconds = times.last_token_ts - times.scheduled_ts
+    else:
+        seconds = time.monotonic() - queued if queued is not None else 0.0
+    return Finished(
+        id=output.request_id,
+        text=answer.text,
+        token_ids=list(answer.token_ids),
+        finish_reason=answer.finish_reason or "",
+        prompt_tokens=len(output.prompt_token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+        seconds=round(seconds, 4),
+        head_scores=(saves or {}).get("head_scores"),
+        prompt_logprob=_mean_logprob(output.prompt_token_ids, output.prompt_logprobs),
+        error=_last_line(error),
+    )
+
+
+def _mean_logprob(ids: Sequence[int], logprobs: Sequence[Any] | None) -> float | None:
+    """Over a prompt's tokens but the first, which nothing predicts."""
+    if not logprobs:
+        return None
+    told = [each[token].logprob for token, each in zip(ids, logprobs, strict=True) if each is not None]
+    return sum(told) / len(told) if told else None
+
+
+def _last_line(error: Any) -> str | None:
+    """What nnsight caught in the worker, without its traceback."""
+    if error is None:
+        return None
+    text = error.get("message") or str(error) if isinstance(error, dict) else str(error)
+    return text.strip().splitlines()[-1] if text.strip() else "the probe failed"
+
+
+def plain_reason(error: BaseException) -> str:
+    """What vLLM refuses a model for, as one sentence: its own may be a page with every architecture it knows."""
+    text = str(error).strip()
+    if unknown := re.search(r"Model architectures \[(.*?)\] are not supported", text):
+        known = re.findall(r"'(\w+)'", text.partition("Supported architectures")[2])
+        close = difflib.get_close_matches(unknown[1].strip("'"), known, n=3, cutoff=0.8)
+        hint = f"; close to it: {', '.join(close)}" if close else ""
+        return f"vLLM knows {len(known)} architectures, and {unknown[1]} is none of them{hint}"
+    if value := re.search(r"(?:Value|Assertion) error, (.*?)(?: \[type=|$)", text, re.DOTALL):
+        text = value[1]
+    return text.splitlines()[0].strip() if text else type(error).__name__
+
+
+def _supported_version() -> str:
+    try:
+        from vllm import __version__ as version
+    except ImportError as error:
+        raise EngineError(
+            f"vLLM cannot be imported ({error}); install one build of it: "
+            "pip install 'pytest-retrieval-heads[cuda]' or 'pytest-retrieval-heads[cpu]'"
+        ) from None
+    refuse_unsupported("vLLM", version, SUPPORTED)
+    return str(version)
+
+
+def _names(target: Any) -> Sequence[str]:
+    """What a class of vLLM's takes."""
+    return tuple(inspect.signature(target).parameters)

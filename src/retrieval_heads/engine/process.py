@@ -1,0 +1,126 @@
+"""The engine process: owns the one engine of a run, or its replicas, and answers every client of it.
+
+Started by `retrieval_heads.engine.client.EngineProcess`. Its first line of standard input says what to load; when
+standard input ends, the launcher is gone and so is this process with everything it started. The main thread steps
+the engine; a thread for each client waits for results. Everything submitted is in flight at once, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from retrieval_heads.engine.messages import Message
+from retrieval_heads.engine.server import Server
+from retrieval_heads.engine.watchdog import Pulse, write_stacks_on_signal
+from retrieval_heads.errors import RetrievalHeadsError
+from retrieval_heads.redaction import keep_secret
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    write_stacks_on_signal()
+    hello = json.loads(sys.stdin.buffer.readline())
+    keep_secret(hello)
+    pulse = Pulse(Path(hello["pulse"]))
+    _stay_at(hello.get("place") or {})
+    if hello.get("offline"):  # else each library asks for each file, again and again
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    server = Server(hello["key"])
+    server.listen(hello["socket"])
+    try:
+        run = _load(server, hello, pulse)
+        run()
+    except RetrievalHeadsError as error:
+        server.failed(str(error))
+    except BaseException as error:
+        traceback.print_exc()
+        from retrieval_heads.engine.backends.vllm import plain_reason
+
+        server.failed(f"{type(error).__name__}: {plain_reason(error)}")
+    pulse.rest()  # clients read why; the launcher ends this process
+
+
+def _stay_at(place: Message) -> None:
+    """Use only the devices or cores of a replica's place; before anything is loaded that looks for them."""
+    os.environ.update(place.get("environment", {}))
+    if place.get("cores"):
+        os.sched_setaffinity(0, place["cores"])
+
+
+def _load(server: Server, hello: Message, pulse: Pulse) -> Callable[[], None]:
+    if hello.get("replicas", 1) != 1:
+        from retrieval_heads.engine.replicas import Router, places
+
+        found = places(hello["replicas"], hello["model"])
+        if len(found) > 1:
+            # Each replica is watched by itself. What this process waits for is theirs.
+            threading.Thread(target=pulse.rest, daemon=True).start()
+            return Router.launched(server, hello, found).run
+
+    from retrieval_heads.engine.backends.vllm import Engine
+    from retrieval_heads.engine.loop import Loop
+    from retrieval_heads.engine.stored_answers import complete_answers
+    from retrieval_heads.models import locate_model
+    from retrieval_heads.prompts.requests import CellBuilder
+    from retrieval_heads.runs import identity
+
+    model = dict(hello["model"])
+    name, template = model.pop("model"), model.pop("chat_template", None)
+    kwargs = model.pop("chat_template_kwargs", None)
+    location, environment = locate_model(name), dict(os.environ)  # before vLLM sets variables of its own
+    # Beside the engine, which reads the same files.
+    files = ThreadPoolExecutor(1).submit(identity.weights_of, location)
+    engine = Engine(location, model, traced=hello["traced"])
+    loaded = dict(engine.info.get("loaded", {}))
+    revision = loaded.pop("revision", engine.info["model_revision"] or None)
+    given = identity.model_identity(name, files.result(), model, loaded, revision)
+    runs_on = identity.engine_identity(
+        model, environment, engine=engine.info["engine"], device=engine.info["device"], traced=hello["traced"]
+    )
+    identities = identity.Identities.of(given, runs_on, hello.get("run", ""))
+    builder = CellBuilder(
+        engine.tokenizer,
+        {"chat_template": template, "chat_template_kwargs": kwargs},
+        identities.answered_by,
+        engine.max_model_len,
+    )
+    began = time.perf_counter()
+    builder.tokenize(hello.get("haystacks", ()))
+    took = {**engine.start_seconds, "haystacks": time.perf_counter() - began}
+    # Read before anybody is told that the engine is ready, and may write there.
+    earlier = complete_answers(Path(hello["earlier"])) if hello.get("earlier") else {}
+    start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}
+    fault = builder.start_token_fault()
+    facts: Message = {"start_seconds": start_seconds, "identities": identities.to_json()}
+    if fault:
+        facts["warnings"] = [fault]
+    pulse.beat()
+    server.started({"model": name, **engine.info, **facts})
+    return Loop(server, engine, builder, earlier, beat=pulse.beat).run
+
+
+def _end_with_launcher() -> None:
+    """Wait for the end of standard input, then end this process and everything it started.
+
+    Not by `sys.stdin`: this thread would hold its lock, and a process that vLLM forks closes `sys.stdin` first of all
+    and would wait for that lock for ever.
+    """
+    while os.read(0, 1 << 16):
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
+elif __name__ == "__mp_main__":  # in a process that vLLM has spawned
+    write_stacks_on_signal()

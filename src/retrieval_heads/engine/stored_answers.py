@@ -1,0 +1,82 @@
+"""Answers of an earlier run in place of new ones: reused in the engine process, or given out without any engine.
+
+Imports neither torch nor vllm.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from retrieval_heads.engine.client import EngineProcess
+from retrieval_heads.engine.messages import Message
+from retrieval_heads.engine.server import Server
+from retrieval_heads.runs.record import Record, read_records
+
+_ANSWER = ("text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens", "seconds")
+_PROMPT = ("prompt_tokens", "achieved_depth", "needle_span", "question_span", "around", "recipe")
+_FACTS = ("request", "answered_by", *_PROMPT, "mask", "heads", "replay")
+
+
+def key_of(record: Record) -> str:
+    """Names a record's cell to the engine."""
+    return f"{record.suite}::{record.cell}"
+
+
+def result_of(record: Record) -> Message:
+    """What the engine said of a cell, as its record holds it."""
+    if record.status in ("skipped", "error"):
+        return {"status": record.status, "reason": record.reason}
+    told = record.model_dump(mode="json", include={*_ANSWER, *_FACTS})
+    facts = {name: told[name] for name in _FACTS if told[name] is not None}
+    return {"status": "done", **facts, "answer": {name: told[name] for name in _ANSWER}}
+
+
+def complete_answers(path: Path) -> dict[str, Record]:
+    """The records of an earlier run's results that hold an answer, by the name of their cell."""
+    if not path.exists() or not path.read_bytes().strip():
+        return {}
+    return {key_of(record): record for record in read_records(path) if record.status in ("pass", "low")}
+
+
+class StoredAnswers(EngineProcess):
+    """In place of an engine: every cell's answer is its stored one. Answers from a thread of this process.
+
+    Args:
+        records: The earlier run's.
+        facts: What that run's `run.json` says.
+    """
+
+    def __init__(self, records: Iterable[Record], facts: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._stored = {key_of(record): record for record in records}
+        self._facts = facts
+        self._server: Server | None = None
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether it answers."""
+        return self._server is not None
+
+    def launch(self, settings: Mapping[str, Any], log: Path) -> None:
+        """Answer from now on; there is nothing to load."""
+        self._server = Server(self.address.key)
+        self._server.listen(self.address.path)
+        self._server.started(dict(self._facts))
+        threading.Thread(target=self._serve, args=[self._server], daemon=True).start()
+
+    def obituary(self, *, patience: float = 0) -> str | None:
+        """It does not end before the session does."""
+        return None
+
+    def _serve(self, server: Server) -> None:
+        while True:
+            key = server.waiting.get()
+            if server.jobs[key].ask["do"] == "ask":
+                server.finish(key, {"reason": "with --rh-rescore there is no engine that could be asked"})
+            elif (record := self._stored.get(key)) is None:
+                server.finish(key, {"status": "error", "reason": "the run holds no answer of this cell"})
+            else:
+                server.finish(key, result_of(record))

@@ -1,0 +1,1 @@
+"""From a haystack and a question to the token ids of a prompt."""

@@ -1,0 +1,310 @@
+"""Prompts: from a wording, a chat template and a cell to token ids with known spans.
+
+The template is rendered once with marks in the place of context and question, and cut at the context's mark. What
+stands before and after is tokenized with the question in it; the context's tokens are spliced between. Text is
+never decoded and encoded again, and the special tokens are those the template writes, each once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from retrieval_heads.errors import PromptError
+from retrieval_heads.prompts.haystack import Context, Haystack, Text, Tokenize
+from retrieval_heads.prompts.rendering import render_limited
+from retrieval_heads.prompts.settings import Needle, Prompt
+from retrieval_heads.runs.record import Recipe, Template
+
+# Plain letters: no template trims, escapes or splits them, and no haystack holds them.
+_CONTEXT, _QUESTION = "RHxCONTEXTxMARKxRH", "RHxQUESTIONxMARKxRH"
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    chat_template: Any
+    is_fast: bool
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """Tokenize."""
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+        """Render messages."""
+
+    def decode(self, token_ids: Sequence[int], **options: Any) -> str:
+        """Ids to text."""
+
+
+@dataclass(frozen=True)
+class BuiltPrompt:
+    """A prompt as sent.
+
+    Args:
+        ids: Token ids.
+        needle_span: The needle's tokens, surrounding white space excluded.
+        question_span: The question's tokens.
+        context: The context inside, its positions its own.
+        achieved_depth: 100 × haystack tokens before the needle / haystack tokens.
+    """
+
+    ids: list[int]
+    needle_span: tuple[int, int]
+    question_span: tuple[int, int]
+    context: Context
+    achieved_depth: float
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the ids as little-endian int32."""
+        return hash_ids(self.ids)
+
+
+def hash_ids(ids: Sequence[int]) -> str:
+    """SHA-256 of token ids as little-endian int32."""
+    return hashlib.sha256(array("i", ids).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What surrounds a context: the rendered template with the question in it.
+
+    Args:
+        head: Tokens before the context.
+        tail: Tokens after it.
+        question_in_head: Whether the question stands before the context.
+        question_span: The question's tokens inside the part that holds it.
+        wording: The messages, `{context}` and `{question}` in them.
+        hash: SHA-256 of the wording, the chat template and its arguments.
+    """
+
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
+    question_in_head: bool
+    question_span: tuple[int, int]
+    wording: list[dict[str, str]]
+    hash: str
+
+    def __len__(self) -> int:
+        """Tokens around the context."""
+        return len(self.head) + len(self.tail)
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Builds prompts for one tokenizer.
+
+    Args:
+        tokenizer: The tested model's.
+        chat_template: Jinja text to use in place of the tokenizer's own.
+        template_kwargs: Given to the template.
+    """
+
+    tokenizer: Tokenizer
+    chat_template: str | None
+    template_kwargs: Mapping[str, Any]
+    _rendered: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What the template wrote, by the messages: rendering takes a process of its own."""
+
+    @property
+    def tokenize(self) -> Tokenize:
+        """Text to ids and character offsets, special tokens neither added nor read from the text."""
+        return tokenize_with(self.tokenizer, read_special=False)
+
+    @cached_property
+    def template(self) -> Template:
+        """The chat template, for records."""
+        text = hashlib.sha256(str(self._template or "").encode()).hexdigest()
+        return Template(hash=text, kwargs=dict(self.template_kwargs), is_given=self.chat_template is not None)
+
+    def frame(self, prompt: Prompt, question: str) -> Frame:
+        """Render and tokenize what surrounds a context.
+
+        Raises:
+            PromptError: The chat template refuses the messages, or changes context or question.
+        """
+        messages = [
+            {
+                "role": message.role,
+                "content": message.content.replace("{context}", _CONTEXT).replace("{question}", _QUESTION),
+            }
+            for message in prompt.messages
+        ]
+        rendered = self.render(messages)
+        for mark in (_CONTEXT, _QUESTION):
+            if rendered.count(mark) != 1:
+                raise PromptError(f"the chat template writes a message {rendered.count(mark)} times; once is needed")
+        before, after = rendered.split(_CONTEXT)
+        in_head = _QUESTION in before
+        head = self._part(before, question, is_start=True)
+        tail = self._part(after, question, is_start=False)
+        wording = prompt.model_dump(mode="json")["messages"]
+        said = json.dumps([wording, str(self._template), dict(self.template_kwargs)], sort_keys=True)
+        return Frame(
+            head=head[0],
+            tail=tail[0],
+            question_in_head=in_head,
+            question_span=head[1] if in_head else tail[1],
+            wording=wording,
+            hash=hashlib.sha256(said.encode()).hexdigest(),
+        )
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """Messages to the text that a model is given; without a chat template, their contents joined.
+
+        Raises:
+            PromptError: The chat template refuses the messages.
+        """
+        if not self._template:
+            return "\n".join(message["content"] for message in messages)
+        said = json.dumps(messages)
+        if said not in self._rendered:
+            self._rendered[said] = render_limited(lambda: self._apply(messages))
+        return self._rendered[said]
+
+    def _apply(self, messages: list[dict[str, str]]) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self.template_kwargs,
+        )
+        return text
+
+    def encode_start(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt; the tokenizer's own first token is added where no template wrote it."""
+        return [*self._first_tokens(text), *tokenize_with(self.tokenizer, read_special=True)(text)[0]]
+
+    def build(
+        self,
+        haystack: Haystack,
+        frame: Frame,
+        needle: Needle,
+        length: int,
+        depth: float,
+        *,
+        seed: int,
+        boundary: str,
+    ) -> BuiltPrompt:
+        """Build a prompt of exactly `length` tokens.
+
+        Raises:
+            PromptError: The length has no room for template, question and needle, or the needle has no tokens.
+        """
+        inserted, span = self.needle_tokens(needle)
+        room = length - len(frame) - len(inserted)
+        if room < 0:
+            raise PromptError(
+                f"a length of {length} tokens is too short: template and question take {len(frame)}, "
+                f"the needle {len(inserted)}; at least {len(frame) + len(inserted)} are needed"
+            )
+        context = haystack.context(room, inserted, depth, seed=seed, boundary=boundary)
+        return self._built(frame, context, span, room)
+
+    def rebuild(self, haystack: Haystack, frame: Frame, needle: Needle, length: int, recipe: Recipe) -> BuiltPrompt:
+        """Build the prompt that a record's recipe describes.
+
+        Raises:
+            PromptError: What comes out is another prompt: haystack, wording, chat template or tokenizer changed.
+        """
+        changed = [
+            (haystack.hash == recipe.hash, f"the haystack {recipe.haystack}"),
+            (frame.hash == recipe.template_hash, "the prompt's wording or the model's chat template"),
+        ]
+        inserted, span = self.needle_tokens(needle)
+        room = length - len(frame) - len(inserted)
+        prompt = self._built(frame, haystack.splice(room, inserted, recipe.insertion, recipe.offset), span, room)
+        changed.append((prompt.hash == recipe.prompt_hash, "the tokenizer"))
+        for is_same, what in changed:
+            if not is_same:
+                raise PromptError(f"{what} is not what the stored answer was given to (its hash differs)")
+        return prompt
+
+    def text(self, text: str) -> Text:
+        """Tokenize a whole prompt that is given as text, as vLLM itself would."""
+        return Text.of(text, tokenize_with(self.tokenizer, read_special=True, add_special=True))
+
+    def _built(self, frame: Frame, context: Context, span: tuple[int, int], room: int) -> BuiltPrompt:
+        start = len(frame.head) + context.needle_start
+        shift = 0 if frame.question_in_head else len(frame.head) + len(context.ids)
+        return BuiltPrompt(
+            ids=[*frame.head, *context.ids, *frame.tail],
+            needle_span=(start + span[0], start + span[1]),
+            question_span=(shift + frame.question_span[0], shift + frame.question_span[1]),
+            context=context,
+            achieved_depth=100 * context.needle_start / room if room else 0.0,
+        )
+
+    def needle_tokens(self, needle: Needle) -> tuple[list[int], tuple[int, int]]:
+        """The inserted token ids, and the span in them that counts.
+
+        A needle without white space around it is inserted on a line of its own.
+
+        Raises:
+            PromptError: The needle has no tokens.
+        """
+        text = needle.needle
+        if text == text.strip():
+            text = f"\n{text}\n"
+        said = needle.answer_span or text.strip()
+        start = text.index(said)
+        tokens = Text.of(text, self.tokenize)
+        first, last = tokens.span(start, start + len(said))
+        if first == last:
+            raise PromptError(f"the needle {needle.needle!r} has no tokens in this vocabulary")
+        return list(tokens.ids), (first, last)
+
+    @property
+    def _template(self) -> Any:
+        return self.chat_template or getattr(self.tokenizer, "chat_template", None)
+
+    def _part(self, text: str, question: str, *, is_start: bool) -> tuple[tuple[int, ...], tuple[int, int]]:
+        """Tokens of the text before or after the context, and the question's among them."""
+        at = text.find(_QUESTION)
+        text = text.replace(_QUESTION, question)
+        added = self._first_tokens(text) if is_start else []
+        tokens = Text.of(text, tokenize_with(self.tokenizer, read_special=True))
+        first, last = tokens.span(at, at + len(question)) if at >= 0 else (0, 0)
+        return (*added, *tokens.ids), (first + len(added), last + len(added))
+
+    def _first_tokens(self, text: str) -> list[int]:
+        """The tokens that the tokenizer puts at the start of every text, unless the template wrote them."""
+        bare = tokenize_with(self.tokenizer, read_special=True)("a")[0]
+        dressed = list(self.tokenizer("a", add_special_tokens=True).input_ids)
+        count = next((at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare), 0)
+        first = dressed[:count]
+        written = tokenize_with(self.tokenizer, read_special=True)(text)[0] if text else []
+        return [] if written[: len(first)] == first else first
+
+
+def tokenize_with(tokenizer: Tokenizer, *, read_special: bool, add_special: bool = False) -> Tokenize:
+    """A function from text to ids and character offsets.
+
+    Args:
+        tokenizer: A fast tokenizer gives offsets itself; for others they are found by decoding token by token.
+        read_special: Whether a special token's name in the text becomes that token. A template's must; a
+            haystack's or a needle's must not.
+        add_special: Whether the tokenizer adds its own first token.
+    """
+
+    def fast(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = tokenizer(
+            text, add_special_tokens=add_special, split_special_tokens=not read_special, return_offsets_mapping=True
+        )
+        return list(encoded.input_ids), [(start, end) for start, end in encoded.offset_mapping]
+
+    def slow(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        ids = list(tokenizer(text, add_special_tokens=add_special).input_ids)
+        offsets, end = [], 0
+        for token in ids:
+            start, end = end, min(len(text), end + len(tokenizer.decode([token])))
+            offsets.append((start, end))
+        return ids, offsets
+
+    return fast if getattr(tokenizer, "is_fast", False) else slow

@@ -1,0 +1,71 @@
+"""The layers of a model as `run.json` and head files hold them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from retrieval_heads.errors import ResultsError
+
+MOST = 4096
+"""Layers of a model, and heads of a layer: beyond it a file is broken, and a table of it would fill the memory."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that mixes tokens.
+
+    Args:
+        path: Its module's path.
+        number: Its number in the model.
+        heads: Its query heads (value heads of a recurrence); 0 where it cannot be scored.
+        sliding_window: Keys that a row sees; `None` is all.
+        kind: Of attention: `attention`, `latent attention`, `gated delta`; of a layer that cannot be scored, its class.
+    """
+
+    path: str
+    number: int
+    heads: int
+    sliding_window: int | None = None
+    kind: str = "attention"
+
+
+def read_layer(layer: Any, where: str) -> Layer:
+    """A layer as `run.json` and `heads.json` hold it.
+
+    Raises:
+        ResultsError: It is none.
+    """
+    try:
+        made = Layer(**layer)
+    except TypeError:
+        raise ResultsError(f"{where}: layers: {layer!r} is no layer; path, number and heads are expected") from None
+    is_text = isinstance(made.path, str) and isinstance(made.kind, str)
+    for value in (made.number, made.heads, 0 if made.sliding_window is None else made.sliding_window):
+        if type(value) is not int or value < 0:
+            is_text = False
+    if not is_text or made.number >= MOST or made.heads > MOST:
+        raise ResultsError(
+            f"{where}: layers: {layer!r} is no layer; numbers of layers and heads are whole and below {MOST}"
+        )
+    return made
+
+
+def written_number(text: str) -> int:
+    """A number of a layer or head as files write it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def layer_number(path: str) -> int:
+    """The first part of a module path that is a number, as in `model.layers.3.self_attn.attn`."""
+    for part in path.split("."):
+        if part.isdigit():
+            return written_number(part)
+    raise ValueError(path)

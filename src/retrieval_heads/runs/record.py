@@ -1,0 +1,360 @@
+"""The records of a run (`results.jsonl`): one line per cell, the contract every later step reads.
+
+A line is written and flushed as its cell finishes, by one process alone. Readers accept the records of the
+predecessor (PyPI `retrieval-heads`) too: its fields have the same names here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from retrieval_heads.errors import ResultsError
+from retrieval_heads.kinds import KINDS
+from retrieval_heads.reading import parse_json, read_text
+from retrieval_heads.redaction import without_values
+
+SCHEMA = "retrieval-heads/1"
+
+Status = Literal["pass", "low", "skipped", "error"]
+_Count = Annotated[int, Field(strict=True, ge=0)]
+_Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+_Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
+_Seconds = Annotated[float, Field(strict=True, ge=0)]
+
+
+def _known_kind(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"a kind of {', '.join(KINDS)} is expected, found {kind!r}")
+    return kind
+
+
+def _in_order(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] > span[1]:
+        raise ValueError(f"a span ends where it starts or behind it, found {list(span)}")
+    return span
+
+
+Span = tuple[int, int]
+_Span = Annotated[tuple[_Count, _Count], AfterValidator(_in_order)]
+
+
+class Template(BaseModel):
+    """The chat template that a prompt was rendered with."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    hash: str
+    """SHA-256 of its text."""
+    kwargs: dict[str, Any] = {}
+    """What it was given (`model.chat_template_kwargs`)."""
+    is_given: bool = False
+    """Whether the settings name it; else it is the model's own."""
+
+
+class AnsweredBy(BaseModel):
+    """Who gave an answer: keys of `identities` in the run's `run.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str
+    engine: str
+
+
+class Recipe(BaseModel):
+    """What rebuilds the exact prompt of a record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    haystack: str
+    """Source of the haystack: a folder, `package:NAME/PATH` or `pydoc`."""
+    hash: str
+    """SHA-256 of the haystack's text."""
+    tokens: int
+    """Tokens in the haystack by the tested tokenizer, before any repetition."""
+    offset: int
+    """Haystack token at which the context starts (the seed chooses it)."""
+    insertion: int
+    """Haystack tokens that stand before the needle."""
+    repeats: int
+    """How often the haystack was started again because it was too short (0: long enough)."""
+    wording: list[dict[str, str]]
+    """The prompt's messages, `{context}` and `{question}` in them."""
+    template_hash: str
+    """SHA-256 of the prompt's wording, the chat template and its arguments."""
+    prompt_hash: str
+    """SHA-256 of the prompt's token ids as little-endian int32."""
+    template: Template | None = None
+    """The chat template alone; `None` in records of before there were identities."""
+    boundary: str = ""
+    """Where the needle may stand, as the suite says; empty in records of before."""
+    sampling: dict[str, Any] | None = None
+    """The suite's `generation`; `None` in records of before."""
+
+
+class Replay(BaseModel):
+    """The forward over prompt and answer in which heads were scored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    cached_tokens: int
+    """Of its tokens, those that the prefix cache gave."""
+    computed_tokens: int
+    """Those that were computed."""
+    seconds: float
+    """From its first step to its last."""
+
+
+class Mask(BaseModel):
+    """Which heads had no say in an answer (ablation)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    mode: str
+    """How they were masked; see `retrieval_heads.ablation.arms.MODES`."""
+    heads: list[tuple[int, int]]
+    """Each [layer, head]."""
+
+
+HeadScores = dict[str, list[list[float]]]
+"""Scores by name, each `[layers][heads]`; see `retrieval_heads.heads.detection`."""
+
+
+class Record(BaseModel):
+    """One cell's question, answer and scores.
+
+    Positions are token positions in the prompt; spans are half open, `[start, end)`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    """Version of this format."""
+    kind: str = "niah"
+    """`niah`, `detect` or `ablate`."""
+    suite: str = ""
+    """Name of the suite the cell belongs to."""
+    cell: str = ""
+    """Names the question asked; the same cell of another model's run has the same name."""
+    request: str = ""
+    """Hash of what was sent: prompt ids, sampling, model and its revision, dtype, engine version, mask."""
+    answered_by: AnsweredBy | None = None
+    """Model and engine; `None` in records of before there were identities, and in the predecessor's."""
+    status: Status = "pass"
+    """`pass`, `low` (below the threshold), `skipped` (never asked) or `error`."""
+    reason: str = ""
+    """Why a cell is `low`, `skipped` or in `error`: one sentence."""
+    context_length: int
+    """Tokens of the whole prompt as requested, chat template and question inside."""
+    document_depth: float
+    """Requested depth in percent: 0 is the start of the haystack, 100 its end."""
+    achieved_depth: float | None = None
+    """100 × needle start / haystack tokens, needle excluded."""
+    prompt_tokens: int | None = None
+    """Tokens of the prompt as sent; equals `context_length`."""
+    needle: str
+    """The inserted text as the suite gives it."""
+    needle_name: str = ""
+    """Short name of the needle, as in the item's name."""
+    needle_span: Span | None = None
+    """The needle's tokens (or those of `answer_span`), surrounding white space excluded."""
+    answer_span: str | None = None
+    """The part of the needle that must be said, where the suite gives one."""
+    question: str = ""
+    """The question asked."""
+    question_span: Span | None = None
+    """The question's tokens."""
+    reference: str = ""
+    """The expected answer that `scores` compare with."""
+    alternatives: list[str] = []
+    """Further answers that are accepted, where the suite gives several; a score is that of the best one."""
+    seed: int = 0
+    """Chooses the offset into the haystack."""
+    arm: str = ""
+    """Which heads were masked (ablation): `top_10`, `random_10_draw_2`; empty: none."""
+    mask: Mask | None = None
+    """The heads of the arm, and how they were masked."""
+    text: str = ""
+    """The answer."""
+    token_ids: list[int] = []
+    """The answer's token ids, the end-of-sequence token included when it was produced."""
+    finish_reason: str = ""
+    """`stop` or `length`, as the engine says."""
+    rougeL: float | None = None  # noqa: N815 - the predecessor's field
+    """ROUGE-L F-measure of the answer against the reference, 0–1 (the predecessor's field)."""
+    scores: dict[str, float] = {}
+    """Every score by name, 0–1; see `retrieval_heads.scoring`."""
+    metric: str = ""
+    """The score that decides `passed`."""
+    threshold: float | None = None
+    """`passed` means the metric is above this."""
+    passed: bool | None = None
+    """Whether the answer retrieved the needle; `None` where nothing was measured."""
+    recipe: Recipe | None = None
+    """How to rebuild the prompt; `None` in records of the predecessor."""
+    around: tuple[str, str] | None = None
+    """The haystack's text just before and just after the needle."""
+    prompt: str | None = None
+    """The prompt's text: only in records of the predecessor."""
+    needle_idx: int | None = None
+    """Where the predecessor inserted the needle, in tokens of its context."""
+    cached_tokens: int | None = None
+    """Prompt tokens that the prefix cache gave."""
+    heads: HeadScores | None = None
+    """Every head's scores on this cell (detection); the layers are those of `run.json`."""
+    replay: Replay | None = None
+    """How the heads were scored (detection)."""
+    seconds: float | None = None
+    """From the engine's first work on the request to its last token, other requests beside it."""
+
+    @property
+    def sayings(self) -> tuple[str, ...]:
+        """Of what `key_words` must find one: the accepted answers; `answer_span` where the suite gives none."""
+        if self.answer_span and self.reference == self.needle.strip() and not self.alternatives:
+            return (self.answer_span.strip(),)
+        return (self.reference, *self.alternatives)
+
+    @property
+    def suite_id(self) -> str:
+        """Names the suite beside those of other kinds: `niah/demo`."""
+        return f"{self.kind}/{self.suite}"
+
+
+class _Bounds(BaseModel):
+    """What a stored record's figures may be: a file may hold anything, a run's own records hold what was measured."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    kind: Annotated[str, AfterValidator(_known_kind)] = "niah"
+    context_length: Annotated[int, Field(strict=True, ge=1, lt=1 << 40)]
+    document_depth: _Percent
+    achieved_depth: _Percent | None = None
+    prompt_tokens: _Count | None = None
+    needle_span: _Span | None = None
+    question_span: _Span | None = None
+    seed: _Count = 0
+    token_ids: list[_Count] = []
+    rougeL: _Share | None = None  # noqa: N815 - the predecessor's field
+    scores: dict[str, _Share] = {}
+    threshold: _Share | None = None
+    needle_idx: _Count | None = None
+    cached_tokens: _Count | None = None
+    heads: HeadScores | None = None
+    seconds: _Seconds | None = None
+
+
+def check_bounds(data: Mapping[str, Any], where: str) -> None:
+    """Refuse figures that no cell can have.
+
+    Args:
+        data: A record's fields, as a file holds them.
+        where: Names the line in errors.
+
+    Raises:
+        ResultsError: A depth is no percent, a score no share, or a number not finite; with the field.
+    """
+    try:
+        _Bounds.model_validate(data)
+    except ValidationError as error:
+        raise ResultsError(f"{where}: {first_mistake(error)}") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first field that is wrong, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def parse_record(line: str, where: str) -> Record:
+    """Read one line of a results file.
+
+    Args:
+        line: One JSON object, ours or the predecessor's.
+        where: Names the line in errors, such as `results.jsonl:3`.
+
+    Raises:
+        ResultsError: The line is no JSON object, of another schema, or lacks a field.
+    """
+    data = parse_json(line, where)
+    if not isinstance(data, dict):
+        raise ResultsError(f"{where}: a record is a JSON object, found {type(data).__name__}")
+    schema = data.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise ResultsError(f"{where}: schema {schema!r} is not read by this version, which reads {SCHEMA!r}")
+    try:
+        record = Record.model_validate(_from_predecessor(data) if "schema" not in data else data)
+    except ValidationError as error:
+        raise ResultsError(f"{where}: {first_mistake(error)}") from None
+    check_bounds(data, where)
+    if record.status in ("pass", "low") and record.metric and record.metric not in record.scores:
+        raise ResultsError(f"{where}: scores: {record.metric}, which decides, is expected to be among them")
+    return record
+
+
+def read_records(path: Path, *, torn_last_line: bool = False) -> list[Record]:
+    """Read a results file.
+
+    Args:
+        path: A `results.jsonl`, ours or the predecessor's.
+        torn_last_line: Drop a last line that a killed run left incomplete, instead of raising.
+
+    Raises:
+        ResultsError: The file is missing, empty, or has a line that is no record.
+    """
+    lines = read_text(path).rstrip("\n").split("\n")  # an answer may hold U+2028
+    records = list(_parse_lines(lines, path, torn_last_line))
+    if not records:
+        raise ResultsError(f"{path}: holds no record")
+    return records
+
+
+def dump_record(record: Record) -> str:
+    """One line of `results.jsonl`, without the line end and without secrets."""
+    data = record.model_dump(mode="json", by_alias=True, exclude_none=True)
+    line = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    if without_values(line) == line:
+        return line
+    return json.dumps(without_values(data), ensure_ascii=False, allow_nan=False)
+
+
+def finite_mean(values: list[float]) -> float:
+    """Arithmetic mean; NaN for no values, so that an empty grid is never a score of 0."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _parse_lines(lines: list[str], path: Path, torn_last_line: bool) -> Iterator[Record]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield parse_record(line, f"{path}:{number}")
+        except ResultsError:
+            if torn_last_line and number == len(lines) and _is_torn(line):
+                return
+            raise
+
+
+def _is_torn(line: str) -> bool:
+    """Whether a line was cut short, and is no whole line that says nonsense."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _from_predecessor(data: dict[str, Any]) -> dict[str, Any]:
+    """Its needle is the reference, and its ROUGE-L is the score that counts (pass above 0.5)."""
+    needle, score = data.get("needle"), data.get("rougeL")
+    if not isinstance(needle, str) or not isinstance(score, int | float | None):
+        return data
+    said = {**data, "schema": SCHEMA, "reference": needle.strip(), "metric": "rougeL_f", "threshold": 0.5}
+    if score is None:
+        return {**said, "status": "skipped", "reason": "the record holds no rougeL"}
+    passed = score > 0.5
+    return {**said, "scores": {"rougeL_f": float(score)}, "passed": passed, "status": "pass" if passed else "low"}

@@ -1,0 +1,41 @@
+"""Which score decides, as a suite says it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from retrieval_heads.settings.messages import nearest
+from retrieval_heads.settings.section import Number, Section
+
+KEY_WORDS = "key_words"
+"""The score that decides where a suite names none; see `retrieval_heads.scoring.key_words`."""
+
+METRICS: tuple[str, ...] = (
+    *(
+        f"{rouge}_{part}{words}"
+        for words in ("", "_novel")
+        for rouge in ("rouge1", "rougeL")
+        for part in ("precision", "recall", "f")
+    ),
+    "substring",
+    KEY_WORDS,
+)
+"""Every stored score. `_novel`: over the words that the question does not contain. `rouge1_recall` above 0.5 is the
+rule of arXiv 2404.15574.
+"""
+
+
+class Scoring(Section):
+    """Which score says that the needle was retrieved: `metric` above `threshold`."""
+
+    metric: str = KEY_WORDS
+    threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
+        return metric

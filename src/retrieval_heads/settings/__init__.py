@@ -1,0 +1,1 @@
+"""How YAML is read, and what a section of the settings is."""

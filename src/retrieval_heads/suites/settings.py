@@ -1,0 +1,227 @@
+"""Settings: what a suite, a `--rh-config` file and `--rh-set` may say, and how they are laid over each other.
+
+Suites and configs share one schema, so any section may stand in either: a suite says what to ask, a config says
+of which model. Later ones win: suite, then config, then `--rh-set`. Nothing here imports torch or vllm.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from retrieval_heads.ablation.settings import Ablate
+from retrieval_heads.errors import ConfigError
+from retrieval_heads.gates.expression import parse_gate
+from retrieval_heads.gates.number import FIELDS, PASS_RATE
+from retrieval_heads.gates.settings import Expect
+from retrieval_heads.kinds import Kind
+from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, Prompt, named_prompt
+from retrieval_heads.redaction import is_secret_key
+from retrieval_heads.scoring.settings import METRICS, Scoring
+from retrieval_heads.settings.section import Number, PathText, Said, Section, Whole
+
+Verdict = Literal["cell", "gates", "none"]
+
+MOST_CELLS = 100_000
+"""Of a suite. pytest lists, selects and reports each of them."""
+LONGEST_CONTEXT = 100_000_000
+"""Tokens of a prompt."""
+MOST_REPLICAS = 1024
+"""Engines of a run."""
+
+
+class Range(Section):
+    """`intervals` equal gaps from `min` to `max`, both ends included; without it every integer between."""
+
+    min: Whole
+    max: Whole
+    intervals: Annotated[Whole, Field(ge=1, le=MOST_CELLS)] | None = None
+    spacing: Literal["linear", "sigmoid"] = "linear"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        if self.spacing == "sigmoid" and self.intervals is None:
+            raise ValueError("sigmoid spacing needs intervals")
+        if self.intervals is None and self.max - self.min >= MOST_CELLS:
+            raise ValueError(f"{self.max - self.min + 1:,} values; a suite has at most {MOST_CELLS:,} cells")
+        return self
+
+
+def _branch(value: Any) -> str:
+    return "Range" if isinstance(value, dict | Range) else "list[]"
+
+
+# The branch is chosen by what was written, so that only the mistakes of that branch are told.
+Lengths = Annotated[
+    Annotated[list[Annotated[Whole, Field(ge=1, le=LONGEST_CONTEXT)]], Tag("list[]")] | Annotated[Range, Tag("Range")],
+    Discriminator(_branch),
+]
+Depths = Annotated[
+    Annotated[list[Annotated[Number, Field(ge=0, le=100)]], Tag("list[]")] | Annotated[Range, Tag("Range")],
+    Discriminator(_branch),
+]
+
+
+class Model(Section):
+    """The model under test. Every other key is passed to vLLM's engine as it stands."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    model: Said | None = None
+    """A folder, a hub name, or a name that needs no hub (`retrieval_heads.models`)."""
+    chat_template: Said | None = None
+    """A Jinja file, or the template itself; the tokenizer's own where it is left out."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Given to the template, such as `{enable_thinking: false}`."""
+
+    @model_validator(mode="after")
+    def _sized(self) -> Model:
+        # vLLM reads 32k and auto as well, and -1 as auto.
+        length = self.engine_args.get("max_model_len")
+        is_number = type(length) is int and (length >= 1 or length == -1)
+        is_word = isinstance(length, str) and re.fullmatch(r"auto|\d+(\.\d+)?[kKmMgG]?", length)
+        if length is not None and not is_number and not is_word:
+            raise ValueError(f"max_model_len: a number of tokens is expected, found {length!r}")
+        return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What a traceback or a failed assertion shows: no secret."""
+        return ((name, value) for name, value in super().__repr_args__() if not is_secret_key(name))
+
+    @property
+    def engine_args(self) -> dict[str, Any]:
+        """The keys that vLLM gets."""
+        return dict(self.model_extra or {})
+
+
+class Engine(Section):
+    """The engine that every suite of a run is asked on."""
+
+    replicas: Literal["auto"] | int = 1
+    """How many engines, each on a GPU of its own; `auto`: as many as there are GPUs, or one on a CPU."""
+    silence: float | None = 900
+    """Seconds without a step or another sign of life, after which an engine is ended; `null` waits for ever."""
+    start_limit: float | None = 3600
+    """Seconds that an engine may take until its model is loaded; `null` waits for ever."""
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _some(cls, replicas: Any) -> Any:
+        if replicas != "auto" and (type(replicas) is not int or replicas < 1):
+            raise ValueError(f"expected auto or a number of engines, 1 or more; found {replicas!r}")
+        if replicas != "auto" and replicas > MOST_REPLICAS:
+            raise ValueError(f"{replicas} engines; a run has at most {MOST_REPLICAS}")
+        return replicas
+
+    @field_validator("silence", "start_limit", mode="before")
+    @classmethod
+    def _seconds(cls, limit: Any) -> Any:
+        if limit is not None and (type(limit) not in (int, float) or not 0 < limit < math.inf):
+            raise ValueError(f"expected a number of seconds above 0, or null for no limit; found {limit!r}")
+        return limit
+
+
+class Sweep(Section):
+    """The grid: every length by every depth by every seed."""
+
+    context_lengths: Lengths | None = None
+    """Tokens of the whole prompt."""
+    document_depths: Depths | None = None
+    """Percent of the haystack before the needle."""
+    seeds: list[Annotated[Whole, Field(ge=0)]] = [0]
+    """Each seed starts the context at another place of the haystack; 0 at its start."""
+
+    @field_validator("context_lengths")
+    @classmethod
+    def _positive(cls, lengths: list[int] | Range | None) -> list[int] | Range | None:
+        if isinstance(lengths, Range) and (
+            lengths.min < 1 or lengths.max > LONGEST_CONTEXT or lengths.spacing != "linear"
+        ):
+            raise ValueError(f"lengths are linear and lie between 1 and {LONGEST_CONTEXT:,} tokens")
+        return lengths
+
+    @field_validator("document_depths")
+    @classmethod
+    def _percent(cls, depths: list[float] | Range | None) -> list[float] | Range | None:
+        if isinstance(depths, Range) and not 0 <= depths.min <= depths.max <= 100:
+            raise ValueError("depths lie between 0 and 100")
+        return depths
+
+
+class Generation(Section):
+    """How answers are sampled. Every other key is passed to vLLM's `SamplingParams` as it stands."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    max_tokens: Annotated[Whole, Field(ge=1, le=LONGEST_CONTEXT)] | None = None
+    """The answer's budget in tokens; four times the needle's where it is left out."""
+    temperature: Annotated[Number, Field(ge=0)] = 0.0
+
+
+def _plain_haystack(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+def _parsed_gate(text: str) -> str:
+    try:
+        parse_gate(text, (*METRICS, PASS_RATE, *FIELDS))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _plain_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Settings(Section):
+    """Everything a suite or a config file may say; every section may be left out."""
+
+    kind: Kind = "niah"
+    name: Annotated[str, Field(pattern=r"^[^/:\[\]]+$")] | None = None
+    """The suite's name in records and reports; its file's where it is left out."""
+    model: Model = Model()
+    engine: Engine = Engine()
+    haystack: Annotated[HaystackSource, BeforeValidator(_plain_haystack)] | None = None
+    needles: list[Needle] = []
+    sweep: Sweep = Sweep()
+    boundary: Literal["sentence", "token"] = "sentence"
+    """Where a needle may stand: at the sentence boundary nearest to its depth, or at the exact token."""
+    prompt: Annotated[Prompt, BeforeValidator(named_prompt)] = PROMPTS["book"]
+    generation: Generation = Generation()
+    scoring: Scoring = Scoring()
+    from_results: Annotated[list[str], BeforeValidator(_plain_list)] = []
+    """Results whose stored answers are traced in place of asking (detect)."""
+    from_model: Said | None = None
+    """The model that gave the stored answers, where another is to trace them (detect)."""
+    score_threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """Take stored answers whose ROUGE-L is at least this, and count them all, as the predecessor did."""
+    calculate_device: str | None = None
+    """Read for the predecessor's sake: scores are computed where the model is."""
+    ablate: Ablate | None = None
+    """Whose heads are masked (ablate)."""
+    expect: Expect | None = None
+    gates: Annotated[list[Annotated[str, AfterValidator(_parsed_gate)]], BeforeValidator(_plain_list)] = []
+    """What the run as a whole must reach; see `retrieval_heads.gates.expression`."""
+    allow_skipped: bool = False
+    """A skipped cell stays out of gates instead of breaking them."""
+    verdict: Verdict | None = None
+    """What decides the exit code: `cell` (an item below its threshold fails), `gates` (the gates and a baseline) or
+    `none` (nothing but errors). Left out: `gates` where there is a gate or a baseline, else `cell`."""
+    output_dir: PathText | None = None
+    """The run's folder; `reports/<time>-<suite>` where it is left out."""

@@ -1,0 +1,530 @@
+"""A suite: an ordered tuple of cells, each one (needle, seed, length, depth) to ask.
+
+Pure and fast: no torch, no tokenizer; a prompt is built from a cell by the engine process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retrieval_heads.ablation.arms import NONE, arms, idle_heads, read_heads
+from retrieval_heads.errors import ConfigError, ResultsError
+from retrieval_heads.gates.expression import idleness, parse_gate
+from retrieval_heads.heads.detection import Head, read_ranked
+from retrieval_heads.prompts.haystack import check_source
+from retrieval_heads.prompts.settings import HaystackSource, Needle
+from retrieval_heads.reading import path_of
+from retrieval_heads.runs.folder import read_facts
+from retrieval_heads.runs.origin import Origin, origins
+from retrieval_heads.runs.record import Record, read_records
+from retrieval_heads.suites.reading import line_of, overlay, read_settings, read_suites, resolve
+from retrieval_heads.suites.settings import MOST_CELLS, Range, Settings
+
+_PREDECESSOR_LENGTHS = tuple(range(1_000, 50_000, 1_000))
+_PREDECESSOR_DEPTHS = tuple(float(depth) for depth in range(0, 100, 10))
+_PREDECESSOR_NEEDLE = (
+    "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
+)
+_PREDECESSOR_QUESTION = "What is the best thing to do in San Francisco?"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One question to ask: a needle at a depth of a context of some length."""
+
+    name: str
+    """As in the item's brackets: `len_4096-depth_50`, needle and seed before it when there are several."""
+    id: str
+    """Names the question asked, whichever model answers: pairs a run with another model's."""
+    needle: int
+    """Index into the suite's needles."""
+    length: int
+    """Tokens of the whole prompt."""
+    depth: float
+    """Percent of the haystack before the needle."""
+    seed: int
+    arm: str = ""
+    """What is masked (ablate): one of `retrieval_heads.ablation.arms.arms`."""
+    stored: Mapping[str, Any] | None = None
+    """The record whose answer is traced in place of asking."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite's settings, resolved, and its cells in order."""
+
+    name: str
+    path: Path
+    settings: Settings
+    needles: tuple[Needle, ...]
+    source: str
+    """The haystack's source; a folder as an absolute path."""
+    haystack: str
+    """The haystack's name."""
+    cells: tuple[Cell, ...]
+    heads: tuple[Head, ...] = ()
+    """What an ablation masks, the best first; empty where another suite of the run finds them."""
+    origins: tuple[Origin, ...] = ()
+    """Who gave the stored answers that are traced."""
+
+    @property
+    def id(self) -> str:
+        """Names the suite beside those of other kinds: `niah/demo`."""
+        return f"{self.settings.kind}/{self.name}"
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings as plain builtins that mean the same wherever they are read: a haystack's folder is absolute."""
+        said = self.settings.model_dump(mode="json", exclude_none=True)
+        if not self.settings.from_results:
+            for key in {"source", "haystack_dir"} & said.get("haystack", {}).keys():
+                said["haystack"][key] = self.source
+        if self.settings.from_results:
+            said["from_results"] = [str(_found(file, self.path).absolute()) for file in self.settings.from_results]
+        said["name"] = self.name
+        if self.heads:
+            said["ablate"]["heads"] = [list(head) for head in self.heads]
+        return said
+
+    def question(self) -> dict[str, Any]:
+        """What the engine process needs besides a cell to build its prompt, as plain builtins."""
+        return {
+            "suite": self.name,
+            "kind": self.settings.kind,
+            "source": self.source,
+            "needles": [needle.model_dump() for needle in self.needles],
+            "prompt": self.settings.prompt.model_dump(),
+            "generation": self.settings.generation.model_dump(),
+            "boundary": self.settings.boundary,
+            "scoring": self.settings.scoring.model_dump(),
+            "ablate": self._ablate(),
+        }
+
+    def _ablate(self) -> dict[str, Any] | None:
+        if self.settings.ablate is None or self.settings.kind != "ablate":
+            return None
+        return {**self.settings.ablate.model_dump(include={"mode", "seed"}), "heads": self.heads}
+
+
+def load_suite(path: Path, config: Mapping[str, Any] | None = None, sets: Mapping[str, Any] | None = None) -> Suite:
+    """Read a suite file and expand it into cells.
+
+    Args:
+        path: The suite's YAML file, or a config file that holds a haystack.
+        config: The keys of the `--rh-config` file, laid over the suite's.
+        sets: The keys of `--rh-set`, laid over both.
+
+    Raises:
+        ConfigError: The file, or what it makes together with the config, cannot be asked.
+    """
+    suites = read_suites(path)
+    if len(suites) > 1:
+        raise ConfigError(f"{path}: holds several suites ({', '.join(suites)}), and one is expected here")
+    own = next(iter(suites.values())) if suites else read_settings(path)
+    return _load(path, own, config or {}, sets or {})
+
+
+def load_suites(
+    path: Path, config: Mapping[str, Any] | None = None, sets: Mapping[str, Any] | None = None
+) -> dict[str, Suite]:
+    """The suites of a file: the one that it is, under an empty key, or those of a run's `config.yaml` by their ids.
+
+    Args:
+        path: As for `load_suite`.
+        config: As for `load_suite`.
+        sets: As for `load_suite`.
+
+    Raises:
+        ConfigError: As `load_suite`.
+    """
+    suites = read_suites(path)
+    if not suites:
+        return {"": load_suite(path, config, sets)}
+    return {suite: _load(path, own, config or {}, sets or {}, ("suites", suite)) for suite, own in suites.items()}
+
+
+def _load(
+    path: Path, own: dict[str, Any], config: Mapping[str, Any], sets: Mapping[str, Any], under: tuple[str, ...] = ()
+) -> Suite:
+    if own.get("kind", "niah") != config.get("kind", own.get("kind", "niah")):
+        # A config that is a suite of another kind says nothing of what this one asks.
+        dropped = ("kind", "name", "from_results", "from_model")
+        config = {key: value for key, value in config.items() if key not in dropped}
+    settings = resolve(overlay(overlay(own, config), sets), str(path))
+    written = _Written(path, {} if config == own else config, sets, under)
+    settings = _with_expected(settings, written)
+    if settings.from_results:
+        return _stored_suite(path, settings, written)
+    if settings.from_model is not None:
+        raise ConfigError(f"{written.at('from_model')}: from_model: names who gave stored answers; give from_results")
+    needles = tuple(_needles(settings, written))
+    source, name = _source(settings.haystack, written)
+    heads = _masked_heads(settings, written) if settings.kind == "ablate" else ()
+    cells = tuple(_cells(settings, needles, name, written))
+    longest = max(cell.length for cell in cells)
+    for gate in settings.gates if settings.verdict != "none" else ():
+        if idle := idleness(parse_gate(gate), longest):
+            raise ConfigError(f"{written.at('gates')}: gates: gate {gate!r}: {idle}, the longest length that is asked")
+    return Suite(settings.name or path.stem, path, settings, needles, source, name, cells, heads)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Where a key was written, for errors: a line of the suite's file, or what was laid over it."""
+
+    path: Path
+    config: Mapping[str, Any]
+    sets: Mapping[str, Any]
+    under: tuple[str, ...] = ()
+
+    def at(self, *keys: str) -> str:
+        for layer, option in ((self.sets, "--rh-set"), (self.config, "--rh-config")):
+            if _holds(layer, keys):
+                return f"{self.path} with {option}"
+        line = line_of(self.path, *self.under, *keys)
+        return f"{self.path}:{line}" if line else str(self.path)
+
+
+def _holds(layer: Any, keys: Sequence[str]) -> bool:
+    return not keys or (isinstance(layer, Mapping) and keys[0] in layer and _holds(layer[keys[0]], keys[1:]))
+
+
+def expand_lengths(lengths: list[int] | Range) -> list[int]:
+    """The lengths in order: a list as it is; a range rounded to whole tokens, each once."""
+    if isinstance(lengths, Range):
+        return sorted({round(point) for point in _points(lengths)})
+    return lengths
+
+
+def expand_depths(depths: list[float] | Range) -> list[float]:
+    """The depths in order, in percent.
+
+    A linear range is rounded to whole percents. A sigmoid one is 100 / (1 + e^(−0.1 (x − 50))) at equal gaps
+    of x, rounded to hundredths, with 0 and 100 kept exact: dense at both ends, as in the original
+    needle-in-a-haystack test.
+    """
+    if not isinstance(depths, Range):
+        return depths
+    if depths.spacing == "linear":
+        return sorted({float(round(point)) for point in _points(depths)})
+    return sorted({x if x in (0, 100) else _sigmoid(x) for x in _points(depths)})
+
+
+def _points(span: Range) -> list[float]:
+    if span.intervals is None:
+        return [float(point) for point in range(span.min, span.max + 1)]
+    if span.intervals == 1:
+        return [float(span.min), float(span.max)]
+    width = span.max - span.min
+    return [span.min + width * step / span.intervals for step in range(span.intervals + 1)]
+
+
+def _sigmoid(x: float) -> float:
+    return round(100 / (1 + math.exp(-0.1 * (x - 50))), 2)
+
+
+def _with_expected(settings: Settings, written: _Written) -> Settings:
+    """The settings with the file of expected heads found, and read once so that a broken one is told now."""
+    if settings.expect is not None:
+        of_ablations = bool(settings.expect.drop_exceeds_random)
+        of_detections = bool(settings.expect.top_heads) or settings.expect.min_overlap_with is not None
+        for is_said, kind in ((of_ablations, "ablate"), (of_detections, "detect")):
+            if is_said and settings.kind != kind:
+                raise ConfigError(f"{written.at('expect')}: expect: that is of suites of kind {kind}")
+    if settings.expect is None or settings.expect.min_overlap_with is None:
+        return settings
+    try:
+        file = _found(settings.expect.min_overlap_with, written.path)
+        read_ranked(file)
+    except ResultsError as error:
+        raise ConfigError(f"{written.at('expect')}: expect.min_overlap_with: {error}") from None
+    located = settings.expect.model_copy(update={"min_overlap_with": str(file)})
+    return settings.model_copy(update={"expect": located})
+
+
+def _masked_heads(settings: Settings, written: _Written) -> tuple[Head, ...]:
+    """The heads that an ablation masks, best first, and no more of them than it needs."""
+    ablate, expect = settings.ablate, settings.expect
+    if ablate is None or ablate.heads is None:
+        raise ConfigError(
+            f"{written.at('kind')}: no heads to mask; expected `ablate: {{heads: FILE}}`, with a head file, a list of "
+            "[layer, head] or detect/NAME"
+        )
+    if settings.gates:
+        raise ConfigError(
+            f"{written.at('gates')}: gates: an ablation has a score for each arm; expected "
+            "`expect: {top_10_drop_exceeds_random: 0.3}`"
+        )
+    for count in expect.drop_exceeds_random if expect else ():
+        if count not in ablate.top:
+            raise ConfigError(f"{written.at('expect')}: expect: no arm masks the top {count}; top is {ablate.top}")
+    if ablate.awaited:
+        return ()
+    heads: Sequence[Head]
+    if isinstance(ablate.heads, list):
+        heads, source = ablate.heads, "heads"
+    else:
+        try:
+            file = _found(ablate.heads, written.path)
+            heads, odd = read_heads(file, settings.model.model)
+        except ResultsError as error:
+            raise ConfigError(f"{written.at('ablate', 'heads')}: ablate.heads: {error}") from None
+        idle = idle_heads(heads[: max(ablate.top)], dict(read_ranked(file)))
+        for sentence in filter(None, (odd, idle and f"{file}: {idle}")):
+            warnings.warn(f"{written.at('ablate', 'heads')}: ablate.heads: {sentence}", stacklevel=2)
+        source = str(file)
+    if len(heads) < max(ablate.top):
+        raise ConfigError(
+            f"{written.at('ablate', 'top')}: ablate.top: {max(ablate.top)} heads are to be masked, "
+            f"{source} holds {len(heads)}"
+        )
+    return tuple(heads[: max(ablate.top)])
+
+
+def _found(name: str, suite: Path) -> Path:
+    """A file named in a suite: relative to the working directory, or else to the suite's folder."""
+    file = path_of(name)
+    return file if file.exists() or file.is_absolute() else suite.parent / file
+
+
+def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
+    """A detect suite over answers that earlier runs stored."""
+    if settings.kind != "detect":
+        raise ConfigError(
+            f"{written.at('from_results')}: from_results: only a suite of kind detect traces stored results"
+        )
+    _refuse_twice(settings.from_results, written)
+    asked = [
+        (number, record)
+        for number, name in enumerate(settings.from_results, start=1)
+        for record in _read_stored(name, settings, written)
+    ]
+    if not asked:
+        raise ConfigError(f"{written.at('from_results')}: from_results: no stored answer fits the sweep and threshold")
+    needles: dict[str, Needle] = {}
+    for _, record in asked:
+        name = re.sub(r"[^\w.-]+", "_", record.needle_name).strip("_") or "needle"
+        # Not validated again: the predecessor's records hold no question.
+        needle = Needle.model_construct(
+            name=name,
+            needle=record.needle,
+            question=record.question,
+            answer=[record.reference, *record.alternatives],
+            answer_span=record.answer_span,
+        )
+        needles.setdefault(_digest(record), needle)
+    several = {
+        "run": len(settings.from_results) > 1,
+        "needle": len(needles) > 1,
+        "seed": len({record.seed for _, record in asked}) > 1,
+    }
+    order = list(needles)
+    cells = []
+    for number, record in asked:
+        parts = {"run": f"{number}", "needle": needles[_digest(record)].name, "seed": f"{record.seed}"}
+        prefix = "".join(f"{key}_{parts[key]}-" for key, is_shown in several.items() if is_shown)
+        place = f"len_{record.context_length}-depth_{_shown(record.document_depth)}"
+        told = record.cell.partition("/")[2] or f"stored/{_digest(record)}/{place}"
+        cells.append(
+            Cell(
+                name=f"{prefix}{place}",
+                id=f"detect/{told}" + (f"/run_{number}" if several["run"] else ""),
+                needle=order.index(_digest(record)),
+                length=record.context_length,
+                depth=record.document_depth,
+                seed=record.seed,
+                stored=record.model_dump(mode="json", by_alias=True, exclude_none=True),
+            )
+        )
+    names = Counter(cell.name for cell in cells)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(f"{written.at('from_results')}: from_results: {twice[0]} is stored twice")
+    source = settings.from_results[0]
+    origins = tuple(
+        origin
+        for number, name in enumerate(settings.from_results, start=1)
+        for origin in _origins(_results_of(name, written), [one for at, one in asked if at == number], written)
+    )
+    called = settings.name or path.stem
+    return Suite(called, path, settings, tuple(needles.values()), source, "stored", tuple(cells), origins=origins)
+
+
+def _origins(file: Path, records: Iterable[Record], written: _Written) -> Iterator[Origin]:
+    """Who gave the answers of a file, as the `run.json` beside it says."""
+    try:
+        facts = read_facts(file.parent)
+    except ResultsError as error:
+        raise ConfigError(f"{written.at('from_results')}: from_results: {error}") from None
+    yield from origins(str(file), records, facts)
+
+
+def _results_of(name: str, written: _Written) -> Path:
+    """A file of results, or the one in a run's folder."""
+    file = _found(name, written.path)
+    return file / "results.jsonl" if file.is_dir() else file
+
+
+def _refuse_twice(names: Sequence[str], written: _Written) -> None:
+    """Refuse a file of results that is named twice, be it by two paths: each of its samples would count twice."""
+    seen: dict[Path, str] = {}
+    for name in names:
+        try:
+            file = _results_of(name, written).resolve()
+        except ConfigError as error:
+            raise ConfigError(f"{written.at('from_results')}: from_results: {error}") from None
+        if file in seen:
+            also = f", also as {seen[file]}" if seen[file] != name else ""
+            raise ConfigError(f"{written.at('from_results')}: from_results: {name} is named twice{also}")
+        seen[file] = name
+
+
+def _read_stored(name: str, settings: Settings, written: _Written) -> Iterator[Record]:
+    """The stored answers of a file that the settings ask for."""
+    try:
+        file = _results_of(name, written)
+        records = read_records(file)
+    except ResultsError as error:
+        raise ConfigError(f"{written.at('from_results')}: from_results: {error}") from None
+    sweep, least = settings.sweep, settings.score_threshold
+    lengths = None if sweep.context_lengths is None else set(expand_lengths(sweep.context_lengths))
+    depths = None if sweep.document_depths is None else set(expand_depths(sweep.document_depths))
+    for record in records:
+        is_answer = record.status in ("pass", "low") and not record.arm
+        fits = (lengths is None or record.context_length in lengths) and (
+            depths is None or record.document_depth in depths
+        )
+        if is_answer and fits and (least is None or (record.rougeL is not None and record.rougeL >= least)):
+            yield record if least is None else record.model_copy(update={"passed": True, "status": "pass"})
+
+
+def _digest(asked: Needle | Record) -> str:
+    """Names a needle by what is said of it, whatever it is called."""
+    said = json.dumps([asked.needle, asked.question, asked.reference]).encode()
+    return hashlib.sha256(said).hexdigest()[:8]
+
+
+def _needles(settings: Settings, written: _Written) -> Iterator[Needle]:
+    haystack = settings.haystack or HaystackSource()
+    text, question = haystack.needle, haystack.retrieval_question
+    if settings.needles:
+        if text is not None or question is not None:
+            raise ConfigError(f"{written.at('needles')}: needles are given twice: under needles and under haystack")
+        yield from _named(settings.needles, written)
+        return
+    if haystack.haystack_dir is not None:
+        text, question = text or _PREDECESSOR_NEEDLE, question or _PREDECESSOR_QUESTION
+    if text is None or question is None:
+        raise ConfigError(
+            f"{written.at('needles')}: no needle; expected a list `needles:`, each with needle and question"
+        )
+    yield Needle(name="needle", needle=text, question=question)
+
+
+def _named(needles: list[Needle], written: _Written) -> Iterator[Needle]:
+    taken: set[str] = set()
+    asked: dict[tuple[str, str], int] = {}
+    for number, needle in enumerate(needles, start=1):
+        # A name is part of a pytest node id, where brackets, colons and slashes mean something.
+        name = re.sub(r"[^\w.-]+", "_", needle.name or "").strip("_") or f"needle_{number}"
+        if name in taken:
+            raise ConfigError(f"{written.at('needles')}: needles.{number - 1}.name: {name!r} is given twice")
+        taken.add(name)
+        # Whatever they are called, and whatever counts as the answer: one prompt, asked twice.
+        words = " ".join(needle.needle.split()), " ".join(needle.question.split())
+        if words in asked:
+            raise ConfigError(
+                f"{written.at('needles')}: needles.{number - 1}: needle and question are those of "
+                f"needles.{asked[words]} again"
+            )
+        asked[words] = number - 1
+        yield needle.model_copy(update={"name": name})
+
+
+def _source(haystack: HaystackSource | None, written: _Written) -> tuple[str, str]:
+    source = haystack and (haystack.source or haystack.haystack_dir)
+    if not haystack or not source:
+        raise ConfigError(
+            f"{written.at('haystack')}: no haystack; expected `haystack: FOLDER`, `haystack: package:NAME/PATH` or "
+            "`haystack: pydoc`"
+        )
+    try:
+        located, name = check_source(source, written.path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{written.at('haystack')}: haystack: {error}") from None
+    return located, haystack.name or name
+
+
+def _cells(settings: Settings, needles: tuple[Needle, ...], haystack: str, written: _Written) -> Iterator[Cell]:
+    sweep = settings.sweep
+    # The predecessor's own defaults, for its config files that hold no sweep (or above, no needle).
+    is_predecessor = settings.haystack is not None and settings.haystack.haystack_dir is not None
+    lengths = _PREDECESSOR_LENGTHS if is_predecessor else ()
+    depths = _PREDECESSOR_DEPTHS if is_predecessor else ()
+    if sweep.context_lengths is not None:
+        lengths = tuple(expand_lengths(sweep.context_lengths))
+    if sweep.document_depths is not None:
+        depths = tuple(expand_depths(sweep.document_depths))
+    for key, values in (("context_lengths", lengths), ("document_depths", depths), ("seeds", sweep.seeds)):
+        if not values:
+            expected = "expected a list or min, max, intervals"
+            raise ConfigError(f"{written.at('sweep', key)}: sweep.{key}: the grid is empty; {expected}")
+        shown = Counter(_shown(value) for value in values)
+        if twice := [value for value, count in shown.items() if count > 1]:
+            raise ConfigError(f"{written.at('sweep', key)}: sweep.{key}: {', '.join(twice)} is given twice")
+    ablate = settings.ablate if settings.kind == "ablate" else None
+    _refuse_many(
+        sizes={
+            "lengths": len(lengths),
+            "depths": len(depths),
+            "seeds": len(sweep.seeds),
+            "needles": len(needles),
+            "arms (ablate.top and ablate.draws)": 1 + len(ablate.top) * (1 + ablate.draws) if ablate else 1,
+        },
+        written=written,
+    )
+    for arm in [arm.name for arm in arms(ablate.top, ablate.draws)] if ablate else [""]:
+        # A seed's cells share the start of their contexts: together they find it in the cache before it is evicted.
+        for seed in sweep.seeds:
+            for index, needle in enumerate(needles):
+                asked = f"{settings.kind}/{haystack}/{needle.name}-{_digest(needle)}"
+                prefix = f"{arm}-" if arm else ""
+                prefix += f"{needle.name}-" if len(needles) > 1 else ""
+                prefix += f"seed_{seed}-" if len(sweep.seeds) > 1 else ""
+                masked = f"{arm}/" if arm not in ("", NONE) else ""
+                for length in lengths:
+                    for depth in depths:
+                        yield Cell(
+                            name=f"{prefix}len_{length}-depth_{_shown(depth)}",
+                            id=f"{asked}/seed_{seed}/{masked}len_{length}/depth_{_shown(depth)}",
+                            needle=index,
+                            length=length,
+                            depth=depth,
+                            seed=seed,
+                            arm=arm,
+                        )
+
+
+def _refuse_many(sizes: Mapping[str, int], written: _Written) -> None:
+    """Refuse a grid of more cells than pytest can hold, before it is made."""
+    count = math.prod(sizes.values())
+    if count <= MOST_CELLS:
+        return
+    most = max(sizes, key=lambda noun: sizes[noun])
+    keys = ("ablate", "draws") if most.startswith("arms") else ("sweep",)
+    product = " × ".join(f"{size:,} {noun}" for noun, size in sizes.items() if size > 1)
+    raise ConfigError(
+        f"{written.at(*keys)}: {'.'.join(keys)}: {product} are {count:,} cells; a suite has at most {MOST_CELLS:,}"
+    )
+
+
+def _shown(number: float) -> str:
+    """A length or depth as names write it: no more than six digits of a fraction."""
+    return str(number) if isinstance(number, int) else f"{number:g}"

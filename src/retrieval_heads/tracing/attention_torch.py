@@ -1,0 +1,356 @@
+"""Scores of attention rows against a KV cache: the torch path, which is the reference and what runs on CPU.
+
+A row is one query position. What leaves is per row and head, never per key: which key wins, and the
+log-sum-exps that weights are ratios of (the weight on a span is `exp(span_logsumexp - logsumexp)`).
+`attention_triton` has the same contract on CUDA. Nothing here knows vLLM or waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from retrieval_heads.tracing.rows import FP8, RowScores, Stretch, check_layers, check_rows, joined, seen_keys
+
+KEYS_AT_A_TIME = 2048  # scores of 50 rows × 9 heads × 2048 keys: 4 MB, so they stay in a CPU's cache
+KEYS_PER_GROUP = 64
+NATS = math.log(2.0)  # in one bit
+NO_SCORE = -3.0e38  # below every score; finite, so that -inf - NO_SCORE is -inf and not NaN
+
+
+def score_rows(
+    q: Tensor,
+    k_cache: Tensor,
+    block_ids: Tensor,
+    first_position: int,
+    *,
+    scale: float,
+    span: tuple[int, int],
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    k_scale: float | Tensor | None = None,
+) -> RowScores:
+    """Score consecutive query rows against one request's keys in a paged cache.
+
+    The score of query x at position p and key y at position j is `scale * (x · y)`, then
+    `soft_cap * tanh(score / soft_cap)`, then `+ slope * (j - p)`, in float32, for the visible keys alone:
+    `max(0, p - sliding_window + 1) <= j <= p`. Blocks that no row sees are never read, and what lies in a block
+    beside the visible keys (NaN too) has no influence. A soft cap is monotone, so the argmax is taken before
+    it: tanh in float32 would make equal what is not.
+
+    Args:
+        q: `[rows, query_heads, head_size]`, any float dtype; row r is at `first_position + r`.
+        k_cache: `[blocks, kv_heads, block_size, head_size]` with any strides (K of vLLM's cache is the slice
+            `[..., :head_size]`); floats, or float8_e4m3fn, or uint8 holding float8_e4m3fn.
+            Query head h reads KV head `h // (query_heads // kv_heads)`.
+        block_ids: `[at least ceil((first_position + rows) / block_size)]` int32 or int64 on q's device: the
+            block of each `block_size` positions. Entries of blocks that no row sees may be stale.
+        first_position: Position of row 0 in the request, in tokens.
+        scale: Factor of q · k, above 0.
+        span: Positions `[start, end)`, absolute, that `span_logsumexp` is over; empty where start = end.
+        sliding_window: Keys that a row sees, itself included; None is all of them.
+        soft_cap: None or 0 is none.
+        sinks: `[query_heads]`, a logit per head that joins `logsumexp` and is no position.
+        alibi_slopes: `[query_heads]`.
+        k_scale: What a key is multiplied by (quantised caches), above 0: a number, a tensor of one element, or of one
+            for each KV head, `[1, kv_heads]`.
+
+    Raises:
+        ValueError: Shapes, dtypes or numbers that do not fit together, named.
+    """
+    check_layers(
+        q[None],
+        [k_cache],
+        block_ids[None],
+        [Stretch(first_position, q.shape[0], span)],
+        scale=scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        sinks=None if sinks is None else sinks[None],
+        alibi_slopes=alibi_slopes,
+        k_scale=k_scale,
+    )
+    return _score_paged(
+        q,
+        k_cache,
+        block_ids,
+        first_position,
+        scale=scale,
+        span=span,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        sinks=sinks,
+        alibi_slopes=alibi_slopes,
+        k_scale=k_scale,
+    )
+
+
+def score_layers(
+    q: Tensor,
+    k_caches: Sequence[Tensor],
+    block_table: Tensor,
+    stretches: Sequence[Stretch],
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    k_scale: float | Tensor | None = None,
+) -> RowScores:
+    """Score the same rows in several layers: `score_rows` of each layer and request; on CUDA one call is far faster.
+
+    Args:
+        q: `[layers, rows, query_heads, head_size]`: the rows of the stretches, one stretch after the other.
+        k_caches: One for each layer, alike in shape, strides and dtype, indexed by the same block ids (one KV group).
+        block_table: `[stretches, blocks]`: the block ids of each stretch's request.
+        stretches: Whose rows they are, and where they stand.
+        sinks: `[layers, query_heads]`.
+        k_scale: A number for all, or a tensor: of one element, of one for each layer, or `[layers, kv_heads]`.
+
+    Returns:
+        Scores `[layers, rows, query_heads]`.
+
+    Raises:
+        ValueError: As `score_rows`, caches that are not alike, or stretches that are not the rows.
+    """
+    check_layers(
+        q,
+        k_caches,
+        block_table,
+        stretches,
+        scale=scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        sinks=sinks,
+        alibi_slopes=alibi_slopes,
+        k_scale=k_scale,
+    )
+    found = []
+    for layer, k_cache in enumerate(k_caches):
+        rows = q[layer].split([stretch.rows for stretch in stretches])
+        parts = [
+            _score_paged(
+                part,
+                k_cache,
+                block_ids,
+                stretch.first,
+                scale=scale,
+                span=stretch.span,
+                sliding_window=sliding_window,
+                soft_cap=soft_cap,
+                sinks=None if sinks is None else sinks[layer],
+                alibi_slopes=alibi_slopes,
+                k_scale=k_scale[layer : layer + 1] if isinstance(k_scale, Tensor) and k_scale.numel() > 1 else k_scale,
+            )
+            for part, block_ids, stretch in zip(rows, block_table, stretches, strict=True)
+        ]
+        found.append(joined(parts))
+    return RowScores(
+        argmax=torch.stack([one.argmax for one in found]),
+        logsumexp=torch.stack([one.logsumexp for one in found]),
+        span_logsumexp=torch.stack([one.span_logsumexp for one in found]),
+    )
+
+
+def score_rows_dense(
+    q: Tensor,
+    keys: Tensor,
+    first_position: int,
+    *,
+    scale: float,
+    span: tuple[int, int],
+    first_key: int = 0,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+) -> RowScores:
+    """Score rows against keys that are no longer in blocks; otherwise as `score_rows`.
+
+    For caches that have to be decoded first: vLLM packs K per instruction set on CPU.
+
+    Args:
+        keys: `[n, kv_heads, head_size]`, any strides and float dtype: positions `first_key` to `first_key + n - 1`.
+        first_key: Where `keys` begins; a layer with a sliding window needs nothing before its first row's window.
+
+    Raises:
+        ValueError: As `score_rows`, and when a visible key is not among `keys`.
+    """
+    check_rows(
+        q,
+        kv_heads=keys.shape[1],
+        head_size=keys.shape[-1],
+        first_position=first_position,
+        scale=scale,
+        span=span,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        alibi_slopes=alibi_slopes,
+    )
+    first_seen, end = seen_keys(q.shape[0], first_position, sliding_window)
+    if first_key > first_seen or first_key + keys.shape[0] < end:
+        raise ValueError(
+            f"rows see keys {first_seen} to {end - 1}; given are {first_key} to {first_key + keys.shape[0] - 1}"
+        )
+
+    def read(start: int, stop: int) -> Tensor:
+        return keys[start - first_key : stop - first_key].transpose(0, 1)
+
+    return _score(
+        q,
+        read,
+        keys.shape[1],
+        first_position,
+        scale=scale,
+        span=span,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        sinks=sinks,
+        alibi_slopes=alibi_slopes,
+    )
+
+
+def _score_paged(
+    q: Tensor,
+    k_cache: Tensor,
+    block_ids: Tensor,
+    first_position: int,
+    *,
+    k_scale: float | Tensor | None,
+    scale: float,
+    **options: Any,
+) -> RowScores:
+    """`score_rows`, of arguments that have been checked."""
+    block_size = k_cache.shape[-2]
+    cells = k_cache.view(torch.uint8) if k_cache.dtype == FP8 else k_cache  # fp8 has no index_select
+
+    def read(start: int, stop: int) -> Tensor:
+        first_block, skipped = divmod(start, block_size)
+        blocks = cells.index_select(0, block_ids[first_block : -(-stop // block_size)])
+        keys = blocks.transpose(0, 1).flatten(1, 2)[:, skipped : skipped + stop - start]
+        return keys.view(FP8) if keys.dtype == torch.uint8 else keys
+
+    kv_heads = k_cache.shape[1]
+    if isinstance(k_scale, Tensor) and k_scale.numel() > 1:
+        # Into the queries, which have a KV head. Keys that tie still do.
+        q = q.float() * k_scale.float().view(kv_heads).repeat_interleave(q.shape[1] // kv_heads)[:, None]
+        k_scale = None
+    return _score(q, read, kv_heads, first_position, scale=scale if k_scale is None else scale * k_scale, **options)
+
+
+def _score(
+    q: Tensor,
+    read: Callable[[int, int], Tensor],
+    kv_heads: int,
+    first_position: int,
+    *,
+    scale: float | Tensor,
+    span: tuple[int, int],
+    sliding_window: int | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
+) -> RowScores:
+    """Go through the keys chunk by chunk; `read(start, stop)` gives `[kv_heads, stop - start, head_size]`.
+
+    Partial log-sum-exps merge exactly (online softmax: arXiv 1805.02867), and so do partial maxima.
+    """
+    rows, heads, head_size = q.shape
+    group = heads // kv_heads
+    # Rows of the heads that share a KV head are one matrix: K is multiplied once for all of them.
+    folded = q.float().view(rows, kv_heads, group, head_size).permute(1, 2, 0, 3)
+    folded = folded.reshape(kv_heads, group * rows, head_size)
+    slopes = None if alibi_slopes is None else alibi_slopes.float().view(kv_heads, group, 1, 1)
+    position = torch.arange(first_position, first_position + rows, device=q.device)
+    # Without cap and ALiBi scores stay the bare products (equal products then tie whatever the scale), and the
+    # scale joins the factor to bits. Sums are in bits because exp2 takes a third of the time of exp on CPU.
+    bits = (1.0 if soft_cap or slopes is not None else scale) / NATS
+
+    best = torch.full((kv_heads, group, rows), NO_SCORE, device=q.device)
+    argmax = torch.zeros_like(best, dtype=torch.long)
+    logsumexp = torch.full_like(best, float("-inf"))
+    span_logsumexp = logsumexp
+    first_seen, end = seen_keys(rows, first_position, sliding_window)
+    for start in range(first_seen, end, KEYS_AT_A_TIME):
+        stop = min(end, start + KEYS_AT_A_TIME)
+        # Whole groups of keys: matrix products treat odd columns another way, and equal keys would not tie. No row
+        # sees what is added: it lies behind the last of them.
+        keys = functional.pad(read(start, stop).to(torch.float32), (0, 0, 0, (start - stop) % KEYS_PER_GROUP))
+        scores = torch.bmm(folded, keys.transpose(1, 2)).view(kv_heads, group, rows, keys.shape[1])
+        if slopes is not None:
+            key = torch.arange(start, start + keys.shape[1], device=q.device)
+            scores = _capped(scores * scale, soft_cap).add_(slopes * (key - position[:, None]))
+        _hide(scores, start, position, first_position, sliding_window)
+        chunk_best, chunk_argmax = _greatest(scores)
+        better = chunk_best > best
+        argmax = torch.where(better, chunk_argmax + start, argmax)
+        best = torch.where(better, chunk_best, best)
+
+        top = chunk_best
+        if soft_cap and slopes is None:
+            scores, top = _capped(scores * scale, soft_cap), _capped(top * scale, soft_cap)
+            _hide(scores, start, position, first_position, sliding_window)  # again: tanh(-inf) is -1
+        inside = scores[..., max(span[0] - start, 0) : max(span[1] - start, 0)]
+        if inside.shape[-1]:
+            chunk_span = _logsumexp2(inside.clone(), inside.amax(-1), bits)
+            span_logsumexp = torch.logaddexp2(span_logsumexp, chunk_span)
+        logsumexp = torch.logaddexp2(logsumexp, _logsumexp2(scores, top, bits))
+
+    undefined = ~torch.isfinite(logsumexp)
+    argmax = argmax.masked_fill(undefined, -1)
+    logsumexp = logsumexp.masked_fill(undefined, float("nan")) * NATS
+    span_logsumexp = span_logsumexp.masked_fill(undefined, float("nan")) * NATS
+    if sinks is not None:
+        logsumexp = torch.logaddexp(logsumexp, sinks.float().view(kv_heads, group, 1))
+    return RowScores(
+        argmax=_rows_first(argmax).to(torch.int32),
+        logsumexp=_rows_first(logsumexp),
+        span_logsumexp=_rows_first(span_logsumexp),
+    )
+
+
+def _capped(scores: Tensor, cap: float | None) -> Tensor:
+    return torch.tanh(scores / cap).mul_(cap) if cap else scores
+
+
+def _logsumexp2(scores: Tensor, top: Tensor, bits: float | Tensor) -> Tensor:
+    """log2 of the sum of `exp2(bits * score)` over the last dimension, whose maxima are `top`; overwrites scores."""
+    top = top.clamp(min=NO_SCORE)  # where nothing is seen the sum is 0, not NaN
+    return scores.sub_(top[..., None]).mul_(bits).exp2_().sum(-1).log2_() + top * bits
+
+
+def _hide(scores: Tensor, start: int, position: Tensor, first_position: int, sliding_window: int | None) -> None:
+    """Write -inf, in place, over the keys that a row does not see: at the edges alone, the rest all rows see."""
+    rows, keys = scores.shape[-2:]
+    key = torch.arange(start, start + keys, device=scores.device)
+    future = max(0, first_position + 1 - start)
+    if future < keys:
+        scores[..., future:].masked_fill_(key[future:] > position[:, None], float("-inf"))
+    if sliding_window is not None:
+        past = min(keys, first_position + rows - sliding_window - start)
+        if past > 0:
+            scores[..., :past].masked_fill_(key[:past] <= position[:, None] - sliding_window, float("-inf"))
+
+
+def _greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Greatest score over the last dimension and its lowest index.
+
+    torch's max with an index is not vectorised on CPU (1.5 ms where the maximum alone takes 0.08): take the
+    maximum of groups, then look for the index in the group that won.
+    """
+    best, winner = scores.unflatten(-1, (-1, KEYS_PER_GROUP)).amax(-1).max(-1)
+    index = winner[..., None] * KEYS_PER_GROUP + torch.arange(KEYS_PER_GROUP, device=scores.device)
+    return best, winner * KEYS_PER_GROUP + scores.gather(-1, index).argmax(-1)
+
+
+def _rows_first(scores: Tensor) -> Tensor:
+    """`[kv_heads, group, rows]` to `[rows, query_heads]`."""
+    return scores.permute(2, 0, 1).flatten(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from project import Project
+from project import NEEDLE, Project
 
 ONE = {"context_lengths": [128], "document_depths": [0, 50]}
 
@@ -29,6 +29,34 @@ def test_changed_questions_fail_for_their_suite_unless_allowed(project: Project)
     allowed = project.run("--rh-baseline", "main", "--rh-allow-changed")
     assert allowed.ret == 0
     allowed.stdout.fnmatch_lines(["WARN 2 of 2 cells are not asked what the baseline was asked: *"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"question": "At what hour does it leave?"},
+            "the question of needle_1: 'When does the ferry to Oslo leave?' in the baseline, "
+            "'At what hour does it leave?' now",
+        ),
+        (
+            {"answer": "at dawn"},
+            "the expected answer of needle_1: 'The ferry to Oslo leaves at dawn.' in the baseline, 'at dawn' now",
+        ),
+    ],
+)
+def test_a_question_in_other_words_is_told_once_for_its_suite(
+    project: Project, change: dict[str, str], told: str
+) -> None:
+    project.suite(sweep=ONE)
+    project.run("--rh-save-baseline", "main")
+    project.suite(sweep=ONE, needles=[NEEDLE | change])
+    result = project.run("--rh-baseline", "main")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    fails = [line for line in result.outlines if line.startswith("FAIL ")]
+    said = "FAIL niah/tale: 2 of 2 cells are not asked what the baseline was asked"
+    assert [line.partition("; save")[0] for line in fails] == [f"{said}: {told}"]
+    assert project.run("--rh-baseline", "main", "--rh-allow-changed").ret == 0
 
 
 def test_another_model_stays_a_warning(project: Project) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,64 @@ def test_a_changed_question_fails_and_is_named_for_its_suite(change: dict[str, A
     allowed = judged(now, run(), allow_changed=True)
     assert allowed.passed
     assert named in " ".join(allowed.warnings)
+
+
+def worded(**fields: Any) -> tuple[Record, ...]:
+    """A run whose cells are named as a suite names them: another digest for other words."""
+    said = {"needle_name": "ferry", **fields}
+    digest = f"{zlib.crc32(repr(sorted(fields.items())).encode()):08x}"
+    return tuple(
+        record(depth, **said, cell=f"niah/tales/ferry-{digest}/seed_0/len_512/depth_{depth}") for depth in (0, 50, 100)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            {"question": "At what time does the ferry leave?"},
+            "the question of ferry: 'When does the ferry to Oslo leave?' in the baseline, "
+            "'At what time does the ferry leave?' now",
+        ),
+        (
+            {"reference": "at dawn"},
+            "the expected answer of ferry: 'The ferry to Oslo leaves at dawn.' in the baseline, 'at dawn' now",
+        ),
+        (
+            {"alternatives": ["at sunrise"]},
+            "the expected answer of ferry: 'The ferry to Oslo leaves at dawn.' in the baseline, "
+            "'The ferry to Oslo leaves at dawn. or at sunrise' now",
+        ),
+        (
+            {"needle": "The ferry leaves at noon.", "reference": "The ferry leaves at noon."},
+            "the needle of ferry: 'The ferry to Oslo leaves at dawn.' in the baseline, 'The ferry leaves at noon.' now",
+        ),
+    ],
+)
+@pytest.mark.parametrize("selected", [True, False])
+def test_other_words_are_told_once_for_a_suite(change: dict[str, Any], named: str, selected: bool) -> None:
+    now, before = worded(**change), worded()
+    cells = [one.cell for one in now] if selected else None
+    verdict = judged(now, before, selected=cells)
+    (broken,) = verdict.broken
+    told = f"niah/tale: 3 of 3 cells are not asked what the baseline was asked: {named}; save the baseline anew"
+    assert broken.line().startswith(told)
+    assert judged(now, before, selected=cells, allow_changed=True).passed
+    assert judged(before, before, selected=None).passed
+
+
+def test_other_words_of_a_long_text_are_shown_where_they_begin() -> None:
+    long = "The ferry leaves, as it has for many years and in any weather, from the old pier behind the mill "
+    now, before = (worded(question=f"{long}at {when}?") for when in ("dawn", "noon"))
+    (broken,) = judged(now, before).broken
+    assert "'… behind the mill at noon?' in the baseline, '… behind the mill at dawn?' now" in broken.sentence
+
+
+def test_a_baseline_that_does_not_say_its_words_lacks_the_cell() -> None:
+    before = worded(recipe=None)
+    sentences = [one.sentence for one in judged(worded(question="Why?"), before).broken]
+    assert all("3 selected cells" in sentence or "not in the baseline" in sentence for sentence in sentences)
+    assert len(sentences) == 2
 
 
 def test_a_part_of_the_cells_is_counted() -> None:

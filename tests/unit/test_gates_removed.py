@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from retrieval_heads.gates import shrinkage
-from retrieval_heads.runs.record import Record
+from retrieval_heads.runs.record import Recipe, Record
 
 
 def record(suite: str, cell: str, **keys: Any) -> Record:
@@ -52,6 +52,24 @@ def test_a_suite_of_a_kind_that_may_lie_elsewhere_is_not_gone() -> None:
 def test_what_was_never_measured_or_names_no_suite_is_not_lost() -> None:
     before = [record("niah/a", "1", status="skipped"), record("niah/a", "2", status="error"), record("niah/", "")]
     assert shrinkage(before, {"niah/a": []}, {}, ["niah"]).removed == {}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "now", "gone"),
+    [
+        (True, "niah/tales/ferry-22222222/seed_0/len_128/depth_0", False),
+        (True, "niah/stories/ferry-11111111/seed_0/len_128/depth_0", False),
+        (False, "niah/tales/ferry-22222222/seed_0/len_128/depth_0", True),  # that it was asked otherwise is not known
+        (True, "niah/tales/bus-22222222/seed_0/len_128/depth_0", True),
+        (True, "niah/tales/ferry-22222222/seed_1/len_128/depth_0", True),
+        (True, "niah/tales/ferry-22222222/seed_0/len_128/depth_50", True),
+    ],
+)
+def test_a_cell_that_is_asked_in_other_words_is_not_gone(recipe: bool, now: str, gone: bool) -> None:
+    said = Recipe.model_construct(haystack="tales") if recipe else None
+    before = record("niah/a", "niah/tales/ferry-11111111/seed_0/len_128/depth_0").model_copy(update={"recipe": said})
+    assert ("niah/a" in shrinkage([before], {"niah/a": [now]}, {}, ["niah"]).removed) is gone
+    assert "niah/a" in shrinkage([before], {"niah/a": [], "niah/b": [now]}, {}, ["niah"]).removed
 
 
 def test_the_gate_names_what_is_gone() -> None:

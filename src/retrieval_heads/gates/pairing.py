@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from retrieval_heads.gates.selection import Gap, cell_name, last_of_each, place, select
+from retrieval_heads.gates.selection import Gap, cell_name, last_of_each, place, select, unworded
 from retrieval_heads.runs.record import Record
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same cell in both runs, measured in both."""
+    """The same cell in both runs, measured in both; its question or answer may have been worded anew."""
 
     current: Record
     baseline: Record
@@ -39,6 +39,9 @@ def pair_records(
 ) -> Pairing:
     """Pair records by `cell`, and by `suite` too where several suites of one side have a cell of that name.
 
+    What is left of a suite on both sides pairs by needle, seed, arm, length and depth: there the suite says something
+    else now, which `compare_questions` tells.
+
     Args:
         current: The run's records.
         baseline: The baseline's.
@@ -51,10 +54,11 @@ def pair_records(
     after = [_named(record, shared) for record in current]
     before, warnings = last_of_each(_named(record, shared) for record in baseline)
     measured = {record.cell: record for record in before.values() if record.status in ("pass", "low")}
-    if selected is None:
-        wanted = {record.cell for record in after} | set(measured)
-    else:
-        wanted = set(_spell(selected, after, shared))
+    asked = {record.cell for record in after} | set(() if selected is None else _spell(selected, after, shared))
+    reworded = _reworded(after, [record for cell, record in measured.items() if cell not in asked], measured)
+    wanted = set(_spell(selected, after, shared)) if selected is not None else asked | set(measured)
+    wanted -= {record.cell for record in reworded.values()}
+    measured |= reworded
     cells = select(after, wanted, allow_skipped=allow_skipped)
     new = [record for record in cells.measured if record.cell not in measured]
     pairs = [Pair(record, measured[record.cell]) for record in cells.measured if record.cell in measured]
@@ -62,6 +66,23 @@ def pair_records(
     compared = [f"{len(new)} of {cells.total} cells are new and not compared"] if new and allow_new else []
     baseline_warnings = [f"baseline: {warning}" for warning in warnings]
     return Pairing(tuple(pairs), (*cells.gaps, *gaps), cells.total, (*cells.warnings, *baseline_warnings, *compared))
+
+
+def _reworded(current: Iterable[Record], gone: Iterable[Record], measured: Mapping[str, Record]) -> dict[str, Record]:
+    """By the name of a cell that the baseline has not, the record of the one that stood in its place there.
+
+    Args:
+        current: The run's records.
+        gone: Those of the baseline that nobody asks any more.
+        measured: All that the baseline measured, by name.
+    """
+    places: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in gone:
+        if record.recipe is not None:  # else it does not say what it was asked
+            places[(record.suite_id, unworded(record.cell))].append(record)
+    new = [record for record in current if record.cell not in measured and record.recipe is not None]
+    found = {record.cell: places.get((record.suite_id, unworded(record.cell)), []) for record in new}
+    return {cell: there[0] for cell, there in found.items() if len(there) == 1 and unworded(cell)}
 
 
 def _shared_names(records: Iterable[Record]) -> set[str]:

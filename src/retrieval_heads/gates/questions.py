@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,8 @@ from retrieval_heads.runs.record import Recipe, Record
 
 GATE: Final = "the questions of the baseline"
 _SHOWN: Final = 3
+_LONGEST: Final = 80
+"""Characters of a text that are shown."""
 _OF_A_MODEL: Final = ("model", "model_revision", "tokenizer_hash")
 
 
@@ -66,7 +68,7 @@ def compare_questions(pairs: Sequence[Pair], before: Mapping[str, str], now: Map
             unknown |= dict.fromkeys(("haystack", "wording", "chat template", "boundary", "sampling"))
             continue
         then, asked = (_asked(one, is_named_alike, pair) for one in (pair.baseline, pair.current))
-        found = []
+        found = list(_worded_otherwise(pair))
         for one in differences("question", Identity(then), Identity(asked)):
             key = one.field.removeprefix("question.")
             part = key.partition(".")[0]
@@ -99,6 +101,33 @@ def _asked(record: Record, is_named_alike: bool, pair: Pair) -> dict[str, Any]:
         if wordings[0] != wordings[1]:
             fields["template"] = ""
     return fields
+
+
+def _worded_otherwise(pair: Pair) -> Iterator[Difference]:
+    """Needle, question and accepted answers, as far as the baseline says them."""
+    before, now = pair.baseline, pair.current
+    texts = {
+        "needle": (before.needle.strip(), now.needle.strip()),
+        "question": (before.question, now.question),
+        "expected answer": (" or ".join(before.sayings), " or ".join(now.sayings)),
+    }
+    if before.sayings == (texts["needle"][0],) and now.sayings == (texts["needle"][1],):
+        del texts["expected answer"]  # it is the needle, which is compared
+    for what, (then, said) in texts.items():
+        if then and then != said:
+            yield Difference(f"the {what} of {now.needle_name}", *_quoted(then, said))
+
+
+def _quoted(then: str, now: str) -> Iterator[str]:
+    """Both texts in quotes; of long ones the part where they begin to differ."""
+    lines = [" ".join(text.split()) for text in (then, now)]
+    start = 0
+    if max(map(len, lines)) > _LONGEST:
+        alike = next((at for at, pair in enumerate(zip(*lines, strict=False)) if pair[0] != pair[1]), _LONGEST)
+        start = max(0, alike - _LONGEST // 4)
+    for line in lines:
+        end = start + _LONGEST
+        yield f"'{'…' if start else ''}{line[start:end]}{'…' if line[end:] else ''}'"
 
 
 def _told(one: Difference, recipe: Recipe) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from retrieval_heads.gates.selection import cell_name, place
+from retrieval_heads.gates.selection import cell_name, place, unworded
 from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome
 from retrieval_heads.runs.record import Record
 
@@ -67,7 +67,8 @@ def shrinkage(
 ) -> Shrinkage:
     """Find the measured cells of a baseline that are asked no more.
 
-    A cell that another suite asks now, and did not then, was moved there: its suite was renamed or split.
+    A cell that another suite asks now, and did not then, was moved there: its suite was renamed or split. One that its
+    suite asks in other words is not gone either: the comparison of questions tells that.
 
     Args:
         baseline: Its records; those that name no suite (the predecessor's) are passed over.
@@ -80,13 +81,17 @@ def shrinkage(
         if record.suite and record.status in ("pass", "low"):
             measured[(record.suite_id, cell_name(record))] = record
     asked = {suite: set(cells) for suite, cells in collected.items()}
-    moved = {cell for suite, cells in asked.items() for cell in cells if (suite, cell) not in measured}
+    new = {(suite, cell) for suite, cells in asked.items() for cell in cells if (suite, cell) not in measured}
+    moved = {cell for _, cell in new}
+    reworded = {(suite, unworded(cell)) for suite, cell in new if unworded(cell)}
     removed: dict[str, list[Record]] = {}
     uncollected: dict[str, int] = {}
     totals: dict[str, int] = {}
     for (suite, cell), record in measured.items():
         totals[suite] = totals.get(suite, 0) + 1
         if cell in asked.get(suite, ()) or cell in moved:
+            continue
+        if record.recipe is not None and (suite, unworded(cell)) in reworded:
             continue
         if suite in asked or (suite not in beside and record.kind in gone_kinds):
             removed.setdefault(suite, []).append(record)

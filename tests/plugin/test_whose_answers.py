@@ -227,6 +227,14 @@ class TestStoredAnswers:
         result.stdout.fnmatch_lines(
             ["WARN detect/again: *records that do not say which model answered; they are traced as *"]
         )
+        # They hold one score: a gate on another is broken, and the gates beside it are judged all the same.
+        again = self.traced(project, verdict="gates", gates=["mean(key_words) >= 0.5", "mean(rougeL_f) >= 0.5"])
+        again.assert_outcomes(passed=1 + 1, failed=1)
+        assert again.ret == pytest.ExitCode.TESTS_FAILED
+        told = "mean(key_words) has no value, must be >= 0.5: no measured cell holds key_words; they hold"
+        again.stdout.fnmatch_lines([f"FAIL detect/again: {told} * rougeL, rougeL_f, seconds"])
+        gates = json.loads((project.latest / "gates.json").read_text("utf-8"))["gates"]
+        assert [gate["outcome"] for gate in gates] == ["broken", "held"]
 
     def test_ours_without_a_word_on_the_model_are_refused(self, project: Project) -> None:
         folder = self.stored(project)

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates import check, parse_gate
 from retrieval_heads.runs.record import Record
 
@@ -181,9 +180,13 @@ def test_of_several_records_of_a_cell_the_last_counts_and_is_warned_of():
     assert "1 cell has several records" in verdict.warnings[0]
 
 
-def test_an_unknown_number_names_the_nearest_that_was_measured():
-    with pytest.raises(ConfigError, match="unknown number 'recal'; did you mean 'recall'"):
-        judge("mean(recal) >= 0.8", [cell()])
+def test_a_number_that_no_cell_holds_breaks_the_gate_and_says_what_they_hold():
+    outcome = judge("mean(f) >= 0", [cell()])
+    assert (outcome.passed, outcome.measured) == (False, None)
+    assert outcome.sentence.startswith(
+        "mean(f) has no value, must be >= 0: no measured cell holds f; they hold achieved_depth, cached_tokens, "
+    )
+    assert "recall" in outcome.sentence
 
 
 def test_a_number_that_only_some_cells_hold_breaks_the_gate():

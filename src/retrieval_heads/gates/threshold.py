@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates.expression import (
     OWN_METRIC,
     SLACK,
@@ -18,7 +17,6 @@ from retrieval_heads.gates.expression import (
     Gate,
     Group,
     How,
-    nearest,
 )
 from retrieval_heads.gates.head_agreement import HeadMeans, judge_heads
 from retrieval_heads.gates.number import number_names, stored_number
@@ -48,7 +46,7 @@ def check(
     """Judge the gates of one suite.
 
     A gate breaks when its value is beyond the limit, and also when a selected cell has no result, is in
-    error, lacks the number or holds NaN, and when nothing was measured.
+    error, lacks the number or holds NaN, when no cell holds that number, and when nothing was measured.
 
     Args:
         gates: The suite's gates.
@@ -58,9 +56,6 @@ def check(
         suite: Stands before each line, where there are several suites.
         heads: The run's mean head scores by name, each `[layers, heads]`; for gates on heads.
         baseline_heads: The baseline's.
-
-    Raises:
-        ConfigError: A gate names a number that no measured cell holds.
     """
     cells = select(records, selected, allow_skipped=allow_skipped)
     outcomes = tuple(
@@ -76,7 +71,9 @@ def _judge(gate: Gate, cells: Selection, suite: str) -> Outcome:
     name = gate.measure.number
     known = number_names(cells.measured)
     if cells.measured and name != OWN_METRIC and name not in known:
-        raise ConfigError(f"gate '{gate}': unknown number {name!r}; {nearest(name, known)}")
+        held = f"no measured cell holds {name}; they hold {', '.join(sorted(known))}"
+        sentence = f"{gate.measure} has no value, must be {gate.requirement}: {held}"
+        return Outcome(str(gate), False, None, gate.limit, sentence, suite=suite)
     values, unvalued = valued(cells.measured, partial(stored_number, name=name), name)
     gaps = [*cells.gaps, *unvalued]
     if not values:

@@ -135,9 +135,6 @@ class Judge:
             records: All of it.
             found: What its detect suites came to.
             facts: What `run.json` says.
-
-        Raises:
-            ConfigError: A tolerance names a number that cannot be compared.
         """
         heads = {each.suite: _means(each) for each in found}
         of_suite = {suite: [record for record in records if record.suite_id == suite] for suite in self.settings}
@@ -216,17 +213,21 @@ class Judge:
         return verdict + Verdict((), notes=tuple(agreement(suite, heads, before)))
 
     def _compare(self, suite: str, records: Sequence[Record], facts: Mapping[str, Any]) -> Comparison:
-        return set_against(
-            records,
-            self.baselines[suite],
-            max_drop=self.max_drop,
-            meta=meta_of(facts),
-            selected=self.plan.cells[suite],
-            allow_new=self.allow_new,
-            allow_skipped=self.settings[suite].allow_skipped,
-            allow_changed=self.allow_changed,
-            suite=suite,
-        )
+        try:
+            return set_against(
+                records,
+                self.baselines[suite],
+                max_drop=self.max_drop,
+                meta=meta_of(facts),
+                selected=self.plan.cells[suite],
+                allow_new=self.allow_new,
+                allow_skipped=self.settings[suite].allow_skipped,
+                allow_changed=self.allow_changed,
+                suite=suite,
+            )
+        except ConfigError as error:  # a score that no record holds; the gates beside it are judged all the same
+            gate = "the comparison with the baseline"
+            return Comparison((), outcomes=(Outcome(gate, False, None, None, str(error), suite=suite),))
 
     def baseline_records(self) -> list[Record]:
         """What the run is compared with; each record once, whichever suites share its file."""

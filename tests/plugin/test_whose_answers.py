@@ -235,6 +235,11 @@ class TestStoredAnswers:
         again.stdout.fnmatch_lines([f"FAIL detect/again: {told} * rougeL, rougeL_f, seconds"])
         gates = json.loads((project.latest / "gates.json").read_text("utf-8"))["gates"]
         assert [gate["outcome"] for gate in gates] == ["broken", "held"]
+        assert self.traced(project, "--rh-save-baseline", "main").ret == 0
+        fallen = ("--rh-baseline", "main", "--rh-max-drop", "key_words:0.1")
+        against = self.traced(project, *fallen, verdict="gates", gates=["mean(rougeL_f) >= 0.5"])
+        against.assert_outcomes(passed=1 + 1, failed=1)
+        against.stdout.fnmatch_lines(["FAIL detect/again: max drop: 'key_words' cannot be compared; *rougeL_f*"])
 
     def test_ours_without_a_word_on_the_model_are_refused(self, project: Project) -> None:
         folder = self.stored(project)

@@ -179,14 +179,15 @@ class Run:
             suites = [suite for suite in selected_suites(session.items) if suite.id in plan.suites]
             if suites:
                 # While the engine starts, nobody waits for these imports; later they would take its cores from it.
-                threading.Thread(target=load_rouge).start()
+                threading.Thread(target=_load_scores).start()
             if self.host:
                 self.host.prepare(plan)
             self._limit = length_limit(plan.model) if plan.misfit else None
             if plan.misfit:
                 suites = []
             with suppress(EngineDied):  # each cell will say so
-                for suite in suites:
+                # What finds heads goes before what masks them: an engine waits for no cell that it was not given.
+                for suite in sorted(suites, key=lambda suite: awaited(suite) is not None):
                     self._submit(suite, session.items)
         return (yield)
 
@@ -268,6 +269,11 @@ class Run:
         if self._config.args_source is not pytest.Config.ArgsSource.ARGS:
             args.clear()
         args.append(path)
+
+
+def _load_scores() -> None:
+    with suppress(Exception):  # the first answer that is scored tries again, and says what is wrong
+        load_rouge()
 
 
 def _take_out_secrets(report: pytest.TestReport) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from project import Project
 from test_failures import no_traceback
@@ -185,3 +187,33 @@ RunFolder.write_config = and_a_folder
     result = project.spawn()
     result.assert_outcomes(passed=6)
     one_sentence(result, "engine.log: cannot be written (Is a directory)")
+
+
+@pytest.mark.parametrize("is_for_good", [False, True], ids=["at first", "for good"])
+def test_a_library_that_a_full_disk_keeps_from_loading_is_no_traceback(
+    project: Project, monkeypatch: pytest.MonkeyPatch, workers: list[str], is_for_good: bool
+) -> None:
+    """It is loaded by a thread beside the engine's start, and again by the first answer."""
+    project.suite()
+    project.write(
+        "full/nltk/__init__.py",
+        f"""
+import os, sys, threading
+
+if {is_for_good} or threading.current_thread() is not threading.main_thread():
+    raise OSError(28, "No space left on device")
+sys.path.remove({str(project.path / "full")!r})
+del sys.modules["nltk"]
+import nltk
+""",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(project.path / "full"), prepend=os.pathsep)
+    result = project.spawn(*workers)
+    no_traceback(result)
+    assert "Traceback" not in result.stderr.str()
+    if is_for_good:
+        result.assert_outcomes(failed=6)
+        said = "answers cannot be scored: rouge-score cannot be imported ([[]Errno 28[]] No space left on device)"
+        result.stdout.fnmatch_lines([f"*{said}"])
+    else:
+        result.assert_outcomes(passed=6)

@@ -173,6 +173,22 @@ def test_a_mean_that_cannot_be_measured_is_an_error_of_the_cells_that_need_it(
     assert loop.held == {}
 
 
+@pytest.mark.parametrize("mode", ["zero", "mean"])
+def test_masked_cells_whose_heads_nobody_is_asked_for_are_errors(mode: str) -> None:
+    server = Server("key")
+    ablate = {"mode": mode, "heads": [], "awaits": ["10", "11"]}
+    masking = {"kind": "ablate", "suite": "masked", "source": "tales", "ablate": ablate}
+    server._submit({"question": {"kind": "niah", "ablate": None}, "cells": [{"key": "10", "arm": ""}]})
+    server._submit({"question": masking, "cells": [{"key": f"{number}", "arm": "top_1"} for number in range(2)]})
+    loop = Loop(server, Measuring(""), Referring(""))  # type: ignore[arg-type]
+    loop.in_flight["never"] = lambda _: None
+    with pytest.raises(EOFError):
+        loop.run()
+    reason = "the heads to mask are found by cell '11' among others, which was not submitted before"
+    assert server.jobs["0"].result == server.jobs["1"].result == {"status": "error", "reason": reason}
+    assert loop.held == {}
+
+
 FORKING = """
 import multiprocessing, threading, time
 from retrieval_heads.engine.process import _end_with_launcher

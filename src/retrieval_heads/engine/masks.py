@@ -10,6 +10,7 @@ from retrieval_heads.ablation.arms import Arm, NoSuchDraw, as_mask, heads_of
 from retrieval_heads.engine.jobs import Job
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.server import Server
+from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.detection import Head, aggregate
 from retrieval_heads.prompts.requests import CellSkipped
 from retrieval_heads.prompts.settings import Needle
@@ -37,9 +38,17 @@ class Masks:
 
         Args:
             ablate: The `ablate` part of a suite's question.
+
+        Raises:
+            EngineError: One of them was not submitted before the ablation, so that nothing says that it ever will be.
         """
-        jobs = self.server.jobs
-        return all(key in jobs and jobs[key].result is not None for key in ablate.get("awaits", ()))
+        jobs, awaited = self.server.jobs, ablate.get("awaits", ())
+        for key in awaited:
+            if key not in jobs:
+                raise EngineError(
+                    f"the heads to mask are found by cell {key!r} among others, which was not submitted before"
+                )
+        return all(jobs[key].result is not None for key in awaited)
 
     def choose(self, ablate: Mapping[str, Any], arm: str) -> dict[str, Any] | None:
         """The mask of an arm; `None` for the unmasked one.

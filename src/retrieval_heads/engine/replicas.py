@@ -225,12 +225,15 @@ class Router:
         cells = []
         for key in keys:
             ask = self.server.jobs[key].ask
-            if ask["do"] == "ask":
-                self._ask(key, ask)
-            elif _awaits(ask) and not self.masks.are_known(ask["question"]["ablate"]):
-                self.held.setdefault(ask["question"]["suite"], []).append(key)
-            else:
-                cells.append(key)
+            try:
+                if ask["do"] == "ask":
+                    self._ask(key, ask)
+                elif _awaits(ask) and not self.masks.are_known(ask["question"]["ablate"]):
+                    self.held.setdefault(ask["question"]["suite"], []).append(key)
+                else:
+                    cells.append(key)
+            except EngineError as error:  # what it waits for will not come
+                self.server.finish(key, {"status": "error", "reason": str(error)})
         self._submit(cells)
 
     def _release(self) -> None:

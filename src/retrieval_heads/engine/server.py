@@ -29,6 +29,7 @@ class Server:
 
     - `ready`: replies when the model is loaded, with `info`, or with `error`.
     - `submit`: `question` and `cells`, each with a `key`; known keys are left as they are.
+      Cells that find the heads of an ablation come before those that mask them.
     - `result`: waits for the `result` of a `key`.
     - `finished`: waits for results of more cells than `after`; replies with those beyond.
     - `ask`: `prompt`, `chat`, `sampling`; waits for the `answer`.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
 
@@ -60,7 +61,11 @@ def words_of(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def load_rouge() -> None:
-    """Import what scoring needs, a second's work, now rather than at the first answer."""
+    """Import what scoring needs, a second's work, now rather than at the first answer.
+
+    Raises:
+        RetrievalHeadsError: It cannot be imported.
+    """
     _stemmer()
     _scorer()
 
@@ -80,6 +85,15 @@ def _words(text: str) -> list[str]:
     return found
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Tell in a sentence what others' imports fail by, such as a full disk."""
+    try:
+        yield
+    except (ImportError, OSError) as error:
+        raise RetrievalHeadsError(f"answers cannot be scored: rouge-score cannot be imported ({error})") from None
+
+
 @cache
 def _stem(word: str) -> str:
     stemmed: str = _stemmer().stem(word)
@@ -88,7 +102,8 @@ def _stem(word: str) -> str:
 
 @cache
 def _stemmer() -> Any:
-    from nltk.stem import porter  # what rouge-score itself stems with; imported late for its start-up time
+    with _importing():
+        from nltk.stem import porter  # what rouge-score itself stems with; imported late for its start-up time
 
     return porter.PorterStemmer()
 
@@ -102,7 +117,8 @@ class _Split:
 
 @cache
 def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+    with _importing():
+        from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rougeL"], tokenizer=_Split())
 

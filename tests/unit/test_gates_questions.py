@@ -154,6 +154,24 @@ def test_other_words_of_a_long_text_are_shown_where_they_begin() -> None:
     assert "'… behind the mill at noon?' in the baseline, '… behind the mill at dawn?' now" in broken.sentence
 
 
+def test_a_haystack_of_another_name_is_the_same_question_where_its_text_is() -> None:
+    renamed = [one.model_copy(update={"cell": one.cell.replace("tales", "stories")}) for one in worded()]
+    assert judged(tuple(renamed), worded()).passed
+    other = worded(recipe={"hash": "c" * 64})
+    renamed = [one.model_copy(update={"cell": one.cell.replace("tales", "stories")}) for one in other]
+    (broken,) = judged(tuple(renamed), worded()).broken
+    assert "question.haystack: aaaaaaaaaaaa in the baseline, cccccccccccc now" in broken.sentence
+
+
+def test_other_words_of_one_needle_are_counted_beside_the_others() -> None:
+    bus = {"needle_name": "bus", "needle": "The bus leaves at noon.", "reference": "The bus leaves at noon."}
+    same = tuple(one.model_copy(update={"cell": one.cell.replace("/ferry-", "/bus-")}) for one in worded(**bus))
+    (broken,) = judged((*same, *worded(question="Why?")), (*worded(), *same)).broken
+    assert broken.sentence.startswith("3 of 6 cells are not asked what the baseline was asked: the question of ferry: ")
+    ferry = [one.cell for one in worded()]
+    assert judged((*same, *worded()), (*worded(), *same), selected=ferry).passed
+
+
 def test_a_baseline_that_does_not_say_its_words_lacks_the_cell() -> None:
     before = worded(recipe=None)
     sentences = [one.sentence for one in judged(worded(question="Why?"), before).broken]

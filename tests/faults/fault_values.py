@@ -53,41 +53,20 @@ SEED = ("-1", "1.5", "x", "true", "{}", "1" + "0" * 400)
 SHARE = ("-0.1", "1.1", "x", "true", "[]", "{}", "1e400", "1" + "0" * 400)
 CHOICE = ("x", "1", "[]", "{}", "''", "true")
 FLAG = ("x", "2", "[]", "{}", "''")
+NO_PATH = ("''", "' '", "'" + "x" * 5000 + "'", "/dev/zero", "/dev/null", "/proc/self/mem", "config.yaml", "1", "true")
 FOLDER = (
+    *NO_PATH,
     "nowhere",
     "~nosuchuser",
-    "''",
-    "' '",
-    "'" + "x" * 5000 + "'",
     "'" + "x/" * 3000 + "'",
-    "config.yaml",
-    "/dev/zero",
-    "/dev/null",
-    "/proc/self/mem",
     "'package:'",
     "package:nosuchpackage/x",
     "package:os/path",
     "package:../../etc",
     "package:yaml/../../..",
-    "1",
-    "true",
     "[]",
 )
-FILE = (
-    "nowhere.json",
-    "~nosuchuser/x.json",
-    "''",
-    "' '",
-    "'" + "x" * 5000 + "'",
-    "tales",
-    "/dev/zero",
-    "/dev/null",
-    "/proc/self/mem",
-    "config.yaml",
-    "tales/a.txt",
-    "1",
-    "true",
-)
+FILE = (*NO_PATH, "nowhere.json", "~nosuchuser/x.json", "tales", "tales/a.txt")
 LENGTHS = (
     "[true]",
     "[0]",

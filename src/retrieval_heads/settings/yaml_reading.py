@@ -221,28 +221,18 @@ def _refuse_size(document: yaml.Node, where: str) -> None:
 
 def _refuse_values(loader: _Loader, document: yaml.Node, where: str) -> None:
     """Refuse what does not cross to the engine as JSON."""
-    waiting: list[tuple[tuple[str, ...], yaml.Node]] = [((), document)]
-    seen: set[int] = set()
-    while waiting:
-        path, node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
+    for path, node in _nodes(document):
         place = " ".join([f"{where}:{node.start_mark.line + 1}:", *([f"{'.'.join(path)}:"] if path else [])])
         if node.tag not in _TAGS and node.tag.startswith("tag:yaml.org,2002:"):  # others are no YAML of PyYAML's
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
             raise ConfigError(f"{place} {tag} is not accepted; text, numbers, true, false, lists and mappings are")
         if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                name = key.value if isinstance(key, yaml.ScalarNode) else "?"
+            for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.tag not in _KEYS:
-                    raise ConfigError(f"{place} the key {name!r} is read as no text; quote it if it is one")
-                waiting += [((*path, name), key), ((*path, name), value)]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += [((*path, str(number)), value) for number, value in enumerate(node.value)]
+                    raise ConfigError(f"{place} the key {key.value!r} is read as no text; quote it if it is one")
         elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
             _refuse_number(loader, node, place)
-        elif "\0" in node.value or not _is_unicode(node.value):
+        elif isinstance(node, yaml.ScalarNode) and ("\0" in node.value or not _is_unicode(node.value)):
             raise ConfigError(f"{place} the text {node.value!r} holds a NUL or half of a surrogate pair")
 
 
@@ -269,7 +259,9 @@ def _is_unicode(text: str) -> bool:
 
 def _refuse_twins(loader: _Loader, document: yaml.Node, where: str) -> None:
     """Refuse a mapping that holds a key twice: PyYAML would drop the first in silence."""
-    for path, node in _mappings(document):
+    for path, node in _nodes(document):
+        if not isinstance(node, yaml.MappingNode):
+            continue
         lines: dict[Any, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEYS:
@@ -288,8 +280,8 @@ def _refuse_twins(loader: _Loader, document: yaml.Node, where: str) -> None:
             lines[value] = line
 
 
-def _mappings(document: yaml.Node) -> Iterator[tuple[tuple[str, ...], yaml.MappingNode]]:
-    """Every mapping of a document with the keys that lead to it; one that aliases share comes once."""
+def _nodes(document: yaml.Node) -> Iterator[tuple[tuple[str, ...], yaml.Node]]:
+    """Every node of a document, keys among them, with the keys that lead to it; one that aliases share comes once."""
     waiting: list[tuple[tuple[str, ...], yaml.Node]] = [((), document)]
     seen: set[int] = set()
     while waiting:
@@ -297,9 +289,10 @@ def _mappings(document: yaml.Node) -> Iterator[tuple[tuple[str, ...], yaml.Mappi
         if id(node) in seen:
             continue
         seen.add(id(node))
+        yield path, node
         if isinstance(node, yaml.MappingNode):
-            yield path, node
             for key, value in reversed(node.value):
-                waiting.append(((*path, key.value if isinstance(key, yaml.ScalarNode) else "?"), value))
+                within = (*path, key.value if isinstance(key, yaml.ScalarNode) else "?")
+                waiting += [(within, value), (within, key)]
         elif isinstance(node, yaml.SequenceNode):
             waiting += [((*path, str(number)), value) for number, value in reversed(list(enumerate(node.value)))]

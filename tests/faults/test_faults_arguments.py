@@ -129,7 +129,7 @@ def test_an_option_of_a_session_that_is_wrong_is_refused(check: Check) -> None:
         check(Case("pytest", ["-q", "suites/niah", *config, *options], note=str(options)[:80]))
 
 
-@drawn(40)
+@drawn(20)
 @given(NASTY_TEXT, st.sampled_from(["validate", "compare", "reconstruct", "visualize", "--rh-config", "--rh-run"]))
 def test_a_path_of_any_text_ends_in_no_fault(check: Check, path: str, where: str) -> None:
     if path.startswith("-"):

@@ -87,7 +87,7 @@ NONSENSE: tuple[tuple[str, Any], ...] = (
 )
 
 
-@drawn(60)
+@drawn(25)
 @given(data=st.data())
 def test_a_record_with_a_value_of_another_kind_is_refused(
     check: Check, records: list[dict[str, Any]], data: st.DataObject
@@ -106,14 +106,14 @@ def test_a_record_with_a_value_of_another_kind_is_refused(
 
 @pytest.mark.parametrize("name", READ_RESULTS)
 def test_a_record_that_says_nonsense_is_refused(check: Check, records: list[dict[str, Any]], name: str) -> None:
-    for key, value in some(NONSENSE, 8 if READ_RESULTS[name][0] == "pytest" else 2, _NAMES.index(name)):
+    for key, value in some(NONSENSE, 16 if READ_RESULTS[name][0] == "pytest" else 5, _NAMES.index(name)):
         line = json.dumps({**records[1], key: value})
         check(reads(name, lines(records[0], line, *records[2:]), "results.jsonl:2"))
 
 
 @pytest.mark.parametrize("name", READ_RESULTS)
 def test_a_text_that_is_no_results_is_refused(check: Check, name: str) -> None:
-    for content in some([*TEXTS.values()], 4, _NAMES.index(name)):
+    for content in some([*TEXTS.values()], 12 if READ_RESULTS[name][0] == "pytest" else 5, _NAMES.index(name)):
         # A run that was killed at its start leaves nothing, and a resumed one starts.
         expected: Any = "either" if name == "resume" else "refused"
         check(reads(name, content, expected=expected))
@@ -146,7 +146,7 @@ def test_a_figure_that_is_no_number_is_refused(
         check(reads(name, lines(records[0], with_raw(records[1], (key,), raw), *records[2:]), "results.jsonl:2"))
 
 
-@drawn(30)
+@drawn(15)
 @given(data=st.data())
 def test_results_cut_or_with_a_byte_changed_end_in_no_fault(
     check: Check, records: list[dict[str, Any]], data: st.DataObject
@@ -171,7 +171,7 @@ def test_a_run_json_that_is_none_is_refused(check: Check, name: str) -> None:
         check(Case(do, arguments, {"run/run.json": special}, says=["run.json"]))  # type: ignore[arg-type]
 
 
-@drawn(25)
+@drawn(15)
 @given(data=st.data())
 def test_a_run_json_with_a_value_of_another_kind_ends_in_no_fault(
     check: Check, good: Path, data: st.DataObject
@@ -210,8 +210,8 @@ TABLE = head_table()
 READ_HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
     "expect": ("cli", ("validate", "suites/detect")),
     "ablate": ("cli", ("validate", "suites/ablate")),
-    "collect": ("pytest", ("--co", "-q", "suites/ablate", "--rh-config", "config.yaml")),
     "visualize": ("cli", ("visualize", "detect", "--results", "heads/heads.json")),
+    "collect": ("pytest", ("--co", "-q", "suites/ablate", "--rh-config", "config.yaml")),
 }
 
 
@@ -281,21 +281,21 @@ GOOD_HEADS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", READ_HEADS)
 def test_files_of_heads(check: Check, name: str) -> None:
-    for title, content in some([*BAD_HEADS.items()], 4, list(READ_HEADS).index(name)):
+    for title, content in some([*BAD_HEADS.items()], 3 if name != "collect" else 10, list(READ_HEADS).index(name)):
         check(heads(name, content, note=title))
-    for title, data in GOOD_HEADS.items():
+    for title, data in some([*GOOD_HEADS.items()], 2, list(READ_HEADS).index(name)):
         check(heads(name, json.dumps(data), "accepted", title))
 
 
 @pytest.mark.parametrize("name", READ_HEADS)
 def test_a_text_that_is_no_file_of_heads_is_refused(check: Check, name: str) -> None:
-    for title, content in some([*TEXTS.items()], 4, list(READ_HEADS).index(name)):
+    for title, content in some([*TEXTS.items()], 3 if name != "collect" else 10, list(READ_HEADS).index(name)):
         check(heads(name, content, note=title))
     for special in (Special("fifo"), Special("link", "/dev/zero"), Special("folder"), Special("link", "nowhere")):
         check(heads(name, special))
 
 
-@drawn(40)
+@drawn(20)
 @given(data=st.data())
 def test_a_file_of_heads_with_a_wrong_value_is_refused(check: Check, data: st.DataObject) -> None:
     whole = data.draw(st.sampled_from([TABLE, AGGREGATE, DETECTED, PAPER]))
@@ -365,7 +365,7 @@ BAD_CELLS: tuple[tuple[str, Any], ...] = (
 @pytest.mark.parametrize("name", READ_BASELINE)
 def test_baselines(check: Check, stored: list[dict[str, Any]], name: str) -> None:
     header, *cells = stored
-    share = 5 if name == "option" else 1  # a session takes ten times as long
+    share = 8 if name == "option" else 2  # a session takes ten times as long
     for key, value in some(BAD_HEADERS, share, 0):
         check(baseline(name, lines({**header, key: value}, *cells), note=f"{key} {value}"))
     for key, value in some(BAD_CELLS, share, 0):
@@ -381,13 +381,13 @@ def test_baselines(check: Check, stored: list[dict[str, Any]], name: str) -> Non
 
 @pytest.mark.parametrize("name", READ_BASELINE)
 def test_a_text_that_is_no_baseline_is_refused(check: Check, name: str) -> None:
-    for title, content in some([*TEXTS.items()], 5 if name == "option" else 1, 0):
+    for title, content in some([*TEXTS.items()], 12 if name == "option" else 1, 0):
         check(baseline(name, content, note=title))
     for special in (Special("fifo"), Special("link", "/dev/zero"), Special("folder"), Special("link", "nowhere")):
         check(baseline(name, special, "main"))
 
 
-@drawn(25)
+@drawn(15)
 @given(data=st.data())
 def test_a_baseline_with_a_wrong_value_ends_in_no_fault(
     check: Check, stored: list[dict[str, Any]], data: st.DataObject
@@ -415,5 +415,5 @@ _BROKEN = [
 def test_another_file_of_a_run_that_is_broken(check: Check, file: str) -> None:
     compares, draws = ("compare", "detected", "detected"), ("visualize", "detect", "--results", "detected")
     for at, arguments in enumerate((compares, draws)):
-        for title, content in some(_BROKEN, 5, len(file) + at):
+        for title, content in some(_BROKEN, 12 if at else 5, len(file) + at):
             check(Case("cli", arguments, {f"detected/{file}": content}, "either", note=f"{file} {title}"))

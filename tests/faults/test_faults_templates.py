@@ -133,7 +133,7 @@ def test_a_file_that_is_none_is_refused(check: Check, kind: str) -> None:
     check(Case("cli", _VALIDATE, {"own.jinja": special, "config.yaml": config}, says=["own.jinja"]))
 
 
-@drawn(25)
+@drawn(15)
 @given(
     st.integers(0, len(_SAYS) - 1),
     st.sampled_from(["", "{{", "}}", "{%", "%}", "'", "(", "[", "\\", "é", "* 9999999999", "{#", " ~ ", "|", "."]),

@@ -25,7 +25,7 @@ from retrieval_heads.suites.settings import Settings
 
 
 @dataclass(frozen=True)
-class Ablated:
+class AblationOutcome:
     """What an ablate suite came to.
 
     Args:
@@ -78,7 +78,7 @@ def finish(
     *,
     ranked: Mapping[Head, float],
     inconclusive: Inconclusive,
-) -> Ablated:
+) -> AblationOutcome:
     """Compute a suite's figures and write `ablation.json`.
 
     Args:
@@ -101,13 +101,13 @@ def finish(
             Outcome(_gate(*drop), False, None, drop[1], f"expected figures, and {error}", suite=f"ablate/{suite}")
             for drop in sorted(counts.items())
         ]
-        return Ablated(suite, None, expected, {}, str(error), None)
+        return AblationOutcome(suite, None, expected, {}, str(error), None)
     effect = replace(effect, notes=[*effect.notes, *_never_copied(effect, ranked)])
     told = to_json(effect, {"suite": suite, **identity_of(facts), "seed": settings.ablate.seed})
     told["controls"] = {arm: asdict(control) for arm, control in controls.items()}
     path = folder.write_json(f"ablation{suffix}.json", told)
     expected = [replace(one, suite=f"ablate/{suite}") for one in _judged(settings.expect, effect, inconclusive)]
-    return Ablated(suite, effect, expected, controls, None, path)
+    return AblationOutcome(suite, effect, expected, controls, None, path)
 
 
 def controls(address: Address, records: Sequence[Record]) -> dict[str, Control]:
@@ -145,7 +145,7 @@ def stored_controls(folder: Path, suite: str) -> dict[str, Control]:
     return {arm: Control(**control) for told in found for arm, control in told.get("controls", {}).items()}
 
 
-def draw(ablated: Ablated, records: Sequence[Record], folder: Path, title: str, suffix: str) -> list[Path]:
+def draw(outcome: AblationOutcome, records: Sequence[Record], folder: Path, title: str, suffix: str) -> list[Path]:
     """Draw accuracy by count, and each arm's cells.
 
     Raises:
@@ -153,34 +153,34 @@ def draw(ablated: Ablated, records: Sequence[Record], folder: Path, title: str, 
     """
     from retrieval_heads.plots import ablation_curve, niah_heatmap
 
-    if ablated.effect is None:
+    if outcome.effect is None:
         return []
     return [
-        *ablation_curve(ablated.effect, folder / f"ablation{suffix}.png", title=title),
+        *ablation_curve(outcome.effect, folder / f"ablation{suffix}.png", title=title),
         *niah_heatmap(records, folder / f"ablation_cells{suffix}.png", title=title),
     ]
 
 
-def table(ablated: Ablated) -> Iterator[str]:
+def table(outcome: AblationOutcome) -> Iterator[str]:
     """Accuracy by arm with its interval and the drop against the unmasked arm."""
-    effect = ablated.effect
+    effect = outcome.effect
     if effect is None:
-        yield str(ablated.error)
-        yield from failures(ablated.expected)
+        yield str(outcome.error)
+        yield from failures(outcome.expected)
         return
-    more = f"{'perplexity':>12}{'closed book':>13}" if ablated.controls else ""
+    more = f"{'perplexity':>12}{'closed book':>13}" if outcome.controls else ""
     yield f"{'arm':>10}{'cells':>7}{'accuracy':>19}{'drop':>20}{more}"
     for group in effect.groups:
         line = f"{group.name:>10}{group.cells:>7}{group.accuracy!s:>19}{group.drop or ''!s:>20}"
-        if found := [ablated.controls[arm] for arm in group.masks if arm in ablated.controls]:
+        if found := [outcome.controls[arm] for arm in group.masks if arm in outcome.controls]:
             control = mean_of(found)
             line += f"{control.perplexity:>12.1f}{control.closed_book:>13.2f}"
         yield line.rstrip()
     yield "intervals are 95 %"
-    if ablated.controls:
+    if outcome.controls:
         yield f"perplexity is that of the haystack's end; closed book: {len(QUESTIONS)} questions that need no context"
         arms = {group.name: group.masks for group in effect.groups}
-        yield f"closed book with its interval: {intervals(arms, ablated.controls)}"
+        yield f"closed book with its interval: {intervals(arms, outcome.controls)}"
     for group in effect.groups:
         if len(group.draws) > 1:
             least, most = min(group.draws.values()), max(group.draws.values())
@@ -192,7 +192,7 @@ def table(ablated: Ablated) -> Iterator[str]:
         yield f"accuracy falls to {100 * effect.until:g} % of the unmasked with {where}"
     yield f"mode {effect.mode}: {MODES.get(effect.mode, effect.mode)}"
     yield from effect.notes
-    yield from failures(ablated.expected)
+    yield from failures(outcome.expected)
 
 
 def _judged(expect: Expect | None, effect: Effect, inconclusive: Inconclusive) -> Iterator[Outcome]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from pytest_retrieval_heads.failure import as_failure
+from pytest_retrieval_heads.plan import SelectedCell
 from retrieval_heads.engine.client import EngineDied
 from retrieval_heads.errors import RetrievalHeadsError, printable
 from retrieval_heads.runs.record import Record
@@ -124,9 +125,9 @@ class CellItem(pytest.Item):
         self.add_marker(mark(length=cell.length, depth=depth, needle=needle, seed=cell.seed, **arm))
 
     @property
-    def key(self) -> str:
-        """Names this cell to the engine."""
-        return f"{self.suite.name}::{self.cell.id}"
+    def selected(self) -> SelectedCell:
+        """This cell, without pytest."""
+        return SelectedCell(self.suite, self.cell, self.nodeid.partition(f"::{self.name}")[0])
 
     def setup(self) -> None:
         """See that there is a model to ask.
@@ -171,6 +172,11 @@ class CellItem(pytest.Item):
 
     def _where(self) -> str:
         return f"    suite     {self.suite.path}\n    engine    {self._run.log}"
+
+
+def selected_cells(items: Iterable[pytest.Item]) -> list[SelectedCell]:
+    """The cells among a session's selected items."""
+    return [item.selected for item in items if isinstance(item, CellItem)]
 
 
 def describe_low(record: Record) -> str:

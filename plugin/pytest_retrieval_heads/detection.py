@@ -10,7 +10,7 @@ from typing import Any
 
 from retrieval_heads.ablation.arms import named
 from retrieval_heads.errors import ResultsError, RetrievalHeadsError
-from retrieval_heads.gates import META_KEYS, Outcome
+from retrieval_heads.gates import META_KEYS, HeadMeans, Outcome
 from retrieval_heads.gates.expression import SLACK
 from retrieval_heads.gates.settings import Expect
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, Detection, Head, aggregate, read_ranked, write_heads
@@ -25,7 +25,7 @@ _IDENTITY = (*META_KEYS, "tensor_parallel_size")
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectionOutcome:
     """What a detect suite came to.
 
     Args:
@@ -42,10 +42,17 @@ class Found:
     error: str | None
     paths: Sequence[Path]
 
+    @property
+    def means(self) -> HeadMeans | None:
+        """Mean scores of the heads, by name; `None` where there are none."""
+        if self.detection is None:
+            return None
+        return {name: estimate.mean for name, estimate in self.detection.estimates.items()}
+
 
 def finish(
     suite: str, settings: Settings, records: Sequence[Record], facts: Mapping[str, Any], folder: Path, suffix: str
-) -> Found:
+) -> DetectionOutcome:
     """Aggregate a suite's samples and write its head files.
 
     Args:
@@ -59,10 +66,10 @@ def finish(
     try:
         detection = aggregate(records, [Layer(**layer) for layer in facts.get("layers", ())])
     except ResultsError as error:
-        return Found(suite, None, [], str(error), [])
+        return DetectionOutcome(suite, None, [], str(error), [])
     paths = write_heads(detection, folder, {"suite": suite, **identity_of(facts)}, suffix)
     expected = [replace(outcome, suite=f"detect/{suite}") for outcome in _judged(settings.expect, detection)]
-    return Found(suite, detection, expected, None, paths)
+    return DetectionOutcome(suite, detection, expected, None, paths)
 
 
 def identity_of(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,12 +77,12 @@ def identity_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in _IDENTITY if name in facts}
 
 
-def table(found: Found) -> Iterator[str]:
+def table(outcome: DetectionOutcome) -> Iterator[str]:
     """The best heads with their intervals, and how far to trust them."""
-    if found.detection is None:
-        yield str(found.error)
+    if outcome.detection is None:
+        yield str(outcome.error)
         return
-    detection = found.detection
+    detection = outcome.detection
     others = [name for name in ("mass", "query") if name in detection.estimates]
     yield f"{'head':>8}{'copy':>8}{'95 % interval':>17}" + "".join(f"{name:>8}" for name in others)
     rows = {layer.number: row for row, layer in enumerate(detection.layers) if layer.heads}
@@ -95,7 +102,7 @@ def table(found: Found) -> Iterator[str]:
         yield f"the top {_TOP} of random halves of the samples agree on {100 * stability:.0f} %"
     if note := detection.top(_TOP).note("this run"):
         yield note
-    yield from failures(found.expected)
+    yield from failures(outcome.expected)
 
 
 def failures(expected: Sequence[Outcome]) -> Iterator[str]:

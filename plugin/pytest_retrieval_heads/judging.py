@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from pytest_retrieval_heads.detection import Found
+from pytest_retrieval_heads.baselines import baseline_file, shrinkage_of
+from pytest_retrieval_heads.detection import DetectionOutcome
+from pytest_retrieval_heads.options import Options, flag
 from pytest_retrieval_heads.plan import Plan
-from retrieval_heads.errors import ConfigError, ResultsError, printable
+from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates import (
     PASS_RATE,
     Baseline,
@@ -28,18 +27,13 @@ from retrieval_heads.gates import (
     check,
     judge,
     load_baseline,
-    meta_differences,
     meta_of,
     parse_gate,
     parse_max_drop,
-    save_baseline,
     set_against,
-    shrinkage,
 )
 from retrieval_heads.gates.expression import nearest
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
-from retrieval_heads.kinds import KINDS
-from retrieval_heads.reading import path_of
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import METRICS
 from retrieval_heads.suites.settings import Settings
@@ -77,32 +71,33 @@ class Judge:
     allow_removed: bool = False
 
     @classmethod
-    def of(cls, plan: Plan, config: pytest.Config, own: Path | None = None) -> Judge:
+    def of(cls, plan: Plan, options: Options, arguments: Sequence[str], own: Path | None = None) -> Judge:
         """What options and suites demand.
 
         Args:
             plan: What will be asked.
-            config: pytest's.
+            options: The session's.
+            arguments: The paths and node ids that pytest collects.
             own: The folder that the run will write to, where an earlier run may have written.
 
         Raises:
             ConfigError: An option cannot be used.
             ResultsError: A baseline cannot be read.
         """
-        base = Path(config.invocation_params.dir)
-        named, max_drop = config.getoption("rh_baseline"), config.getoption("rh_max_drop")
-        for option in ("max_drop", "allow_new", "allow_removed"):
-            if config.getoption(f"rh_{option}") and not named:
-                flag = f"--rh-{option.replace('_', '-')}"
-                raise ConfigError(f"{flag} is of a comparison with a baseline: give --rh-baseline too")
-        if config.getoption("rh_allow_changed") and not (named or config.getoption("rh_rescore")):
+        named = options.baseline
+        for name in ("max_drop", "allow_new", "allow_removed"):
+            if getattr(options, name) and not named:
+                raise ConfigError(f"{flag(name)} is of a comparison with a baseline: give --rh-baseline too")
+        if options.allow_changed and not (named or options.rescore):
             raise ConfigError("--rh-allow-changed is for stored answers: give --rh-baseline or --rh-rescore too")
-        if (saved := config.getoption("rh_save_baseline")) and not re.fullmatch(r"\w[\w.-]*", saved):
+        if (saved := options.save_baseline) and not re.fullmatch(r"\w[\w.-]*", saved):
             raise ConfigError(f"--rh-save-baseline {saved}: a name of letters, digits, '.', '-' and '_' is expected")
-        tolerances = parse_max_drop(max_drop or DEFAULT_MAX_DROP)
+        tolerances = parse_max_drop(options.max_drop or DEFAULT_MAX_DROP)
         if unknown := [name for name in tolerances if name and name not in _COMPARABLE]:
             raise ConfigError(f"--rh-max-drop: {unknown[0]!r} cannot be compared; {nearest(unknown[0], _COMPARABLE)}")
-        compared = {suite: _baseline_file(named, base, Path(file)) for suite, file in plan.files.items() if named}
+        compared = {
+            suite: baseline_file(named, options.base, Path(file)) for suite, file in plan.files.items() if named
+        }
         for file in compared.values():
             results = (file / "results.jsonl" if file.is_dir() else file).resolve()
             if own is not None and results == own / "results.jsonl":
@@ -116,27 +111,29 @@ class Judge:
             plan=plan,
             baselines={suite: loaded[file] for suite, file in compared.items()},
             max_drop=tolerances,
-            allow_new=config.getoption("rh_allow_new"),
-            allow_changed=config.getoption("rh_allow_changed"),
-            inconclusive=config.getoption("rh_inconclusive"),
-            shrinkages={file: _shrinkage(file, baseline, plan, config) for file, baseline in loaded.items()},
-            allow_removed=config.getoption("rh_allow_removed"),
+            allow_new=options.allow_new,
+            allow_changed=options.allow_changed,
+            inconclusive=options.inconclusive,
+            shrinkages={file: shrinkage_of(file, baseline, plan, arguments) for file, baseline in loaded.items()},
+            allow_removed=options.allow_removed,
         )
         for suite, settings in judge.settings.items():
             is_gated = named or settings.gates or settings.kind == "ablate"
-            if (config.getoption("rh_verdict") or settings.verdict) == "gates" and not is_gated:
+            if (options.verdict or settings.verdict) == "gates" and not is_gated:
                 raise ConfigError(f"{suite}: the verdict is gates, but there are none and no --rh-baseline is given")
         return judge
 
-    def verdict(self, records: Sequence[Record], found: Sequence[Found], facts: Mapping[str, Any]) -> Verdict:
+    def verdict(
+        self, records: Sequence[Record], detections: Sequence[DetectionOutcome], facts: Mapping[str, Any]
+    ) -> Verdict:
         """Judge a finished run.
 
         Args:
             records: All of it.
-            found: What its detect suites came to.
+            detections: What its detect suites came to.
             facts: What `run.json` says.
         """
-        heads = {each.suite: _means(each) for each in found}
+        heads = {each.suite: each.means for each in detections}
         of_suite = {suite: [record for record in records if record.suite_id == suite] for suite in self.settings}
         # All suites are compared before any is judged: the more comparisons, the more of them fall by chance.
         compared = {suite: self._compare(suite, of_suite[suite], facts) for suite in self.baselines}
@@ -238,116 +235,7 @@ class Judge:
         }
         return list(found.values())
 
-    def save(
-        self, name: str, records: Sequence[Record], found: Sequence[Found], facts: Mapping[str, Any]
-    ) -> tuple[list[Path], list[str]]:
-        """Store the run as a baseline: a file beside the suites of each folder.
-
-        What a file of that name holds of cells that the folder's suites ask and this run did not select is kept.
-
-        Returns:
-            The files written, and a note for each that keeps cells of before.
-
-        Raises:
-            ResultsError: A selected cell has no result, nothing was measured, a file cannot be written, or the cells
-                that are to be kept were measured by another model or engine.
-        """
-        has = {(record.suite_id, record.cell) for record in records}
-        missing = sum((suite, cell) not in has for suite, cells in self.plan.cells.items() for cell in cells)
-        if missing:
-            raise ResultsError(f"no baseline was saved: {missing} of {self.plan.total} selected cells have no result")
-        partial = [suite for suite in self.plan.cells if not self.plan.is_whole(suite)]
-        if unjudged := [suite for suite in partial if suite in self.plan.gated]:
-            raise ResultsError(f"no baseline was saved: {unjudged[0]} is partial, and its gates were not judged")
-        written, notes = [], []
-        meta = meta_of(facts)
-        for folder in dict.fromkeys(Path(file).parent for file in self.plan.files.values()):
-            mine = {suite for suite, file in self.plan.files.items() if Path(file).parent == folder}
-            means = {each.suite: means for each in found if f"detect/{each.suite}" in mine and (means := _means(each))}
-            path = folder / "baselines" / f"{name}.jsonl"
-            kept, heads = self._kept(path, meta)
-            if kept:
-                notes.append(f"{path.name} keeps {len(kept)} cells that were not selected now")
-            of_folder = [record for record in records if record.suite_id in mine]
-            save_baseline([*kept, *of_folder], meta, path, {**heads, **means})
-            written.append(path)
-        return written, notes
-
-    def _kept(self, path: Path, meta: Mapping[str, str]) -> tuple[list[Record], Mapping[str, HeadMeans]]:
-        """What a baseline file holds of cells that the suites ask and this run did not select."""
-        asked = {(suite, cell) for of in (self.plan.beside, self.plan.collected) for suite in of for cell in of[suite]}
-        unselected = asked - {(suite, cell) for suite, cells in self.plan.cells.items() for cell in cells}
-        if not unselected or not path.exists():
-            return [], {}
-        before = load_baseline(path)
-        kept = [record for record in before.records if (record.suite_id, record.cell) in unselected]
-        if kept and (differing := meta_differences(before.meta, meta)):
-            raise ResultsError(
-                f"no baseline was saved: {path} holds {len(kept)} cells that were not selected now, and they were "
-                f"measured otherwise ({differing[0]}); select them too, or save under another name"
-            )
-        detected = [record for record in kept if record.kind == "detect"]
-        if torn := [record.suite_id for record in detected if record.suite_id in self.plan.cells]:
-            raise ResultsError(
-                f"no baseline was saved: {path} holds all samples of {torn[0]}, and its head scores are means of them; "
-                "select the whole suite, or save under another name"
-            )
-        suites = {record.suite for record in detected}
-        return kept, {suite: means for suite, means in before.heads.items() if suite in suites}
-
 
 def _of_part(judged: Verdict) -> Verdict:
     """Of some of a suite's cells no gate holds; that they fell below the baseline is said all the same."""
     return replace(judged, outcomes=tuple(one for one in judged.outcomes if one.outcome != "held"))
-
-
-def report_of(outcome: Outcome, node: str, verdict: str) -> pytest.TestReport:
-    """A gate as a test of its own, so that every tool that reads reports sees it.
-
-    Args:
-        outcome: The gate, judged.
-        node: The id that the suite's items stand under.
-        verdict: What decides the exit code; under `none` a broken gate is an xfail.
-    """
-    name, told = f"gate[{outcome.gate}]", printable(replace(outcome, suite="").line())
-    report = pytest.TestReport(
-        nodeid=f"{node}::{name}",
-        location=(node.partition("::")[0], 0, f"{outcome.suite}::{name}"),
-        keywords={},
-        outcome="passed" if outcome.passed else "skipped" if verdict == "none" else "failed",
-        longrepr=None if outcome.passed else told,
-        when="call",
-        user_properties=[("outcome", outcome.outcome), ("measured", outcome.measured), ("limit", outcome.limit)],
-    )
-    if report.skipped:
-        report.wasxfail = told
-    return report
-
-
-def _means(found: Found) -> HeadMeans | None:
-    if found.detection is None:
-        return None
-    return {name: estimate.mean for name, estimate in found.detection.estimates.items()}
-
-
-def _shrinkage(file: Path, baseline: Baseline, plan: Plan, config: pytest.Config) -> Shrinkage:
-    """What a baseline's cells came to: a file beside suites is of their folder, a run may be of others too."""
-    folders = {Path(suite).parent for suite in plan.files.values()}
-    owner = file.resolve().parent.parent
-    is_beside = file.parent.name == "baselines" and owner in {folder.resolve() for folder in folders}
-    covered = [owner] if is_beside else folders
-    asked = [Path(os.path.abspath(arg)) for arg in config.args if "::" not in arg]  # noqa: PTH100 - as pytest does
-    is_whole = all(any(folder.is_relative_to(one) for one in asked if one.is_dir()) for folder in covered)
-    kinds = KINDS if is_beside else {suite.partition("/")[0] for suite in plan.collected}
-    return shrinkage(baseline.records, plan.collected, plan.beside, kinds if is_whole else ())
-
-
-def _baseline_file(named: str, base: Path, suite: Path) -> Path:
-    """A file or run folder where there is one of that path, else the baseline of that name beside the suite."""
-    given = base / path_of(named)
-    stored = suite.parent / "baselines" / f"{named}.jsonl"
-    if given.exists():
-        return given
-    if stored.exists():
-        return stored
-    raise ResultsError(f"--rh-baseline {named}: there is neither {given} nor {stored}")

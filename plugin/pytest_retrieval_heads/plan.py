@@ -9,15 +9,32 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from pytest_retrieval_heads.collect import CellItem
 from retrieval_heads.files import write_whole
 from retrieval_heads.hub import length_limit
 from retrieval_heads.redaction import without_values
 from retrieval_heads.suites.reading import overlay, read_settings, resolve
 from retrieval_heads.suites.settings import Settings
 from retrieval_heads.suites.suite import Cell, Suite
+
+
+@dataclass(frozen=True)
+class SelectedCell:
+    """A cell that a session asks.
+
+    Args:
+        suite: The cell's.
+        cell: The question.
+        node: The node id that the items of the suite stand under.
+    """
+
+    suite: Suite
+    cell: Cell
+    node: str
+
+    @property
+    def key(self) -> str:
+        """Names this cell to the engine."""
+        return f"{self.suite.name}::{self.cell.id}"
 
 
 @dataclass(frozen=True)
@@ -59,39 +76,47 @@ class Plan:
     beside: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, items: Iterable[pytest.Item], settings: Settings, *, needs_model: bool = True) -> Plan | None:
-        """The plan of a session's selected items; `None` when none of them needs the engine.
+    def of(
+        cls,
+        selected: Sequence[SelectedCell],
+        settings: Settings,
+        *,
+        is_engine_asked: bool = False,
+        needs_model: bool = True,
+    ) -> Plan | None:
+        """The plan of a session; `None` when nothing that is selected needs the engine.
 
         Args:
-            items: Those of suites without a model stay out of it.
+            selected: The selected cells; those of suites without a model stay out of it.
             settings: Those of config and options, for tests that ask the engine themselves.
+            is_engine_asked: Whether a selected test asks the engine itself.
             needs_model: Whether a model is asked; not where stored answers are scored again.
         """
-        items = list(items)
-        suites = [suite for suite in selected_suites(items) if suite.settings.model.model or not needs_model]
-        is_asked = any("rh_engine" in getattr(item, "fixturenames", ()) for item in items)
-        if not suites and not (is_asked and (settings.model.model or not needs_model)):
+        suites = [suite for suite in suites_of(selected) if suite.settings.model.model or not needs_model]
+        if not suites and not (is_engine_asked and (settings.model.model or not needs_model)):
             return None
-        plan = cls.for_all(suites, items, settings)
-        return plan if is_asked or not needs_model else replace(plan, misfit=_misfit(suites, items))
+        plan = cls.for_all(suites, selected, settings)
+        if is_engine_asked or not needs_model:
+            return plan
+        return replace(plan, misfit=_misfit([one for one in selected if one.suite.id in plan.suites]))
 
     @classmethod
-    def for_all(cls, suites: Sequence[Suite], items: Sequence[pytest.Item], settings: Settings) -> Plan:
-        """The plan of suites and their selected items; of none, for an engine that is only asked."""
-        asked = {suite.id: suite.settings for suite in suites}
-        every = [*asked.values()] or [settings]
+    def for_all(cls, suites: Sequence[Suite], selected: Sequence[SelectedCell], settings: Settings) -> Plan:
+        """The plan of suites and their selected cells; of none, for an engine that is only asked."""
+        settings_of = {suite.id: suite.settings for suite in suites}
+        every = [*settings_of.values()] or [settings]
         first = every[0]
         error = None
-        if len(asked) < len(suites):
+        if len(settings_of) < len(suites):
             error = "two suites of a kind have the same name: " + ", ".join(str(suite.path) for suite in suites)
         elif any(other.model != first.model for other in every):
-            error = f"the suites {', '.join(asked)} name different models; one run has one engine"
+            error = f"the suites {', '.join(settings_of)} name different models; one run has one engine"
         elif any(other.engine != first.engine for other in every):
             odd = [key for key, value in first.engine if any(getattr(other.engine, key) != value for other in every)]
             keys = ", ".join(f"engine.{key}" for key in odd)
-            error = f"the suites {', '.join(asked)} name different {keys}; one run has one engine"
+            error = f"the suites {', '.join(settings_of)} name different {keys}; one run has one engine"
         elif any(other.output_dir != first.output_dir for other in every):
-            error = f"the suites {', '.join(asked)} name different output_dirs; one run has one folder"
+            error = f"the suites {', '.join(settings_of)} name different output_dirs; one run has one folder"
         else:
             error = next((f"{suite.id}: {broken}" for suite in suites if (broken := _unfound(suite, suites))), None)
         return cls(
@@ -100,12 +125,12 @@ class Plan:
             suites={suite.id: suite.resolved() for suite in suites},
             files={suite.id: str(suite.path) for suite in suites},
             haystacks=sorted({suite.source for suite in suites if not suite.settings.from_results}),
-            cells={suite.id: [item.cell.id for item in cells_of(suite, items)] for suite in suites},
-            traced=any(one.kind in ("detect", "ablate") for one in asked.values()),
+            cells={suite.id: [one.cell.id for one in cells_of(suite, selected)] for suite in suites},
+            traced=any(one.kind in ("detect", "ablate") for one in settings_of.values()),
             output_dir=first.output_dir,
             origins={suite.id: [one.to_json() for one in suite.origins] for suite in suites if suite.origins},
             error=error,
-            nodes={item.suite.id: item.nodeid.partition(f"::{item.name}")[0] for item in cell_items(items)},
+            nodes={one.suite.id: one.node for one in selected},
         )
 
     def before_deselection(self, collected: Iterable[Suite], beside: Iterable[Suite]) -> Plan:
@@ -174,30 +199,22 @@ def _unfound(suite: Suite, suites: Sequence[Suite]) -> str | None:
     return f"the heads of {name} are to be masked, and no cell of that suite is selected; select it too, or name a file"
 
 
-def cell_items(items: Iterable[pytest.Item]) -> list[CellItem]:
-    """The items that are cells."""
-    return [item for item in items if isinstance(item, CellItem)]
-
-
-def _misfit(suites: Sequence[Suite], items: Sequence[pytest.Item]) -> str | None:
+def _misfit(selected: Sequence[SelectedCell]) -> str | None:
     """Why none of the selected cells can be asked, as far as can be told without the engine."""
-    cells = [(item.cell, item.suite) for item in items if isinstance(item, CellItem) and item.suite in suites]
-    limit = length_limit(suites[0].settings.model.model_dump())
-    if limit is None or any(cell.stored is not None for cell, _ in cells):
+    limit = length_limit(selected[0].suite.settings.model.model_dump())
+    if limit is None or any(one.cell.stored is not None for one in selected):
         return None
-    if any(unfit(suite, cell, limit) is None for cell, suite in cells):
+    if any(unfit(one.suite, one.cell, limit) is None for one in selected):
         return None
-    shortest, suite = min(cells, key=lambda one: one[0].length)
-    budget = suite.settings.generation.max_tokens
-    said = (
-        f"model.max_model_len is {limit}"
-        if suite.settings.model.engine_args.get("max_model_len")
-        else (f"the model takes {limit} tokens")
-    )
-    return (
-        f"{said}, and none of the {len(cells)} selected cells fits: the shortest has {shortest.length} prompt tokens"
-        + (f" and {budget} for the answer" if budget else "")
-    )
+    shortest = min(selected, key=lambda one: one.cell.length)
+    settings = shortest.suite.settings
+    limited = f"the model takes {limit} tokens"
+    if settings.model.engine_args.get("max_model_len"):
+        limited = f"model.max_model_len is {limit}"
+    size = f"the shortest has {shortest.cell.length} prompt tokens"
+    if budget := settings.generation.max_tokens:
+        size += f" and {budget} for the answer"
+    return f"{limited}, and none of the {len(selected)} selected cells fits: {size}"
 
 
 def unfit(suite: Suite, cell: Cell, limit: int) -> str | None:
@@ -215,12 +232,11 @@ def unfit(suite: Suite, cell: Cell, limit: int) -> str | None:
     return f"{cell.length} prompt tokens and {answer} do not fit max_model_len {limit}"
 
 
-def cells_of(suite: Suite, items: Iterable[pytest.Item]) -> list[CellItem]:
-    """A suite's selected items."""
-    return [item for item in cell_items(items) if item.suite is suite]
+def cells_of(suite: Suite, selected: Iterable[SelectedCell]) -> list[SelectedCell]:
+    """A suite's selected cells."""
+    return [one for one in selected if one.suite is suite]
 
 
-def selected_suites(items: Iterable[pytest.Item]) -> list[Suite]:
-    """The suites of the selected items, in order."""
-    found = {id(item.suite): item.suite for item in cell_items(items)}
-    return list(found.values())
+def suites_of(selected: Iterable[SelectedCell]) -> list[Suite]:
+    """The suites of the selected cells, in order."""
+    return list({id(one.suite): one.suite for one in selected}.values())

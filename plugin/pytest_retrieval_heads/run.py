@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from pytest_retrieval_heads.collect import CellItem, SuiteFile
+from pytest_retrieval_heads.collect import CellItem, SuiteFile, selected_cells
 from pytest_retrieval_heads.failure import NO_MODEL, NoModel, as_failure
 from pytest_retrieval_heads.host import COLLECTED, Host
 from pytest_retrieval_heads.last_failed import LastFailed
-from pytest_retrieval_heads.options import config_file, verdict_of
-from pytest_retrieval_heads.plan import Plan, awaited, cells_of, selected_suites, unfit
+from pytest_retrieval_heads.options import Options
+from pytest_retrieval_heads.plan import Plan, SelectedCell, awaited, cells_of, suites_of, unfit
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied, EngineProcess
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
@@ -44,7 +44,8 @@ class Run:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        path = config_file(config)
+        self._options = Options.of(config)
+        path = self._options.config_file
         self._config_path = Path(path).absolute() if path else None
         self.config_data = read_settings(self._config_path) if self._config_path else {}
         asked = read_suites(self._config_path) if self._config_path else {}
@@ -52,7 +53,7 @@ class Run:
             asked = {"": self.config_data}
         self._asked_kinds = {str(suite.get("kind", "niah")) for suite in asked.values()}
         """The kinds of suite that the config asks itself."""
-        self.sets = overrides(config.getoption("rh_set"))
+        self.sets = overrides(self._options.sets)
         self._collected: dict[str, Suite] = {}
         self._last_failed = LastFailed(config)
         self._limit: int | None = None
@@ -61,8 +62,8 @@ class Run:
         if hasattr(config, "workerinput"):
             address = Address(**config.workerinput["rh"])
         else:
-            self.host = Host(config, self.settings, [self.config_data, self.sets])
-            address = self.host.engine.address
+            self.host = Host(config, self._options, self.settings, [self.config_data, self.sets])
+            address = self.host.address
         self._plan_file = Path(address.path).with_name("plan.json")
         self.client = EngineClient(address)
         if self._asked_kinds:
@@ -140,14 +141,13 @@ class Run:
         if settings.model.model is not None or not self._needs_model:
             return
         # A run that is to be compared or kept is never green because nothing ran.
-        is_compared = self._config.getoption("rh_baseline") or self._config.getoption("rh_save_baseline")
-        if self._config.getini("rh_no_model") == "skip" and not is_compared:
+        if self._options.no_model == "skip" and not self._options.is_compared:
             pytest.skip(NO_MODEL)
         raise NoModel
 
     def verdict(self, suite: Suite) -> str:
         """What fails a run: `--rh-verdict`, else the suite's own, else its gates where it has some, else each cell."""
-        return verdict_of(suite.settings, self._config)
+        return self._options.verdict_of(suite.settings)
 
     def record(self, item: CellItem) -> Record:
         """Wait for a cell's result and score it.
@@ -158,7 +158,7 @@ class Run:
         if self._limit is not None:
             return _record(item, {"status": "skipped", "reason": unfit(item.suite, item.cell, self._limit)})
         try:
-            result = self.client.result(item.key)
+            result = self.client.result(item.selected.key)
         except EngineDied:
             raise
         except RetrievalHeadsError as error:
@@ -176,7 +176,8 @@ class Run:
         """Start the engine and hand it every selected cell; outside of any item's time."""
         stopped = session.testsfailed and not session.config.option.continue_on_collection_errors
         if self._is_to_run and not stopped and (plan := self._plan(session.items)):
-            suites = [suite for suite in selected_suites(session.items) if suite.id in plan.suites]
+            selected = selected_cells(session.items)
+            suites = [suite for suite in suites_of(selected) if suite.id in plan.suites]
             if suites:
                 # While the engine starts, nobody waits for these imports; later they would take its cores from it.
                 threading.Thread(target=_load_scores).start()
@@ -188,7 +189,7 @@ class Run:
             with suppress(EngineDied):  # each cell will say so
                 # What finds heads goes before what masks them: an engine waits for no cell that it was not given.
                 for suite in sorted(suites, key=lambda suite: awaited(suite) is not None):
-                    self._submit(suite, session.items)
+                    self._submit(suite, selected)
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
@@ -229,7 +230,7 @@ class Run:
 
     @property
     def _needs_model(self) -> bool:
-        return not self._config.getoption("rh_rescore")
+        return not self._options.rescore
 
     @property
     def _is_to_run(self) -> bool:
@@ -238,12 +239,17 @@ class Run:
         return not (option.collectonly or option.setuponly or option.setupplan)
 
     def _plan(self, items: Sequence[pytest.Item]) -> Plan | None:
-        plan = Plan.of(items, self.settings, needs_model=self._needs_model)
+        plan = Plan.of(
+            selected_cells(items),
+            self.settings,
+            is_engine_asked=any("rh_engine" in getattr(item, "fixturenames", ()) for item in items),
+            needs_model=self._needs_model,
+        )
         return plan and plan.before_deselection(self._collected.values(), self._beside())
 
     def _beside(self) -> Iterator[Suite]:
         """Suites in the folders of those collected that a path, `--ignore` or `--lf` kept out; for a baseline alone."""
-        if not (self._config.getoption("rh_baseline") or self._config.getoption("rh_save_baseline")):
+        if not self._options.is_compared:
             return
         known = {suite.path for suite in self._collected.values()}
         for folder in dict.fromkeys(path.parent for path in known):
@@ -252,13 +258,12 @@ class Run:
                     with suppress(RetrievalHeadsError):  # one that cannot be read now is nobody's cells
                         yield from load_suites(path, self.config_data, self.sets).values()
 
-    def _submit(self, suite: Suite, items: list[pytest.Item]) -> None:
-        mine = cells_of(suite, items)
+    def _submit(self, suite: Suite, selected: Sequence[SelectedCell]) -> None:
+        mine = cells_of(suite, selected)
         question = suite.question()
         if name := awaited(suite):
-            found_by = [item.key for item in items if isinstance(item, CellItem) and item.suite.id == name]
-            question["ablate"]["awaits"] = found_by
-        self.client.submit(question, ({**asdict(item.cell), "key": item.key} for item in mine))
+            question["ablate"]["awaits"] = [one.key for one in selected if one.suite.id == name]
+        self.client.submit(question, ({**asdict(one.cell), "key": one.key} for one in mine))
 
     def _collect_config(self) -> None:
         """Have pytest collect the config file itself, alone where no other path was asked for."""

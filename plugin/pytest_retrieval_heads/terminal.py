@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -13,17 +13,17 @@ from retrieval_heads.errors import printable
 from retrieval_heads.gates import Verdict
 from retrieval_heads.gates import lines as gate_lines
 from retrieval_heads.intervals import mean_interval, shown
-from retrieval_heads.runs.record import Record, finite_mean
+from retrieval_heads.runs.record import Record, Status, finite_mean
 
-STATUSES = ("pass", "low", "skipped", "error")
+_STATUSES = get_args(Status)
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def summary(
     reporter: pytest.TerminalReporter,
     records: Sequence[Record],
-    detections: Sequence[detection.Found],
-    ablations: Sequence[ablating.Ablated],
+    detections: Sequence[detection.DetectionOutcome],
+    ablations: Sequence[ablating.AblationOutcome],
     selected: int,
     resume: str,
     paths: Mapping[str, str],
@@ -49,10 +49,10 @@ def summary(
     for suite_id in dict.fromkeys(record.suite_id for record in records):
         mine = [record for record in records if record.suite_id == suite_id]
         kind, _, suite = suite_id.partition("/")
-        found = next((found for found in detections if kind == "detect" and found.suite == suite), None)
-        ablated = next((ablated for ablated in ablations if kind == "ablate" and ablated.suite == suite), None)
-        if found is not None:
-            heading, lines = "retrieval heads", [*detection.table(found), *totals(mine)]
+        detected = next((one for one in detections if kind == "detect" and one.suite == suite), None)
+        ablated = next((one for one in ablations if kind == "ablate" and one.suite == suite), None)
+        if detected is not None:
+            heading, lines = "retrieval heads", [*detection.table(detected), *totals(mine)]
         elif ablated is not None:
             heading, lines = "ablation", [*ablating.table(ablated), *totals(mine)]
         else:
@@ -93,9 +93,9 @@ def done(facts: Mapping[str, Any]) -> list[str]:
 
 def totals(records: Sequence[Record]) -> list[str]:
     """How many cells ended how, and the mean score; skipped cells are named."""
-    counts = {status: sum(record.status == status for record in records) for status in STATUSES}
+    counts = {status: sum(record.status == status for record in records) for status in _STATUSES}
     named = {"pass": "retrieved", "low": "below the threshold", "skipped": "skipped", "error": "in error"}
-    told = ", ".join(f"{counts[status]} {named[status]}" for status in STATUSES if counts[status])
+    told = ", ".join(f"{counts[status]} {named[status]}" for status in _STATUSES if counts[status])
     measured = [record for record in records if record.scores]
     lines = [f"{len(records)} {'cell' if len(records) == 1 else 'cells'}: {told}"]
     if measured:
@@ -146,7 +146,8 @@ def grid(records: Sequence[Record], width: int) -> list[str]:
         row = [cells.get((length, depth), []) for depth in depths]
         shown = "".join(f"{show(cell):>{column}}" for cell in row)
         mean = finite_mean([value for cell in row for value in _values(cell)])
-        lines.append(f"{length:>8}{' ' * (column == 1)}{shown}{'' if math.isnan(mean) else f'{mean:8.2f}'}")
+        gap = " " if column == 1 else ""
+        lines.append(f"{length:>8}{gap}{shown}{'' if math.isnan(mean) else f'{mean:8.2f}'}")
     return lines
 
 

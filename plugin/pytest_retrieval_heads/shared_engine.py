@@ -1,0 +1,154 @@
+"""The session's one engine: launched once, and how it failed or ended told once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_retrieval_heads import ablating
+from pytest_retrieval_heads.console import Console
+from pytest_retrieval_heads.failure import EngineFailure
+from pytest_retrieval_heads.plan import Plan
+from pytest_retrieval_heads.provenance import check_answers
+from pytest_retrieval_heads.run_files import RunFiles
+from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
+from retrieval_heads.errors import ConfigError, EngineError
+from retrieval_heads.redaction import without_values
+from retrieval_heads.runs.identity import Identities
+
+
+class SharedEngine:
+    """Launches the engine process that every process of the session asks.
+
+    Args:
+        process: The engine to come, or the stored answers that stand in for one.
+        files: The run's.
+        console: Where the session speaks.
+    """
+
+    def __init__(self, process: EngineProcess, files: RunFiles, console: Console) -> None:
+        self.process = process
+        self.failure: EngineFailure | None = None
+        """Why there is no engine, or none any more."""
+        self.log = process.own_log
+        self._files = files
+        self._console = console
+
+    def place_log(self, config: pytest.Config) -> None:
+        """Have the engine print into the run's folder; without one into pytest's cache, a new file each session."""
+        if self._files.folder is not None:
+            self.log = self._files.folder.log
+            return
+        cache = getattr(config, "cache", None)
+        try:
+            if cache is not None:
+                log: Path = cache.mkdir("rh") / "engine.log"
+                log.unlink(missing_ok=True)
+                self.log = log
+        except OSError:
+            pass  # a cache that cannot be written, as pytest itself says
+
+    def serve_stored(self) -> None:
+        """Give out the stored answers."""
+        self.process.launch({}, self.log)
+
+    def start(self, plan: Plan) -> Mapping[str, Any] | None:
+        """Launch the engine, where that was not done or tried, and wait until the model is loaded.
+
+        An engine that does not start is no end: `failure` says why, and every test that needed it will.
+
+        Returns:
+            What the engine says of itself; `None` where it was not started now.
+        """
+        if self.process.is_launched or self.failure is not None:
+            return None
+        cells = f"{plan.total} cells of {', '.join(plan.suites)}; " if plan.suites else ""
+        self._console.say(f"{cells}starting the engine, log {self._console.path(self.log)}")
+        try:
+            is_offline = self.process.check(plan.model, traced=plan.traced)
+        except EngineError as error:
+            self._dismiss(f"the engine did not start: {error}", "the engine did not start")
+            return None
+        folder = self._files.folder
+        hello = {
+            "model": plan.model,
+            **plan.engine,
+            "offline": is_offline,
+            "traced": plan.traced,
+            "haystacks": plan.haystacks,
+            "earlier": str(folder.results) if folder and folder.earlier else None,
+        }
+        self.process.launch(hello, self.log)
+        try:
+            info = self.process.wait_ready()
+        except EngineError as error:
+            self._dismiss(str(error), "the engine did not start")
+            return None
+        seconds = self._files.engine_is_ready(info)
+        try:
+            ablating.check_heads(plan.suites, info)
+            self._files.warnings += check_answers(plan, Identities.of_facts(without_values(info)))
+        except ConfigError as error:
+            self._dismiss(f"the engine is not asked: {error}", "the engine was not asked")
+            return None
+        several = f"{info['replicas']} replicas of " if "replicas" in info else ""
+        self._console.say(
+            f"{several}{info['model']} {'are' if several else 'is'} ready in {seconds:.1f} s "
+            f"({info['dtype']} on {info['device']}, {info['engine']})"
+        )
+        for warning in info.get("warnings", ()):
+            self._console.say(f"WARNING: {info['model']}: {warning}")
+        return info
+
+    def _dismiss(self, text: str, status: str) -> None:
+        """End an engine that nobody can ask; whatever needed it is an error, and all else runs.
+
+        Args:
+            text: Why, one line that begins with "the engine", and the engine's last words below it.
+            status: What `run.json` says of it.
+        """
+        self._files.facts |= {"status": status}
+        self.process.dismiss(self._fail(text).line.removeprefix("the engine "))
+
+    def _fail(self, text: str) -> EngineFailure:
+        """The engine did not start or is gone: say so at once, and remember it for whatever needs it.
+
+        Args:
+            text: One line, and the engine's last words below it.
+        """
+        self.failure = EngineFailure(text)
+        self._files.facts |= {"engine_failure": self.failure.line}
+        self._console.say(self.failure.line)
+        return self.failure
+
+    def died(self, reason: str) -> EngineFailure:
+        """How the engine ended, found out once.
+
+        Args:
+            reason: What a client heard of it.
+        """
+        if self.failure is None:
+            ended = self.process.obituary(patience=2)
+            self._fail(f"the engine {ended or f'failed: {reason}'}{self.process.log_tail()}")
+        assert self.failure is not None
+        return self.failure
+
+    def counters(self) -> dict[str, Any]:
+        """What the engine did, as `retrieval_heads.engine.jobs.Done` counts it; nothing where none can tell."""
+        client = EngineClient(self.process.address)
+        try:
+            client.connect(patience=0)
+            counters = client.counters()
+        except EngineDied:
+            return {}
+        finally:
+            client.close()
+        if not counters["steps"]:
+            return {}
+        share = counters["feed_gap_seconds"] / (counters["feed_gap_seconds"] + counters["step_seconds"])
+        whole = {name: counters[name] for name in ("prompt_tokens", "cached_tokens", "reusable_tokens", "steps")}
+        seconds = {name: round(counters[name], 3) for name in ("step_seconds", "feed_gap_seconds")}
+        return {**whole, **seconds, "feed_gap_share": round(share, 5)}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_heads.heads.detection import Estimate, HeadTable
+from retrieval_heads.heads.table import Estimate, HeadTable
 from retrieval_heads.report import StoredRun
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record

@@ -16,7 +16,7 @@ from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import Inconclusive, Outcome
 from retrieval_heads.gates.expression import SLACK
 from retrieval_heads.gates.settings import Expect
-from retrieval_heads.heads.detection import Head
+from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.haystack import read_text
 from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.folder import RunFolder

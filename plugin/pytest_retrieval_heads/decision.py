@@ -18,7 +18,7 @@ from retrieval_heads.ablation.controls import Control
 from retrieval_heads.engine.client import Address
 from retrieval_heads.errors import FileError, ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import Outcome, Verdict, read_gates, to_json, with_kept
-from retrieval_heads.heads.detection import Head
+from retrieval_heads.heads.table import Head
 from retrieval_heads.suites.settings import Settings
 
 

@@ -13,7 +13,10 @@ from retrieval_heads.errors import ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import META_KEYS, HeadMeans, Outcome
 from retrieval_heads.gates.expression import SLACK
 from retrieval_heads.gates.settings import Expect
-from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, Detection, Head, aggregate, read_ranked, write_heads
+from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, Detection, aggregate
+from retrieval_heads.heads.formats import read_ranked, write_heads
+from retrieval_heads.heads.score import RANKING, head_score
+from retrieval_heads.heads.table import Head
 from retrieval_heads.heads.top_heads import overlap, top_heads
 from retrieval_heads.intervals import Interval, shown
 from retrieval_heads.runs.layers import Layer
@@ -83,20 +86,23 @@ def table(outcome: DetectionOutcome) -> Iterator[str]:
         yield str(outcome.error)
         return
     detection = outcome.detection
-    others = [name for name in ("mass", "query") if name in detection.estimates]
-    yield f"{'head':>8}{'copy':>8}{'95 % interval':>17}" + "".join(f"{name:>8}" for name in others)
+    others = {
+        name: max(8, len(name) + 2) for name in detection.estimates if name != RANKING and head_score(name).is_in_table
+    }
+    heading = "".join(f"{name:>{width}}" for name, width in others.items())
+    yield f"{'head':>8}{RANKING:>8}{'95 % interval':>17}{heading}"
     rows = {layer.number: row for row, layer in enumerate(detection.layers) if layer.heads}
-    copy = detection.estimates["copy"]
+    estimate = detection.estimates[RANKING]
     for (layer, head), mean in detection.ranked()[:_TOP]:
         at = rows[layer], head
-        low, high = float(copy.low[at]), float(copy.high[at])
+        low, high = float(estimate.low[at]), float(estimate.high[at])
         interval = shown(None if math.isnan(low) else Interval(low, high))
-        more = "".join(f"{detection.estimates[name].mean[at]:8.3f}" for name in others)
+        more = "".join(f"{detection.estimates[name].mean[at]:{width}.3f}" for name, width in others.items())
         yield f"{f'{layer}-{head}':>8}{mean:8.3f}{interval:>17}{more}"
     heads = sum(layer.heads for layer in detection.layers)
     yield (
         f"{len(detection.counted)} of {len(detection.samples)} samples counted (the answer held the needle); "
-        f"{detection.retrieval_heads()} of {heads} heads have copy ≥ {RETRIEVAL_THRESHOLD:g}"
+        f"{detection.retrieval_heads()} of {heads} heads have {RANKING} ≥ {RETRIEVAL_THRESHOLD:g}"
     )
     if (stability := detection.stability()) is not None:
         yield f"the top {_TOP} of random halves of the samples agree on {100 * stability:.0f} %"
@@ -134,10 +140,10 @@ def _among_the_best(expect: Expect, detection: Detection) -> Outcome:
 
     missing = [head for head in expect.top_heads if head not in best]
     if missing:
-        sentence = f"expected within the top {expect.within_top}: {', '.join(map(place, missing))} (by copy)"
+        sentence = f"expected within the top {expect.within_top}: {', '.join(map(place, missing))} (by {RANKING})"
     else:
         sentence = (
-            f"within the top {expect.within_top} as expected: {', '.join(map(named, expect.top_heads))} (by copy)"
+            f"within the top {expect.within_top} as expected: {', '.join(map(named, expect.top_heads))} (by {RANKING})"
         )
     count = len(expect.top_heads)
     return Outcome(f"expect top_heads within {expect.within_top}", not missing, count - len(missing), count, sentence)

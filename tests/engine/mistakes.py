@@ -15,29 +15,39 @@ import torch
 from oracle import Prompt
 from torch import Tensor
 
-from retrieval_heads.tracing import layer_kinds, probe
+from retrieval_heads.heads import copy
+from retrieval_heads.heads.copy import Hits
+from retrieval_heads.heads.looks import Rows, Seen
+from retrieval_heads.tracing import layer_kinds
 from retrieval_heads.tracing.attention_torch import score_rows_dense
 from retrieval_heads.tracing.keys import KeyOrder
-from retrieval_heads.tracing.probe import Probe, Rows
+from retrieval_heads.tracing.probe import Probe
 from retrieval_heads.tracing.rows import RowScores
 
-Counting = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
-"""`[layers, requests, answer rows, heads]` of argmaxes, and their requests, to `[layers, requests, heads]` twice."""
+Counting = Callable[[Tensor, Seen], Hits]
+"""Of argmaxes, `[layers, requests, answer rows, heads]`."""
 
-_right: Counting = probe._copies
+_right: Counting = copy.hits_at
 
 
 def _counted(count: Counting) -> AbstractContextManager[Any]:
-    return mock.patch.object(probe, "_copies", count)
+    return mock.patch.object(copy, "hits_at", count)
+
+
+def _steps(argmax: Tensor) -> Tensor:
+    """Each step's number, as if it were its token in the needle."""
+    return torch.arange(argmax.shape[2])[:, None].expand(argmax.shape)
 
 
 def no_span_check(prompt: Prompt) -> AbstractContextManager[Any]:
     """Counts a look at the emitted token wherever it stands."""
     ids = torch.tensor([*prompt.ids, *prompt.needle])
 
-    def count(argmax: Tensor, grid: Any) -> tuple[Tensor, Tensor]:
-        hits = ids[argmax.long()] == grid.answer[:, :, None]
-        return (hits.float().sum(2) / grid.needle.shape[1],) * 2
+    def count(argmax: Tensor, seen: Seen) -> Hits:
+        answer = seen.ints([rows.answer for rows in seen.requests])
+        # Each step on a token of its own: no look hides another.
+        steps = ids[argmax.long()] == answer[:, :, None]
+        return replace(_right(argmax, seen), steps=steps, places=_steps(argmax), longest=argmax.shape[2])
 
     return _counted(count)
 
@@ -45,29 +55,30 @@ def no_span_check(prompt: Prompt) -> AbstractContextManager[Any]:
 def no_token_check(prompt: Prompt) -> AbstractContextManager[Any]:
     """Counts every look at the needle."""
 
-    def count(argmax: Tensor, grid: Any) -> tuple[Tensor, Tensor]:
-        start, length = grid.span
-        hits = (argmax >= start) & (argmax < start + length)
-        return (hits.float().sum(2) / grid.needle.shape[1],) * 2
+    start, end = prompt.needle_span
+
+    def count(argmax: Tensor, seen: Seen) -> Hits:
+        steps = (argmax >= start) & (argmax < end)
+        return replace(_right(argmax, seen), steps=steps, places=_steps(argmax), longest=argmax.shape[2])
 
     return _counted(count)
 
 
 def one_step_late(prompt: Prompt) -> AbstractContextManager[Any]:
     """Takes the row that an answer token was the input of, for the row that predicted it."""
-    return _counted(lambda argmax, grid: _right(argmax.roll(-1, 2), grid))
+    return _counted(lambda argmax, seen: _right(argmax.roll(-1, 2), seen))
 
 
 def position_off_by_one(prompt: Prompt) -> AbstractContextManager[Any]:
-    return _counted(lambda argmax, grid: _right(argmax + 1, grid))
+    return _counted(lambda argmax, seen: _right(argmax + 1, seen))
 
 
 def span_shifted(prompt: Prompt) -> AbstractContextManager[Any]:
     """Takes the needle to begin one token late."""
     right = Rows.of
 
-    def of(extra_args: Any) -> Rows:
-        rows = right(extra_args)
+    def of(fields: Any) -> Rows:
+        rows = right(fields)
         start, end = rows.needle_span
         return replace(rows, needle_span=(start + 1, end + 1), needle=prompt.ids[start + 1 : end + 1])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conftest import MODEL, finished, write_yaml
-from retrieval_heads.heads.detection import read_ranked
+from retrieval_heads.heads.formats import read_ranked
 from retrieval_heads.runs.record import Record, read_records
 
 if TYPE_CHECKING:

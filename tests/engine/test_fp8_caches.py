@@ -12,7 +12,7 @@ from retrieval_heads.tracing import layer_kinds
 from retrieval_heads.tracing.attention_torch import score_rows_dense
 from retrieval_heads.tracing.keys import UnreadableCache, key_order, key_scales
 from retrieval_heads.tracing.layer_kinds import Batch, Part, SoftmaxAttention, Taken
-from retrieval_heads.tracing.rows import FP8
+from retrieval_heads.tracing.rows import FP8, Stretch
 
 HEADS, KV_HEADS, SIZE, BLOCK = 6, 3, 64, 16
 SCALES = [
@@ -83,7 +83,8 @@ def test_scores_are_those_of_the_keys_in_float32(scales: list[float], monkeypatc
     monkeypatch.setattr(layer_kinds, "_metadata", lambda module: metadata)
     queries = torch.randn(8, HEADS, SIZE, generator=random) / 40 / max(scales)
     taken = [Taken(one, queries) for one in layers]
-    batch = Batch([Part(row=0, start=0, position=92, tokens=8, wanted=(92, 100), span=(20, 40))], queries.device)
+    part = Part(row=0, start=0, position=92, tokens=8, stretches=(Stretch(92, 8, (20, 40)),))
+    batch = Batch([part], queries.device)
     for found, keys in zip(SoftmaxAttention().score(taken, batch), planted, strict=True):
         wanted = score_rows_dense(queries, keys, 92, scale=0.125, span=(20, 40))
         assert torch.equal(found.argmax, wanted.argmax)

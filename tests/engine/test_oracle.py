@@ -21,6 +21,7 @@ from retrieval_heads.engine.answers import scores_of
 from retrieval_heads.engine.backends.vllm import Finished
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, aggregate
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
 
@@ -48,7 +49,7 @@ def scores(run: dict[str, Any], replay: dict[str, Any], prompt: Prompt) -> dict[
     names = run["scores"]
     figures = None if replay["head_scores"] is None else replay["head_scores"][: len(names)]
     finished = Finished(**{**replay, "head_scores": figures})
-    return unpack(scores_of(finished, request_of(prompt), names, run["layers"])["heads"])
+    return unpack(scores_of(finished, Rows.of(request_of(prompt).rows(prompt.needle)), names, run["layers"])["heads"])
 
 
 def faults(design: str, prompt: Prompt, copy: list[list[float]]) -> list[str]:

@@ -17,10 +17,12 @@ from retrieval_heads.engine.backends.scheduler import ReplayHashes
 from retrieval_heads.engine.backends.vllm import Finished
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.errors import EngineError
-from retrieval_heads.prompts.requests import Request
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.tracing import probe
+from retrieval_heads.tracing.figures import figures, gather_heads
+from retrieval_heads.tracing.figures import scores_of as scores_of_kinds
 from retrieval_heads.tracing.layer_kinds import Batch, SoftmaxAttention, Taken, projected
-from retrieval_heads.tracing.probe import SCORES, Probe, Replay, Rows, figures
+from retrieval_heads.tracing.probe import Probe, Replay
 from retrieval_heads.tracing.rows import RowScores
 from retrieval_heads.tracing.traced import TracedModel
 from retrieval_heads.tracing.worker import PROBE, Conducted, Scheduled
@@ -36,6 +38,7 @@ def rows(*answer: int, question_span: tuple[int, int] = (20, 23)) -> Rows:
 
 
 CPU = torch.device("cpu")
+SCORES = scores_of_kinds([SoftmaxAttention()])
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,7 @@ def scored(request: Rows, argmax: Sequence[int] = (), weight: float = 0.5) -> Ro
 def copies(answer: tuple[int, ...], argmax: list[int]) -> tuple[float, float]:
     """`copy` and `copy_reference` of a head that looked at these positions."""
     request = rows(*answer)
-    found = figures([scored(request, argmax)], [request], is_signed=False)[0, :2, 0, 0]
+    found = figures([scored(request, argmax)], [request], SCORES)[0, :2, 0, 0]
     return float(found[0]), float(found[1])
 
 
@@ -115,7 +118,7 @@ class Kind(SoftmaxAttention):
         self.calls += 1
         for one in taken:
             told = [memory["tokens"] for memory in one.memories]
-            assert told == [part.position + part.tokens for part in batch.scored] or not self.needs_whole_context
+            assert told == [part.position + part.tokens for part, _ in batch.scored] or not self.needs_whole_context
         found = [row_scores(len(one.rows), self.count) for one in taken]
         for one, scores in zip(taken, found, strict=True):
             scores.argmax[:] = one.rows[:, :1]
@@ -147,7 +150,7 @@ def result(replay: Replay) -> Any:
 
 
 def test_a_replay_split_over_steps_is_put_together() -> None:
-    kinds, replay = [Kind()], Replay(rows(7, 8, 9), 1)
+    kinds, replay = [Kind()], Replay(rows(7, 8, 9), 1, SCORES)
     for computed, tokens in ((12, 10), (22, 3), (25, 7)):
         assert not replay.saves
         run_step(kinds, (replay, computed, tokens))
@@ -160,7 +163,7 @@ def test_replays_of_one_step_have_their_own_rows_and_figures() -> None:
         return Rows(PROMPT, answer, (10, 14), NEEDLE, (20, 23), positions=True)
 
     kinds = [Kind(), Kind(3)]
-    short, long, begun = (Replay(wants(*answer), 2) for answer in ((7,), (7, 8, 9, 7, 7), (8, 9)))
+    short, long, begun = (Replay(wants(*answer), 2, SCORES) for answer in ((7,), (7, 8, 9, 7, 7), (8, 9)))
     run_step(kinds, (begun, 4, 20))
     run_step(kinds, (long, 18, 16), (begun, 24, 7), (short, 20, 10), before=100)
     # A row's argmax is its place among the forward's tokens: 100, then 16 of the one and 7 of the other before.
@@ -187,10 +190,10 @@ def test_the_figures_of_many_requests_are_those_of_each_alone() -> None:
         )
 
     alone = [[one(request.end - request.first) for _ in range(3)] for request in requests]
-    together = figures([probe.joined(layer) for layer in zip(*alone, strict=True)], requests, is_signed=False)
+    together = figures([probe.joined(layer) for layer in zip(*alone, strict=True)], requests, SCORES)
     for place, (layers, request) in enumerate(zip(alone, requests, strict=True)):
         torch.testing.assert_close(
-            together[place], figures(layers, [request], is_signed=False)[0], rtol=0, atol=1e-6, equal_nan=True
+            together[place], figures(layers, [request], SCORES)[0], rtol=0, atol=1e-6, equal_nan=True
         )
 
 
@@ -198,21 +201,21 @@ def test_nan_of_one_request_is_its_own() -> None:
     one, other = rows(7, 8), rows(9)
     broken = scored(one)
     broken.span_logsumexp[:] = torch.nan
-    found = figures([probe.joined([broken, scored(other)])], [one, other], is_signed=False)
+    found = figures([probe.joined([broken, scored(other)])], [one, other], SCORES)
     assert found[0, 2].isnan().all()
     assert found[1].isfinite().all()
 
 
 def test_queries_of_many_rows_do_not_wait_for_the_last_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "HELD_BYTES", 1)
-    kind, replay = Kind(), Replay(rows(7, 8), 3)
+    kind, replay = Kind(), Replay(rows(7, 8), 3, SCORES)
     run_step([kind, kind, kind], (replay, 12, 19))
     assert kind.calls == 3
     assert result(replay).shape == (4, 3, 2)
 
 
 def test_layers_with_fewer_heads_end_in_nan() -> None:
-    kinds, replay = [Kind(2), Kind(5), Kind(2)], Replay(rows(7, 8, 9), 3)
+    kinds, replay = [Kind(2), Kind(5), Kind(2)], Replay(rows(7, 8, 9), 3, SCORES)
     run_step(kinds, (replay, 12, 20))
     assert np.isnan(result(replay)).sum(-1)[0].tolist() == [3, 0, 3]
 
@@ -223,7 +226,7 @@ def test_heads_of_all_ranks_stand_in_order(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("vllm.distributed.get_tensor_model_parallel_world_size", lambda: 2)
     monkeypatch.setattr("vllm.distributed.tensor_model_parallel_all_gather", gather)
-    found = probe.gather_heads([torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.0]])])
+    found = gather_heads([torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.0]])])
     torch.testing.assert_close(
         found[0], torch.tensor([[0, 1, 2, 10, 11, 12], [0, 10, *[np.nan] * 4]]), equal_nan=True, check_dtype=False
     )
@@ -231,16 +234,16 @@ def test_heads_of_all_ranks_stand_in_order(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_rows_that_came_from_the_cache_are_an_error_and_not_a_short_read() -> None:
     with pytest.raises(ValueError, match="rows 20 to 23 came from the prefix cache"):
-        run_step([Kind()], (Replay(rows(7, 8, 9), 1), 24, 8))
+        run_step([Kind()], (Replay(rows(7, 8, 9), 1, SCORES), 24, 8))
 
 
 def test_a_layer_that_needs_the_whole_context_refuses_a_cached_prefix() -> None:
     with pytest.raises(ValueError, match="tokens 0 to 11 came from the prefix cache; a layer needs all"):
-        run_step([Kind(), Kind(needs_whole_context=True)], (Replay(rows(7, 8, 9), 2), 12, 20))
+        run_step([Kind(), Kind(needs_whole_context=True)], (Replay(rows(7, 8, 9), 2, SCORES), 12, 20))
 
 
 def test_a_preempted_replay_begins_again() -> None:
-    kinds, replay = [Kind(needs_whole_context=True)], Replay(rows(7, 8, 9), 1)
+    kinds, replay = [Kind(needs_whole_context=True)], Replay(rows(7, 8, 9), 1, SCORES)
     for computed, tokens in ((0, 22), (0, 22), (22, 10)):
         run_step(kinds, (replay, computed, tokens))
     assert result(replay).shape == (4, 1, 2)
@@ -248,7 +251,7 @@ def test_a_preempted_replay_begins_again() -> None:
 
 def test_fewer_rows_than_were_wanted_are_an_error() -> None:
     with pytest.raises(ValueError, match="11 rows were scored where 12 were wanted"):
-        figures([row_scores(11)], [rows(7, 8, 9)], is_signed=False)
+        figures([row_scores(11)], [rows(7, 8, 9)], SCORES)
 
 
 class Runner(Conducted):
@@ -339,39 +342,35 @@ def finished(scores: Any, error: str | None = None) -> Finished:
     return Finished("r", "", [1], "length", 40, 32, 0.1, head_scores=scores, error=error)
 
 
-def request(question_span: tuple[int, int] = (20, 23)) -> Request:
-    return Request(list(range(PROMPT)), {}, {"needle_span": (10, 14), "question_span": question_span})
-
-
 def test_nan_names_its_layer_and_head() -> None:
     scores = np.zeros((4, 2, 3))
     scores[2, 1, 1] = np.nan
     with pytest.raises(EngineError, match=r"NaN in the queries, keys or decay of model\.layers\.2\.attn, head 1"):
-        scores_of(finished(scores), request(), NAMES, LAYERS)
+        scores_of(finished(scores), rows(7), NAMES, LAYERS)
 
 
 def test_nan_in_the_question_alone_is_an_error_of_the_cell_too() -> None:
     scores = np.zeros((4, 2, 3))
     scores[3, 0, 2] = np.nan
     with pytest.raises(EngineError, match=r"query is no number, for NaN in .*model\.layers\.0\.attn, head 2"):
-        scores_of(finished(scores), request(), NAMES, LAYERS)
+        scores_of(finished(scores), rows(7), NAMES, LAYERS)
 
 
 def test_every_layer_has_a_row_of_its_own_heads() -> None:
     scores = np.arange(24).reshape(4, 2, 3).astype(float)
     scores[:, 1, 2] = np.nan
-    assert unpack(scores_of(finished(scores), request(), NAMES, LAYERS)["heads"])["copy"] == [[0, 1, 2], [], [3, 4]]
+    assert unpack(scores_of(finished(scores), rows(7), NAMES, LAYERS)["heads"])["copy"] == [[0, 1, 2], [], [3, 4]]
 
 
 def test_what_the_probe_raised_is_told() -> None:
     with pytest.raises(EngineError, match="not scored: rows 1 to 2"):
-        scores_of(finished(None, "rows 1 to 2 came from the prefix cache"), request(), NAMES, LAYERS)
+        scores_of(finished(None, "rows 1 to 2 came from the prefix cache"), rows(7), NAMES, LAYERS)
 
 
 def test_without_a_question_query_is_not_measured() -> None:
     scores = np.zeros((4, 2, 3))
     scores[3] = np.nan
-    told = scores_of(finished(scores), request((0, 0)), NAMES, LAYERS)
+    told = scores_of(finished(scores), rows(7, question_span=(0, 0)), NAMES, LAYERS)
     assert set(unpack(told["heads"])) == {"copy", "copy_reference", "mass"}
     assert told["replay"]["computed_tokens"] == 8
 

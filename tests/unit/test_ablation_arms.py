@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from retrieval_heads.ablation.arms import Arm, NoSuchDraw, arms, borrowed, check, draws_of, heads_of, quotas, read_heads
 from retrieval_heads.errors import ConfigError, ResultsError
-from retrieval_heads.heads.detection import Head
+from retrieval_heads.heads.table import Head
 
 SHAPE = dict.fromkeys(range(30), 9)
 RANKED: list[Head] = [(18, 7), (18, 6), (17, 3), (20, 6), (23, 2), (17, 4), (23, 7), (23, 1), (21, 5), (21, 8)]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads.detection import aggregate, rank, read_ranked, read_table, write_heads
+from retrieval_heads.heads.detection import aggregate
+from retrieval_heads.heads.formats import read_ranked, read_table, write_heads
+from retrieval_heads.heads.table import rank
 from retrieval_heads.intervals import mean_interval
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import HeadScores, Record

@@ -84,6 +84,7 @@ def test_ten_thousand_cells_are_collected_lightly(tmp_path: Path) -> None:
         "gates",
         "scoring",
         "heads.detection",
+        "heads.formats",
         "engine.client",
         "engine.process",
     ],

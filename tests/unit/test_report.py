@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads.detection import aggregate, read_table, write_heads
+from retrieval_heads.heads.detection import aggregate
+from retrieval_heads.heads.formats import read_table, write_heads
 from retrieval_heads.report import load_run, write_report
 from retrieval_heads.report.content import content
 from retrieval_heads.report.matching import ECHO, MATCH, PLAIN, marked

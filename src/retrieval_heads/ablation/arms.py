@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_heads.errors import ConfigError, ResultsError
-from retrieval_heads.heads.detection import Head, read_ranked
+from retrieval_heads.heads.formats import read_ranked
+from retrieval_heads.heads.table import Head
 from retrieval_heads.reading import read_object
 
 MODES = {
@@ -183,7 +184,7 @@ def read_heads(path: Path, model: str | None) -> tuple[Heads, str]:
     """The heads of a head file, best first, and what is odd about it in one sentence, or nothing.
 
     Args:
-        path: Any file that `retrieval_heads.heads.detection.read_ranked` reads.
+        path: Any file that `retrieval_heads.heads.formats.read_ranked` reads.
         model: The model that is to be ablated.
 
     Raises:

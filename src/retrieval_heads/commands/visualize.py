@@ -15,7 +15,7 @@ from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import load_baseline
 from retrieval_heads.heads.top_heads import overlap
 from retrieval_heads.report import StoredRun, load_run, write_report
-from retrieval_heads.report.pictures import draw_heads, first_score, head_pictures, scored
+from retrieval_heads.report.pictures import draw_heads, head_pictures, scored
 from retrieval_heads.runs.record import Record
 from retrieval_heads.runs.signature import refuse_foreign
 
@@ -125,7 +125,7 @@ class VisualizeDetect:
             overlaid = {name: scored(table) for name, table in tables.items()}
             written += score_distribution(overlaid, together, title=self.title)
         for (first, one), (second, other) in combinations(tables.items(), 2):
-            best = {name: table.top(first_score(table), _TOP) for name, table in ((first, one), (second, other))}
+            best = {name: table.top(table.ranking, _TOP) for name, table in ((first, one), (second, other))}
             shared = overlap(*best.values())
             told = "no head in common" if shared is None else f"{100 * shared:.0f} % of the top {_TOP} heads in common"
             notes = "".join(f"; {note}" for name, heads in best.items() if (note := heads.note(name)))

@@ -10,7 +10,8 @@ import numpy
 from retrieval_heads.engine.backends.vllm import Finished
 from retrieval_heads.engine.packed import pack
 from retrieval_heads.errors import EngineError
-from retrieval_heads.prompts.requests import Request
+from retrieval_heads.heads.looks import Rows
+from retrieval_heads.heads.score import head_score
 
 
 def answer_of(finished: Finished) -> dict[str, Any]:
@@ -21,13 +22,13 @@ def answer_of(finished: Finished) -> dict[str, Any]:
 
 
 def scores_of(
-    finished: Finished, request: Request, names: Sequence[str], layers: Sequence[Mapping[str, Any]]
+    finished: Finished, rows: Rows, names: Sequence[str], layers: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What a finished replay says of a cell: `heads` and `replay`.
 
     Args:
         finished: The replay.
-        request: The cell's.
+        rows: What was replayed.
         names: Of the scores that its figures are, in order.
         layers: The model's; a row of heads for each, empty where a layer cannot be scored.
 
@@ -37,9 +38,7 @@ def scores_of(
     if finished.error is not None or finished.head_scores is None:
         raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
     figures = numpy.asarray(finished.head_scores, dtype=float).round(8)
-    scores = dict(zip(names, figures, strict=True))
-    if request.facts["question_span"][0] == request.facts["question_span"][1]:
-        del scores["query"]
+    scores = {name: values for name, values in zip(names, figures, strict=True) if head_score(name).looks(rows)}
     counts = [layer["heads"] for layer in layers]
     widths = numpy.array([count for count in counts if count])
     is_own = numpy.arange(figures.shape[2]) < widths[:, None]  # a row is as long as the longest layer's

@@ -24,6 +24,7 @@ from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.stored_answers import result_of
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.prompts.requests import CellBuilder, CellSkipped, Request
 from retrieval_heads.prompts.reuse import Reuse
 from retrieval_heads.runs.record import Record
@@ -223,15 +224,14 @@ class Loop:
         if not said:
             raise EngineError("the answer has no tokens, so that there is nothing to score heads on")
         rows = request.rows(said)
-        start, end = rows["question_span"]
-        first = min(len(request.ids) - 1, start if start < end else len(request.ids))
         name = f"{_REPLAY}{key}"
-        self.engine.replay(name, [*request.ids, *said[:-1]], rows, first, of=key)
+        self.engine.replay(name, [*request.ids, *said[:-1]], rows, Rows.of(rows).first, of=key)
         self.fed += len(request.ids)  # of a stored answer; after a generation it is forgotten before more is fed
         self.in_flight[name] = partial(self._scored, key, request, answer)
 
     def _scored(self, key: str, request: Request, answer: Message, finished: Finished) -> None:
-        scores = scores_of(finished, request, self.engine.scores, self.engine.layers)
+        rows = Rows.of(request.rows(answer["token_ids"]))
+        scores = scores_of(finished, rows, self.engine.scores, self.engine.layers)
         self.server.finish(key, {"status": "done", **request.facts, **scores, "answer": answer})
 
 

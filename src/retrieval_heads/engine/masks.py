@@ -11,7 +11,8 @@ from retrieval_heads.engine.jobs import Job
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError
-from retrieval_heads.heads.detection import Head, aggregate
+from retrieval_heads.heads.detection import aggregate
+from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.requests import CellSkipped
 from retrieval_heads.prompts.settings import Needle
 from retrieval_heads.runs.layers import Layer

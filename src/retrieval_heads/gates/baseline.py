@@ -21,8 +21,9 @@ from retrieval_heads.errors import ResultsError, UnreadableFile
 from retrieval_heads.files import write_whole
 from retrieval_heads.gates.head_agreement import HeadMeans
 from retrieval_heads.gates.selection import cell_name, last_of_each, place
-from retrieval_heads.heads.detection import SCHEMA as HEADS_SCHEMA
-from retrieval_heads.heads.detection import checked_score, read_table
+from retrieval_heads.heads.formats import read_table
+from retrieval_heads.heads.formats.figures import checked_score
+from retrieval_heads.heads.formats.heads import SCHEMA as HEADS_SCHEMA
 from retrieval_heads.reading import parse_json, read_object, read_text
 from retrieval_heads.runs.identity import Identities, Identity, shown
 from retrieval_heads.runs.record import Record, check_bounds, first_mistake, read_records

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
 
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.heads.detection import SCORES
+from retrieval_heads.heads.score import RANKING, SCORES
 
 How = Literal["mean", "min", "max", "median"]
 Group = Literal["length", "depth", "needle"]
@@ -78,13 +78,13 @@ class Agreement:
 
     top: int | None = None
     """Overlap of so many best heads; `None` for Spearman's rank correlation over all."""
-    number: str = "copy"
+    number: str = RANKING
     """A head score."""
 
     def __str__(self) -> str:
         if self.top is None:
             return f"head_spearman({self.number})"
-        return f"head_overlap({self.top}{f', {self.number}' if self.number != 'copy' else ''})"
+        return f"head_overlap({self.top}{f', {self.number}' if self.number != RANKING else ''})"
 
 
 Measure = Aggregate | EffectiveLength | Agreement
@@ -134,7 +134,7 @@ def parse_gate(text: str, known: Collection[str] | None = None) -> Gate:
     comparator = cast(Comparator, parser.expect(_COMPARATORS, "a comparator (>=, >, <=, <)"))
     gate = Gate(measure, comparator, parser.number("a number"))
     parser.end()
-    names = SCORES if isinstance(measure, Agreement) else known
+    names = SCORES.names if isinstance(measure, Agreement) else known
     if names is not None and measure.number and measure.number not in names:
         raise parser.error(f"unknown number {measure.number!r}; {nearest(measure.number, names)}", parser.named_at)
     if known is not None and (idle := idleness(gate)):
@@ -214,7 +214,7 @@ class _Parser:
     def _agreement(self, word: str) -> Agreement:
         self.expect(("(",), "'('")
         if word == "head_spearman":
-            name = "copy" if self._peek() == ")" else self._name()
+            name = RANKING if self._peek() == ")" else self._name()
             self.expect((")",), "')'")
             return Agreement(None, name)
         start = self.position
@@ -224,7 +224,7 @@ class _Parser:
         name = self._name() if self.expect((",", ")"), "',' or ')'") == "," else ""
         if name:
             self.expect((")",), "')'")
-        return Agreement(int(top), name or "copy")
+        return Agreement(int(top), name or RANKING)
 
     def _name(self) -> str:
         token = _TOKEN.match(self.text, self.position)

@@ -10,6 +10,7 @@ from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates.expression import Agreement, Gate
 from retrieval_heads.gates.selection import Selection, describe, name_gaps
 from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, plain
+from retrieval_heads.heads.score import RANKING
 from retrieval_heads.heads.top_heads import overlap, top_heads
 
 TOP_HEADS: Final = 20
@@ -82,10 +83,10 @@ def compare_heads(current: Any, baseline: Any, *, top: int = TOP_HEADS) -> HeadA
 
 def agreement(suite: str, heads: HeadMeans | None, before: HeadMeans | None) -> Iterator[str]:
     """How alike the heads of two runs are, in a sentence; none where a side has no heads."""
-    if not heads or not before or "copy" not in heads or "copy" not in before:
+    if not heads or not before or RANKING not in heads or RANKING not in before:
         return
     try:
-        yield f"{suite}: {compare_heads(heads['copy'], before['copy'])}"
+        yield f"{suite}: {compare_heads(heads[RANKING], before[RANKING])}"
     except ResultsError as error:
         yield f"{suite}: {error}"
 

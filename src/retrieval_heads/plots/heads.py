@@ -17,6 +17,7 @@ from matplotlib.transforms import blended_transform_factory
 from numpy.typing import ArrayLike
 
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.heads.score import SCORES, head_score
 from retrieval_heads.plots.hatching import Look, hatch_cells, legend_patch
 from retrieval_heads.plots.layout import Page, arrange, new_figure, spread, text_width
 from retrieval_heads.plots.rings import MAX_NAMED_HEADS, ring_heads
@@ -26,12 +27,6 @@ from retrieval_heads.plots.style import FAINT, HEADS, INK, PAPER, counted, print
 _NOT_SCORED = Look("#e3e5e9", "////", "#a8adb7", "not scored")
 # Marks beside the layer axis; told apart by hatch as well as by colour.
 _LAYER_MARKS = [("#3f83bb", ""), ("#c9971c", "////"), ("#7a8794", "...."), ("#2a9d8f", "xxxx")]
-_LABELS = {
-    "copy": "copy",
-    "copy_reference": "copy_reference (counted per step)",
-    "mass": "mass (attention to the needle)",
-    "query": "query (question to needle)",
-}
 
 
 def head_heatmap(
@@ -184,7 +179,7 @@ def _draw(figure: Figure, axes: Axes, scale: Axes, name: str, values: Any) -> No
         linecolor=PAPER,
         rasterized=values.size > 2500,
     )
-    axes.set_title(_LABELS.get(name, printable(name)))
+    axes.set_title(printable(head_score(name).label if name in SCORES.names else name))
     bar = figure.colorbar(axes.collections[0], cax=scale, extend="min" if np.nanmin(values) < 0 else "neither")
     bar.outline.set_edgecolor(FAINT)
     bar.outline.set_linewidth(0.6)

@@ -44,7 +44,7 @@ class Request:
     prefix: Prefix | None = None
 
     def rows(self, answer: list[int]) -> dict[str, Any]:
-        """What a probe needs to know: the fields of `retrieval_heads.tracing.probe.Rows`."""
+        """What a probe needs to know: the fields of `retrieval_heads.heads.looks.Rows`."""
         start, end = self.facts["needle_span"]
         return {
             "prompt_tokens": len(self.ids),

@@ -8,8 +8,9 @@ from typing import Any
 
 from retrieval_heads import colours
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, HeadTable
-from retrieval_heads.heads.detection import SCORES as HEAD_SCORES
+from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
+from retrieval_heads.heads.score import SCORES, head_score
+from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.report.matching import marked
 from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.runs.record import Record
@@ -131,7 +132,7 @@ def _heads(name: str, table: HeadTable) -> dict[str, Any]:
         ],
         "scores": {
             score: {
-                "definition": HEAD_SCORES.get(score, ""),
+                "definition": head_score(score).definition if score in SCORES.names else "",
                 "mean": _rows(estimate.mean),
                 "low": _rows(estimate.low),
                 "high": _rows(estimate.high),

@@ -11,7 +11,8 @@ from typing import Any
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.ablation.controls import Control, intervals
 from retrieval_heads.gates.render import counts, headline, stored_word
-from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, HeadTable
+from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
+from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.intervals import mean_interval, shown
 from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.runs.record import Record, finite_mean
@@ -136,7 +137,7 @@ def _score(record: Record) -> float | None:
 
 
 def _heads(table: HeadTable) -> Iterator[tuple[str, str, str]]:
-    name = "copy" if "copy" in table.estimates else next(iter(table.estimates))
+    name = table.ranking
     mean = table.estimates[name].mean
     ranked = table.ranked(name)
     yield (

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval_heads.errors import RetrievalHeadsError
-from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, HeadTable
+from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
+from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.report import StoredRun, write_report
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
@@ -88,13 +89,12 @@ def draw_heads(table: HeadTable, path: Path, title: str, suffix: str = "") -> li
     """
     from retrieval_heads.plots import head_heatmap, score_distribution
 
-    first = first_score(table)
     heatmap, distribution = head_pictures(path, suffix)
     paths = head_heatmap(
         {name: estimate.mean for name, estimate in table.estimates.items()},
         heatmap,
         title=title,
-        top=table.ranked(first)[:RINGED],
+        top=table.ranked(table.ranking)[:RINGED],
         marked_layers=marked_layers(table.layers),
         layer_labels=[str(layer.number) for layer in table.layers],
     )
@@ -106,14 +106,9 @@ def head_pictures(path: Path, suffix: str = "") -> tuple[Path, Path]:
     return path.with_name(f"{path.stem}{suffix}{path.suffix}"), path.with_name(f"head_scores{suffix}.png")
 
 
-def first_score(table: HeadTable) -> str:
-    """`copy`, or what the file has in its place."""
-    return "copy" if "copy" in table.estimates else next(iter(table.estimates))
-
-
 def scored(table: HeadTable) -> list[list[float]]:
-    """Every head's first score in one row, `[1, heads]`: what stands beyond a layer's heads is left out."""
-    mean = table.estimates[first_score(table)].mean
+    """What every head is ranked by, in one row, `[1, heads]`: what stands beyond a layer's heads is left out."""
+    mean = table.estimates[table.ranking].mean
     return [[float(mean[row, head]) for row, layer in enumerate(table.layers) for head in range(layer.heads)]]
 
 

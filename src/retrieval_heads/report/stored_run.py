@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from retrieval_heads.ablation.effect import SCHEMA as ABLATION_SCHEMA
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads.detection import HeadTable, read_table
+from retrieval_heads.heads.formats import read_table
+from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.reading import read_object, read_text
 from retrieval_heads.runs.folder import read_facts
 from retrieval_heads.runs.record import Record, first_mistake, read_records

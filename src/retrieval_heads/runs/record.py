@@ -122,7 +122,7 @@ class Mask(BaseModel):
 
 
 HeadScores = dict[str, list[list[float]]]
-"""Scores by name, each `[layers][heads]`; see `retrieval_heads.heads.detection`."""
+"""Scores by name, each `[layers][heads]`; see `retrieval_heads.heads.score`."""
 
 
 class Record(BaseModel):

@@ -19,7 +19,8 @@ from typing import Any
 from retrieval_heads.ablation.arms import NONE, arms, idle_heads, read_heads
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates.expression import idleness, parse_gate
-from retrieval_heads.heads.detection import Head, read_ranked
+from retrieval_heads.heads.formats import read_ranked
+from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.haystack import check_source
 from retrieval_heads.prompts.settings import HaystackSource, Needle
 from retrieval_heads.reading import path_of

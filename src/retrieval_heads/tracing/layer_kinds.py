@@ -34,16 +34,15 @@ class Part:
         start: Of its tokens among all of the forward.
         position: Of the first of them in the request.
         tokens: How many of its tokens are computed.
-        wanted: The rows to score, half open, as positions; empty in a step that has none of them.
-        span: The needle, half open.
+        stretches: The rows to score, in the order of the replay's looks: without rows where this step has none of a
+            look's. The first are all of the step's, at the needle.
     """
 
     row: int
     start: int
     position: int
     tokens: int
-    wanted: tuple[int, int]
-    span: tuple[int, int]
+    stretches: tuple[Stretch, ...]
 
     @property
     def own(self) -> slice:
@@ -51,14 +50,13 @@ class Part:
         return slice(self.start, self.start + self.tokens)
 
     @property
-    def rows(self) -> slice:
-        """The wanted rows among the request's tokens of this forward."""
-        return slice(self.wanted[0] - self.position, self.wanted[1] - self.position)
+    def scored(self) -> tuple[Stretch, ...]:
+        """The stretches that have rows in this step."""
+        return tuple(stretch for stretch in self.stretches if stretch.rows)
 
-    @property
-    def stretch(self) -> Stretch:
-        """The wanted rows."""
-        return Stretch(self.wanted[0], self.wanted[1] - self.wanted[0], self.span)
+    def rows(self, stretch: Stretch) -> slice:
+        """Its rows among the request's tokens of this forward."""
+        return slice(stretch.first - self.position, stretch.end - self.position)
 
 
 class Batch:
@@ -71,30 +69,31 @@ class Batch:
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
         self.parts = tuple(parts)
-        self.scored = tuple(part for part in parts if part.wanted[0] < part.wanted[1])
-        """The parts that have wanted rows, in order: what `take` and `score` give the rows of, one after the other."""
-        self.stretches = tuple(part.stretch for part in self.scored)
+        self.scored = tuple((part, stretch) for part in parts for stretch in part.scored)
+        """Whose rows are wanted, in order: `take` and `score` give the rows of one stretch after the other."""
+        self.stretches = tuple(stretch for _, stretch in self.scored)
         self.device = device
         self._end = max((stretch.end for stretch in self.stretches), default=0)
 
     @cached_property
     def rows(self) -> Tensor:
         """The wanted rows of all among the forward's tokens, `[rows]`."""
-        return host_ints(
-            [row for part in self.scored for row in range(part.start + part.rows.start, part.start + part.rows.stop)],
-            self.device,
-        )
+        rows: list[int] = []
+        for part, stretch in self.scored:
+            own = part.rows(stretch)
+            rows += range(part.start + own.start, part.start + own.stop)
+        return host_ints(rows, self.device)
 
     @cached_property
     def _places(self) -> Tensor:
-        return host_ints([part.row for part in self.scored], self.device)
+        return host_ints([part.row for part, _ in self.scored], self.device)
 
     def block_table(self, whole: Tensor, block_size: int) -> Tensor:
-        """The scored parts' rows of vLLM's block table, as far as their rows see: `[parts, blocks]`."""
+        """The scored stretches' rows of vLLM's block table, as far as their rows see: `[stretches, blocks]`."""
         return whole[:, : -(-self._end // block_size)].index_select(0, self._places)
 
     def split(self, rows: Tensor) -> Sequence[Tensor]:
-        """What was taken of all, part by part."""
+        """What was taken of all, stretch by stretch."""
         parts: tuple[Tensor, ...] = rows.split([stretch.rows for stretch in self.stretches])
         return parts
 
@@ -111,7 +110,7 @@ class Taken:
     Args:
         module: The layer.
         rows: The wanted rows' queries, `[rows, heads, head_size]`; this rank's heads.
-        memories: What the kind keeps of the layer from step to step, of each scored part.
+        memories: What the kind keeps of the layer from step to step, of each scored stretch's request.
     """
 
     module: Any
@@ -327,27 +326,27 @@ class LatentAttention(_Softmax):
         return query.view(query.shape[0], -1, module.qk_nope_head_dim + module.qk_rope_head_dim)
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
-        """Layer by layer and request by request, all heads against one key head."""
+        """Layer by layer and stretch by stretch, all heads against one key head."""
         return [
             joined(
                 [
-                    self._score(one.module, rows, part)
-                    for rows, part in zip(batch.split(one.rows), batch.scored, strict=True)
+                    self._score(one.module, rows, part.row, stretch)
+                    for rows, (part, stretch) in zip(batch.split(one.rows), batch.scored, strict=True)
                 ]
             )
             for one in taken
         ]
 
-    def _score(self, module: Any, rows: Tensor, part: Part) -> RowScores:
+    def _score(self, module: Any, rows: Tensor, row: int, stretch: Stretch) -> RowScores:
         cache = module.kv_cache.unsqueeze(1)
-        blocks = _latent_blocks(_metadata(module), part.row)
+        blocks = _latent_blocks(_metadata(module), row)
         return score_rows(
             into_latent_space(module, rows),
             cache,
-            blocks[: (part.wanted[1] - 1) // cache.shape[2] + 1].long(),
-            part.wanted[0],
+            blocks[: (stretch.end - 1) // cache.shape[2] + 1].long(),
+            stretch.first,
             scale=float(module.scale),
-            span=part.span,
+            span=stretch.span,
             sliding_window=self.window(module),
         )
 
@@ -398,8 +397,7 @@ class GatedDelta:
         taken = []
         for part, memory in zip(batch.parts, memories, strict=True):
             queries = self._remember(module, [value[part.own] for value in values], memory)
-            if part.wanted[0] < part.wanted[1]:
-                taken.append(queries[part.rows])
+            taken += [queries[part.rows(stretch)] for stretch in part.scored]
         rows = torch.cat(taken) if taken else values[0].new_empty((0, 1, 1))
         return rows.repeat_interleave(module.num_v_heads // module.num_k_heads, dim=1)
 
@@ -433,22 +431,22 @@ class GatedDelta:
         raise NotImplementedError("no query of a gated delta layer sees all tokens alike")
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
-        """Layer by layer and request by request, backwards through the context."""
+        """Layer by layer and stretch by stretch, backwards through the context."""
         return [
             joined(
                 [
-                    self._score(rows, part, memory)
-                    for rows, part, memory in zip(batch.split(one.rows), batch.scored, one.memories, strict=True)
+                    self._score(rows, stretch, memory)
+                    for rows, stretch, memory in zip(batch.split(one.rows), batch.stretches, one.memories, strict=True)
                 ]
             )
             for one in taken
         ]
 
-    def _score(self, rows: Tensor, part: Part, memory: dict[str, Any]) -> RowScores:
+    def _score(self, rows: Tensor, stretch: Stretch, memory: dict[str, Any]) -> RowScores:
         for name in ("keys", "log_decay", "strength"):
             memory[name] = [torch.cat(memory[name])]
         keys, log_decay, strength = (memory[name][0] for name in ("keys", "log_decay", "strength"))
-        scores = score_rows_gated_delta(rows, part.wanted[0], keys, log_decay, strength, span=part.span)
+        scores = score_rows_gated_delta(rows, stretch.first, keys, log_decay, strength, span=stretch.span)
         return RowScores(
             argmax=scores.argmax_magnitude,
             logsumexp=torch.zeros_like(scores.span_share),

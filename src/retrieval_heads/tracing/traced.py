@@ -21,8 +21,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from retrieval_heads.errors import EngineError
 from retrieval_heads.runs.layers import Layer, layer_number
 from retrieval_heads.tracing import ablate
+from retrieval_heads.tracing.figures import scores_of
 from retrieval_heads.tracing.layer_kinds import REGISTRY, LayerKind, kind_of, why_unscored
-from retrieval_heads.tracing.probe import scores_of
 from retrieval_heads.tracing.worker import PROBE, worker_class
 
 
@@ -120,7 +120,7 @@ class TracedModel:
         """Whether a replay may read nothing from the prefix cache."""
         self.queryless = [layer_number(envoy.path) for envoy, kind in scored if not kind.has_queries]
         """Numbers of the layers whose heads the mode `uniform` cannot mask."""
-        self.scores = scores_of([kind for _, kind in scored])
+        self.scores = tuple(score.name for score in scores_of([kind for _, kind in scored]))
         with warnings.catch_warnings():
             # nnsight warns that cached tokens never pass the block: the probe checks that none it needs is cached.
             warnings.filterwarnings("ignore", message="This engine was built with prefix caching on")

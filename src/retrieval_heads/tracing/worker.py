@@ -36,7 +36,7 @@ class Scheduled:
 
     Args:
         extra_args: The request's.
-        state: What the edit keeps of it from step to step, under `replay`.
+        state: What the edit keeps of it from step to step under `replay`, and why it has no figures under `error`.
         row: Its row in the batch.
         start: Of its tokens among all of the forward.
         tokens: How many.
@@ -134,8 +134,7 @@ class Conducted:
                 del self.replays[request]
                 scored = replay.state.get("replay")
                 saves = {} if scored is None else {name: save.arrived() for name, save in scored.saves.items()}
-                error = replay.state.get("error") or (scored and scored.error)
-                found[replay.name.key(finished)[0]] = saves, error
+                found[replay.name.key(finished)[0]] = saves, replay.state.get("error")
         return found
 
 

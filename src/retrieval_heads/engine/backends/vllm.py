@@ -38,7 +38,7 @@ class Finished:
         cached_tokens: How many of those the prefix cache gave.
         seconds: From the first step that worked on it to its last token; where vLLM keeps no statistics
             (`disable_log_stats`), from its queueing to its end.
-        head_scores: A replay's, as `retrieval_heads.tracing.probe.figures` makes them.
+        head_scores: A replay's, as `retrieval_heads.tracing.figures.figures` makes them.
         prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
         error: Why a replay's probe failed, or a mask, or what vLLM gave could not be read.
     """
@@ -200,7 +200,7 @@ class Engine:
         Args:
             request: Its name.
             ids: Prompt and answer, without the answer's last token.
-            rows: The fields of `retrieval_heads.tracing.probe.Rows`.
+            rows: The fields of `retrieval_heads.heads.looks.Rows`.
             first_row: The first token that must be computed rather than read from the cache; where a layer's scores
                 need the whole context computed, none is read.
             of: The request that it repeats, if that was added with `is_replayed`.

@@ -1,0 +1,119 @@
+"""What a head score asks of a replay's rows, and what it is given of them. Imports no torch.
+
+A row is one query position of a replay, a request of prompt and answer in which the tokens are known: row p saw the
+tokens up to p and predicted token p + 1. Positions are tokens of the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Span = tuple[int, int]
+"""Positions, half open."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is replayed: the rows that predicted an answer, and those of the question before them.
+
+    Args:
+        prompt_tokens: Where the answer starts.
+        answer: The answer's token ids; the replay's last token is the one before the last of these.
+        needle_span: The needle.
+        needle: The needle's token ids.
+        question_span: The question; empty where it is not known.
+        positions: Hand back each answer row's argmax as well: for tests, since that grows with the answer.
+    """
+
+    prompt_tokens: int
+    answer: tuple[int, ...]
+    needle_span: Span
+    needle: tuple[int, ...]
+    question_span: Span
+    positions: bool = False
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Rows:
+        """Read them from the plain fields that cross to the worker."""
+        return cls(
+            prompt_tokens=fields["prompt_tokens"],
+            answer=tuple(fields["answer"]),
+            needle_span=(fields["needle_span"][0], fields["needle_span"][1]),
+            needle=tuple(fields["needle"]),
+            question_span=(fields["question_span"][0], fields["question_span"][1]),
+            positions=bool(fields.get("positions")),
+        )
+
+    @property
+    def answer_rows(self) -> Span:
+        """The rows that predicted the answer: of prompt length P and n answer ids, P−1 to P+n−2."""
+        return self.prompt_tokens - 1, self.prompt_tokens - 1 + len(self.answer)
+
+    @property
+    def first(self) -> int:
+        """The first row that is computed: nothing at or after it may come from the prefix cache."""
+        start, end = self.question_span
+        return min(start, self.answer_rows[0]) if start < end else self.answer_rows[0]
+
+    @property
+    def end(self) -> int:
+        """The row after the last."""
+        return self.answer_rows[1]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Rows that look at one span.
+
+    Args:
+        rows: Positions of the rows, among those that a replay computes: `Rows.first` to `Rows.end`.
+        span: What they look at. The needle's costs nothing, since every row is scored against it; any other makes
+            these rows be scored once more.
+    """
+
+    rows: Span
+    span: Span
+
+
+class Seen(Protocol):
+    """What the rows of a score's looks saw: of all requests of a step, in all layers that have as many heads.
+
+    Requests stand beside each other as a rectangle, the rows of each in the order of its looks; shorter ones are filled
+    up with rows that do not count. Nothing here waits for the device. What several scores read is computed once.
+    """
+
+    requests: Sequence[Rows]
+
+    @property
+    def counts(self) -> Tensor:
+        """Whether a row counts, bool `[requests, rows]`."""
+
+    @property
+    def argmax(self) -> Tensor:
+        """Position of the key with the greatest weight, int32 `[layers, requests, rows, heads]`; of equal ones the
+        lowest, and -1 where weights are not defined. Of the greatest magnitude where weights have a sign.
+        """
+
+    @property
+    def argmax_by_value(self) -> Tensor:
+        """The same where the sign counts: `argmax` in layers whose weights have none."""
+
+    @property
+    def weight(self) -> Tensor:
+        """Share of a row's weight that lies on its look's span, float32 `[layers, requests, rows, heads]`."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the rows that count, `[layers, requests, heads]` of `[layers, requests, rows, heads]`."""
+
+    def ints(self, numbers: Sequence[Sequence[int]], filler: int = -1) -> Tensor:
+        """Whole numbers of the host on the device, `[len(numbers), longest]`; shorter ones end in the filler."""
+
+    def once(self, work: Callable[[Seen], Result]) -> Result:
+        """What a function makes of this; called once, however many scores ask."""

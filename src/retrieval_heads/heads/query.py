@@ -1,0 +1,32 @@
+"""`query`: how much of its attention a head has on the needle while the question is read (arXiv 2506.09944)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from retrieval_heads.heads.looks import Look, Rows, Seen
+from retrieval_heads.heads.score import HeadScore
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Query(HeadScore):
+    """Attention weight from the question's tokens to the needle, mean over them."""
+
+    name = "query"
+    definition = "attention weight from the question's tokens to the needle, mean over them (arXiv 2506.09944)"
+    label = "query (question to needle)"
+
+    def looks(self, rows: Rows) -> Sequence[Look]:
+        """The question's rows, at the needle; none where the question is not known."""
+        start, end = rows.question_span
+        return [Look(rows.question_span, rows.needle_span)] if start < end else []
+
+    def figure(self, seen: Seen) -> Tensor:
+        """The mean weight."""
+        return seen.mean(seen.weight)
+
+
+SCORE = Query()

@@ -1,0 +1,102 @@
+"""Head scores: the contract of one, and all that there are. Imports no torch.
+
+A score is one object in a file of its own. To add one, write the file and name it below, or name it in another
+distribution's entry points: `[project.entry-points."retrieval_heads.head_scores"]`, `NAME = "module:OBJECT"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from retrieval_heads.errors import ConfigError
+from retrieval_heads.heads.looks import Look, Rows, Seen
+from retrieval_heads.registry import Registry
+from retrieval_heads.runs.record import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class HeadScore(Protocol):
+    """One figure for every head of a sample, made of the rows of its replay; a detection averages them over samples.
+
+    `looks` and `figure` are called in the engine's workers, all else anywhere: torch is imported in `figure` alone.
+    """
+
+    name: str
+    """As suites, gates, records and files call it: the name that it is registered by."""
+    definition: str
+    """What is counted, in one sentence, with its source: for `heads.json` and the report."""
+    label: str
+    """Heads its panel in pictures."""
+    is_share: bool = True
+    """Whether figures lie between 0 and 1. All others begin at 0 too; `greatest` says where they end."""
+    needs_sign: bool = False
+    """Whether it is measured only in models with layers whose weights have a sign."""
+    is_in_table: bool = True
+    """Whether it has a column in the terminal's table of the best heads."""
+
+    def greatest(self, record: Record) -> float:
+        """The greatest figure that a head could have on a sample: the end of the scale that intervals are on.
+
+        Args:
+            record: The sample, its answer and spans among it.
+        """
+        return 1.0
+
+    def looks(self, rows: Rows) -> Sequence[Look]:
+        """Which rows look at which span; every row may look at another.
+
+        Args:
+            rows: What is replayed of a sample.
+
+        Returns:
+            In any order; none where the sample lacks what the score is about, which is then not measured on it.
+        """
+
+    def figure(self, seen: Seen) -> Tensor:
+        """What these looks come to, float32 `[layers, requests, heads]`.
+
+        Args:
+            seen: What the rows of the looks saw, of several samples. Of one without looks no row counts, and whatever
+                is made of it is left out.
+
+        Returns:
+            On the device that `seen` is on, without waiting for it; NaN only where a row's weights are NaN.
+        """
+
+
+GROUP: Final = "retrieval_heads.head_scores"
+"""Of entry points."""
+
+_BUILT_IN: Final = ("copy", "copy_reference", "mass", "query", "copy_by_value")
+"""In the order in which they are told, each the file `heads/NAME.py` with its `SCORE`."""
+
+SCORES: Final = Registry[HeadScore](
+    GROUP, "head score", {name: f"retrieval_heads.heads.{name}:SCORE" for name in _BUILT_IN}
+)
+
+RANKING: Final = _BUILT_IN[0]
+"""The score that heads are ranked by where none is named."""
+
+
+def head_score(name: str) -> HeadScore:
+    """The score of a name.
+
+    Raises:
+        ConfigError: There is none, a name is taken twice, or another distribution's cannot be used.
+    """
+    score = SCORES.find(name)
+    if getattr(score, "name", None) != name:
+        raise ConfigError(f"the head score {name!r} is registered by another name than its own: {score!r}")
+    return score
+
+
+def head_scores() -> Mapping[str, HeadScore]:
+    """Every score by its name: ours, then those of other distributions.
+
+    Raises:
+        ConfigError: See `head_score`.
+    """
+    return {name: head_score(name) for name in SCORES.names}

@@ -1,0 +1,288 @@
+"""From what a step's rows saw to the figures of its replays, on the device, and on their way to the host.
+
+What leaves the worker is a number for each head and score, never for a position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from retrieval_heads.heads.looks import Look, Result, Rows, Seen
+from retrieval_heads.heads.score import HeadScore, head_scores
+from retrieval_heads.tracing.layer_kinds import LayerKind, host_ints
+from retrieval_heads.tracing.rows import RowScores
+
+
+def scores_of(kinds: Sequence[LayerKind]) -> tuple[HeadScore, ...]:
+    """The scores that a model is measured by, in the order of `figures`."""
+    has_sign = any(kind.is_signed for kind in kinds)
+    return tuple(score for score in head_scores().values() if has_sign or not score.needs_sign)
+
+
+def looks_of(rows: Rows, scores: Sequence[HeadScore]) -> tuple[Look, ...]:
+    """What a replay's rows have to look at: all of them at the needle, and some at what scores aim at besides.
+
+    Raises:
+        ValueError: A score looks from rows that are not computed, or at what is no span.
+    """
+    found = {Look((rows.first, rows.end), rows.needle_span): None}
+    for score in scores:
+        for look in score.looks(rows):
+            (first, end), (start, stop) = look.rows, look.span
+            if not rows.first <= first < end <= rows.end:
+                raise ValueError(
+                    f"{score.name} looks from rows {first} to {end - 1}; computed are {rows.first} to {rows.end - 1}"
+                )
+            if not 0 <= start <= stop:
+                raise ValueError(f"{score.name} looks at {look.span}, which is no span [start, end)")
+            if look.span != rows.needle_span:
+                found[look] = None
+    return tuple(found)
+
+
+def figures(layers: Sequence[RowScores], requests: Sequence[Rows], scores: Sequence[HeadScore]) -> Tensor:
+    """The scores of finished replays, `[requests, scores, layers, heads]` float32.
+
+    Every rank's heads are in order, NaN where a layer has fewer heads than another. Where a request wants `positions`,
+    an answer row's argmax for each head follows: `[requests, scores + answer rows, layers, heads]`. Nothing here waits
+    for the device, nor is anything done layer by layer where layers have as many heads.
+
+    Args:
+        layers: Each layer's scores of all requests' rows: one request after the other, of each its `looks_of`.
+        requests: Whose they are.
+        scores: Which are wanted.
+
+    Raises:
+        ValueError: The rows scored are not the rows wanted.
+    """
+    grid = _Grid(requests, scores, layers[0].argmax.device)
+    if any(one.argmax.shape[0] != grid.rows for one in layers):
+        raise ValueError(f"{layers[0].argmax.shape[0]} rows were scored where {grid.rows} were wanted")
+    found: list[Tensor] = [torch.empty(0)] * len(layers)
+    for heads in dict.fromkeys(one.argmax.shape[1] for one in layers):
+        places = [place for place, one in enumerate(layers) if one.argmax.shape[1] == heads]
+        alike = _figures([layers[place] for place in places], grid)
+        for place, one in zip(places, alike.unbind(1), strict=True):
+            found[place] = one.flatten(0, 1)
+    return gather_heads(found).unflatten(0, (-1, len(requests))).transpose(0, 1)
+
+
+def _figures(layers: Sequence[RowScores], grid: _Grid) -> Tensor:
+    """`[scores, layers, requests, heads]` of layers with as many heads."""
+    stacked = _Layers(layers)
+    seen: dict[_Looks, _Seen] = {}
+
+    def of(looks: _Looks) -> _Seen:
+        if looks not in seen:
+            seen[looks] = _Seen(grid, looks, stacked)
+        return seen[looks]
+
+    shape = (len(layers), len(grid.requests), layers[0].argmax.shape[1])
+    found = []
+    for score, looks in grid.looks:
+        # Of a score that no request is measured on there is nothing to be made.
+        made = score.figure(of(looks)) if any(looks) else torch.full(shape, math.nan, device=grid.device)
+        if made.shape != shape:
+            raise ValueError(
+                f"{score.name} gives figures of shape {list(made.shape)}; [layers, requests, heads] is {list(shape)}"
+            )
+        found.append(made.float())
+    if not any(rows.positions for rows in grid.requests):
+        return torch.stack(found)
+    answers = of(tuple((Look(rows.answer_rows, rows.needle_span),) for rows in grid.requests))
+    return torch.cat([torch.stack(found), answers.argmax.float().movedim(2, 0)])
+
+
+_Looks = tuple[tuple[Look, ...], ...]
+"""A score's, of each request."""
+
+
+class _Grid:
+    """Where the rows of several requests stand, and which of them each score reads.
+
+    Args:
+        requests: Whose rows they are, one request after the other.
+        scores: What is wanted of them.
+        device: Where they are.
+    """
+
+    def __init__(self, requests: Sequence[Rows], scores: Sequence[HeadScore], device: torch.device) -> None:
+        self.requests = requests
+        self.device = device
+        self.looks: list[tuple[HeadScore, _Looks]] = [
+            (score, tuple(tuple(score.looks(rows)) for rows in requests)) for score in scores
+        ]
+        self.rows = 0
+        """Of all requests."""
+        self._starts: list[dict[Look, int]] = []
+        for rows in requests:
+            starts = {}
+            for look in looks_of(rows, scores):
+                starts[look] = self.rows
+                self.rows += look.rows[1] - look.rows[0]
+            self._starts.append(starts)
+        self._rectangles: dict[_Looks, tuple[Tensor, Tensor]] = {}
+
+    def rectangle(self, looks: _Looks) -> tuple[Tensor, Tensor]:
+        """Index among all rows, and whether it counts, `[requests, most]` each."""
+        if looks not in self._rectangles:
+            places = [
+                [place for look in each for place in self._places(number, look)] for number, each in enumerate(looks)
+            ]
+            index = self.ints(places, -1)
+            self._rectangles[looks] = index.clamp(min=0), index >= 0
+        return self._rectangles[looks]
+
+    def _places(self, number: int, look: Look) -> range:
+        rows, starts = self.requests[number], self._starts[number]
+        first, end = look.rows
+        if look.span == rows.needle_span:
+            start = starts[Look((rows.first, rows.end), rows.needle_span)] + first - rows.first
+        else:
+            start = starts[look]
+        return range(start, start + end - first)
+
+    def ints(self, numbers: Sequence[Sequence[int]], filler: int) -> Tensor:
+        """See `Seen`."""
+        most = max(map(len, numbers))
+        flat = [number for row in numbers for number in (*row, *[filler] * (most - len(row)))]
+        return host_ints(flat, self.device).view(len(numbers), most)
+
+
+class _Layers:
+    """What all rows saw in layers that have as many heads, `[layers, rows, heads]`."""
+
+    def __init__(self, layers: Sequence[RowScores]) -> None:
+        self._layers = layers
+
+    @cached_property
+    def argmax(self) -> Tensor:
+        return torch.stack([one.argmax for one in self._layers])
+
+    @cached_property
+    def argmax_by_value(self) -> Tensor:
+        return torch.stack([one.argmax if one.argmax_by_value is None else one.argmax_by_value for one in self._layers])
+
+    @cached_property
+    def weight(self) -> Tensor:
+        inside = torch.stack([one.span_logsumexp for one in self._layers])
+        return (inside - torch.stack([one.logsumexp for one in self._layers])).exp()
+
+
+class _Seen(Seen):
+    """Of some looks, in layers that have as many heads."""
+
+    def __init__(self, grid: _Grid, looks: _Looks, layers: _Layers) -> None:
+        self.requests = grid.requests
+        self._grid = grid
+        self._layers = layers
+        self._index, self._counts = grid.rectangle(looks)
+        self._made: dict[Callable[[Seen], Any], Any] = {}
+
+    @property
+    def counts(self) -> Tensor:
+        return self._counts
+
+    @cached_property
+    def argmax(self) -> Tensor:
+        return self._layers.argmax[:, self._index]
+
+    @cached_property
+    def argmax_by_value(self) -> Tensor:
+        return self._layers.argmax_by_value[:, self._index]
+
+    @cached_property
+    def weight(self) -> Tensor:
+        return self._layers.weight[:, self._index]
+
+    def mean(self, values: Tensor) -> Tensor:
+        # `where` and not a product: NaN of a row that does not count must not get in.
+        chosen = torch.where(self._counts[:, :, None], values, 0.0)
+        return chosen.sum(2) / self._counts.sum(1)[:, None]
+
+    def ints(self, numbers: Sequence[Sequence[int]], filler: int = -1) -> Tensor:
+        return self._grid.ints(numbers, filler)
+
+    def once(self, work: Callable[[Seen], Result]) -> Result:
+        if work not in self._made:
+            self._made[work] = work(self)
+        found: Result = self._made[work]
+        return found
+
+
+class OnItsWay:
+    """A tensor that is being copied to the host, behind what the device has been given to do before."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._copied = tensor, None
+        if tensor.is_cuda:
+            # Pinned: a copy to any other memory waits for the device.
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def arrived(self) -> Tensor:
+        """Wait for it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """One replay's figures among those of a step.
+
+    Args:
+        together: All of the step's, `[replays, figures, layers, heads]`.
+        place: Which replay's.
+        count: How many figures are its own.
+    """
+
+    together: OnItsWay
+    place: int
+    count: int
+
+    def arrived(self) -> NDArray[Any]:
+        """Wait for them; `[figures, layers, heads]`."""
+        found: NDArray[Any] = self.together.arrived()[self.place, : self.count].numpy()
+        return found
+
+
+def gather_heads(layers: Sequence[Tensor]) -> Tensor:
+    """Every rank's heads of every layer, side by side.
+
+    Args:
+        layers: `[figures, heads of this rank]` each; as many heads on every rank.
+
+    Returns:
+        `[figures, layers, heads]`, NaN beyond a layer's heads.
+    """
+    from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+
+    ranks = get_tensor_model_parallel_world_size()
+    stacked = _padded(layers)
+    if ranks == 1:
+        return stacked
+    parts = tensor_model_parallel_all_gather(stacked, dim=-1).unflatten(-1, (ranks, -1))
+    return _padded([parts[:, place, :, : layer.shape[1]].flatten(1) for place, layer in enumerate(layers)])
+
+
+def _padded(layers: Sequence[Tensor]) -> Tensor:
+    most = max(layer.shape[1] for layer in layers)
+    return torch.stack(
+        [
+            layer if layer.shape[1] == most else pad(layer, (0, most - layer.shape[1]), value=math.nan)
+            for layer in layers
+        ],
+        dim=1,
+    )

@@ -39,11 +39,7 @@ def hits_at(argmax: Tensor, seen: Seen) -> Hits:
     """Of other positions, `[layers, requests, answer rows, heads]`."""
     import torch
 
-    starts, ends = zip(*(rows.needle_span for rows in seen.requests), strict=True)
-    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
-    start, length = seen.ints([starts, lengths])[:, :, None, None]
-    answer = seen.ints([rows.answer for rows in seen.requests])
-    needle = seen.ints([rows.needle for rows in seen.requests], -2)  # which is no answer's token
+    start, length, needle, answer = seen.once(_tokens)
     place = argmax.long() - start
     inside = (place >= 0) & (place < length) & seen.counts[:, :, None]
     place = torch.minimum(place.clamp(min=0), length - 1)
@@ -54,6 +50,17 @@ def hits_at(argmax: Tensor, seen: Seen) -> Hits:
         needle_tokens=length[:, :, 0],
         longest=needle.shape[1],
     )
+
+
+def _tokens(seen: Seen) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where each needle starts and how many tokens it has, `[requests, 1, 1]` each; its tokens and the answer's,
+    `[requests, most]` each.
+    """
+    starts, ends = zip(*(rows.needle_span for rows in seen.requests), strict=True)
+    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+    start, length = seen.ints([starts, lengths])[:, :, None, None]
+    needle = seen.ints([rows.needle for rows in seen.requests], -2)  # which is no answer's token
+    return start, length, needle, seen.ints([rows.answer for rows in seen.requests])
 
 
 def copied(found: Hits) -> Tensor:

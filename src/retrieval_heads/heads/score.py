@@ -70,15 +70,15 @@ class HeadScore(Protocol):
 GROUP: Final = "retrieval_heads.head_scores"
 """Of entry points."""
 
-_BUILT_IN: Final = ("copy", "copy_reference", "mass", "query", "copy_by_value")
-"""In the order in which they are told, each the file `heads/NAME.py` with its `SCORE`."""
+BUILT_IN: Final = {
+    name: f"retrieval_heads.heads.{name}:SCORE" for name in ("copy", "copy_reference", "mass", "query", "copy_by_value")
+}
+"""Our own, each in the file of its name, in the order in which they are told."""
 
-SCORES: Final = Registry[HeadScore](
-    GROUP, "head score", {name: f"retrieval_heads.heads.{name}:SCORE" for name in _BUILT_IN}
-)
+SCORES: Final = Registry[HeadScore](GROUP, "head score", BUILT_IN)
 
-RANKING: Final = _BUILT_IN[0]
-"""The score that heads are ranked by where none is named."""
+RANKING: Final = next(iter(BUILT_IN))
+"""The score that heads are ranked by where none is named: the first."""
 
 
 def head_score(name: str) -> HeadScore:

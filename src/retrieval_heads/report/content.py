@@ -123,6 +123,7 @@ def _scores(record: Record, metrics: Sequence[str]) -> list[float | None]:
 def _heads(name: str, table: HeadTable) -> dict[str, Any]:
     return {
         "name": name,
+        "ranking": table.ranking,
         "threshold": RETRIEVAL_THRESHOLD,
         "counted": table.counted,
         "layers": [

@@ -28,25 +28,35 @@ def scores_of(kinds: Sequence[LayerKind]) -> tuple[HeadScore, ...]:
     return tuple(score for score in head_scores().values() if has_sign or not score.needs_sign)
 
 
-def looks_of(rows: Rows, scores: Sequence[HeadScore]) -> tuple[Look, ...]:
-    """What a replay's rows have to look at: all of them at the needle, and some at what scores aim at besides.
+def looks_of(rows: Rows, scores: Sequence[HeadScore]) -> list[tuple[Look, ...]]:
+    """What each score looks at in a replay.
 
     Raises:
-        ValueError: A score looks from rows that are not computed, or at what is no span.
+        ValueError: It looks from rows that are not computed, or at what is no span.
     """
-    found = {Look((rows.first, rows.end), rows.needle_span): None}
+    found = []
     for score in scores:
-        for look in score.looks(rows):
-            (first, end), (start, stop) = look.rows, look.span
+        looks = tuple(score.looks(rows))
+        for (first, end), (start, stop) in ((look.rows, look.span) for look in looks):
             if not rows.first <= first < end <= rows.end:
                 raise ValueError(
                     f"{score.name} looks from rows {first} to {end - 1}; computed are {rows.first} to {rows.end - 1}"
                 )
             if not 0 <= start <= stop:
-                raise ValueError(f"{score.name} looks at {look.span}, which is no span [start, end)")
-            if look.span != rows.needle_span:
-                found[look] = None
-    return tuple(found)
+                raise ValueError(f"{score.name} looks at {(start, stop)}, which is no span [start, end)")
+        found.append(looks)
+    return found
+
+
+def scored_looks(rows: Rows, wanted: Sequence[tuple[Look, ...]]) -> tuple[Look, ...]:
+    """What has to be scored, each once: all rows of a replay at the needle, and what scores look at besides.
+
+    Args:
+        rows: What is replayed.
+        wanted: Its `looks_of`.
+    """
+    besides = [look for looks in wanted for look in looks if look.span != rows.needle_span]
+    return tuple(dict.fromkeys([Look((rows.first, rows.end), rows.needle_span), *besides]))
 
 
 def figures(layers: Sequence[RowScores], requests: Sequence[Rows], scores: Sequence[HeadScore]) -> Tensor:
@@ -57,7 +67,7 @@ def figures(layers: Sequence[RowScores], requests: Sequence[Rows], scores: Seque
     for the device, nor is anything done layer by layer where layers have as many heads.
 
     Args:
-        layers: Each layer's scores of all requests' rows: one request after the other, of each its `looks_of`.
+        layers: Each layer's scores of all requests' rows: one request after the other, of each its `scored_looks`.
         requests: Whose they are.
         scores: Which are wanted.
 
@@ -118,15 +128,14 @@ class _Grid:
     def __init__(self, requests: Sequence[Rows], scores: Sequence[HeadScore], device: torch.device) -> None:
         self.requests = requests
         self.device = device
-        self.looks: list[tuple[HeadScore, _Looks]] = [
-            (score, tuple(tuple(score.looks(rows)) for rows in requests)) for score in scores
-        ]
+        wanted = [looks_of(rows, scores) for rows in requests]
+        self.looks: list[tuple[HeadScore, _Looks]] = list(zip(scores, zip(*wanted, strict=True), strict=True))
         self.rows = 0
         """Of all requests."""
         self._starts: list[dict[Look, int]] = []
-        for rows in requests:
+        for rows, looks in zip(requests, wanted, strict=True):
             starts = {}
-            for look in looks_of(rows, scores):
+            for look in scored_looks(rows, looks):
                 starts[look] = self.rows
                 self.rows += look.rows[1] - look.rows[0]
             self._starts.append(starts)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retrieval_heads.heads.looks import Look, Rows
 from retrieval_heads.heads.score import HeadScore
-from retrieval_heads.tracing.figures import Arriving, OnItsWay, figures, looks_of, scores_of
+from retrieval_heads.tracing.figures import Arriving, OnItsWay, figures, looks_of, scored_looks, scores_of
 from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Part, Taken
 from retrieval_heads.tracing.rows import RowScores, Stretch, joined
 from retrieval_heads.tracing.worker import PROBE, Scheduled, runner
@@ -53,7 +53,7 @@ class Replay:
     saves: dict[str, Arriving] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.looks = looks_of(self.rows, self.scores)
+        self.looks = scored_looks(self.rows, looks_of(self.rows, self.scores))
         self.parts = [[] for _ in self.looks]
         self.memories = [{} for _ in range(self.layers)]
         self.covered = self.rows.first
@@ -110,7 +110,6 @@ class Probe:
         self, kinds: Sequence[LayerKind], replays: Sequence[tuple[Replay, Part]], device: torch.device
     ) -> None:
         self._kinds = kinds
-        self._wanted = scores_of(kinds)
         self._replays = replays
         self._batch = Batch([part for _, part in replays], device)
         self._taken: dict[int, Taken] = {}
@@ -120,14 +119,14 @@ class Probe:
     @classmethod
     def of_step(cls, kinds: Sequence[LayerKind]) -> Probe:
         """The probe of the replays that are scheduled now; what is wrong with one is its own error."""
-        needs_whole_context = any(kind.needs_whole_context for kind in kinds)
+        needs_whole_context, scores = any(kind.needs_whole_context for kind in kinds), scores_of(kinds)
         computed, found = runner().input_batch.num_computed_tokens_cpu, []
         for place in runner().scheduled_replays:
             if "error" in place.state:
                 continue
             try:
                 if "replay" not in place.state:
-                    place.state["replay"] = Replay(Rows.of(place.extra_args[PROBE]), len(kinds), scores_of(kinds))
+                    place.state["replay"] = Replay(Rows.of(place.extra_args[PROBE]), len(kinds), scores)
                 replay = place.state["replay"]
                 part = replay.part(place, int(computed[place.row]), needs_whole_context=needs_whole_context)
             except ValueError as error:
@@ -168,10 +167,11 @@ class Probe:
             layers = self._put_together(scored, layers)
         if not done:
             return
-        together = OnItsWay(figures(layers, [replay.rows for replay in done], self._wanted))
+        scores = done[0].scores  # of a model, and so of all its replays
+        together = OnItsWay(figures(layers, [replay.rows for replay in done], scores))
         for place, replay in enumerate(done):
             positions = len(replay.rows.answer) if replay.rows.positions else 0
-            replay.saves["head_scores"] = Arriving(together, place, len(self._wanted) + positions)
+            replay.saves["head_scores"] = Arriving(together, place, len(scores) + positions)
 
     @staticmethod
     def _put_together(replays: Sequence[tuple[Replay, Part]], layers: Sequence[RowScores]) -> list[RowScores]:

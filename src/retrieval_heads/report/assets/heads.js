@@ -122,13 +122,13 @@ function headTable(found, state, heads, names, redraw) {
   const shown = ordered.slice(0, state.shown);
   if (state.chosen && !shown.includes(state.chosen)) shown.push(state.chosen);
   const rows = shown.map((head) => {
-    const isWeak = (head.values.copy ?? head.values[names[0]]) < found.threshold;
+    const isWeak = head.values[found.ranking] < found.threshold;
     return make(
       "tr",
       { className: `${head === state.chosen ? "chosen" : ""} ${isWeak ? "weak" : ""}`.trim() },
       make("td", { textContent: count(rank.get(head)) }),
       make("td", { textContent: `${head.layer}-${head.head}` }),
-      ...names.map((name) => scoreCell(found.scores[name], head, name)),
+      ...names.map((name) => scoreCell(found.scores[name], head, name, name === found.ranking)),
     );
   });
   const table = make(
@@ -155,11 +155,11 @@ function headTable(found, state, heads, names, redraw) {
   return parts;
 }
 
-function scoreCell(scores, head, name) {
+function scoreCell(scores, head, name, hasInterval) {
   const value = head.values[name];
   if (value === null) return make("td", { textContent: "–" });
   const [low, high] = [scores.low[head.row][head.head], scores.high[head.row][head.head]];
-  const interval = name === "copy" && low !== null && low !== undefined;
+  const interval = hasInterval && low !== null && low !== undefined;
   return make(
     "td",
     {},

@@ -62,7 +62,7 @@ def main() -> None:
         "detecting_s": round(detecting, 3),
         "ratio": round(statistics.median(ratios), 3),
         "load": os.getloadavg(),
-        **engine.info,
+        **engine.info.to_json(),
     }
     del found["layers"]
     if arguments.memory:

@@ -13,7 +13,7 @@ from retrieval_heads.files import write_whole
 from retrieval_heads.hub import length_limit
 from retrieval_heads.redaction import without_values
 from retrieval_heads.suites.reading import overlay, read_settings, resolve
-from retrieval_heads.suites.settings import Settings
+from retrieval_heads.suites.settings import Engine, Settings
 from retrieval_heads.suites.suite import Cell, Suite
 
 
@@ -112,7 +112,9 @@ class Plan:
         elif any(other.model != first.model for other in every):
             error = f"the suites {', '.join(settings_of)} name different models; one run has one engine"
         elif any(other.engine != first.engine for other in every):
-            odd = [key for key, value in first.engine if any(getattr(other.engine, key) != value for other in every)]
+            said = [dict(other.engine) for other in every]
+            named = dict.fromkeys(key for one in said for key in one)
+            odd = [key for key in named if any(one.get(key) != said[0].get(key) for one in said)]
             keys = ", ".join(f"engine.{key}" for key in odd)
             error = f"the suites {', '.join(settings_of)} name different {keys}; one run has one engine"
         elif any(other.output_dir != first.output_dir for other in every):
@@ -176,8 +178,17 @@ class Plan:
         if plan.error is not None:
             return plan
         suite = next((read_settings(Path(file)) for file in plan.files.values()), {})
-        model = reduce(overlay, (layer.get("model", {}) for layer in (suite, *over_suites)))
-        return replace(plan, model=resolve({"model": model}, str(path)).model.model_dump())
+        parts = {
+            part: reduce(overlay, (layer.get(part, {}) for layer in (suite, *over_suites)))
+            for part in ("model", "engine")
+        }
+        settings = resolve(parts, str(path))
+        return replace(plan, model=settings.model.model_dump(), engine=settings.engine.model_dump())
+
+    @property
+    def engine_section(self) -> Engine:
+        """The `engine` section as settings."""
+        return Settings.model_validate({"engine": self.engine}).engine
 
     def resolved(self) -> Mapping[str, Any]:
         """What `config.yaml` says: one suite's settings, or each suite's by name."""

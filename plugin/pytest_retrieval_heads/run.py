@@ -23,7 +23,8 @@ from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.options import Options
 from pytest_retrieval_heads.plan import Plan, SelectedCell, awaited, cells_of, suites_of, unfit
 from retrieval_heads.ablation.arms import NONE
-from retrieval_heads.engine.client import Address, EngineClient, EngineDied, EngineProcess
+from retrieval_heads.engine.backends.backend import check_suite
+from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.hub import length_limit
 from retrieval_heads.prompts.settings import Needle
@@ -90,16 +91,19 @@ class Run:
         return collector
 
     def check(self, suite: Suite) -> None:
-        """See that vLLM takes what a suite says of its answers, where any are asked for.
+        """See that the backend can measure what a suite asks for, and takes what it says of its answers.
 
         Raises:
             EngineError: It does not.
         """
-        if self._needs_model and not suite.settings.from_results:
-            try:
-                EngineProcess.check_sampling(suite.settings.generation.model_dump())
-            except EngineError as error:
-                raise EngineError(f"{suite.path}: {error}") from None
+        if not self._needs_model:
+            return
+        try:
+            backend = check_suite(suite)
+            if not suite.settings.from_results:
+                backend.check_sampling(suite.settings.generation.model_dump())
+        except RetrievalHeadsError as error:
+            raise EngineError(f"{suite.path}: {error}") from None
 
     def has_collected(self, suite: Suite, node: str, items: Sequence[pytest.Item]) -> None:
         """Remember what a suite asks before any of it is deselected."""

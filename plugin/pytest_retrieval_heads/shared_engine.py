@@ -14,6 +14,7 @@ from pytest_retrieval_heads.failure import EngineFailure
 from pytest_retrieval_heads.plan import Plan
 from pytest_retrieval_heads.provenance import check_answers
 from pytest_retrieval_heads.run_files import RunFiles
+from retrieval_heads.engine.backends.backend import find, reference_of
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.errors import ConfigError, EngineError
 from retrieval_heads.redaction import without_values
@@ -67,15 +68,21 @@ class SharedEngine:
             return None
         cells = f"{plan.total} cells of {', '.join(plan.suites)}; " if plan.suites else ""
         self._console.say(f"{cells}starting the engine, log {self._console.path(self.log)}")
+        section = plan.engine_section
         try:
-            is_offline = self.process.check(plan.model, traced=plan.traced)
-        except EngineError as error:
+            backend = find(section.kind)
+            backend.check_installed(traced=plan.traced)
+            backend.check_arguments(plan.model, section.options)
+            is_offline = backend.check_model(plan.model)
+        except (ConfigError, EngineError) as error:
             self._dismiss(f"the engine did not start: {error}", "the engine did not start")
             return None
         folder = self._files.folder
         hello = {
+            "backend": reference_of(backend),
+            "options": section.options,
             "model": plan.model,
-            **plan.engine,
+            **{name: getattr(section, name) for name in ("replicas", "silence", "start_limit")},
             "offline": is_offline,
             "traced": plan.traced,
             "haystacks": plan.haystacks,

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.engine.backends.vllm import Engine, Finished
+from retrieval_heads.engine.backends.backend import Finished
+from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.models import locate_model
 
 NEEDLE, QUESTION = (100, 130), (500, 520)
@@ -29,7 +30,7 @@ def main(out: str, dtype: str, how: str) -> None:
         engine.add(name, ids, {**GREEDY, "max_tokens": 8 + 2 * place}, is_replayed=True)
     for name in ("1", "4"):
         engine.add(f"masked {name}", prompts[name], {**GREEDY, "max_tokens": 24}, MASK)
-    found: dict[str, Any] = {"answers": {}, "scores": {}, "is_eager": engine.info["enforce_eager"]}
+    found: dict[str, Any] = {"answers": {}, "scores": {}, "is_eager": engine.info.more["enforce_eager"]}
     while engine.has_work:
         for each in engine.step():
             assert each.error is None, each.error

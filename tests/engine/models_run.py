@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -296,18 +296,19 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
         uniform = str(error)
     engine.replay("replay", [*ids, *needle[:-1]], rows, QUESTION_SPAN[0])
     finished = finish(engine)["replay"]
-    kinds = {layer["kind"] for layer in engine.layers}
+    layers = engine.info.layers or ()
+    kinds = {layer.kind for layer in layers}
     return {
         "rebuilt": rebuilt(engine, ids) if kinds & REBUILT.keys() and not model.is_variant else {},
         "error": finished.error or masked.error,
         "masked_logprob": masked.prompt_logprob,
-        "maskable": engine.maskable,
+        "maskable": list(engine.info.maskable_layers or ()),
         "uniform": uniform,
         "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
         "names": engine.scores,
         "cached_tokens": finished.cached_tokens,
-        "has_prefix_cache": engine.info["enable_prefix_caching"],
-        "layers": engine.layers,
+        "has_prefix_cache": engine.info.more["enable_prefix_caching"],
+        "layers": [asdict(layer) for layer in layers],
     }
 
 
@@ -347,12 +348,12 @@ def rebuilt(engine: Engine, ids: list[int]) -> dict[int, tuple[torch.Tensor, tor
 
     from retrieval_heads.tracing.worker import runner
 
-    model, layers = engine.traced.model, [layer for layer in engine.layers if layer["kind"] in REBUILT]
+    model, layers = engine.traced.model, [layer for layer in engine.info.layers or () if layer.kind in REBUILT]
     envoys = {envoy.path: envoy for envoy in model.modules()}
     found = {}
     for layer in layers:
-        envoy, kind = envoys[layer["path"]], layer["kind"]
-        with model.edit(name=layer["path"]) as (tracer, _):
+        envoy, kind = envoys[layer.path], layer.kind
+        with model.edit(name=layer.path) as (tracer, _):
             parts = []
             for _step in tracer.iter[:]:
                 if kind == "gated delta":
@@ -363,15 +364,15 @@ def rebuilt(engine: Engine, ids: list[int]) -> dict[int, tuple[torch.Tensor, tor
                     out = envoy.output
                 parts.append([each.clone() for each in (*given, out)])
                 seen = list(parts).save()  # noqa: F841 - comes back on the output
-        parameters = SamplingParams(max_tokens=1, extra_args={"nnsight_edits": [layer["path"]]})
-        prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=layer["path"])
-        engine.traced.engine.add_request(layer["path"], prompt, parameters)
+        parameters = SamplingParams(max_tokens=1, extra_args={"nnsight_edits": [layer.path]})
+        prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=layer.path)
+        engine.traced.engine.add_request(layer.path, prompt, parameters)
         outputs: list[Any] = []
         while engine.traced.engine.has_unfinished_requests():
             outputs += engine.traced.engine.step()
-        module = dict(runner().model.named_modules())[layer["path"].removeprefix("model.")]
+        module = dict(runner().model.named_modules())[layer.path.removeprefix("model.")]
         *given, out = (torch.cat(each) for each in zip(*outputs[0].saves["seen"], strict=True))
-        found[layer["number"]] = REBUILT[kind](module, given, out)
+        found[layer.number] = REBUILT[kind](module, given, out)
     return found
 
 

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def run(name: str, design: Design, model: Path) -> dict[str, Any]:
         engine.add(prompt, each.ids, {"max_tokens": len(each.needle) + 3, "temperature": 0.0})
     answers = {prompt: finished.token_ids for prompt, finished in finish(engine).items()}
     found = {
-        "layers": engine.layers,
+        "layers": [asdict(layer) for layer in engine.info.layers or ()],
         "scores": engine.scores,
         "answers": answers,
         "replays": replay(engine, PROMPTS, answers),

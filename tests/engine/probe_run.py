@@ -16,7 +16,8 @@ import torch
 from stepping import finish
 
 from retrieval_heads.engine.backends import vllm
-from retrieval_heads.engine.backends.vllm import Engine, Finished
+from retrieval_heads.engine.backends.backend import Finished
+from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.models import locate_model
 from retrieval_heads.prompts.haystack import Haystack, read_text
 from retrieval_heads.prompts.prompt import BuiltPrompt, PromptBuilder

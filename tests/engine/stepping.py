@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from retrieval_heads.engine.backends.vllm import Engine, Finished
+from retrieval_heads.engine.backends.backend import Finished
+from retrieval_heads.engine.backends.vllm import Engine
 
 
 def finish(engine: Engine) -> dict[str, Finished]:

@@ -18,7 +18,7 @@ from oracle import PREVIOUS_TOKEN, Prompt, build
 from oracle_run import DESIGNS, MASKED, MASKED_PROMPT, MISTAKEN, MISTAKEN_PROMPT, MODES, PROMPTS, request_of
 
 from retrieval_heads.engine.answers import scores_of
-from retrieval_heads.engine.backends.vllm import Finished
+from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, aggregate
 from retrieval_heads.heads.looks import Rows

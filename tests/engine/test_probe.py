@@ -13,8 +13,8 @@ import torch
 from nnsight.intervention.interleaver import Interleaver, Mediator
 
 from retrieval_heads.engine.answers import scores_of
+from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.scheduler import ReplayHashes
-from retrieval_heads.engine.backends.vllm import Finished
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows

@@ -203,10 +203,11 @@ def _raise(message: str) -> None:
 
 
 def _status(said: dict[str, Any]) -> int:
-    from retrieval_heads.engine.client import EngineProcess
+    from retrieval_heads.engine.backends import backend
     from retrieval_heads.prompts import rendering, tokenizer
+    from retrieval_heads.registry import Registry
 
-    EngineProcess.server = "stand_in_engine"
+    backend.BACKENDS = Registry(backend.GROUP, "backend", {"vllm": "stand_in_engine:StandIn"})
     rendering.SECONDS = said.get("seconds", rendering.SECONDS)
     setattr(tokenizer, "load_tokenizer", lambda model: Words())  # noqa: B010
     setattr(tokenizer, "load_generation", lambda model: None)  # noqa: B010

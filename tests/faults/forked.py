@@ -116,9 +116,9 @@ def session(arguments: list[str], folder: Path, environment: Mapping[str, str], 
 
 
 def _engine() -> int:
-    import stand_in_engine
+    from retrieval_heads.engine import process
 
-    stand_in_engine.main()
+    process.main()
     return 0
 
 

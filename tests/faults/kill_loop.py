@@ -40,9 +40,10 @@ MARK = "RH_KILL_LOOP"
 _CONFTEST = """\
 import sys
 
-from retrieval_heads.engine.client import EngineProcess
+from retrieval_heads.engine.backends import backend
+from retrieval_heads.registry import Registry
 
-EngineProcess.server = "stand_in_engine"
+backend.BACKENDS = Registry(backend.GROUP, "backend", {"vllm": "stand_in_engine:StandIn"})
 sys.modules.setdefault("scipy", None)  # nltk, which stems words, takes a second for it; nothing here uses it
 """
 

@@ -15,20 +15,24 @@ from typing import Any
 import pytest
 import stand_in_engine
 import yaml
-from stand_in_engine import FERRY, VARIABLE, Behaviour
+from stand_in_engine import FERRY, REFERENCE, VARIABLE, Behaviour
 
 import toy_tokenizer
-from retrieval_heads.engine.client import EngineProcess
+from retrieval_heads.engine.backends import backend
+from retrieval_heads.registry import Registry
 from retrieval_heads.runs.record import Record, read_records
 
 CONFTEST = """\
 import os
 import sys
 
-from retrieval_heads.engine.client import EngineProcess
+from retrieval_heads.engine.backends import backend
+from retrieval_heads.registry import Registry
 
-EngineProcess.server = "stand_in_engine"
+backend.BACKENDS = Registry(backend.GROUP, "backend", {"vllm": "stand_in_engine:StandIn"})
 if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker gets the import path that xdist itself was imported on.
+    sys.path += os.environ["PYTHONPATH"].split(os.pathsep)
     # nltk, which stems words, takes a second for scipy where there is one; nothing in a worker uses it.
     sys.modules.setdefault("scipy", None)
 """
@@ -47,7 +51,7 @@ class Project:
         self.pytester = pytester
         self.path = pytester.path
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr(EngineProcess, "server", "stand_in_engine")
+        monkeypatch.setattr(backend, "BACKENDS", Registry(backend.GROUP, "backend", {"vllm": REFERENCE}))
         monkeypatch.setenv("PYTHONPATH", PATHS, prepend=os.pathsep)
         # Other people's plugins take two seconds of every start and every worker where no bytecode is written.
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:typeguard -p no:anyio")

@@ -1,8 +1,7 @@
-"""The engine process with everything real but vLLM: server, loop and cell builder on a toy tokenizer.
+"""A backend in the place of vLLM's: everything else of the engine process is real, on a toy tokenizer.
 
-Run with `python -m stand_in_engine` in place of `retrieval_heads.engine.process`. It answers with the needle when it
-finds one in the prompt. What else it does is told by `RH_STAND_IN`, an environment variable with JSON (`Behaviour`).
-It proves nothing about models, only about what stands around them.
+It answers with the needle when it finds one in the prompt. What else it does is told by `RH_STAND_IN`, an environment
+variable with JSON (`Behaviour`). It proves nothing about models, only about what stands around them.
 """
 
 from __future__ import annotations
@@ -15,19 +14,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 
-from retrieval_heads import models
-from retrieval_heads.engine import process
-from retrieval_heads.engine.backends import vllm
-from retrieval_heads.engine.backends.vllm import Finished
-from retrieval_heads.engine.client import EngineProcess
+from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info
 from retrieval_heads.errors import EngineError
+from retrieval_heads.runs.layers import Layer
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
 
 VARIABLE = "RH_STAND_IN"
+REFERENCE = "stand_in_engine:StandIn"
+"""Where the backend stands, for `retrieval_heads.engine.backends.backend.BACKENDS`."""
+LAYERS = (
+    *(Layer(f"layers.{number}", number, heads=4) for number in range(4)),
+    Layer("layers.4", 4, heads=0, kind="MambaMixer2"),
+)
 FERRY = "The ferry to Oslo leaves at dawn."
 
 
@@ -36,7 +38,7 @@ class Behaviour:
     """What the stand-in does.
 
     Args:
-        starts: A file that gets a line, the process id, for each start.
+        starts: A file that gets a line, the process id, for each process that starts an engine, or replicas of it.
         needles: What it answers with when it finds it in a prompt; else `answer`.
         answer: What it says when it finds none, or is asked at one of `wrong_lengths`.
         wrong_lengths: Prompt lengths at which it answers wrongly.
@@ -89,13 +91,21 @@ class Behaviour:
         """What the process was told."""
         return cls(**json.loads(os.environ.get(VARIABLE) or "{}"))
 
+    def note_start(self) -> None:
+        """Say that this process starts something; once."""
+        starts, process = Path(self.starts), str(os.getpid())
+        if not starts.exists() or process not in starts.read_text().split():
+            with starts.open("a") as file:
+                file.write(f"{process}\n")
+
 
 @dataclass
-class Engine:
-    """In place of `retrieval_heads.engine.backends.vllm.Engine`."""
+class StandIn(Backend):
+    """What stands in for vLLM's engine."""
 
     model: str
     arguments: Mapping[str, Any]
+    options: Mapping[str, Any]
     traced: bool = False
     waiting: list[tuple[str, Sequence[int]]] = field(default_factory=list)
     masked: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -110,6 +120,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.told = Behaviour.from_environment()
+        self.told.note_start()
         self.gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         if self.told.bad_gpu not in (None, self.gpu):
             self.told = replace(self.told, fail=None, crash=False, die_after=None, fail_after=None, stall_after=None)
@@ -127,26 +138,29 @@ class Engine:
         self.tokenizer: ToyTokenizer = ByteTokenizer() if self.told.tokenizer == "bytes" else WordTokenizer()
         if not self.told.takes_start_token:
             self.tokenizer.bos_token_id = None  # else every prompt would lack it
-        self.max_model_len = int(self.arguments.get("max_model_len", 8192))
-        self.max_requests = 8
-        self.start_seconds = {"engine": self.told.start_seconds}
-        self.info = {
-            "engine": "stand-in 0",
-            "model_revision": "main",
-            "dtype": str(self.arguments.get("dtype", "float32")),
-            "device": "no device",
-            "max_model_len": self.max_model_len,
-            "block_size": 16,
-            "max_num_batched_tokens": 8192,
-            **({"layers": self.layers, "maskable_layers": self.maskable} if self.traced else {}),
-        }
+        self.info = Info(
+            engine="stand-in 0",
+            device="no device",
+            dtype=str(self.arguments.get("dtype", "float32")),
+            max_model_len=int(self.arguments.get("max_model_len", 8192)),
+            max_num_seqs=8,
+            max_num_batched_tokens=8192,
+            block_size=16,
+            model_revision="main",
+            layers=LAYERS if self.traced else None,
+            maskable_layers=(0, 1, 2, 3) if self.traced else None,
+            start_seconds={"engine": self.told.start_seconds},
+        )
 
+    capabilities: ClassVar = Capabilities(scores_heads=True, masks_heads=True, replicas=True)
     scores = ("copy", "copy_reference", "mass", "query")
-    layers = (
-        *({"path": f"layers.{number}", "number": number, "heads": 4} for number in range(4)),
-        {"path": "layers.4", "number": 4, "heads": 0, "kind": "MambaMixer2"},
-    )
-    maskable = (0, 1, 2, 3)
+
+    @classmethod
+    def gpus(cls) -> list[str] | None:
+        """Those that it was told of."""
+        told = Behaviour.from_environment()
+        told.note_start()
+        return None if told.gpus is None else list(told.gpus)
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
         """Queue a piece of a reference."""
@@ -163,7 +177,7 @@ class Engine:
     def add(
         self,
         request: str,
-        ids: Sequence[int],
+        prompt: Sequence[int],
         sampling: Mapping[str, Any],
         mask: Mapping[str, Any] | None = None,
         *,
@@ -178,7 +192,7 @@ class Engine:
             self.weighed.add(request)
         if "temprature" in sampling:
             raise EngineError("generation.temprature: there is no such sampling parameter")
-        self.waiting.append((request, ids))
+        self.waiting.append((request, prompt))
         with Path(self.told.served).open("a") as served:
             served.write(f"{self.gpu}\t{request}\n")
         self.asked += 1
@@ -186,11 +200,6 @@ class Engine:
             told = Path(self.told.asked)
             before = told.read_text().split("\n")[: self.number] if told.exists() else []
             told.write_text("\n".join([*before, str(self.asked)]))
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a request is unfinished."""
-        return bool(self.waiting)
 
     def step(self) -> list[Finished]:
         """Answer everything that waits, or with a delay the first of it."""
@@ -264,19 +273,3 @@ class Engine:
         copying = [list(head) for head in self.told.retrieval_heads]
         scores = [[float([layer, head] in copying) for head in range(4)] for layer in range(4)]
         return numpy.array([scores] * 4)
-
-
-def main() -> None:
-    """Serve, with the stand-in where vLLM would be."""
-    behaviour = Behaviour.from_environment()
-    with Path(behaviour.starts).open("a") as starts:
-        starts.write(f"{os.getpid()}\n")
-    setattr(vllm, "Engine", Engine)  # noqa: B010 - not for a type checker to judge
-    setattr(vllm, "visible_gpus", lambda: behaviour.gpus)  # noqa: B010
-    EngineProcess.server = "stand_in_engine"
-    setattr(models, "locate_model", str)  # noqa: B010
-    process.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -101,14 +101,17 @@ class TestStart:
         assert facts["exit_status"] == 1
         assert (folder / "results.jsonl").read_text() == ""
 
-    def test_a_server_that_cannot_be_imported_is_told(self, project: Project) -> None:
+    def test_a_backend_that_cannot_be_imported_is_told(self, project: Project) -> None:
         project.suite()
         project.pytester.makeconftest(
-            "from retrieval_heads.engine.client import EngineProcess\nEngineProcess.server = 'no_such_engine'"
+            "from retrieval_heads.engine.backends import backend\nfrom retrieval_heads.registry import Registry\n"
+            "backend.BACKENDS = Registry(backend.GROUP, 'backend', {'vllm': 'no_such_engine:Engine'})"
         )
         result = project.run()
-        result.assert_outcomes(errors=6)
-        result.stdout.fnmatch_lines(["the engine did not start: ended with *", "*No module named no_such_engine"])
+        assert result.ret == pytest.ExitCode.INTERRUPTED
+        result.stdout.fnmatch_lines(
+            ["*engine.kind: the backend 'vllm' (no_such_engine:Engine) cannot be imported: ModuleNotFoundError: *"]
+        )
 
     def test_tests_of_the_users_own_run_as_they_would(self, project: Project, workers: list[str]) -> None:
         project.suite()

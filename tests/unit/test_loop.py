@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 
-from retrieval_heads.engine.backends.vllm import Finished
+from retrieval_heads.engine.backends.backend import Finished, Info
 from retrieval_heads.engine.loop import Loop
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError, PromptError
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.prompts.reuse import Prefix
+from retrieval_heads.runs.layers import Layer
 
 BUILDING, STEPPING = 0.25, 0.125  # seconds that floats hold exactly
+
+
+INFO = Info("none 0", "none", "float32", 8192, max_num_seqs=8, max_num_batched_tokens=8192, block_size=16)
 
 
 class Clock:
@@ -34,8 +38,8 @@ class Clock:
 class Engine:
     """Finishes a request a step; ends the loop when there is none left."""
 
-    max_requests = 8
-    info = {"block_size": 16, "max_num_batched_tokens": 8192}  # noqa: RUF012 - read alone
+    info = INFO
+    has_moved = True
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
@@ -87,7 +91,7 @@ def test_the_first_prompts_run_while_the_last_are_built() -> None:
     events: list[str] = []
 
     class Watched(Engine):
-        info = {"block_size": 16, "max_num_batched_tokens": 30}  # noqa: RUF012 - read alone
+        info = replace(INFO, max_num_batched_tokens=30)
 
         def add(self, request: str, *more: Any, **options: Any) -> None:
             events.append(f"add {request}")
@@ -115,8 +119,7 @@ class Measuring(Engine):
     def __init__(self, mistake: str) -> None:
         super().__init__()
         self.mistake = mistake
-        self.layers = [{"number": 0, "heads": 2}]
-        self.maskable = [0]
+        self.info = replace(INFO, layers=(Layer("0", 0, 2),), maskable_layers=(0,))
         self.measured = 0
 
     def measure(self, request: str, ids: Sequence[int], name: str) -> None:

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from retrieval_heads.commands.flags import assignments, split_settings
-from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling
-from retrieval_heads.engine.backends.versions import check_versions
+from retrieval_heads.engine.backends.backend import check_suite
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
 from retrieval_heads.kinds import KINDS
 from retrieval_heads.suites.cost import earlier_run, plan_suite
@@ -81,11 +80,7 @@ def _show(suite: Suite) -> bool:
     checks: list[Check] = []
     if not suite.settings.from_results:
         checks += _checks("answers", lambda: check_answers(suite))
-    checks += _checks("versions", lambda: check_versions(traced=suite.settings.kind != "niah"))
-    checks += _checks("arguments", lambda: check_arguments(model))
-    if not suite.settings.from_results:
-        generation = suite.settings.generation.model_dump()
-        checks += _checks("sampling", lambda: check_sampling(generation))
+    checks += _backend_checks(suite, model)
     if model["model"] is None or suite.settings.from_results:
         _line("model", model["model"] or "not named: give --config FILE for tokens, memory and checks")
     else:
@@ -94,6 +89,19 @@ def _show(suite: Suite) -> bool:
         mark = "WRONG: " if check.is_wrong else "warning: " if check.is_doubtful else ""
         _line(check.name, f"{mark}{check.told}")
     return any(check.is_wrong for check in checks)
+
+
+def _backend_checks(suite: Suite, model: Mapping[str, Any]) -> list[Check]:
+    try:
+        backend = check_suite(suite)
+    except ConfigError as error:
+        return [Check("backend", str(error), is_wrong=True)]
+    checks = _checks("versions", lambda: backend.check_installed(traced=suite.settings.kind != "niah"))
+    checks += _checks("arguments", lambda: backend.check_arguments(model, suite.settings.engine.options))
+    if not suite.settings.from_results:
+        generation = suite.settings.generation.model_dump()
+        checks += _checks("sampling", lambda: backend.check_sampling(generation))
+    return checks
 
 
 def _prompt_checks(suite: Suite, model: Mapping[str, Any]) -> Iterator[Check]:

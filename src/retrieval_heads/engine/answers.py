@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
 
-from retrieval_heads.engine.backends.vllm import Finished
+from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.packed import pack
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.heads.score import head_score
+from retrieval_heads.runs.layers import Layer
 
 
 def answer_of(finished: Finished) -> dict[str, Any]:
@@ -21,9 +22,7 @@ def answer_of(finished: Finished) -> dict[str, Any]:
     return answer if finished.prompt_logprob is None else {**answer, "prompt_logprob": finished.prompt_logprob}
 
 
-def scores_of(
-    finished: Finished, rows: Rows, names: Sequence[str], layers: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def scores_of(finished: Finished, rows: Rows, names: Sequence[str], layers: Sequence[Layer]) -> dict[str, Any]:
     """What a finished replay says of a cell: `heads` and `replay`.
 
     Args:
@@ -39,14 +38,14 @@ def scores_of(
         raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
     figures = numpy.asarray(finished.head_scores, dtype=float).round(8)
     scores = {name: values for name, values in zip(names, figures, strict=True) if head_score(name).looks(rows)}
-    counts = [layer["heads"] for layer in layers]
+    counts = [layer.heads for layer in layers]
     widths = numpy.array([count for count in counts if count])
     is_own = numpy.arange(figures.shape[2]) < widths[:, None]  # a row is as long as the longest layer's
     for name, values in scores.items():
         broken = is_own & ~numpy.isfinite(values)
         if broken.any():
             row = int(broken.any(1).argmax())
-            path = [layer["path"] for layer in layers if layer["heads"]][row]
+            path = [layer.path for layer in layers if layer.heads][row]
             where = f"{path}, head {', '.join(map(str, broken[row].nonzero()[0]))}"
             raise EngineError(
                 f"the heads were not scored: {name} is no number, for NaN in the queries, keys or decay of {where}"

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling
-from retrieval_heads.engine.backends.versions import check_versions
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
 from retrieval_heads.engine.packed import unpack
@@ -32,7 +30,6 @@ from retrieval_heads.engine.private_folder import PrivateFolder
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError, FileError, QuestionError
 from retrieval_heads.files import write_whole
-from retrieval_heads.hub import check_model
 from retrieval_heads.runs.answer import Answer
 
 _SERVER = "retrieval_heads.engine.process"
@@ -268,8 +265,6 @@ class EngineProcess:
             stays in that one's process group: whatever ends the one ends both, and nothing else need.
     """
 
-    server = _SERVER
-    """The module that the process runs."""
     name = "the engine"
     """What errors call it."""
 
@@ -289,47 +284,15 @@ class EngineProcess:
         """Whether the process was started, dead or alive."""
         return self._process is not None
 
-    def check(self, model: Mapping[str, Any], *, traced: bool) -> bool:
-        """See before anything is loaded that the model is there, that vLLM is supported and takes its arguments;
-        another server than ours knows itself.
-
-        Args:
-            model: The `model` section of the settings.
-            traced: Whether heads are scored or masked.
-
-        Returns:
-            Whether the hub's cache is all there is, as `retrieval_heads.hub.check_model` finds.
-
-        Raises:
-            EngineError: It is not there, or vLLM is not, or does not.
-        """
-        if self.server != _SERVER:
-            return False
-        check_versions(traced=traced)
-        check_arguments(model)
-        return check_model(model)
-
-    @classmethod
-    def check_sampling(cls, generation: Mapping[str, Any]) -> None:
-        """See that vLLM takes the sampling parameters of a suite; another server than ours knows itself.
-
-        Args:
-            generation: The `generation` section of its settings.
-
-        Raises:
-            EngineError: It does not.
-        """
-        if cls.server == _SERVER:
-            check_sampling(generation)
-
     def launch(self, settings: Mapping[str, Any], log: Path) -> None:
         """Start the process; returns at once, before the model is loaded.
 
         Args:
-            settings: What to load: `model` as in the settings, `traced` for a run that scores heads, `haystacks`, the
-                sources that cells will name, `earlier`, results of an earlier run whose answers are used again,
-                `replicas`, how many engines or `auto`, `offline`, whether the hub is left alone, and how many seconds
-                it may be silent (`silence`) and take to load (`start_limit`).
+            settings: What to load: `backend`, where its class stands (vLLM's where it is left out), `options`, what the
+                `engine` section says to it, `model` as in the settings, `traced` for a run that scores heads,
+                `haystacks`, the sources that cells will name, `earlier`, results of an earlier run whose answers are
+                used again, `replicas`, how many engines or `auto`, `offline`, whether the hub is left alone, and how
+                many seconds it may be silent (`silence`) and take to load (`start_limit`).
             log: Where everything goes that the engine prints.
         """
         pulse = self._folder.path / "pulse"
@@ -337,7 +300,7 @@ class EngineProcess:
         hello = {"run": secrets.token_hex(4), **settings, **where}
         limits = Limits(settings.get("silence"), settings.get("start_limit"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", self.server],
+            [sys.executable, "-m", _SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -18,7 +18,7 @@ from typing import Any
 
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.answers import answer_of, scores_of
-from retrieval_heads.engine.backends.vllm import Finished
+from retrieval_heads.engine.backends.backend import Backend, Finished
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.server import Server
@@ -51,14 +51,14 @@ class Loop:
 
     Args:
         server: Where jobs come from and results go.
-        engine: A `retrieval_heads.engine.backends.vllm.Engine`.
+        engine: What answers.
         builder: Builds cells' prompts, a bounded number ahead of the engine.
         earlier: Records of an earlier run, by the name of their cell: one whose request is the same is not asked again.
         beat: Called at every sign of life: a job that was started, a step that moved something, a second of rest.
     """
 
     server: Server
-    engine: Any
+    engine: Backend
     builder: CellBuilder
     earlier: Mapping[str, Record] = field(default_factory=dict)
     beat: Callable[[], None] = lambda: None
@@ -74,14 +74,14 @@ class Loop:
     """By haystack, what masks of mode `mean` put in place of heads."""
 
     def __post_init__(self) -> None:
-        self.masks = Masks(self.server, self.engine)
-        self.reuse = Reuse(self.engine.info["block_size"])
+        self.masks = Masks(self.server, self.engine.info.layers or (), self.engine.info.maskable_layers or ())
+        self.reuse = Reuse(self.engine.info.block_size)
 
     def run(self) -> None:
         """Step for ever."""
-        ahead, clock = 2 * self.engine.max_requests, time.perf_counter
+        ahead, clock = 2 * self.engine.info.max_num_seqs, time.perf_counter
         # No step computes more than half of this; a grid's last prompts are built and hashed while its first run.
-        enough = 2 * self.engine.info["max_num_batched_tokens"]
+        enough = 2 * self.engine.info.max_num_batched_tokens
         since: float | None = None  # when the engine last had work and no step
         while True:
             self.fed = 0
@@ -100,7 +100,7 @@ class Loop:
             began = clock()
             found = self.engine.step()
             ended = clock()
-            if getattr(self.engine, "has_moved", True):
+            if self.engine.has_moved:
                 self.beat()
             self.server.done.count_step(ended - began, began - (since or began))
             since = ended
@@ -231,7 +231,7 @@ class Loop:
 
     def _scored(self, key: str, request: Request, answer: Message, finished: Finished) -> None:
         rows = Rows.of(request.rows(answer["token_ids"]))
-        scores = scores_of(finished, rows, self.engine.scores, self.engine.layers)
+        scores = scores_of(finished, rows, self.engine.scores, self.engine.info.layers or ())
         self.server.finish(key, {"status": "done", **request.facts, **scores, "answer": answer})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +27,13 @@ class Masks:
 
     Args:
         server: Knows what the samples of a detect suite came to.
-        engine: A `retrieval_heads.engine.backends.vllm.Engine`; for `found` alone, whatever knows its `layers`.
+        layers: The model's.
+        maskable: Numbers of those whose heads can be masked; `choose` alone needs them.
     """
 
     server: Server
-    engine: Any
+    layers: Sequence[Layer]
+    maskable: Collection[int] = ()
     _ranked: dict[tuple[str, ...], Sequence[Head]] = field(default_factory=dict)
 
     def are_known(self, ablate: Mapping[str, Any]) -> bool:
@@ -63,8 +65,8 @@ class Masks:
             ConfigError: The heads are not this model's, or too many.
             ResultsError: The suite that was to find them found none.
         """
-        layers, maskable = self.engine.layers, set(self.engine.maskable)
-        shape = {layer["number"]: layer["heads"] for layer in layers if layer["number"] in maskable and layer["heads"]}
+        maskable = set(self.maskable)
+        shape = {layer.number: layer.heads for layer in self.layers if layer.number in maskable and layer.heads}
         chosen = Arm.of(arm)
         if not chosen.count:
             return None
@@ -83,7 +85,7 @@ class Masks:
         """
         if keys not in self._ranked:
             samples = [_sample(self.server.jobs[key]) for key in keys]
-            detection = aggregate(samples, [Layer(**layer) for layer in self.engine.layers])
+            detection = aggregate(samples, self.layers)
             self._ranked[keys] = [head for head, _ in detection.ranked()]
         return self._ranked[keys]
 

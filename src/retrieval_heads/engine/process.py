@@ -18,11 +18,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from retrieval_heads.engine.backends.backend import Backend, find, resolve
 from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.watchdog import Pulse, write_stacks_on_signal
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.redaction import keep_secret
+from retrieval_heads.suites.settings import DEFAULT_BACKEND
 
 
 def main() -> None:
@@ -37,16 +39,15 @@ def main() -> None:
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     server = Server(hello["key"])
     server.listen(hello["socket"])
+    backend = resolve(hello["backend"]) if "backend" in hello else find(DEFAULT_BACKEND)
     try:
-        run = _load(server, hello, pulse)
+        run = _load(server, backend, hello, pulse)
         run()
     except RetrievalHeadsError as error:
         server.failed(str(error))
     except BaseException as error:
         traceback.print_exc()
-        from retrieval_heads.engine.backends.vllm import plain_reason
-
-        server.failed(f"{type(error).__name__}: {plain_reason(error)}")
+        server.failed(f"{type(error).__name__}: {backend.reason(error)}")
     pulse.rest()  # clients read why; the launcher ends this process
 
 
@@ -57,46 +58,44 @@ def _stay_at(place: Message) -> None:
         os.sched_setaffinity(0, place["cores"])
 
 
-def _load(server: Server, hello: Message, pulse: Pulse) -> Callable[[], None]:
+def _load(server: Server, backend: type[Backend], hello: Message, pulse: Pulse) -> Callable[[], None]:
     if hello.get("replicas", 1) != 1:
         from retrieval_heads.engine.replicas import Router, places
 
-        found = places(hello["replicas"], hello["model"])
+        found = places(hello["replicas"], hello["model"], backend.gpus())
         if len(found) > 1:
             # Each replica is watched by itself. What this process waits for is theirs.
             threading.Thread(target=pulse.rest, daemon=True).start()
             return Router.launched(server, hello, found).run
 
-    from retrieval_heads.engine.backends.vllm import Engine
     from retrieval_heads.engine.loop import Loop
     from retrieval_heads.engine.stored_answers import complete_answers
-    from retrieval_heads.models import locate_model
     from retrieval_heads.prompts.requests import CellBuilder
     from retrieval_heads.runs import identity
 
     model = dict(hello["model"])
     name, template = model.pop("model"), model.pop("chat_template", None)
     kwargs = model.pop("chat_template_kwargs", None)
-    location, environment = locate_model(name), dict(os.environ)  # before vLLM sets variables of its own
+    location, environment = backend.locate(name), dict(os.environ)  # before vLLM sets variables of its own
     # Beside the engine, which reads the same files.
     files = ThreadPoolExecutor(1).submit(identity.weights_of, location)
-    engine = Engine(location, model, traced=hello["traced"])
-    loaded = dict(engine.info.get("loaded", {}))
-    revision = loaded.pop("revision", engine.info["model_revision"] or None)
+    engine = backend(location, model, hello.get("options", {}), traced=hello["traced"])
+    loaded = dict(engine.info.loaded)
+    revision = loaded.pop("revision", engine.info.model_revision or None)
     given = identity.model_identity(name, files.result(), model, loaded, revision)
     runs_on = identity.engine_identity(
-        model, environment, engine=engine.info["engine"], device=engine.info["device"], traced=hello["traced"]
+        model, environment, engine=engine.info.engine, device=engine.info.device, traced=hello["traced"]
     )
     identities = identity.Identities.of(given, runs_on, hello.get("run", ""))
     builder = CellBuilder(
         engine.tokenizer,
         {"chat_template": template, "chat_template_kwargs": kwargs},
         identities.answered_by,
-        engine.max_model_len,
+        engine.info.max_model_len,
     )
     began = time.perf_counter()
     builder.tokenize(hello.get("haystacks", ()))
-    took = {**engine.start_seconds, "haystacks": time.perf_counter() - began}
+    took = {**engine.info.start_seconds, "haystacks": time.perf_counter() - began}
     # Read before anybody is told that the engine is ready, and may write there.
     earlier = complete_answers(Path(hello["earlier"])) if hello.get("earlier") else {}
     start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}
@@ -105,7 +104,7 @@ def _load(server: Server, hello: Message, pulse: Pulse) -> Callable[[], None]:
     if fault:
         facts["warnings"] = [fault]
     pulse.beat()
-    server.started({"model": name, **engine.info, **facts})
+    server.started({"model": name, **engine.info.to_json(), **facts})
     return Loop(server, engine, builder, earlier, beat=pulse.beat).run
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_heads.ablation.arms import NONE
-from retrieval_heads.engine.backends import vllm
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.jobs import Done
 from retrieval_heads.engine.masks import Masks
@@ -28,6 +27,7 @@ from retrieval_heads.engine.routing import ANSWER, Asked, share_out
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.stored_answers import complete_answers
 from retrieval_heads.errors import ConfigError, EngineError, RetrievalHeadsError
+from retrieval_heads.runs.layers import Layer
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,18 @@ class Place:
     cores: Sequence[int] = ()
 
 
-def places(replicas: int | str, model: Mapping[str, Any]) -> list[Place]:
+def places(replicas: int | str, model: Mapping[str, Any], gpus: Sequence[str] | None) -> list[Place]:
     """Where the replicas of a model compute.
 
     Args:
         replicas: How many, or `auto`: as many as the visible GPUs hold, and one on a CPU.
         model: The `model` section of the settings; an engine takes `tensor_parallel_size` GPUs for each of its
             pipeline's stages.
+        gpus: Those that can be seen; `None` where replicas share out processor cores.
 
     Raises:
         ConfigError: There are too few GPUs or cores.
-        EngineError: There is no vLLM to ask.
     """
-    gpus = vllm.visible_gpus()
     if gpus is None:
         return _cpu_places(1 if replicas == "auto" else int(replicas))
     each = int(model.get("tensor_parallel_size") or 1) * int(model.get("pipeline_parallel_size") or 1)
@@ -140,7 +139,7 @@ class Router:
     routing: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.masks = Masks(self.server, self)
+        self.masks = Masks(self.server, [Layer(**layer) for layer in self.info.get("layers", ())])
 
     @classmethod
     def launched(cls, server: Server, hello: Message, places: Sequence[Place]) -> Router:
@@ -171,12 +170,6 @@ class Router:
         devices = [f"{info['device']}, {place.name}" for info, place in zip(infos, places, strict=True)]
         server.started({**infos[0], "replicas": count, "devices": devices})
         return cls(server, replicas, infos[0], earlier)
-
-    @property
-    def layers(self) -> Sequence[Mapping[str, Any]]:
-        """The model's layers whose heads are scored."""
-        layers: Sequence[Mapping[str, Any]] = self.info["layers"]
-        return layers
 
     def run(self) -> None:
         """Hand on for ever."""

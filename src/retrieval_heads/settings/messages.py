@@ -51,7 +51,7 @@ def _meant(schema: type[Section], loc: Sequence[int | str]) -> str | None:
 
 def _is_branch(part: int | str) -> bool:
     """Pydantic names the branch of a union it tried; a user never wrote that."""
-    return isinstance(part, str) and bool(re.match(r"(list\[|Range$|function-|constrained-)", part))
+    return isinstance(part, str) and bool(re.match(r"(list\[|Range$|(Other)?Engine$|function-|constrained-)", part))
 
 
 def _message(schema: type[Section], detail: Any, keys: list[int | str]) -> str:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from retrieval_heads.errors import UnreadableFile
 from retrieval_heads.reading import path_of
+from retrieval_heads.redaction import is_secret_key
 
 
 class Section(BaseModel):
     """A part of the settings; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class OpenSection(Section):
+    """A section whose other keys belong to the backend that is named; what they may be only that one knows."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What a traceback or a failed assertion shows: no secret."""
+        return ((name, value) for name, value in super().__repr_args__() if not is_secret_key(name))
 
 
 def _number(value: Any) -> Any:

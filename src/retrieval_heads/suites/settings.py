@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,8 +16,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -29,12 +30,13 @@ from retrieval_heads.gates.number import FIELDS, PASS_RATE
 from retrieval_heads.gates.settings import Expect
 from retrieval_heads.kinds import Kind
 from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, Prompt, named_prompt
-from retrieval_heads.redaction import is_secret_key
 from retrieval_heads.scoring.settings import METRICS, Scoring
-from retrieval_heads.settings.section import Number, PathText, Said, Section, Whole
+from retrieval_heads.settings.section import Number, OpenSection, PathText, Said, Section, Whole
 
 Verdict = Literal["cell", "gates", "none"]
 
+DEFAULT_BACKEND: Final = "vllm"
+"""What answers where the settings do not say; left out of what is stored."""
 MOST_CELLS = 100_000
 """Of a suite. pytest lists, selects and reports each of them."""
 LONGEST_CONTEXT = 100_000_000
@@ -77,10 +79,8 @@ Depths = Annotated[
 ]
 
 
-class Model(Section):
-    """The model under test. Every other key is passed to vLLM's engine as it stands."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+class Model(OpenSection):
+    """The model under test. Every other key is passed to the backend, such as vLLM's engine, as it stands."""
 
     model: Said | None = None
     """A folder, a hub name, or a name that needs no hub (`retrieval_heads.models`)."""
@@ -99,19 +99,17 @@ class Model(Section):
             raise ValueError(f"max_model_len: a number of tokens is expected, found {length!r}")
         return self
 
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """What a traceback or a failed assertion shows: no secret."""
-        return ((name, value) for name, value in super().__repr_args__() if not is_secret_key(name))
-
     @property
     def engine_args(self) -> dict[str, Any]:
-        """The keys that vLLM gets."""
+        """The keys that the backend gets."""
         return dict(self.model_extra or {})
 
 
 class Engine(Section):
     """The engine that every suite of a run is asked on."""
 
+    kind: Said = DEFAULT_BACKEND
+    """The backend: `vllm`, or one that another distribution registers (`retrieval_heads.engine.backends`)."""
     replicas: Literal["auto"] | int = 1
     """How many engines, each on a GPU of its own; `auto`: as many as there are GPUs, or one on a CPU."""
     silence: float | None = 900
@@ -134,6 +132,32 @@ class Engine(Section):
         if limit is not None and (type(limit) not in (int, float) or not 0 < limit < math.inf):
             raise ValueError(f"expected a number of seconds above 0, or null for no limit; found {limit!r}")
         return limit
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it says to the backend alone."""
+        return dict(self.model_extra or {})
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = dump(self)
+        if said.get("kind") == DEFAULT_BACKEND:
+            del said["kind"]
+        return said
+
+
+class OtherEngine(Engine, OpenSection):
+    """One that is not the default's: every other key belongs to the backend."""
+
+
+def _engine_branch(value: Any) -> str:
+    kind = value.get("kind", DEFAULT_BACKEND) if isinstance(value, dict) else getattr(value, "kind", DEFAULT_BACKEND)
+    return "Engine" if kind == DEFAULT_BACKEND or not isinstance(kind, str) else "OtherEngine"
+
+
+AnyEngine = Annotated[
+    Annotated[Engine, Tag("Engine")] | Annotated[OtherEngine, Tag("OtherEngine")], Discriminator(_engine_branch)
+]
 
 
 class Sweep(Section):
@@ -196,7 +220,7 @@ class Settings(Section):
     name: Annotated[str, Field(pattern=r"^[^/:\[\]]+$")] | None = None
     """The suite's name in records and reports; its file's where it is left out."""
     model: Model = Model()
-    engine: Engine = Engine()
+    engine: AnyEngine = Engine()
     haystack: Annotated[HaystackSource, BeforeValidator(_plain_haystack)] | None = None
     needles: list[Needle] = []
     sweep: Sweep = Sweep()

@@ -10,13 +10,15 @@ import re
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from retrieval_heads.engine.backends.arguments import refuse_unknown
-from retrieval_heads.engine.backends.versions import SUPPORTED, refuse_unsupported
+from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling, refuse_unknown
+from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info
+from retrieval_heads.engine.backends.versions import SUPPORTED, check_versions, refuse_unsupported
 from retrieval_heads.errors import EngineError
+from retrieval_heads.hub import check_model
+from retrieval_heads.models import locate_model
 
 PRIMED_TOKENS = 16
 """Of a prompt, that an answer is decoded after."""
@@ -25,62 +27,13 @@ _NO_ANSWER = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
 """Sampling parameters of a request of which only its prompt's forward is wanted."""
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished request.
-
-    Args:
-        id: As it was given to `Engine.add`.
-        text: The answer.
-        token_ids: Its ids, the end-of-sequence token included when it was produced.
-        finish_reason: `stop` or `length`.
-        prompt_tokens: Tokens of the prompt.
-        cached_tokens: How many of those the prefix cache gave.
-        seconds: From the first step that worked on it to its last token; where vLLM keeps no statistics
-            (`disable_log_stats`), from its queueing to its end.
-        head_scores: A replay's, as `retrieval_heads.tracing.figures.figures` makes them.
-        prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
-        error: Why a replay's probe failed, or a mask, or what vLLM gave could not be read.
-    """
-
-    id: str
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    seconds: float
-    head_scores: Any = None
-    prompt_logprob: float | None = None
-    error: str | None = None
-
-
-def visible_gpus() -> list[str] | None:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; `None` where vLLM computes elsewhere.
-
-    CUDA is not initialised.
-
-    Raises:
-        EngineError: There is no vLLM, or not one that is supported.
-    """
-    _supported_version()
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cuda_alike():
-        return None
-    import torch
-
-    count = torch.cuda.device_count()
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [one.strip() for one in said.split(",")][:count] if said else [str(number) for number in range(count)]
-
-
-class Engine:
+class Engine(Backend):
     """vLLM's engine, stepped by hand in this process.
 
     Args:
         model: A folder or a hub name.
         arguments: vLLM's engine arguments, as the user gave them.
+        options: Of the `engine` section, none.
         traced: Have nnsight instrument it, so that requests can be probed or masked. It is slower (7–9 % on CPU); its
             model is not compiled.
 
@@ -89,7 +42,64 @@ class Engine:
             own errors come as they are.
     """
 
-    def __init__(self, model: str, arguments: Mapping[str, Any], *, traced: bool = False) -> None:
+    capabilities: ClassVar = Capabilities(scores_heads=True, masks_heads=True, replicas=True)
+
+    @classmethod
+    def check_installed(cls, *, traced: bool) -> None:
+        """See that vLLM, and nnsight where heads are scored or masked, are of versions that are supported."""
+        check_versions(traced=traced)
+
+    @classmethod
+    def check_arguments(cls, model: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """See that vLLM takes the engine arguments among the keys of the `model` section."""
+        check_arguments(model)
+
+    @classmethod
+    def check_sampling(cls, generation: Mapping[str, Any]) -> None:
+        """See that vLLM takes the sampling parameters of a suite."""
+        check_sampling(generation)
+
+    @classmethod
+    def check_model(cls, model: Mapping[str, Any]) -> bool:
+        """See that there is a folder, packaged model or model of the hub of that name."""
+        return check_model(model)
+
+    @classmethod
+    def locate(cls, name: str) -> str:
+        """A packaged model's folder, or the name as it is."""
+        return locate_model(name)
+
+    @classmethod
+    def gpus(cls) -> list[str] | None:
+        """The GPUs that this process may use; `None` where vLLM computes elsewhere. CUDA is not initialised.
+
+        Raises:
+            EngineError: There is no vLLM, or not one that is supported.
+        """
+        _supported_version()
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cuda_alike():
+            return None
+        import torch
+
+        count = torch.cuda.device_count()
+        said = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return [one.strip() for one in said.split(",")][:count] if said else [str(number) for number in range(count)]
+
+    @classmethod
+    def reason(cls, error: BaseException) -> str:
+        """What vLLM refuses a model for, as one sentence."""
+        return plain_reason(error)
+
+    def __init__(
+        self,
+        model: str,
+        arguments: Mapping[str, Any],
+        options: Mapping[str, Any] | None = None,
+        *,
+        traced: bool = False,
+    ) -> None:
         # The engine core in this process: its steps are ours to order, and one kill ends everything.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -108,12 +118,9 @@ class Engine:
             # argument it also spares an eager engine its warm-up.
             defaults["kv_cache_memory_bytes"] = 4 << 30
         arguments = {**defaults, **arguments}
-        self.layers: list[dict[str, Any]] = []
         self.scores: tuple[str, ...] = ()
-        """Names of what a replay's `head_scores` hold."""
         self.traced: Any = None
         """The `retrieval_heads.tracing.traced.TracedModel`, where there is one."""
-        self.maskable: list[int] = []
         self._edits: list[str] | None = None
         self._edited: set[str] = set()
         """Unfinished requests that carry an edit."""
@@ -141,31 +148,35 @@ class Engine:
         self.start_seconds["engine"] = time.perf_counter() - began - self.start_seconds.get("tracing", 0.0)
         self._sampling_params = SamplingParams
         config = self._engine.vllm_config
-        self.max_model_len: int = config.model_config.max_model_len
-        self.max_requests: int = config.scheduler_config.max_num_seqs
         self.tokenizer: Any = self._engine.get_tokenizer()
         hf_config = config.model_config.hf_config
-        self.info: dict[str, Any] = {
-            "engine": f"vllm {self.version}",
-            "model_revision": config.model_config.revision or getattr(hf_config, "_commit_hash", None) or "",
-            "dtype": str(config.model_config.dtype).removeprefix("torch."),
-            "loaded": {
-                "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        model_traced: Any = self.traced  # which has been set meanwhile
+        self.info = Info(
+            engine=f"vllm {self.version}",
+            device=current_platform.get_device_name() or current_platform.device_type,
+            dtype=dtype,
+            max_model_len=config.model_config.max_model_len,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            block_size=config.cache_config.block_size,
+            model_revision=config.model_config.revision or getattr(hf_config, "_commit_hash", None) or "",
+            loaded={
+                "dtype": dtype,
                 "quantization": config.model_config.quantization or "none",
                 "kv_cache_dtype": str(config.cache_config.cache_dtype),
                 "revision": _commit(model, config.model_config, hf_config),
             },
-            "device": current_platform.get_device_name() or current_platform.device_type,
-            "architecture": ", ".join(getattr(hf_config, "architectures", None) or ["unknown"]),
-            "max_model_len": self.max_model_len,
-            "max_num_seqs": self.max_requests,
-            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
-            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
-            "block_size": config.cache_config.block_size,
-            "enable_prefix_caching": bool(config.cache_config.enable_prefix_caching),
-            "enforce_eager": bool(config.model_config.enforce_eager),
-            **({"layers": self.layers, "maskable_layers": self.maskable} if traced else {}),
-        }
+            layers=model_traced and tuple(model_traced.layers),
+            maskable_layers=model_traced and tuple(model_traced.maskable),
+            start_seconds=self.start_seconds,
+            more={
+                "architecture": ", ".join(getattr(hf_config, "architectures", None) or ["unknown"]),
+                "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+                "enable_prefix_caching": bool(config.cache_config.enable_prefix_caching),
+                "enforce_eager": bool(config.model_config.enforce_eager),
+            },
+        )
 
     def _traced(self, model: str, arguments: Mapping[str, Any]) -> Any:
         from vllm.platforms import current_platform
@@ -181,8 +192,7 @@ class Engine:
             **arguments,
         }
         traced = TracedModel(model, asked)
-        self.layers = [asdict(layer) for layer in traced.layers]
-        self.maskable, self.scores = traced.maskable, traced.scores
+        self.scores = tuple(traced.scores)
         self.start_seconds["tracing"] = traced.install_seconds
         self.traced, self._edits = traced, []
         core = getattr(traced.engine.engine_core, "engine_core", None)
@@ -223,7 +233,7 @@ class Engine:
     def add(
         self,
         request: str,
-        ids: Sequence[int],
+        prompt: Sequence[int],
         sampling: Mapping[str, Any],
         mask: Mapping[str, Any] | None = None,
         *,
@@ -233,7 +243,7 @@ class Engine:
 
         Args:
             request: Its name.
-            ids: Its prompt.
+            prompt: Its prompt's token ids.
             sampling: vLLM's sampling parameters.
             mask: The heads that have no say in it: `mode`, `heads` as [layer, head], and for the mode `mean` the
                 name of a `reference` that has been measured.
@@ -247,7 +257,7 @@ class Engine:
         edited: dict[str, Any] = {}
         salt = None
         if mask is not None:
-            edited, salt = self._masked(mask, len(ids))
+            edited, salt = self._masked(mask, len(prompt))
         elif self._edits is not None:
             # Without a list of edits, nnsight runs every one on every request.
             edited = {"nnsight_edits": self._edits}
@@ -259,7 +269,7 @@ class Engine:
             sampling = {**sampling, "extra_args": {**(sampling.get("extra_args") or {}), **edited}}
         if is_replayed:
             self._to_replay.add(request)
-        self._add(request, ids, sampling, salt=salt)
+        self._add(request, prompt, sampling, salt=salt)
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
         """Queue a piece of a reference text: every head's output on its tokens goes into that reference's mean.
@@ -281,7 +291,7 @@ class Engine:
 
         if self._edits is None:
             raise EngineError("this engine cannot mask heads: no suite of kind detect or ablate is selected")
-        places = {layer: place for place, layer in enumerate(self.maskable)}
+        places = {layer: place for place, layer in enumerate(self.traced.maskable)}
         if unknown := [layer for layer, _ in mask["heads"] if layer not in places]:
             raise EngineError(f"the heads of layer {unknown[0]} cannot be masked: it has no output projection")
         if mask["mode"] == "uniform" and (

@@ -1,0 +1,230 @@
+"""What answers: the contract that every backend keeps, and the values that cross it.
+
+A backend is one class in one file. What a class says (`capabilities`, its checks) is read when suites are collected,
+before anything is loaded, so its module imports what it loads late.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Final, Literal, Protocol
+
+from retrieval_heads.errors import ConfigError
+from retrieval_heads.prompts.prompt import Tokenizer
+from retrieval_heads.registry import Registry
+from retrieval_heads.runs.layers import Layer
+from retrieval_heads.suites.settings import DEFAULT_BACKEND
+from retrieval_heads.suites.suite import Suite
+
+Prompt = Sequence[int]
+"""Token ids."""
+Fields = Mapping[str, Any]
+"""Plain JSON by name."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do.
+
+    Args:
+        takes: What it is asked with: `ids`, the prompt's token ids, which it reads as they are.
+        scores_heads: It replays an answer and scores every head on it (suites of kind detect).
+        masks_heads: It answers with some heads masked (suites of kind ablate).
+        replicas: Several of it can answer beside each other, each on devices of its own (`engine.replicas`).
+    """
+
+    takes: Literal["ids"] = "ids"
+    scores_heads: bool = False
+    masks_heads: bool = False
+    replicas: bool = False
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a backend says of itself once it is loaded; `run.json` holds it.
+
+    Args:
+        engine: Its name and version.
+        device: What it computes on.
+        dtype: Of its weights.
+        max_model_len: Tokens that prompt and answer may take together.
+        max_num_seqs: Requests that it works on at once.
+        max_num_batched_tokens: Tokens that one step computes at most.
+        block_size: Tokens of a block of its prefix cache.
+        model_revision: The model's, as the hub names it.
+        loaded: What it made of `dtype`, `quantization` and so on: part of the model's identity.
+        layers: Those that mix tokens; of a backend that scores heads.
+        maskable_layers: Numbers of those whose heads can be masked.
+        start_seconds: What its start took, by part.
+        more: Whatever else it says, plain JSON by name.
+    """
+
+    engine: str
+    device: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    model_revision: str = ""
+    loaded: Mapping[str, str | None] = field(default_factory=dict)
+    layers: tuple[Layer, ...] | None = None
+    maskable_layers: tuple[int, ...] | None = None
+    start_seconds: Mapping[str, float] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `run.json` holds it."""
+        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("layers", "more")}
+        if self.layers is not None:
+            said["layers"] = [asdict(layer) for layer in self.layers]
+        return {name: value for name, value in said.items() if value is not None} | dict(self.more)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished request.
+
+    Args:
+        id: As it was given to `Backend.add`.
+        text: The answer.
+        token_ids: Its ids, the end-of-sequence token included when it was produced.
+        finish_reason: `stop` or `length`.
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: How many of those the prefix cache gave.
+        seconds: From the first step that worked on it to its last token.
+        head_scores: A replay's, `[scores, layers with heads, heads]`, in the order of `Backend.scores`.
+        prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
+        error: Why it has no answer, no head scores or no mask, in one sentence.
+    """
+
+    id: str
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+    head_scores: Any = None
+    prompt_logprob: float | None = None
+    error: str | None = None
+
+
+class Backend(Protocol):
+    """Answers prompts, stepped by `engine.loop` in a process that a kill ends; what it refuses is an `EngineError`."""
+
+    capabilities: ClassVar[Capabilities]
+    info: Info
+    tokenizer: Tokenizer
+    """Measures prompts, and builds them."""
+    scores: Sequence[str] = ()
+    """Names of the head scores."""
+    has_moved: bool = True
+    """Whether the last step came nearer to an answer, as far as can be seen; a watchdog ends what moves no more."""
+
+    @classmethod
+    def check_installed(cls, *, traced: bool) -> None:
+        """See that what it needs is there; `traced` where heads are scored or masked."""
+
+    @classmethod
+    def check_arguments(cls, model: Fields, options: Fields) -> None:
+        """See that it takes the keys of the `model` section, and of `engine` those that are none of ours."""
+
+    @classmethod
+    def check_sampling(cls, generation: Fields) -> None:
+        """See that it takes the sampling parameters of a suite, its `generation` section."""
+
+    @classmethod
+    def check_model(cls, model: Fields) -> bool:
+        """See that the model is there; whether the hub must be left alone."""
+        return False
+
+    @classmethod
+    def locate(cls, name: str) -> str:
+        """A model's folder, whose files tell which model answers, or its name as it is."""
+        return name
+
+    @classmethod
+    def gpus(cls) -> list[str] | None:
+        """The GPUs that replicas share out, as `CUDA_VISIBLE_DEVICES` names them; `None` where cores are."""
+        return None
+
+    @classmethod
+    def reason(cls, error: BaseException) -> str:
+        """What an error of its libraries comes to, as one sentence."""
+        return str(error)
+
+    def __init__(self, model: str, arguments: Fields, options: Fields, *, traced: bool) -> None:
+        """Load what `locate` gave, with the other keys of the `model` section and those of `engine`."""
+
+    def add(self, request: str, prompt: Prompt, sampling: Fields, mask: Fields | None, *, is_replayed: bool) -> None:
+        """Queue a prompt: `mask` names the heads that have no say; `is_replayed` where `replay` will follow."""
+
+    def replay(self, request: str, ids: Sequence[int], rows: Fields, first_row: int, *, of: str) -> None:
+        """Score heads on prompt and answer, ahead of what waits; nothing from `first_row` on comes from a cache."""
+
+    def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
+        """Take the heads' outputs on a text into the mean of that name, which masks of mode `mean` put in."""
+
+    def step(self) -> list[Finished]:
+        """Work for a while on what is queued; the requests that this finished."""
+
+
+GROUP: Final = "retrieval_heads.backends"
+"""Of entry points, each `NAME = "module:Class"`."""
+BACKENDS: Registry[type[Backend]] = Registry(
+    GROUP, "backend", {DEFAULT_BACKEND: "retrieval_heads.engine.backends.vllm:Engine"}
+)
+"""By the name that settings give as `engine.kind`."""
+
+
+def check_suite(suite: Suite) -> type[Backend]:
+    """See that the backend of a suite's settings can do what its kind measures; nothing is loaded.
+
+    Args:
+        suite: One that was read.
+
+    Returns:
+        The backend.
+
+    Raises:
+        ConfigError: There is no such backend, or it cannot: what, where, and what is accepted.
+    """
+    name, kind = suite.settings.engine.kind, suite.settings.kind
+    backend = find(name)
+    can = backend.capabilities
+    kinds = {"niah": True, "detect": can.scores_heads, "ablate": can.masks_heads}
+    if not kinds[kind]:
+        needed = "scores" if kind == "detect" else "masks"
+        accepted = ", ".join(one for one, is_taken in kinds.items() if is_taken)
+        raise ConfigError(
+            f"kind: {kind} {needed} heads, which the backend {name!r} (engine.kind) cannot; it answers kind {accepted}"
+        )
+    if suite.settings.engine.replicas != 1 and not can.replicas:
+        raise ConfigError(f"engine.replicas: the backend {name!r} (engine.kind) has no replicas; 1 is accepted")
+    return backend
+
+
+def find(name: str) -> type[Backend]:
+    """The backend of a name.
+
+    Raises:
+        ConfigError: There is none, or it cannot be imported.
+    """
+    try:
+        return BACKENDS.find(name)
+    except ConfigError as error:
+        raise ConfigError(f"engine.kind: {error}") from None
+
+
+def reference_of(backend: type[Backend]) -> str:
+    """Names a backend's class to another process, `module:Class`."""
+    return f"{backend.__module__}:{backend.__qualname__}"
+
+
+def resolve(reference: str) -> type[Backend]:
+    """The class that a reference names."""
+    backend: type[Backend] = pkgutil.resolve_name(reference)
+    return backend

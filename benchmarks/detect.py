@@ -27,9 +27,10 @@ import psutil
 
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.models import locate_model
-from retrieval_heads.prompts.requests import CellBuilder, Request
+from retrieval_heads.prompts.requests import Request
 from retrieval_heads.suites.reading import read_settings
 from retrieval_heads.suites.suite import Suite, load_suite
+from retrieval_heads.tasks.builder import CellBuilder
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -45,7 +46,7 @@ def main() -> None:
     model = suite.settings.model
     engine = Engine(locate_model(str(model.model)), model.engine_args, traced=True)
     builder = CellBuilder(engine.tokenizer, {}, {}, engine.max_model_len)
-    requests = [builder.request(suite.question(), asdict(cell)) for cell in suite.cells]
+    requests = [builder.request(suite.question, cell) for cell in suite.cells]
     run(engine, requests[:2], detects=True)  # warm up both ways
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for number in range(arguments.rounds):
@@ -98,7 +99,7 @@ def replay(engine: Engine, name: str, request: Request, answer: list[int]) -> No
 def memory(engine: Engine, builder: CellBuilder, suite: Suite, tokens: int) -> float:
     """MB that this process grows by at most while one sample of this length is replayed."""
     cell = {**asdict(suite.cells[0]), "length": tokens, "depth": 50.0}
-    question: dict[str, Any] = suite.question()
+    question: dict[str, Any] = suite.question.to_json()
     request = builder.request(question, cell)
     engine.add("long", request.ids, request.sampling)
     answer: list[int] = []

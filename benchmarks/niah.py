@@ -118,7 +118,7 @@ class Benchmark:
         from vllm import LLM, SamplingParams, TokensPrompt
 
         from retrieval_heads.models import locate_model
-        from retrieval_heads.prompts.requests import CellBuilder
+        from retrieval_heads.tasks.builder import CellBuilder
 
         model = self.loaded.settings.model
         assert model.model, "the config names no model"
@@ -180,7 +180,7 @@ def fitting(suite: Suite, builder: Any) -> Iterator[Any]:
 
     for cell in suite.cells:
         try:
-            yield builder.request(suite.question(), asdict(cell))
+            yield builder.request(suite.question, cell)
         except CellSkipped as reason:
             print(f"{cell.name}: {reason}", file=sys.stderr)
 

@@ -9,14 +9,15 @@ cache size, with the tokens that the prefix cache gave and those that one holdin
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import yaml
 from real_size.bench import Bench
 
-from retrieval_heads.suites.suite import Cell, load_suite
+from retrieval_heads.suites.suite import load_suite
+from retrieval_heads.tasks.task import Cell
 
 NEEDLES = [
     {
@@ -30,13 +31,19 @@ NEEDLES = [
 ]
 LENGTHS, DEPTHS, SEEDS = [256, 512, 768], [0, 25, 50, 75, 100], 3
 BYTES_PER_TOKEN = 2 * 30 * 3 * 64 * 2  # SmolLM2-135M's K and V in bfloat16
-ORDERS: dict[str, Callable[[Cell], tuple[Any, ...]]] = {
-    "needle, seed, length, depth": lambda cell: (cell.needle, cell.seed, cell.length, cell.depth),
-    "seed, needle, length, depth": lambda cell: (cell.seed, cell.needle, cell.length, cell.depth),
-    "seed, length, needle, depth": lambda cell: (cell.seed, cell.length, cell.needle, cell.depth),
-    "seed, length, depth, needle": lambda cell: (cell.seed, cell.length, cell.depth, cell.needle),
-    "the same, deepest and longest first": lambda cell: (cell.seed, -cell.length, -cell.depth, cell.needle),
+ORDERS = {
+    "needle, seed, length, depth": ("needle", "seed", "length", "depth"),
+    "seed, needle, length, depth": ("seed", "needle", "length", "depth"),
+    "seed, length, needle, depth": ("seed", "length", "needle", "depth"),
+    "seed, length, depth, needle": ("seed", "length", "depth", "needle"),
+    "the same, deepest and longest first": ("seed", "-length", "-depth", "needle"),
 }
+
+
+def at(cell: Cell, order: Sequence[str]) -> list[Any]:
+    """Where a cell stands in an order; a minus turns an axis round."""
+    named = {**dict(cell.place.axes), "seed": cell.place.seed}
+    return [-named[axis[1:]] if axis.startswith("-") else named[axis] for axis in order]
 
 
 def main() -> None:
@@ -49,7 +56,9 @@ def main() -> None:
                 content = yaml.safe_load(suite.path.read_text()) | {"needles": NEEDLES}
                 suite.path.write_text(yaml.safe_dump(content))
                 suite = load_suite(suite.path)
-                took = bench.by_plugin(replace(suite, cells=tuple(sorted(suite.cells, key=order))))
+                took = bench.by_plugin(
+                    replace(suite, cells=tuple(sorted(suite.cells, key=lambda cell, order=order: at(cell, order))))
+                )
                 figures = {key: value for key, value in took.figures.items() if key.endswith("_tokens")}
                 figures |= {"reached": round(figures["cached_tokens"] / figures["reusable_tokens"], 4)}
                 line = {"order": name, "cache_tokens": room, "cells": len(suite.cells), **figures}

@@ -12,7 +12,6 @@ import queue
 import signal
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ def main() -> None:
 
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    from retrieval_heads.prompts.requests import CellBuilder
     from retrieval_heads.suites.suite import load_suite
+    from retrieval_heads.tasks.builder import CellBuilder
 
     llm = LLM(model=hello["model"], enable_prefix_caching=True, **hello["arguments"])
     builder = CellBuilder(llm.get_tokenizer(), {}, {}, hello["arguments"]["max_model_len"])
@@ -36,7 +35,7 @@ def main() -> None:
     while True:
         print(json.dumps(reply), file=answers, flush=True)
         suite = load_suite(Path(asked.get()["suite"]))
-        requests = [builder.request(suite.question(), asdict(cell)) for cell in suite.cells]
+        requests = [builder.request(suite.question, cell) for cell in suite.cells]
         prompts = [TokensPrompt(prompt_token_ids=request.ids) for request in requests]
         # Without text, vLLM is at its fastest: dummy weights say what no tokenizer knows, and with each such token its
         # decoding goes through the whole prompt again, which no real model's answers make it do.

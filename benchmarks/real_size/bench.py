@@ -300,7 +300,7 @@ class Bench:
         before, results = self._client.counters(), []
         began = time.monotonic()
         for part in [[cell] for cell in cells] if one_at_a_time else [cells]:
-            self._client.submit(suite.question(), part)
+            self._client.submit(suite.question.to_json(), part)
             for cell in part:
                 result = self._client.result(cell["key"])
                 assert result["status"] == "done", result

@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from retrieval_heads.prompts.requests import CellBuilder
 from retrieval_heads.suites.suite import load_suite
+from retrieval_heads.tasks.builder import CellBuilder
 
 
 def main() -> None:
@@ -36,12 +35,18 @@ def main() -> None:
     builder = CellBuilder(AutoTokenizer.from_pretrained(asked.model), {}, {}, 1 << 20)
     model = load(asked.model, is_random=asked.random)
     for cell in suite.cells:
-        request = builder.request(suite.question(), asdict(cell))
+        request = builder.request(suite.question, cell)
         start, end = request.facts["needle_span"]
         began = time.monotonic()
         answer, scores = detect(model, request.ids, start, end, request.sampling["max_tokens"])
         seconds = time.monotonic() - began
-        told = {"cell": cell.id, "length": cell.length, "seconds": seconds, "answer": answer, "scores": scores}
+        told = {
+            "cell": cell.id,
+            "length": cell.place.get("length"),
+            "seconds": seconds,
+            "answer": answer,
+            "scores": scores,
+        }
         print(json.dumps(told), flush=True)
 
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy
@@ -177,13 +176,13 @@ def predecessor(bench: Bench, python: str | None) -> None:
         raise NotRun(f"{python} has no retrieval-heads 0.1.2 but {found.stdout.strip() or 'none'}")
     suite = bench.suite(sorted(bench.sizes.lengths), [50])
     samples = []
-    from retrieval_heads.prompts.requests import CellBuilder
     from retrieval_heads.prompts.tokenizer import load_tokenizer
+    from retrieval_heads.tasks.builder import CellBuilder
 
     tokenizer: Any = load_tokenizer({"model": bench.model})
     builder = CellBuilder(tokenizer, {}, {}, 1 << 20)
     for cell in suite.cells:
-        request = builder.request(suite.question(), asdict(cell))
+        request = builder.request(suite.question, cell)
         start, end = request.facts["needle_span"]
         samples.append(
             {
@@ -205,9 +204,9 @@ def predecessor(bench: Bench, python: str | None) -> None:
     if lines:
         bench.tell("predecessor start", **lines.pop(0))
     for cell, line in zip(suite.cells, lines, strict=False):
-        bench.tell("predecessor", length=cell.length, **line)
+        bench.tell("predecessor", length=cell.place.get("length"), **line)
     for cell in suite.cells[len(lines) :]:
-        bench.tell("predecessor not measured", length=cell.length, why=why and why[-300:])
+        bench.tell("predecessor not measured", length=cell.place.get("length"), why=why and why[-300:])
     if why is not None and not (lines and why.startswith("stopped")):
         raise RuntimeError(why[-300:])
 

@@ -12,9 +12,11 @@ from pytest_retrieval_heads.failure import as_failure
 from pytest_retrieval_heads.plan import SelectedCell
 from retrieval_heads.engine.client import EngineDied
 from retrieval_heads.errors import RetrievalHeadsError, printable
+from retrieval_heads.runs.place import Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.settings import Settings
-from retrieval_heads.suites.suite import Cell, Suite, load_suites
+from retrieval_heads.suites.suite import Suite, load_suites
+from retrieval_heads.tasks.task import Cell
 
 
 class Asker(Protocol):
@@ -119,10 +121,10 @@ class CellItem(pytest.Item):
         self.cell = cell
         self.record: Record | None = None
         mark = getattr(pytest.mark, suite.settings.kind)
-        depth = int(cell.depth) if cell.depth == int(cell.depth) else cell.depth
-        needle = suite.needles[cell.needle].name
-        arm = {"arm": cell.arm} if cell.arm else {}
-        self.add_marker(mark(length=cell.length, depth=depth, needle=needle, seed=cell.seed, **arm))
+        place = cell.place
+        arm = {"arm": place.arm} if place.arm else {}
+        axes = {axis: _plain(value) for axis, value in place.axes}
+        self.add_marker(mark(**axes, seed=place.seed, **arm))
 
     @property
     def selected(self) -> SelectedCell:
@@ -177,6 +179,11 @@ class CellItem(pytest.Item):
 def selected_cells(items: Iterable[pytest.Item]) -> list[SelectedCell]:
     """The cells among a session's selected items."""
     return [item.selected for item in items if isinstance(item, CellItem)]
+
+
+def _plain(value: Value) -> Value:
+    """A value as a user types it with `-m`: `depth=50` and not 50.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def describe_low(record: Record) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 from retrieval_heads.files import write_whole
 from retrieval_heads.hub import length_limit
 from retrieval_heads.redaction import without_values
+from retrieval_heads.runs.place import LENGTH
 from retrieval_heads.suites.reading import overlay, read_settings, resolve
 from retrieval_heads.suites.settings import Engine, Settings
-from retrieval_heads.suites.suite import Cell, Suite
+from retrieval_heads.suites.suite import Suite
+from retrieval_heads.tasks.task import Cell
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,12 @@ def _misfit(selected: Sequence[SelectedCell]) -> str | None:
         return None
     if any(unfit(one.suite, one.cell, limit) is None for one in selected):
         return None
-    shortest = min(selected, key=lambda one: one.cell.length)
+    shortest = min(selected, key=lambda one: length_of(one.cell))
     settings = shortest.suite.settings
     limited = f"the model takes {limit} tokens"
     if settings.model.engine_args.get("max_model_len"):
         limited = f"model.max_model_len is {limit}"
-    size = f"the shortest has {shortest.cell.length} prompt tokens"
+    size = f"the shortest has {length_of(shortest.cell)} prompt tokens"
     if budget := settings.generation.max_tokens:
         size += f" and {budget} for the answer"
     return f"{limited}, and none of the {len(selected)} selected cells fits: {size}"
@@ -237,10 +239,16 @@ def unfit(suite: Suite, cell: Cell, limit: int) -> str | None:
         limit: Tokens that prompt and answer may take together.
     """
     budget = suite.settings.generation.max_tokens
-    if cell.length + (budget or 1) <= limit:
+    if length_of(cell) + (budget or 1) <= limit:
         return None
     answer = f"{budget} answer tokens" if budget else "an answer"
-    return f"{cell.length} prompt tokens and {answer} do not fit max_model_len {limit}"
+    return f"{length_of(cell)} prompt tokens and {answer} do not fit max_model_len {limit}"
+
+
+def length_of(cell: Cell) -> int:
+    """Tokens of a cell's prompt; 0 where its task leaves them to the prompt."""
+    length = cell.place.get(LENGTH)
+    return length if isinstance(length, int) else 0
 
 
 def cells_of(suite: Suite, selected: Iterable[SelectedCell]) -> list[SelectedCell]:

@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,15 @@ from retrieval_heads.engine.backends.backend import check_suite
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.hub import length_limit
-from retrieval_heads.prompts.settings import Needle
 from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.record import Record, dump_record
-from retrieval_heads.scoring import judge, load_rouge
+from retrieval_heads.scoring import load_rouge
 from retrieval_heads.scoring.settings import Scoring
 from retrieval_heads.suites.reading import is_whole_suite, overlay, overrides, read_settings, read_suites, resolve
 from retrieval_heads.suites.recognition import is_suite, is_yaml, kind_said
 from retrieval_heads.suites.settings import Settings
 from retrieval_heads.suites.suite import Suite, load_suites
+from retrieval_heads.tasks.task import THE_NEEDLE, Task
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 
@@ -264,10 +263,10 @@ class Run:
 
     def _submit(self, suite: Suite, selected: Sequence[SelectedCell]) -> None:
         mine = cells_of(suite, selected)
-        question = suite.question()
+        question = suite.question.to_json()
         if name := awaited(suite):
             question["ablate"]["awaits"] = [one.key for one in selected if one.suite.id == name]
-        self.client.submit(question, ({**asdict(one.cell), "key": one.key} for one in mine))
+        self.client.submit(question, ({**one.cell.to_json(), "key": one.key} for one in mine))
 
     def _collect_config(self) -> None:
         """Have pytest collect the config file itself, alone where no other path was asked for."""
@@ -301,28 +300,24 @@ def _record(item: CellItem, result: dict[str, Any]) -> Record:
     suite, cell = item.suite, item.cell
     if cell.stored is not None:
         return _stored_record(item, cell.stored, result)
-    needle, scoring = suite.needles[cell.needle], suite.settings.scoring
+    scoring = suite.settings.scoring
+    asked = suite.task.asked(suite.question, cell.place)
     fields: dict[str, Any] = {
         "kind": suite.settings.kind,
         "suite": suite.name,
         "cell": cell.id,
-        "context_length": cell.length,
-        "document_depth": cell.depth,
-        "needle": needle.needle,
-        "needle_name": needle.name,
-        "answer_span": needle.answer_span,
-        "question": needle.question,
-        "reference": needle.reference,
-        "alternatives": needle.references[1:],
-        "seed": cell.seed,
-        "arm": "" if cell.arm == NONE else cell.arm,
+        **asked,
+        "seed": cell.place.seed,
+        "arm": "" if cell.place.arm == NONE else cell.place.arm,
         "metric": scoring.metric,
         "threshold": scoring.threshold,
         **{key: value for key, value in result.items() if key != "answer"},
         **result.get("answer", {}),
     }
+    if suite.question.task != THE_NEEDLE:
+        fields |= {"task": suite.question.task, "axes": dict(cell.place.axes)}
     if result["status"] == "done":
-        fields |= _judged(fields["text"], needle, scoring)
+        fields |= _judged(suite.task, fields, scoring)
     return Record.model_validate(fields)
 
 
@@ -337,15 +332,15 @@ def _stored_record(item: CellItem, stored: Mapping[str, Any], result: Mapping[st
     return Record.model_validate(fields)
 
 
-def _judged(text: str, needle: Needle, scoring: Scoring) -> dict[str, Any]:
+def _judged(task: Task, fields: Mapping[str, Any], scoring: Scoring) -> dict[str, Any]:
     """Scores and status of an answer."""
     try:
-        found = judge(text, needle, scoring)
+        found = task.judge(fields["text"], fields, scoring)
     except RetrievalHeadsError as error:
         return {"status": "error", "reason": str(error)}
     return {
         "scores": found.scores,
-        "rougeL": found.scores["rougeL_f"],
+        "rougeL": found.scores.get("rougeL_f"),
         "passed": found.passed,
         "status": "pass" if found.passed else "low",
         "reason": found.reason,

@@ -12,10 +12,14 @@ from pytest_retrieval_heads import ablating, detection
 from retrieval_heads.errors import printable
 from retrieval_heads.gates import Verdict
 from retrieval_heads.gates import lines as gate_lines
-from retrieval_heads.intervals import mean_interval, shown
+from retrieval_heads.intervals import mean_interval
+from retrieval_heads.intervals import shown as interval_shown
+from retrieval_heads.runs.grid import Grid
+from retrieval_heads.runs.place import DEPTH, LENGTH, shown
 from retrieval_heads.runs.record import Record, Status, finite_mean
 
 _STATUSES = get_args(Status)
+_TITLES = {LENGTH: "tokens", DEPTH: "depth %"}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -102,19 +106,25 @@ def totals(records: Sequence[Record]) -> list[str]:
         metric = measured[0].metric
         values = [record.scores[metric] for record in measured]
         lines[0] += f"; mean {metric} {finite_mean(values):.3f}"
-        lines.append(f"95 % interval of that mean: {shown(mean_interval(values))}")
+        lines.append(f"95 % interval of that mean: {interval_shown(mean_interval(values))}")
     reasons: dict[str, list[Record]] = {}
     for record in records:
         if record.status == "skipped":
             reasons.setdefault(record.reason, []).append(record)
     for reason, skipped in reasons.items():
-        depths = ", ".join(f"{depth:g}" for depth in sorted({record.document_depth for record in skipped}))
-        lines.append(f"skipped: length {skipped[0].context_length} at depths {depths}: {reason}")
+        lines.append(f"skipped: {_places(skipped)}: {reason}")
     return lines
 
 
+def _places(records: Sequence[Record]) -> str:
+    """Where records of one reason stand."""
+    found = Grid.of(records)
+    (x, y), ys = found.sides, ", ".join(map(shown, found.ys))
+    return f"{x} {shown(found.xs[0])} at {y}s {ys}" if y else f"{x} {', '.join(map(shown, found.xs))}"
+
+
 def grid(records: Sequence[Record], width: int) -> list[str]:
-    """Lengths down, depths across, the passing metric's mean in each cell.
+    """The first side down (lengths), the second across (depths), the passing metric's mean in each cell.
 
     Args:
         records: Of one suite; needles and seeds are averaged.
@@ -123,13 +133,10 @@ def grid(records: Sequence[Record], width: int) -> list[str]:
     Returns:
         Lines. `-` is a skipped cell, `!` one in error, blank one without a result.
     """
-    lengths = sorted({record.context_length for record in records})
-    depths = sorted({record.document_depth for record in records})
-    cells: dict[tuple[int, float], list[Record]] = {}
-    for record in records:
-        cells.setdefault((record.context_length, record.document_depth), []).append(record)
-    room = (width - 16) // max(1, len(depths))
-    heads = [f"{depth:g}" for depth in depths]
+    found = Grid.of(records)
+    down, across = (_TITLES.get(side, side) for side in found.sides)
+    room = (width - 16) // max(1, len(found.ys))
+    heads = [shown(value) for value in found.ys]
     if room >= max(5, max(map(len, heads)) + 1):
         column, show = min(room, 8), _digits
     elif room >= max(4, max(map(len, heads)) + 1):
@@ -138,16 +145,17 @@ def grid(records: Sequence[Record], width: int) -> list[str]:
         column, show, heads = 1, _bar, []
     top = "".join(f"{head:>{column}}" for head in heads)
     if not heads:
-        top = f"  depth {depths[0]:g} to {depths[-1]:g} %"
-    lines = [f"{'tokens':>8}{top}{'mean':>8}" if heads else f"{'tokens':>8}{top}"]
-    if heads:
-        lines.insert(0, f"{'':8}{'depth %':>{column * len(heads)}}")
-    for length in lengths:
-        row = [cells.get((length, depth), []) for depth in depths]
-        shown = "".join(f"{show(cell):>{column}}" for cell in row)
+        unit = " %" if found.sides[1] == DEPTH else ""
+        top = f"  {found.sides[1]} {shown(found.ys[0])} to {shown(found.ys[-1])}{unit}"
+    lines = [f"{down:>8}{top}{'mean':>8}" if heads else f"{down:>8}{top}"]
+    if heads and across:
+        lines.insert(0, f"{'':8}{across:>{column * len(heads)}}")
+    gap = " " if column == 1 else ""
+    for x in found.xs:
+        row = [found.cells.get((x, y), []) for y in found.ys]
+        figures = "".join(f"{show(cell):>{column}}" for cell in row)
         mean = finite_mean([value for cell in row for value in _values(cell)])
-        gap = " " if column == 1 else ""
-        lines.append(f"{length:>8}{gap}{shown}{'' if math.isnan(mean) else f'{mean:8.2f}'}")
+        lines.append(f"{shown(x):>8}{gap}{figures}{'' if math.isnan(mean) else f'{mean:8.2f}'}")
     return lines
 
 

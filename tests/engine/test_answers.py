@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,11 @@ from tokenizers.decoders import DecodeStream
 from retrieval_heads.engine.backends.vllm import primed_stream
 from retrieval_heads.models import locate_model
 from retrieval_heads.prompts.prompt import hash_ids
-from retrieval_heads.prompts.requests import CellBuilder, Request
+from retrieval_heads.prompts.requests import Request
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.reading import read_settings
 from retrieval_heads.suites.suite import load_suite
+from retrieval_heads.tasks.builder import CellBuilder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,8 +44,8 @@ def builder(own_project: OwnProject, tokenizer: PreTrainedTokenizerBase) -> Cell
 def rebuilt(own_project: OwnProject, builder: CellBuilder) -> dict[str, Request]:
     """Each cell's request, built again in this process from suite and config alone."""
     suite = load_suite(own_project.suite, read_settings(own_project.config))
-    fitting = (cell for cell in suite.cells if cell.length < own_project.max_model_len)
-    return {cell.id: builder.request(suite.question(), asdict(cell)) for cell in fitting}
+    fitting = (cell for cell in suite.cells if cell.place.get("length") < own_project.max_model_len)
+    return {cell.id: builder.request(suite.question, cell) for cell in fitting}
 
 
 @pytest.fixture(scope="module")

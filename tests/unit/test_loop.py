@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,19 @@ from retrieval_heads.errors import EngineError, PromptError
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.place import Place
+from retrieval_heads.tasks.task import Cell, Question
 
 BUILDING, STEPPING = 0.25, 0.125  # seconds that floats hold exactly
 
 
 INFO = Info("none 0", "none", "float32", 8192, max_num_seqs=8, max_num_batched_tokens=8192, block_size=16)
+PLAIN = Question("plain", "niah").to_json()
+
+
+def cells(numbers: Iterable[int], arm: str = "") -> list[dict[str, Any]]:
+    """Cells as they are submitted, told apart by their seeds."""
+    return [{**Cell("", "", Place((), number, arm)).to_json(), "key": f"{number}"} for number in numbers]
 
 
 class Clock:
@@ -64,7 +72,7 @@ class Builder:
 
     def request(self, question: Any, cell: Any, mask: Any) -> Request:
         self.clock.now += BUILDING
-        prefix = Prefix(head=(), context=0, insertion=40, needle=(int(cell["key"]),), tail=(0,) * 5)
+        prefix = Prefix(head=(), context=0, insertion=40, needle=(cell.place.seed,), tail=(0,) * 5)
         return Request(list(range(50)), {}, {"request": ""}, None, prefix)
 
 
@@ -72,9 +80,7 @@ def test_what_the_engine_did_is_counted(monkeypatch: pytest.MonkeyPatch) -> None
     clock = Clock()
     monkeypatch.setattr("retrieval_heads.engine.loop.time", clock)
     server = Server("key")
-    question = {"kind": "niah", "ablate": None}
-    cells = [{"key": f"{number}", "arm": ""} for number in range(3)]
-    server._submit({"question": question, "cells": cells})
+    server._submit({"question": PLAIN, "cells": cells(range(3))})
     loop = Loop(server, Engine(clock), Builder(clock))  # type: ignore[arg-type]
     loop.in_flight["never"] = lambda _: None  # so that it steps again when all cells are answered, and ends
     with pytest.raises(EOFError):
@@ -102,8 +108,7 @@ def test_the_first_prompts_run_while_the_last_are_built() -> None:
             return super().step()
 
     server = Server("key")
-    cells = [{"key": f"{number}", "arm": ""} for number in range(5)]
-    server._submit({"question": {"kind": "niah", "ablate": None}, "cells": cells})
+    server._submit({"question": PLAIN, "cells": cells(range(5))})
     loop = Loop(server, Watched(), Builder())  # type: ignore[arg-type]
     loop.in_flight["never"] = lambda _: None
     with pytest.raises(EOFError):
@@ -163,9 +168,9 @@ def test_a_mean_that_cannot_be_measured_is_an_error_of_the_cells_that_need_it(
 ) -> None:
     server = Server("key")
     ablate = {"mode": "mean", "heads": [[0, 1]], "awaits": awaits}
-    masking = {"kind": "ablate", "suite": "masked", "source": "tales", "ablate": ablate}
-    server._submit({"question": masking, "cells": [{"key": f"{number}", "arm": "top_1"} for number in range(2)]})
-    server._submit({"question": {"kind": "niah", "ablate": None}, "cells": [{"key": "2", "arm": ""}]})
+    masking = Question("masked", "ablate", source="tales", ablate=ablate).to_json()
+    server._submit({"question": masking, "cells": cells(range(2), "top_1")})
+    server._submit({"question": PLAIN, "cells": cells([2])})
     loop = Loop(server, Measuring(mistake), Referring(mistake))  # type: ignore[arg-type]
     loop.in_flight["never"] = lambda _: None
     with pytest.raises(EOFError):
@@ -180,9 +185,9 @@ def test_a_mean_that_cannot_be_measured_is_an_error_of_the_cells_that_need_it(
 def test_masked_cells_whose_heads_nobody_is_asked_for_are_errors(mode: str) -> None:
     server = Server("key")
     ablate = {"mode": mode, "heads": [], "awaits": ["10", "11"]}
-    masking = {"kind": "ablate", "suite": "masked", "source": "tales", "ablate": ablate}
-    server._submit({"question": {"kind": "niah", "ablate": None}, "cells": [{"key": "10", "arm": ""}]})
-    server._submit({"question": masking, "cells": [{"key": f"{number}", "arm": "top_1"} for number in range(2)]})
+    masking = Question("masked", "ablate", source="tales", ablate=ablate).to_json()
+    server._submit({"question": PLAIN, "cells": cells([10])})
+    server._submit({"question": masking, "cells": cells(range(2), "top_1")})
     loop = Loop(server, Measuring(""), Referring(""))  # type: ignore[arg-type]
     loop.in_flight["never"] = lambda _: None
     with pytest.raises(EOFError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.suites.settings import Range
 from retrieval_heads.suites.suite import Suite, expand_depths, expand_lengths, load_suite
+from retrieval_heads.tasks.task import Question
 
 FERRY = {"name": "ferry", "needle": "The ferry to Oslo leaves at dawn.", "question": "When does it leave?"}
 BRIDGE = {"name": "bridge", "needle": "The bridge to Malmo opens at noon.", "question": "When does it open?"}
@@ -171,7 +173,7 @@ def test_a_folder_is_found_beside_the_suite(load: Load, tmp_path: Path) -> None:
     (tmp_path / "tales").mkdir()
     (tmp_path / "tales" / "a.txt").write_text("Once upon a time.")
     suite = load(haystack="tales")
-    assert (suite.source, suite.haystack) == (str(tmp_path / "tales"), "tales")
+    assert (suite.source, suite.question.haystack) == (str(tmp_path / "tales"), "tales")
 
 
 def test_the_config_goes_over_the_suite_and_set_over_both(load: Load) -> None:
@@ -185,8 +187,8 @@ def test_the_config_goes_over_the_suite_and_set_over_both(load: Load) -> None:
 
 
 def test_what_crosses_to_the_engine_is_plain(load: Load) -> None:
-    question = load().question()
-    assert yaml.safe_load(yaml.safe_dump(question)) == question
+    question = load().question.to_json()
+    assert Question.of_json(json.loads(json.dumps(question))) == load().question
 
 
 EMPTY = "the grid is empty; expected a list or min, max, intervals"
@@ -218,6 +220,16 @@ SOURCES = "expected `haystack: FOLDER`, `haystack: package:NAME/PATH` or `haysta
         (
             {"haystack": "package:nowhere/texts"},
             "essays.yaml:2: haystack: package 'nowhere' is not installed; try: pip install --no-deps nowhere",
+        ),
+        (
+            {"gates": ["mean over size(key_words) >= 0.5"]},
+            "essays.yaml:15: gates: gate 'mean over size(key_words) >= 0.5': expected length, depth or needle\n"
+            "  mean over size(key_words) >= 0.5\n            ^",
+        ),
+        ({"task": "nedle"}, "essays.yaml:15: task: unknown task 'nedle'; did you mean 'needle'? there are: needle"),
+        (
+            {"task": {"name": "needle", "sise": 3}},
+            "essays.yaml:17: task.sise: unknown key; none is accepted here",
         ),
         (
             {"haystack": {"source": "pydoc", "needle": "x"}},
@@ -279,13 +291,13 @@ class TestPredecessor:
         assert (suite.cells[0].name, suite.cells[-1].name) == ("len_1000-depth_0", "len_32000-depth_100")
         assert suite.needles[0].needle == "\nEat a sandwich.\n"
         assert suite.needles[0].reference == "Eat a sandwich."
-        assert suite.haystack == "PaulGrahamEssays"
+        assert suite.question.haystack == "PaulGrahamEssays"
 
     def test_its_defaults(self, read: Callable[[str], Suite]) -> None:
         suite = read("haystack: {haystack_dir: ./PaulGrahamEssays}\n")
-        assert [cell.length for cell in suite.cells[:: len({cell.depth for cell in suite.cells})]] == list(
-            range(1000, 50000, 1000)
-        )
-        assert sorted({cell.depth for cell in suite.cells}) == list(range(0, 100, 10))
+        assert [
+            cell.place.get("length") for cell in suite.cells[:: len({cell.place.get("depth") for cell in suite.cells})]
+        ] == list(range(1000, 50000, 1000))
+        assert sorted({cell.place.get("depth") for cell in suite.cells}) == list(range(0, 100, 10))
         assert suite.needles[0].question == "What is the best thing to do in San Francisco?"
         assert "eat a sandwich and sit in Dolores Park" in suite.needles[0].needle

@@ -15,11 +15,12 @@ from typing import Any
 from retrieval_heads.ablation.arms import NONE, Arm, borrowed
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.intervals import Interval, difference_interval, share_interval
+from retrieval_heads.runs.place import Value
 from retrieval_heads.runs.record import Record, finite_mean
 
 SCHEMA = "retrieval-heads-ablation/1"
 
-Cell = tuple[str, int, int, float]
+Cell = tuple[tuple[tuple[str, Value], ...], int, tuple[Value, ...]]
 """Needle, seed, length and depth: what arms share."""
 
 
@@ -156,7 +157,7 @@ def to_json(effect: Effect, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(record: Record) -> Cell:
-    return record.needle_name or record.needle, record.seed, record.context_length, record.document_depth
+    return record.place.facets, record.seed, record.place.grid
 
 
 def _mean_of(drawn: Mapping[str, Mapping[Cell, float]]) -> dict[Cell, float]:

@@ -41,8 +41,8 @@ class Reconstruct:
         file = self.results / "results.jsonl" if self.results.is_dir() else self.results
         record = find_record(pick_records(read_records(file, torn_last_line=True)), self.cell)
         model = self._model(file.parent, record)
-        from retrieval_heads.prompts.requests import CellBuilder
         from retrieval_heads.prompts.tokenizer import load_tokenizer
+        from retrieval_heads.tasks.builder import CellBuilder
 
         tokenizer = load_tokenizer(model)
         sent = CellBuilder(tokenizer, model, {}, 0).stored(record).ids

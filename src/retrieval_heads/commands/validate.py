@@ -14,6 +14,7 @@ from retrieval_heads.commands.flags import assignments, split_settings
 from retrieval_heads.engine.backends.backend import check_suite
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
 from retrieval_heads.kinds import KINDS
+from retrieval_heads.runs.place import LENGTH, NEEDLE, in_order
 from retrieval_heads.suites.cost import earlier_run, plan_suite
 from retrieval_heads.suites.reading import is_whole_suite, overrides, read_settings, read_suites
 from retrieval_heads.suites.recognition import find_suites
@@ -126,10 +127,14 @@ def _checks(name: str, look: Callable[[], Iterable[Check] | None]) -> list[Check
 
 
 def _grid(suite: Suite) -> Iterator[tuple[str, str]]:
-    lengths = sorted({cell.length for cell in suite.cells})
-    depths = {cell.depth for cell in suite.cells}
-    parts = [f"{len(lengths)} lengths from {lengths[0]:,} to {lengths[-1]:,} tokens", f"{len(depths)} depths"]
-    for count, noun in ((len(suite.needles), "needles"), (len({cell.seed for cell in suite.cells}), "seeds")):
+    parts = []
+    for axis in suite.task.axes:
+        values = in_order(value for cell in suite.cells if (value := cell.place.get(axis)) is not None)
+        if axis == LENGTH:
+            parts.append(f"{len(values)} lengths from {values[0]:,} to {values[-1]:,} tokens")
+        elif axis != NEEDLE:
+            parts.append(f"{len(values)} {axis if axis.endswith('s') else f'{axis}s'}")
+    for count, noun in ((len(suite.needles), "needles"), (len({cell.place.seed for cell in suite.cells}), "seeds")):
         parts += [f"{count} {noun}"] if count > 1 else []
     yield "cells", f"{len(suite.cells):,}: {' × '.join(parts)}"
 

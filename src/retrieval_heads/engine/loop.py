@@ -25,9 +25,11 @@ from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.stored_answers import result_of
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.heads.looks import Rows
-from retrieval_heads.prompts.requests import CellBuilder, CellSkipped, Request
+from retrieval_heads.prompts.requests import CellSkipped, Request
 from retrieval_heads.prompts.reuse import Reuse
 from retrieval_heads.runs.record import Record
+from retrieval_heads.tasks.builder import CellBuilder
+from retrieval_heads.tasks.task import Cell, Question
 
 Then = Callable[[Finished], None]
 
@@ -76,6 +78,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.masks = Masks(self.server, self.engine.info.layers or (), self.engine.info.maskable_layers or ())
         self.reuse = Reuse(self.engine.info.block_size)
+        self._read: tuple[Message, Question] = ({}, Question("", ""))
 
     def run(self) -> None:
         """Step for ever."""
@@ -153,26 +156,33 @@ class Loop:
             record = Record.model_validate(stored)
             self._replay(key, self.builder.stored(record), {"token_ids": record.token_ids})
         else:
-            self._start_cell(key, job["question"], job["cell"])
+            self._start_cell(key, job["question"], Cell.of_json(job["cell"]))
 
-    def _start_cell(self, key: str, question: Message, cell: Message) -> None:
-        mask = None
-        if question["kind"] == "ablate" and cell["arm"] != NONE:
-            if not self._can_mask(question):
-                self.held.setdefault(question["suite"], []).append(key)
+    def _start_cell(self, key: str, asked: Message, cell: Cell) -> None:
+        mask, question = None, self._question(asked)
+        if question.kind == "ablate" and cell.place.arm != NONE:
+            if not self._can_mask(asked):
+                self.held.setdefault(question.suite, []).append(key)
                 return
-            mask = self.masks.choose(question["ablate"], cell["arm"])
+            mask = self.masks.choose(asked["ablate"], cell.place.arm)
         request = self.builder.request(question, cell, mask)
-        is_traced = question["kind"] == "detect"
+        is_traced = question.kind == "detect"
         known = self.earlier.get(key)
         if known and known.request == request.facts["request"] and (known.heads or not is_traced):
             self.server.finish(key, result_of(known))
             return
-        assert request.prefix is not None
-        reusable = self.reuse.add(request.prefix, len(request.ids))
+        reusable = self.reuse.add(request.prefix, len(request.ids)) if request.prefix else 0
         self.fed += len(request.ids) - reusable
         then = partial(self._to_replay if is_traced else self._answered, key, request)
         self._send(key, request, partial(self._generated, then, reusable), is_replayed=is_traced)
+
+    def _question(self, asked: Message) -> Question:
+        """What a suite's cells have in common; read once for those that were submitted together."""
+        known, question = self._read
+        if known is not asked:
+            question = Question.of_json(asked)
+            self._read = (asked, question)
+        return question
 
     def _send(self, key: str, request: Request, then: Then, *, is_replayed: bool = False) -> None:
         self.engine.add(key, request.ids, request.sampling, request.mask, is_replayed=is_replayed)

@@ -14,11 +14,9 @@ from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.detection import aggregate
 from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.requests import CellSkipped
-from retrieval_heads.prompts.settings import Needle
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
-from retrieval_heads.scoring import judge
-from retrieval_heads.scoring.settings import Scoring
+from retrieval_heads.tasks.task import TASKS, Cell, Question
 
 
 @dataclass
@@ -92,18 +90,14 @@ class Masks:
 
 def _sample(job: Job) -> Record:
     """What a detection needs to know of a sample: its heads' scores, and whether it counts."""
-    result, question, cell = job.result or {}, job.ask["question"], job.ask["cell"]
-    needle = Needle.model_construct(**question["needles"][cell["needle"]])
+    result, question, cell = job.result or {}, Question.of_json(job.ask["question"]), Cell.of_json(job.ask["cell"])
+    heads = result.get("heads")
     passed = False
-    if result.get("heads") is not None:
-        if cell.get("stored") is not None:
-            passed = bool(cell["stored"]["passed"])
+    if heads is not None:
+        if cell.stored is not None:
+            passed = bool(cell.stored["passed"])
         else:
-            passed = judge(result["answer"]["text"], needle, Scoring.model_construct(**question["scoring"])).passed
-    return Record(
-        context_length=cell["length"],
-        document_depth=cell["depth"],
-        needle=needle.needle,
-        heads=unpack(result["heads"]) if result.get("heads") is not None else None,
-        passed=passed,
-    )
+            task = TASKS.find(question.task)
+            asked = {**task.asked(question, cell.place), **result}
+            passed = task.judge(result["answer"]["text"], asked, question.scoring).passed
+    return Record(heads=unpack(heads) if heads is not None else None, passed=passed)

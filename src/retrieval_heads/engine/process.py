@@ -70,8 +70,8 @@ def _load(server: Server, backend: type[Backend], hello: Message, pulse: Pulse) 
 
     from retrieval_heads.engine.loop import Loop
     from retrieval_heads.engine.stored_answers import complete_answers
-    from retrieval_heads.prompts.requests import CellBuilder
     from retrieval_heads.runs import identity
+    from retrieval_heads.tasks.builder import CellBuilder
 
     model = dict(hello["model"])
     name, template = model.pop("model"), model.pop("chat_template", None)

@@ -304,4 +304,6 @@ class Router:
 def _awaits(job: Message) -> bool:
     """Whether a cell masks heads that another suite of the run finds."""
     question = job["question"]
-    return question["kind"] == "ablate" and job["cell"]["arm"] != NONE and bool(question["ablate"].get("awaits"))
+    return (
+        question["kind"] == "ablate" and job["cell"]["place"]["arm"] != NONE and bool(question["ablate"].get("awaits"))
+    )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from retrieval_heads.ablation.arms import NONE
+from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place
 
 ANSWER = 64
 """Tokens that a cell costs however much of its prompt is cached: its question and its answer."""
@@ -45,24 +46,28 @@ class Asked:
         """A cell as it was submitted.
 
         Args:
-            question: `Suite.question()` of its suite.
+            question: `Question.to_json()` of its suite.
             cell: The fields of a `Cell`.
             limit: Tokens that fit the model; a longer prompt is skipped, which costs nothing.
         """
-        if cell["length"] > limit:
+        place = Place.of_json(cell["place"])
+        length, depth = place.get(LENGTH), place.get(DEPTH)
+        # A task that says neither is asked of whichever replica has least to do.
+        tokens = length if isinstance(length, int) else 0
+        if tokens > limit:
             return cls("", "", 0, 0)
         if cell.get("stored") is None:
-            start = [question["source"], cell["seed"], question["prompt"]]
+            start = [question["source"], place.seed, question["prompt"]]
         else:
             recipe = cell["stored"].get("recipe") or {}
             start = [recipe.get("haystack"), recipe.get("offset"), recipe.get("wording")]
-        if cell["arm"] not in ("", NONE):  # a mask's cache is its own
-            start += [question["suite"], cell["arm"]]
+        if place.arm not in ("", NONE):  # a mask's cache is its own
+            start += [question["suite"], place.arm]
         return cls(
             prefix=json.dumps(start, sort_keys=True),
-            needle=question["needles"][cell["needle"]]["needle"],
-            insertion=round(cell["length"] * cell["depth"] / 100),
-            length=cell["length"],
+            needle=str(place.get(NEEDLE) or ""),
+            insertion=round(tokens * depth / 100) if isinstance(depth, int | float) else 0,
+            length=tokens,
         )
 
     @property

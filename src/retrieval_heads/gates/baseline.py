@@ -36,6 +36,8 @@ _KEPT: Final = (
     "cell",
     "suite",
     "kind",
+    "task",
+    "axes",
     "answered_by",
     "status",
     "context_length",
@@ -219,7 +221,7 @@ def _shown(folder: Path) -> Path:
 def _record(line: str, where: str) -> Record:
     data = _object(line, where)
     try:
-        record = Record.model_validate({"needle": "", **data})
+        record = Record.model_validate(data)
     except ValidationError as error:
         raise ResultsError(f"{where}: {first_mistake(error)}; {_SAVE_AGAIN}") from None
     try:
@@ -230,7 +232,7 @@ def _record(line: str, where: str) -> Record:
 
 
 def _kept_fields(record: Record) -> dict[str, Any]:
-    data = record.model_dump(mode="json", include=set(_KEPT), exclude_none=True) | {"cell": cell_name(record)}
+    data = record.to_json() | {"cell": cell_name(record)}
     if record.recipe is not None:
         source = PurePath(record.recipe.haystack)
         data["recipe"]["haystack"] = source.name if source.is_absolute() else str(source)  # no path of this machine
@@ -238,8 +240,9 @@ def _kept_fields(record: Record) -> dict[str, Any]:
 
 
 def _order(record: Record) -> tuple[str | float, ...]:
-    place = (record.context_length, record.document_depth)
-    return (record.suite, record.needle_name, *place, record.arm, record.seed, record.cell)
+    place = record.place
+    facets = (str(value) for _, value in place.facets)
+    return (record.suite, record.task or "", *facets, *place.grid, record.arm, record.seed, record.cell)
 
 
 def _lines(file: Path) -> list[str]:

@@ -4,7 +4,7 @@
     measure  = aggregate [ "over" group ] "(" number name ")"
              | "effective_length" "(" share [ "," score name ] ")"
              | "head_spearman" "(" [ head score ] ")" | "head_overlap" "(" count [ "," head score ] ")"
-    aggregate = mean | min | max | median        group = length | depth | needle
+    aggregate = mean | min | max | median        group = an axis of the suite's task: length | depth | needle
     comparator = >= | > | <= | <
 
 `min(X)` is the lowest X of all cells. `min over length(X)` takes the mean of X in each length first, and then
@@ -21,15 +21,15 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.heads.score import RANKING, SCORES
+from retrieval_heads.runs.place import LENGTH
 
 How = Literal["mean", "min", "max", "median"]
-Group = Literal["length", "depth", "needle"]
 Comparator = Literal[">=", ">", "<=", "<"]
 
 OWN_METRIC: Final = ""
@@ -39,7 +39,6 @@ SLACK: Final = 1e-9
 """Numbers this close are equal: a mean of 0.8 must not break `>= 0.8` by the last bit of a float."""
 
 _HOWS: Final = get_args(How)
-_GROUPS: Final = get_args(Group)
 _OWN: Final = ("effective_length", "head_spearman", "head_overlap")
 _COMPARATORS: Final = get_args(Comparator)
 _TOKEN = re.compile(
@@ -54,7 +53,7 @@ class Aggregate:
     how: How
     number: str
     """The name of a score, or of another number that records hold."""
-    over: Group | None = None
+    over: str | None = None
 
     def __str__(self) -> str:
         return f"{self.how}{f' over {self.over}' if self.over else ''}({self.number})"
@@ -118,18 +117,19 @@ class Gate:
         return value > self.limit if self.wants_high else value < self.limit
 
 
-def parse_gate(text: str, known: Collection[str] | None = None) -> Gate:
+def parse_gate(text: str, known: Collection[str] | None = None, axes: Sequence[str] | None = None) -> Gate:
     """Read a gate expression.
 
     Args:
         text: Such as `min over length(pass_rate) >= 0.6`.
         known: The names of numbers that will be measured; without it any name is accepted here, and `check`
             refuses one that no record holds.
+        axes: Those of the suite's task; without them any name of one is accepted.
 
     Raises:
         ConfigError: The expression is malformed or names an unknown number; a caret marks the place.
     """
-    parser = _Parser(text)
+    parser = _Parser(text, axes)
     measure = parser.measure()
     comparator = cast(Comparator, parser.expect(_COMPARATORS, "a comparator (>=, >, <=, <)"))
     gate = Gate(measure, comparator, parser.number("a number"))
@@ -178,11 +178,12 @@ def nearest(name: str, known: Collection[str]) -> str:
 class _Parser:
     """Walks an expression from left to right and remembers where it stands."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, axes: Sequence[str] | None) -> None:
         # YAML's folded lines become one, so that the caret stands under its place.
         self.text = re.sub(r"\s", " ", text)
         self.position = 0
         self.named_at = 0
+        self._axes = axes
 
     def measure(self) -> Measure:
         word = self.expect((*_HOWS, *_OWN), f"{', '.join((*_HOWS, *_OWN[:-1]))} or {_OWN[-1]}")
@@ -193,13 +194,21 @@ class _Parser:
         over = None
         if self._peek() == "over":
             self.expect(("over",), "over")
-            over = cast(Group, self.expect(_GROUPS, f"{', '.join(_GROUPS[:-1])} or {_GROUPS[-1]}"))
+            over = self._axis()
         self.expect(("(",), "'('" if over else "'(' or 'over'")
         number = self._name()
         self.expect((")",), "')'")
         return Aggregate(cast(How, word), number, over)
 
+    def _axis(self) -> str:
+        if self._axes is None:
+            return self._name()
+        *others, last = self._axes
+        return self.expect(self._axes, f"{', '.join(others)} or {last}" if others else last)
+
     def _effective_length(self) -> EffectiveLength:
+        if self._axes is not None and LENGTH not in self._axes:
+            raise self.error(f"there is no axis {LENGTH}; those of the task are {', '.join(self._axes)}", 0)
         self.expect(("(",), "'('")
         start = self.position
         share = self.number("a share of the best length, such as 0.85")

@@ -89,8 +89,7 @@ def measure_fall(changes: tuple[Change, ...], tolerance: Tolerance) -> Fall:
 
 def _cell_without_seed(record: Record) -> tuple[object, ...]:
     haystack = record.recipe.haystack if record.recipe else ""
-    question = (record.suite, record.kind, record.needle_name or record.needle, haystack, record.arm)
-    return (*question, record.context_length, record.document_depth)
+    return (record.suite, record.kind, haystack, record.arm, record.place.axes)
 
 
 def label(name: str) -> str:

@@ -115,7 +115,8 @@ def _worded_otherwise(pair: Pair) -> Iterator[Difference]:
         del texts["expected answer"]  # it is the needle, which is compared
     for what, (then, said) in texts.items():
         if then and then != said:
-            yield Difference(f"the {what} of {now.needle_name}", *_quoted(then, said))
+            name = f" of {now.needle_name}" if now.needle_name else ""
+            yield Difference(f"the {what}{name}", *_quoted(then, said))
 
 
 def _quoted(then: str, now: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from retrieval_heads.gates.questions import Questions, compare_questions
 from retrieval_heads.gates.selection import Gap, describe, name_gaps, place
 from retrieval_heads.gates.tolerance import DEFAULT, Tolerance
 from retrieval_heads.gates.verdict import WORST_SHOWN, Inconclusive, Outcome, Verdict, plain
+from retrieval_heads.runs.place import Value
 from retrieval_heads.runs.record import Record, finite_mean
 
 _LESS_IS_NOT_WORSE: Final = {"achieved_depth", "cached_tokens", "prompt_tokens", "seconds"}
@@ -206,9 +207,9 @@ def _unpaired(one: Compared) -> Outcome:
 
 
 def _worst(changes: Iterable[Change], gaps: Sequence[Gap]) -> tuple[str, ...]:
-    places: defaultdict[tuple[int, float], list[Change]] = defaultdict(list)
+    places: defaultdict[tuple[Value, ...], list[Change]] = defaultdict(list)
     for change in changes:
-        places[(change.record.context_length, change.record.document_depth)].append(change)
+        places[change.record.place.grid].append(change)
     drops = {at: finite_mean([change.drop for change in held]) for at, held in places.items()}
     named = [
         f"{place(places[at][0].record)} {_mean('before', places[at])}→{_mean('after', places[at])}"

@@ -13,6 +13,8 @@ from typing import Any, Final, cast
 from retrieval_heads.gates.expression import OWN_METRIC
 from retrieval_heads.gates.number import stored_number
 from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, Word, worst_word
+from retrieval_heads.runs.grid import Grid
+from retrieval_heads.runs.place import DEPTH, shown
 from retrieval_heads.runs.record import Record, finite_mean
 
 _SIGNS: Final[Mapping[Word, str]] = {"broken": "❌", "inconclusive": "❓", "held": "✅"}
@@ -164,19 +166,15 @@ def _finite(value: float | None) -> float | None:
 
 
 def _grid(title: str, records: Sequence[Record], number: str) -> str:
-    depths = sorted({record.document_depth for record in records})
-    cells: defaultdict[tuple[int, float], list[Record]] = defaultdict(list)
-    for record in records:
-        cells[(record.context_length, record.document_depth)].append(record)
+    grid = Grid.of(records)
+    x, y = grid.sides
+    unit = " %" if y == DEPTH else ""
     metrics = sorted({record.metric for record in records if record.metric})
-    shown = number or (metrics[0] if len(metrics) == 1 else "pass metric")
-    rows = [
-        [str(length), *(_mean(cells.get((length, depth), []), number) for depth in depths)]
-        for length in sorted({record.context_length for record in records})
-    ]
-    header = ["length \\ depth", *(f"{depth:g} %" for depth in depths)]
+    metric = number or (metrics[0] if len(metrics) == 1 else "pass metric")
+    rows = [[shown(row), *(_mean(grid.cells.get((row, column), []), number) for column in grid.ys)] for row in grid.xs]
+    header = [f"{x} \\ {y}" if y else x, *(f"{shown(column)}{unit}" if y else metric for column in grid.ys)]
     table = [header, ["---:"] * len(header), *rows]
-    caption = f"{_code(title)}: mean {shown}" if title else f"Mean {shown}"
+    caption = f"{_code(title)}: mean {metric}" if title else f"Mean {metric}"
     return f"{caption}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)
 
 

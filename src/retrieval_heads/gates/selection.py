@@ -127,8 +127,8 @@ def unworded(cell: str) -> str:
 
 
 def place(record: Record) -> str:
-    """A cell as its `length/depth`, in tokens and percent."""
-    return f"{record.context_length}/{record.document_depth:g}"
+    """A cell as its `length/depth`, in tokens and percent; of another task, its values on the grid's sides."""
+    return str(record.place)
 
 
 def _place_in(cell: str) -> str:

@@ -15,13 +15,13 @@ from retrieval_heads.gates.expression import (
     Agreement,
     EffectiveLength,
     Gate,
-    Group,
     How,
 )
 from retrieval_heads.gates.head_agreement import HeadMeans, judge_heads
 from retrieval_heads.gates.number import number_names, stored_number
 from retrieval_heads.gates.selection import Gap, Selection, Values, describe, name_gaps, place, select, valued
 from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, plain
+from retrieval_heads.runs.place import LENGTH, Value, in_order, shown
 from retrieval_heads.runs.record import Record, finite_mean
 
 
@@ -96,7 +96,7 @@ def _unmeasured(gate: Gate, gaps: list[Gap], total: int, suite: str) -> Outcome:
 def _measure(gate: Gate, values: Values, allowed: tuple[Record, ...]) -> _Measured:
     match gate.measure:
         case EffectiveLength(share):
-            return _effective_length(share, values, {record.context_length for record in allowed})
+            return _effective_length(share, values, {record.place.get(LENGTH) for record in allowed})
         case Aggregate(how, over=over) if over is not None:
             return _over_groups(how, over, values)
         case Aggregate(how):
@@ -105,7 +105,7 @@ def _measure(gate: Gate, values: Values, allowed: tuple[Record, ...]) -> _Measur
             raise AssertionError("judge_heads judges these")
 
 
-def _over_groups(how: How, over: Group, values: Values) -> _Measured:
+def _over_groups(how: How, over: str, values: Values) -> _Measured:
     groups: defaultdict[str, Values] = defaultdict(list)
     for record, value in values:
         groups[_group(record, over)].append((record, value))
@@ -117,30 +117,26 @@ def _over_groups(how: How, over: Group, values: Values) -> _Measured:
     return _Measured(found, groups[group], f" at {over} {group}")
 
 
-def _group(record: Record, over: Group) -> str:
-    match over:
-        case "length":
-            return str(record.context_length)
-        case "depth":
-            return f"{record.document_depth:g}"
-        case "needle":
-            return record.needle_name or record.needle
+def _group(record: Record, over: str) -> str:
+    value = record.place.get(over)
+    return "" if value is None else shown(value)
 
 
-def _effective_length(share: float, values: Values, skipped_lengths: set[int]) -> _Measured:
-    rows: defaultdict[int, Values] = defaultdict(list)
+def _effective_length(share: float, values: Values, skipped_lengths: set[Value | None]) -> _Measured:
+    rows: defaultdict[Value, Values] = defaultdict(list)
     for record, value in values:
-        rows[record.context_length].append((record, value))
+        if (length := record.place.get(LENGTH)) is not None:
+            rows[length].append((record, value))
     best = max(_mean(row) for row in rows.values())
-    reached = 0
-    for length in sorted({*rows, *skipped_lengths}):
+    reached = 0.0
+    for length in in_order(length for length in (*rows, *skipped_lengths) if length is not None):
         if length not in rows:
             return _Measured(reached, values, f" (length {length} was skipped)")
         mean = _mean(rows[length])
         # With a best mean of 0 every row would hold its share of nothing.
         if best <= 0 or mean < share * best - SLACK:
             return _Measured(reached, rows[length], f" ({plain(mean)} at {length}, best {plain(best)})")
-        reached = length
+        reached = float(length)
     return _Measured(reached, values)
 
 
@@ -162,9 +158,9 @@ def _mean(values: Values) -> float:
 
 def _worst(gate: Gate, gaps: list[Gap], measured: _Measured) -> tuple[str, ...]:
     """Gaps first; then places, because one place may hold several seeds and needles."""
-    places: defaultdict[tuple[int, float], Values] = defaultdict(list)
+    places: defaultdict[tuple[Value, ...], Values] = defaultdict(list)
     for record, value in measured.blamed:
-        places[(record.context_length, record.document_depth)].append((record, value))
+        places[record.place.grid].append((record, value))
     means = {at: _mean(held) for at, held in places.items()}
     if isinstance(gate.measure, Aggregate):  # a cell that is within the limit by itself is not to blame
         means = {at: mean for at, mean in means.items() if not gate.holds(mean)}

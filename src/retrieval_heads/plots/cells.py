@@ -1,4 +1,4 @@
-"""Drawing panels of cells: colours, numbers, hatches and axes of a length × depth heatmap."""
+"""Drawing panels of cells: colours, numbers, hatches and axes of a heatmap."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from retrieval_heads.plots.grid import ERROR, MISSING, SKIPPED, UNPAIRED, Panel, number_labels
+from retrieval_heads.plots.grid import ERROR, MISSING, SKIPPED, UNPAIRED, Panel, value_labels
 from retrieval_heads.plots.hatching import Look, hatch_cells, legend_patch
 from retrieval_heads.plots.layout import Page, arrange, new_figure, spread, text_width
-from retrieval_heads.plots.style import FAINT, INK, MIN_TEXT, PAPER, printable, shorten
+from retrieval_heads.plots.style import FAINT, INK, MIN_TEXT, PAPER, axis_title, printable, shorten
+from retrieval_heads.runs.place import Value
 
 # The order is that of the legend.
 LOOKS = {
@@ -82,8 +83,8 @@ def grid_figure(shown: Sequence[Panel], scale: Scale, *, title: str, subtitle: s
     return figure
 
 
-def _axes_of(shown: Sequence[Panel]) -> list[tuple[list[float], list[int]]]:
-    return [(panel.depths, panel.lengths) for panel in shown]
+def _axes_of(shown: Sequence[Panel]) -> list[tuple[list[Value], list[Value]]]:
+    return [(panel.ys, panel.xs) for panel in shown]
 
 
 def _panel_size(count: int, rows: int, columns: int) -> tuple[int, float, float]:
@@ -166,20 +167,21 @@ def _readable_on(colour: tuple[float, float, float, float]) -> str:
 def _label_axes(axes: Axes, panel: Panel, width: float, height: float, figure: Figure) -> None:
     points = mpl.rcParams["xtick.labelsize"]
     line = points / 72 * 1.35
-    lengths = [f"{length:,}" for length in panel.lengths]
-    widest = max(text_width(figure, label, points) for label in lengths) + 0.08
+    across = value_labels(panel.xs)
+    widest = max(text_width(figure, label, points) for label in across) + 0.08
     # Upright labels cost a reader her neck: only where fewer than eight would fit the other way.
-    level = len(spread(len(lengths), width, widest)) >= min(len(lengths), 8)
-    columns = spread(len(lengths), width, widest if level else line)
-    axes.set_xticks([c + 0.5 for c in columns], [lengths[c] for c in columns])
+    level = len(spread(len(across), width, widest)) >= min(len(across), 8)
+    columns = spread(len(across), width, widest if level else line)
+    axes.set_xticks([c + 0.5 for c in columns], [across[c] for c in columns])
     if not level:
         axes.tick_params(axis="x", labelrotation=90)
-    depths = number_labels(panel.depths)
-    shown = spread(len(depths), height, line)
-    axes.set_yticks([r + 0.5 for r in shown], [depths[r] for r in shown])
+    down = value_labels(panel.ys)
+    shown = spread(len(down), height, line)
+    axes.set_yticks([r + 0.5 for r in shown], [down[r] for r in shown])
     axes.tick_params(axis="y", labelrotation=0)
-    axes.set_xlabel("Context length (tokens)")
-    axes.set_ylabel("Needle depth (%)")
+    x, y = panel.sides
+    axes.set_xlabel(axis_title(x))
+    axes.set_ylabel(axis_title(y))
     label = panel.label
     if label:
         while text_width(figure, label, mpl.rcParams["axes.titlesize"], "bold") > width and len(label) > 4:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from retrieval_heads.plots.grid import MEASURED, Sample, measured_samples, metri
 from retrieval_heads.plots.heads import checked_scores
 from retrieval_heads.plots.layout import Page, arrange, new_figure, text_width
 from retrieval_heads.plots.saving import save
-from retrieval_heads.plots.style import HEADS, INK, PAPER, counted, line_look, shorten, styled
+from retrieval_heads.plots.style import HEADS, INK, PAPER, axis_title, counted, line_look, shorten, styled
+from retrieval_heads.runs.place import DEPTH, axis_label
 from retrieval_heads.runs.record import Record, finite_mean
 
 # Whiskers up to this many points on an axis, a band beyond.
@@ -166,22 +167,26 @@ def profiles_figure(
     metrics = sorted({s.metric for members in samples.values() for s in members})
     if len(metrics) > 1:
         raise ResultsError(f"the records count by different scores ({', '.join(metrics)}); choose one as metric")
-    figure = new_figure()
-    by_length, by_depth = figure.add_subplot(), figure.add_subplot()
-    width, height = 4.6, 3.2
-    for index, members in enumerate(samples.values()):
-        _curve(by_length, [(s.record.context_length, s.value) for s in members], index, len(samples))
-        _curve(by_depth, [(s.record.document_depth, s.value) for s in members], index, len(samples))
     everything = [s for members in samples.values() for s in members]
-    _length_axis(figure, by_length, sorted({s.record.context_length for s in everything}), width)
-    by_depth.set_xlim(-4, 104)
-    by_depth.set_xticks([0, 25, 50, 75, 100])
-    by_depth.set_xlabel("Needle depth (%)")
+    sides = [side for side in everything[0].record.place.sides if _are_numbers(everything, side)]
+    if not sides:
+        raise ResultsError("no axis of this task is of numbers, so there is no curve over one")
+    figure = new_figure()
+    drawn = [figure.add_subplot() for _ in sides]
+    width, height = 4.6, 3.2
     values = [s.value for s in everything]
-    for axes in (by_length, by_depth):
+    for side, axes in zip(sides, drawn, strict=True):
+        for index, members in enumerate(samples.values()):
+            _curve(axes, [(_number_on(side, s), s.value) for s in members], index, len(samples))
+        if side == DEPTH:
+            axes.set_xlim(-4, 104)
+            axes.set_xticks([0, 25, 50, 75, 100])
+            axes.set_xlabel(axis_title(side))
+        else:
+            _number_axis(figure, axes, side, sorted({_number_on(side, s) for s in everything}), width)
         axes.set_ylim(min(-0.03, *values), max(1.03, *values))
         axes.grid(axis="y")
-    by_length.set_ylabel(f"Mean {metric_label(metrics[0])}")
+    drawn[0].set_ylabel(f"Mean {metric_label(metrics[0])}")
     facts = [counted(len(everything), "measured record")]
     left_out = sum(map(len, runs.values())) - len(everything)
     if left_out:
@@ -193,8 +198,8 @@ def profiles_figure(
         for index, name in enumerate(runs)
         if len(runs) > 1 or name
     ]
-    title = title or "Score by context length and needle depth"
-    arrange(Page(figure, [[by_length, by_depth]], (width, height), title, " · ".join(facts), legend))
+    title = title or f"Score by {' and '.join(map(_plain_name, sides))}"
+    arrange(Page(figure, [drawn], (width, height), title, " · ".join(facts), legend))
     return figure
 
 
@@ -241,7 +246,22 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], index: int, runs: 
     )
 
 
-def _length_axis(figure: Figure, axes: Axes, lengths: Sequence[int], width: float) -> None:
+def _are_numbers(samples: Iterable[Sample], side: str) -> bool:
+    return all(isinstance(s.record.place.get(side), int | float) for s in samples)
+
+
+def _number_on(side: str, sample: Sample) -> float:
+    value = sample.record.place.get(side)
+    assert isinstance(value, int | float)
+    return value
+
+
+def _plain_name(axis: str) -> str:
+    """An axis without its unit."""
+    return axis_label(axis).partition(" (")[0]
+
+
+def _number_axis(figure: Figure, axes: Axes, side: str, lengths: Sequence[float], width: float) -> None:
     low, high = lengths[0], lengths[-1]
     wide = high / max(low, 1) >= 8
     if wide:
@@ -260,4 +280,7 @@ def _length_axis(figure: Figure, axes: Axes, lengths: Sequence[int], width: floa
         if not shown or inches[shown[-1]] - inches[index] >= pitch:
             shown.append(index)
     axes.set_xticks([lengths[i] for i in shown], [f"{lengths[i]:,}" for i in shown])
-    axes.set_xlabel(f"Context length (tokens{', log scale' if wide else ''})")
+    name = axis_title(side)
+    if wide:
+        name = f"{name[:-1]}, log scale)" if name.endswith(")") else f"{name} (log scale)"
+    axes.set_xlabel(name)

@@ -21,12 +21,13 @@ from retrieval_heads.plots.grid import (
 )
 from retrieval_heads.plots.saving import save
 from retrieval_heads.plots.style import DIFFERENCES, printable, styled
+from retrieval_heads.runs.place import Value
 from retrieval_heads.runs.record import Record, finite_mean
 
 # Smaller differences than this never fill the scale: noise should look like noise.
 _LEAST_LIMIT = 0.1
 
-Question = tuple[str, int, float, int]
+Question = tuple[str, tuple[tuple[str, Value], ...], int]
 
 
 def difference_map(
@@ -123,7 +124,7 @@ def paired_samples(first: Sequence[Sample], second: Sequence[Sample]) -> list[Sa
 
 
 def _question(record: Record) -> Question:
-    return record.needle, record.context_length, record.document_depth, record.seed
+    return record.needle, record.place.axes, record.seed
 
 
 def _by_question(samples: Sequence[Sample]) -> dict[Question, Sample]:

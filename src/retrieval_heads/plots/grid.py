@@ -1,4 +1,4 @@
-"""Records as panels of a length × depth grid: pure data, no drawing.
+"""Records as panels of a grid, lengths × depths of needles: pure data, no drawing.
 
 A panel shows one needle, seed, suite and so on; only what differs between records makes panels. Values are
 the stored scores, or plain means of them where several records fall in one cell.
@@ -17,6 +17,8 @@ import numpy as np
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.plots.style import printable, shorten
+from retrieval_heads.runs.grid import At, Grid, at
+from retrieval_heads.runs.place import Value, axis_label, shown
 from retrieval_heads.runs.record import Record, finite_mean
 
 MAX_PANELS = 12
@@ -42,14 +44,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Panel:
-    """One length × depth picture; arrays are `[depths, lengths]`."""
+    """One picture of two sides; arrays are `[ys, xs]`."""
 
     label: str
     metric: str
-    lengths: list[int]
-    """Tokens, ascending."""
-    depths: list[float]
-    """Percent, ascending."""
+    sides: tuple[str, str]
+    """The axes that x and y are, such as length and depth; y is empty where the task has one."""
+    xs: list[Value]
+    """Values on x, in order."""
+    ys: list[Value]
+    """Values on y, in order."""
     values: Any
     """Mean of the measured records, NaN where there is none."""
     states: Any
@@ -109,7 +113,8 @@ def panels(samples: Sequence[Sample]) -> tuple[list[Panel], str]:
     Raises:
         ResultsError: Scores of different names meet in one panel.
     """
-    facets = [name for name in _FACETS if len({_facet(s.record, name) for s in samples}) > 1]
+    further = dict.fromkeys(axis for s in samples for axis, _ in s.record.place.facets if axis not in _FACETS)
+    facets = [name for name in (*_FACETS, *further) if len({_facet(s.record, name) for s in samples}) > 1]
     dropped = []
     for name in ("seed", "haystack", "question", "needle", "arm", "suite"):
         if len({_key(s.record, facets) for s in samples}) <= MAX_PANELS:
@@ -122,11 +127,11 @@ def panels(samples: Sequence[Sample]) -> tuple[list[Panel], str]:
         by_panel[_key(sample.record, facets)].append(sample)
     labels = _labels(list(by_panel.values()), facets)
     made = []
-    for label, members in zip(labels, by_panel.values(), strict=True):
+    for title, members in zip(labels, by_panel.values(), strict=True):
         # Panels of one suite share their axes, so that a row that one seed lacks is seen to be missing.
         suite = members[0].record.suite
         mates = [s for s in samples if s.record.suite == suite or "suite" not in facets]
-        made.append(_panel(label, members, mates))
+        made.append(_panel(title, members, mates))
     return made, _note(samples, dropped, by_panel.values())
 
 
@@ -137,7 +142,10 @@ _PLURAL = {"haystack": "haystacks", "suite": "suites", "arm": "arms"}
 def _facet(record: Record, name: str) -> str:
     if name == "haystack":
         return record.recipe.haystack if record.recipe else ""
-    return str(getattr(record, name))
+    if name in _FACETS:
+        return str(getattr(record, name))
+    value = record.place.get(name)
+    return "" if value is None else shown(value)
 
 
 def _key(record: Record, facets: Sequence[str]) -> tuple[str, ...]:
@@ -163,34 +171,34 @@ def _facet_label(record: Record, name: str) -> str:
         return f"seed {record.seed}"
     if name == "arm":
         return shorten(record.arm, 24) or "nothing masked"
+    if name not in _FACETS:
+        return shorten(f"{axis_label(name)} {_facet(record, name)}", 34)
     return shorten(_facet(record, name), 34) or f"no {name}"
 
 
-def _panel(label: str, members: Sequence[Sample], mates: Iterable[Sample]) -> Panel:
+def _panel(title: str, members: Sequence[Sample], mates: Iterable[Sample]) -> Panel:
     metrics = sorted({s.metric for s in members if s.metric})
     if len(metrics) > 1:
         raise ResultsError(f"the records count by different scores ({', '.join(metrics)}); choose one as metric")
-    mates = list(mates)
-    lengths = sorted({s.record.context_length for s in mates})
-    depths = sorted({s.record.document_depth for s in mates})
-    cells: dict[tuple[float, int], list[Sample]] = defaultdict(list)
+    grid = Grid.of(s.record for s in mates)
+    cells: dict[At, list[Sample]] = defaultdict(list)
     for sample in members:
-        cells[sample.record.document_depth, sample.record.context_length].append(sample)
-    values = np.full((len(depths), len(lengths)), np.nan)
+        cells[at(sample.record)].append(sample)
+    values = np.full((len(grid.ys), len(grid.xs)), np.nan)
     states: Any = np.full(values.shape, MISSING, dtype=object)
     partial: Any = np.zeros(values.shape, dtype=bool)
-    row_of = {depth: row for row, depth in enumerate(depths)}
-    column_of = {length: column for column, length in enumerate(lengths)}
-    for (depth, length), inside in cells.items():
-        at = row_of[depth], column_of[length]
+    row_of = {y: row for row, y in enumerate(grid.ys)}
+    column_of = {x: column for column, x in enumerate(grid.xs)}
+    for (x, y), inside in cells.items():
+        here = row_of[y], column_of[x]
         measured = [s.value for s in inside if s.state == MEASURED]
         if measured:
-            values[at] = finite_mean(measured)
-            states[at] = MEASURED
-            partial[at] = len(measured) < len(inside)
+            values[here] = finite_mean(measured)
+            states[here] = MEASURED
+            partial[here] = len(measured) < len(inside)
         else:
-            states[at] = next(state for state in _WORST_FIRST if any(s.state == state for s in inside))
-    return Panel(label, metrics[0] if metrics else "", lengths, depths, values, states, partial)
+            states[here] = next(state for state in _WORST_FIRST if any(s.state == state for s in inside))
+    return Panel(title, metrics[0] if metrics else "", grid.sides, grid.xs, grid.ys, values, states, partial)
 
 
 def _note(samples: Sequence[Sample], dropped: Sequence[str], groups: Iterable[Sequence[Sample]]) -> str:
@@ -200,9 +208,7 @@ def _note(samples: Sequence[Sample], dropped: Sequence[str], groups: Iterable[Se
         parts.append(f"{count} {_PLURAL.get(name, name + 's')}")
     if parts:
         return "mean over " + ", ".join(parts)
-    most = max(
-        max(Counter((s.record.document_depth, s.record.context_length) for s in group).values()) for group in groups
-    )
+    most = max(max(Counter(at(s.record) for s in group).values()) for group in groups)
     return f"mean of up to {most} records a cell" if most > 1 else ""
 
 
@@ -223,6 +229,14 @@ def number_labels(values: Sequence[float]) -> list[str]:
         if exact or (decimals and len(set(labels)) == len(labels)):
             break
     return [_without_zeros(label) for label in labels]
+
+
+def value_labels(values: Sequence[Value]) -> list[str]:
+    """The values on an axis as a picture writes them."""
+    numbers = [value for value in values if not isinstance(value, str)]
+    if len(numbers) < len(values):
+        return [str(value) for value in values]
+    return number_labels(numbers) if any(isinstance(value, float) for value in numbers) else [f"{n:,}" for n in numbers]
 
 
 def _without_zeros(label: str) -> str:

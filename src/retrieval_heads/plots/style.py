@@ -14,6 +14,7 @@ from matplotlib import style as mpl_style
 from matplotlib.colors import LinearSegmentedColormap
 
 from retrieval_heads import colours
+from retrieval_heads.runs.place import axis_label
 
 STYLE_FILE = Path(__file__).with_name("retrieval_heads.mplstyle")
 
@@ -87,3 +88,9 @@ def line_look(index: int) -> dict[str, Any]:
         "marker": _MARKERS[index % len(_MARKERS)],
         "linestyle": _DASHES[index % len(_DASHES)],
     }
+
+
+def axis_title(axis: str) -> str:
+    """An axis of a task as a picture names it: `Context length (tokens)`."""
+    text = axis_label(axis)
+    return text[:1].upper() + text[1:]

@@ -144,15 +144,19 @@ class PromptBuilder:
         head = self._part(before, question, is_start=True)
         tail = self._part(after, question, is_start=False)
         wording = prompt.model_dump(mode="json")["messages"]
-        said = json.dumps([wording, str(self._template), dict(self.template_kwargs)], sort_keys=True)
         return Frame(
             head=head[0],
             tail=tail[0],
             question_in_head=in_head,
             question_span=head[1] if in_head else tail[1],
             wording=wording,
-            hash=hashlib.sha256(said.encode()).hexdigest(),
+            hash=self.wording_hash(wording),
         )
+
+    def wording_hash(self, wording: Sequence[Mapping[str, str]]) -> str:
+        """SHA-256 of a prompt's wording, the chat template and its arguments."""
+        text = json.dumps([wording, str(self._template), dict(self.template_kwargs)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def render(self, messages: list[dict[str, str]]) -> str:
         """Messages to the text that a model is given; without a chat template, their contents joined.

@@ -13,6 +13,8 @@ from retrieval_heads.heads.score import SCORES, head_score
 from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.report.matching import marked
 from retrieval_heads.report.stored_run import StoredRun
+from retrieval_heads.runs.grid import Grid, at
+from retrieval_heads.runs.place import axis_label
 from retrieval_heads.runs.record import Record
 
 MAX_TEXT = 20_000
@@ -58,7 +60,9 @@ def _suite(records: Sequence[Record], before: Mapping[tuple[str, str], Record]) 
         number = questions.setdefault(asked, len(questions))
         rows.append(_record(record, number, metrics, before.get((record.suite_id, record.cell))))
     keys = ("name", "needle", "question", "expected", "span")
+    x, y = Grid.of(records).sides
     return {
+        "sides": {"x": {"axis": x, "title": axis_label(x)}, "y": {"axis": y, "title": axis_label(y)}},
         "kind": records[0].kind,
         "name": records[0].suite,
         "metric": own,
@@ -71,10 +75,11 @@ def _suite(records: Sequence[Record], before: Mapping[tuple[str, str], Record]) 
 
 
 def _record(record: Record, question: int, metrics: Sequence[str], before: Record | None) -> dict[str, Any]:
+    x, y = at(record)
     said = {
         "question": question,
-        "length": record.context_length,
-        "depth": record.document_depth,
+        "x": x,
+        "y": y,
         "status": record.status,
         "scores": _scores(record, metrics),
         "answer": marked(record.text[:MAX_TEXT], record.sayings, record.question, record.metric),

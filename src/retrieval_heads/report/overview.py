@@ -15,6 +15,8 @@ from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
 from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.intervals import mean_interval, shown
 from retrieval_heads.report.stored_run import StoredRun
+from retrieval_heads.runs.grid import Grid
+from retrieval_heads.runs.place import LENGTH
 from retrieval_heads.runs.record import Record, finite_mean
 
 _WORDS = ("broken", "inconclusive", "held")
@@ -122,14 +124,16 @@ def _cells(records: Sequence[Record], baseline: Sequence[Record]) -> Iterator[tu
             f"{change:+.3f}".replace("-", "−"),
             f"mean change over {len(pairs):,} cells in both",
         )
-    by_length: dict[int, list[float]] = {}
-    for record in measured:
-        by_length.setdefault(record.context_length, []).append(_score(record) or 0.0)
-    if len(by_length) > 1:
-        means = {length: finite_mean(values) for length, values in by_length.items()}
-        worst = min(means, key=lambda length: (means[length], length))
-        if means[worst] < max(means.values()):
-            yield "weakest length", f"{worst:,}", f"tokens, mean {means[worst]:.3f}"
+    grid = Grid.of(measured)
+    means = {
+        x: finite_mean([_score(record) or 0.0 for y in grid.ys for record in grid.cells.get((x, y), ())])
+        for x in grid.xs
+    }
+    if len(means) > 1 and min(means.values()) < max(means.values()):
+        worst = min(means, key=lambda x: (means[x], grid.xs.index(x)))
+        number = f"{worst:,}" if isinstance(worst, int) else f"{worst}"
+        unit = "tokens, " if grid.sides[0] == LENGTH else ""
+        yield f"weakest {grid.sides[0]}", number, f"{unit}mean {means[worst]:.3f}"
 
 
 def _score(record: Record) -> float | None:

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.kinds import KINDS
 from retrieval_heads.reading import parse_json, read_text
 from retrieval_heads.redaction import without_values
+from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value
 
 SCHEMA = "retrieval-heads/1"
 
@@ -71,17 +72,17 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    haystack: str
-    """Source of the haystack: a folder, `package:NAME/PATH` or `pydoc`."""
-    hash: str
+    haystack: str = ""
+    """Source of the haystack: a folder, `package:NAME/PATH` or `pydoc`; empty for a task that has none."""
+    hash: str = ""
     """SHA-256 of the haystack's text."""
-    tokens: int
+    tokens: int = 0
     """Tokens in the haystack by the tested tokenizer, before any repetition."""
-    offset: int
+    offset: int = 0
     """Haystack token at which the context starts (the seed chooses it)."""
-    insertion: int
+    insertion: int = 0
     """Haystack tokens that stand before the needle."""
-    repeats: int
+    repeats: int = 0
     """How often the haystack was started again because it was too short (0: long enough)."""
     wording: list[dict[str, str]]
     """The prompt's messages, `{context}` and `{question}` in them."""
@@ -95,6 +96,8 @@ class Recipe(BaseModel):
     """Where the needle may stand, as the suite says; empty in records of before."""
     sampling: dict[str, Any] | None = None
     """The suite's `generation`; `None` in records of before."""
+    options: dict[str, Any] | None = None
+    """The settings of a task that is not the needle."""
 
 
 class Replay(BaseModel):
@@ -120,6 +123,9 @@ class Mask(BaseModel):
     heads: list[tuple[int, int]]
     """Each [layer, head]."""
 
+
+_OF_THE_NEEDLE = frozenset({"context_length", "document_depth", "needle", "needle_name"})
+"""Fields that records of other tasks do not have."""
 
 HeadScores = dict[str, list[list[float]]]
 """Scores by name, each `[layers][heads]`; see `retrieval_heads.heads.score`."""
@@ -149,15 +155,19 @@ class Record(BaseModel):
     """`pass`, `low` (below the threshold), `skipped` (never asked) or `error`."""
     reason: str = ""
     """Why a cell is `low`, `skipped` or in `error`: one sentence."""
-    context_length: int
+    task: str | None = None
+    """What was asked; `None` is the needle, whose place is `context_length`, `document_depth` and `needle_name`."""
+    axes: dict[str, Value] | None = None
+    """The place of another task's question: a value on each of its axes."""
+    context_length: int = 0
     """Tokens of the whole prompt as requested, chat template and question inside."""
-    document_depth: float
+    document_depth: float = 0.0
     """Requested depth in percent: 0 is the start of the haystack, 100 its end."""
     achieved_depth: float | None = None
     """100 × needle start / haystack tokens, needle excluded."""
     prompt_tokens: int | None = None
     """Tokens of the prompt as sent; equals `context_length`."""
-    needle: str
+    needle: str = ""
     """The inserted text as the suite gives it."""
     needle_name: str = ""
     """Short name of the needle, as in the item's name."""
@@ -220,6 +230,22 @@ class Record(BaseModel):
         return (self.reference, *self.alternatives)
 
     @property
+    def place(self) -> Place:
+        """Where the question stands in its suite's grid."""
+        if self.axes is not None:
+            return Place(tuple(self.axes.items()), self.seed, self.arm)
+        needle = self.needle_name or self.needle
+        axes = ((LENGTH, self.context_length), (DEPTH, self.document_depth), (NEEDLE, needle))
+        return Place(axes, self.seed, self.arm)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain builtins, as files hold it."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if self.task is not None:
+            data = {name: value for name, value in data.items() if name not in _OF_THE_NEEDLE}
+        return data
+
+    @property
     def suite_id(self) -> str:
         """Names the suite beside those of other kinds: `niah/demo`."""
         return f"{self.kind}/{self.suite}"
@@ -231,8 +257,10 @@ class _Bounds(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     kind: Annotated[str, AfterValidator(_known_kind)] = "niah"
-    context_length: Annotated[int, Field(strict=True, ge=1, lt=1 << 40)]
-    document_depth: _Percent
+    task: Annotated[str, Field(min_length=1)] | None = None
+    axes: dict[str, Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)] | str] | None = None
+    context_length: Annotated[int, Field(strict=True, ge=1, lt=1 << 40)] | None = None
+    document_depth: _Percent | None = None
     achieved_depth: _Percent | None = None
     prompt_tokens: _Count | None = None
     needle_span: _Span | None = None
@@ -246,6 +274,13 @@ class _Bounds(BaseModel):
     cached_tokens: _Count | None = None
     heads: HeadScores | None = None
     seconds: _Seconds | None = None
+
+    @model_validator(mode="after")
+    def _placed(self) -> _Bounds:
+        wanted = ("axes",) if self.task is not None else ("context_length", "document_depth")
+        if missing := [name for name in wanted if getattr(self, name) is None]:
+            raise ValueError(f"{missing[0]}: Field required")
+        return self
 
 
 def check_bounds(data: Mapping[str, Any], where: str) -> None:
@@ -267,7 +302,8 @@ def check_bounds(data: Mapping[str, Any], where: str) -> None:
 def first_mistake(error: ValidationError) -> str:
     """The first field that is wrong, and why."""
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, first['loc']))}: {message}" if first["loc"] else message
 
 
 def parse_record(line: str, where: str) -> Record:
@@ -291,6 +327,8 @@ def parse_record(line: str, where: str) -> Record:
     except ValidationError as error:
         raise ResultsError(f"{where}: {first_mistake(error)}") from None
     check_bounds(data, where)
+    if record.task is None and "needle" not in data:
+        raise ResultsError(f"{where}: needle: Field required")
     if record.status in ("pass", "low") and record.metric and record.metric not in record.scores:
         raise ResultsError(f"{where}: scores: {record.metric}, which decides, is expected to be among them")
     return record
@@ -315,7 +353,7 @@ def read_records(path: Path, *, torn_last_line: bool = False) -> list[Record]:
 
 def dump_record(record: Record) -> str:
     """One line of `results.jsonl`, without the line end and without secrets."""
-    data = record.model_dump(mode="json", by_alias=True, exclude_none=True)
+    data = record.to_json()
     line = json.dumps(data, ensure_ascii=False, allow_nan=False)
     if without_values(line) == line:
         return line

@@ -57,7 +57,8 @@ def _is_branch(part: int | str) -> bool:
 def _message(schema: type[Section], detail: Any, keys: list[int | str]) -> str:
     if detail["type"] == "extra_forbidden":
         valid = _fields_at(schema, keys[:-1])
-        return "unknown key" + (nearest(str(keys[-1]), valid) or f"; accepted: {', '.join(valid)}")
+        accepted = f"; accepted: {', '.join(valid)}" if valid else "; none is accepted here"
+        return "unknown key" + (nearest(str(keys[-1]), valid) or accepted)
     if detail["type"] == "missing":
         return "this key is missing"
     message = re.sub(r" or instance of \w+$", "", str(detail["msg"]).removeprefix("Value error, "))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,14 @@ def plan_suite(suite: Suite, tokenizer: Any, earlier: EarlierRun | None = None) 
         PromptError: A prompt cannot be built.
         ConfigError: The haystack cannot be read.
     """
-    from retrieval_heads.prompts.requests import CellBuilder, CellSkipped
+    from retrieval_heads.prompts.requests import CellSkipped
     from retrieval_heads.prompts.tokenizer import kv_bytes_per_token
+    from retrieval_heads.tasks.builder import CellBuilder
 
     model = suite.settings.model.model_dump()
     said = model.get("max_model_len")
     limit = said if isinstance(said, int) and said > 0 else sys.maxsize  # vLLM alone knows what auto comes to
     builder = CellBuilder(tokenizer, model, {}, limit)
-    question = suite.question()
     sizes = (model.get("block_size"), earlier and earlier.block)
     block = next((size for size in sizes if isinstance(size, int) and size > 0), DEFAULT_BLOCK)
     reuse = Reuse(block)
@@ -101,13 +101,12 @@ def plan_suite(suite: Suite, tokenizer: Any, earlier: EarlierRun | None = None) 
     # On a terminal alone: a log gets the lines of the plan.
     for cell in tqdm(suite.cells, desc=suite.id, unit="cell", disable=None, leave=False):
         try:
-            request = builder.request(question, asdict(cell))
+            request = builder.request(suite.question, cell)
         except CellSkipped as reason:
             skipped[str(reason)] += 1
             continue
         total += len(request.ids)
-        assert request.prefix is not None
-        computed += len(request.ids) - reuse.add(request.prefix, len(request.ids))
+        computed += len(request.ids) - (reuse.add(request.prefix, len(request.ids)) if request.prefix else 0)
         longest = max(longest, (len(request.ids), int(request.sampling["max_tokens"])))
     try:
         kv_bytes = sum(longest) * kv_bytes_per_token(model)

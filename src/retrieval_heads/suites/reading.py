@@ -167,6 +167,8 @@ def _normal(data: dict[str, Any], where: str) -> dict[str, Any]:
         normal.setdefault("kind", "detect")
     if isinstance(normal.get("haystack"), str):
         normal["haystack"] = {"source": normal["haystack"]}
+    if isinstance(normal.get("task"), str):
+        normal["task"] = {"name": normal["task"]}
     if isinstance(normal.get("model"), str):
         normal["model"] = {"model": normal["model"]}
     return normal

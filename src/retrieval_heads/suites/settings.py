@@ -201,6 +201,19 @@ def _plain_haystack(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+class TaskOptions(Section):
+    """What is asked. Every other key is the task's own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    name: Said
+    """As `retrieval_heads.tasks.task.TASKS` knows it."""
+
+
+def _plain_task(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 def _parsed_gate(text: str) -> str:
     try:
         parse_gate(text, (*METRICS, PASS_RATE, *FIELDS))
@@ -219,6 +232,8 @@ class Settings(Section):
     kind: Kind = "niah"
     name: Annotated[str, Field(pattern=r"^[^/:\[\]]+$")] | None = None
     """The suite's name in records and reports; its file's where it is left out."""
+    task: Annotated[TaskOptions, BeforeValidator(_plain_task)] | None = None
+    """What is asked; needles in a haystack where it is left out."""
     model: Model = Model()
     engine: AnyEngine = Engine()
     haystack: Annotated[HaystackSource, BeforeValidator(_plain_haystack)] | None = None

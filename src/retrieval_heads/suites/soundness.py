@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import regex
@@ -11,6 +11,7 @@ import regex
 from retrieval_heads.prompts.haystack import read_text
 from retrieval_heads.prompts.settings import Needle
 from retrieval_heads.prompts.start_token import start_token_fault, start_tokens
+from retrieval_heads.runs.place import NEEDLE
 from retrieval_heads.scoring import judge, key_words_of, score_answer, tokens
 from retrieval_heads.scoring.settings import KEY_WORDS, Scoring
 from retrieval_heads.suites.suite import Suite
@@ -33,6 +34,8 @@ class Check:
 def check_answers(suite: Suite) -> Iterator[Check]:
     """Look at what is expected: is it enough to tell a right answer by, and does the haystack say it too?"""
     scoring = suite.settings.scoring
+    if not suite.needles:
+        return
     sentences = list(dict.fromkeys(each.strip() for each in _SENTENCE.findall(read_text(suite.source))))
     for needle in suite.needles:
         for saying in needle.sayings:
@@ -64,14 +67,14 @@ def check_prompts(suite: Suite, tokenizer: Any) -> Iterator[Check]:
     Raises:
         PromptError: A prompt cannot be built.
     """
-    from retrieval_heads.prompts.requests import CellBuilder
     from retrieval_heads.prompts.tokenizer import load_generation
+    from retrieval_heads.tasks.builder import CellBuilder
 
     model = suite.settings.model.model_dump()
     builder = CellBuilder(tokenizer, model, {}, 1 << 60)
     for index, needle in enumerate(suite.needles):
-        cell = next(cell for cell in suite.cells if cell.needle == index)
-        request = builder.request(suite.question(), asdict(cell))
+        cell = next(cell for cell in suite.cells if cell.place.get(NEEDLE) == needle.name)
+        request = builder.request(suite.question, cell)
         if index == 0:
             frame = builder.prompts.frame(suite.settings.prompt, needle.question)
             yield _first_token(request.ids, tokenizer, builder.prompts.chat_template)

@@ -1,4 +1,4 @@
-"""A suite: an ordered tuple of cells, each one (needle, seed, length, depth) to ask.
+"""A suite: an ordered tuple of cells, each one question to ask.
 
 Pure and fast: no torch, no tokenizer; a prompt is built from a cell by the engine process.
 """
@@ -12,9 +12,11 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from retrieval_heads.ablation.arms import NONE, arms, idle_heads, read_heads
 from retrieval_heads.errors import ConfigError, ResultsError
@@ -26,9 +28,15 @@ from retrieval_heads.prompts.settings import HaystackSource, Needle
 from retrieval_heads.reading import path_of
 from retrieval_heads.runs.folder import read_facts
 from retrieval_heads.runs.origin import Origin, origins
+from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value, shown
 from retrieval_heads.runs.record import Record, read_records
+from retrieval_heads.settings.messages import sentences
 from retrieval_heads.suites.reading import line_of, overlay, read_settings, read_suites, resolve
 from retrieval_heads.suites.settings import MOST_CELLS, Range, Settings
+from retrieval_heads.tasks.task import TASKS, THE_NEEDLE, Cell, Question, Task
+
+_SHORT = {LENGTH: "len"}
+"""How an item's name writes an axis."""
 
 _PREDECESSOR_LENGTHS = tuple(range(1_000, 50_000, 1_000))
 _PREDECESSOR_DEPTHS = tuple(float(depth) for depth in range(0, 100, 10))
@@ -38,27 +46,6 @@ _PREDECESSOR_NEEDLE = (
 _PREDECESSOR_QUESTION = "What is the best thing to do in San Francisco?"
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One question to ask: a needle at a depth of a context of some length."""
-
-    name: str
-    """As in the item's brackets: `len_4096-depth_50`, needle and seed before it when there are several."""
-    id: str
-    """Names the question asked, whichever model answers: pairs a run with another model's."""
-    needle: int
-    """Index into the suite's needles."""
-    length: int
-    """Tokens of the whole prompt."""
-    depth: float
-    """Percent of the haystack before the needle."""
-    seed: int
-    arm: str = ""
-    """What is masked (ablate): one of `retrieval_heads.ablation.arms.arms`."""
-    stored: Mapping[str, Any] | None = None
-    """The record whose answer is traced in place of asking."""
-
-
 @dataclass(frozen=True)
 class Suite:
     """A suite's settings, resolved, and its cells in order."""
@@ -66,11 +53,8 @@ class Suite:
     name: str
     path: Path
     settings: Settings
-    needles: tuple[Needle, ...]
-    source: str
-    """The haystack's source; a folder as an absolute path."""
-    haystack: str
-    """The haystack's name."""
+    question: Question
+    """What its cells have in common."""
     cells: tuple[Cell, ...]
     heads: tuple[Head, ...] = ()
     """What an ablation masks, the best first; empty where another suite of the run finds them."""
@@ -81,6 +65,21 @@ class Suite:
     def id(self) -> str:
         """Names the suite beside those of other kinds: `niah/demo`."""
         return f"{self.settings.kind}/{self.name}"
+
+    @property
+    def task(self) -> Task:
+        """What is asked, and how answers are judged."""
+        return TASKS.find(self.question.task)
+
+    @property
+    def needles(self) -> tuple[Needle, ...]:
+        """The needles; none of a task that has none."""
+        return self.question.needles
+
+    @property
+    def source(self) -> str:
+        """The haystack's source; a folder as an absolute path."""
+        return self.question.source
 
     def resolved(self) -> dict[str, Any]:
         """The settings as plain builtins that mean the same wherever they are read: a haystack's folder is absolute."""
@@ -94,25 +93,6 @@ class Suite:
         if self.heads:
             said["ablate"]["heads"] = [list(head) for head in self.heads]
         return said
-
-    def question(self) -> dict[str, Any]:
-        """What the engine process needs besides a cell to build its prompt, as plain builtins."""
-        return {
-            "suite": self.name,
-            "kind": self.settings.kind,
-            "source": self.source,
-            "needles": [needle.model_dump() for needle in self.needles],
-            "prompt": self.settings.prompt.model_dump(),
-            "generation": self.settings.generation.model_dump(),
-            "boundary": self.settings.boundary,
-            "scoring": self.settings.scoring.model_dump(),
-            "ablate": self._ablate(),
-        }
-
-    def _ablate(self) -> dict[str, Any] | None:
-        if self.settings.ablate is None or self.settings.kind != "ablate":
-            return None
-        return {**self.settings.ablate.model_dump(include={"mode", "seed"}), "heads": self.heads}
 
 
 def load_suite(path: Path, config: Mapping[str, Any] | None = None, sets: Mapping[str, Any] | None = None) -> Suite:
@@ -166,15 +146,80 @@ def _load(
         return _stored_suite(path, settings, written)
     if settings.from_model is not None:
         raise ConfigError(f"{written.at('from_model')}: from_model: names who gave stored answers; give from_results")
-    needles = tuple(_needles(settings, written))
-    source, name = _source(settings.haystack, written)
     heads = _masked_heads(settings, written) if settings.kind == "ablate" else ()
-    cells = tuple(_cells(settings, needles, name, written))
-    longest = max(cell.length for cell in cells)
-    for gate in settings.gates if settings.verdict != "none" else ():
-        if idle := idleness(parse_gate(gate), longest):
-            raise ConfigError(f"{written.at('gates')}: gates: gate {gate!r}: {idle}, the longest length that is asked")
-    return Suite(settings.name or path.stem, path, settings, needles, source, name, cells, heads)
+    question = _question(settings.name or path.stem, settings, heads, written)
+    cells = tuple(_cells(settings, question, written))
+    _check_gates(settings, question, cells, written)
+    return Suite(question.suite, path, settings, question, cells, heads)
+
+
+def _question(name: str, settings: Settings, heads: tuple[Head, ...], written: _Written) -> Question:
+    """What the cells of a suite have in common."""
+    chosen = settings.task.name if settings.task else THE_NEEDLE
+    try:
+        task = TASKS.find(chosen)
+    except ConfigError as error:
+        raise ConfigError(f"{written.at('task')}: task: {error}") from None
+    if settings.kind != "niah" and not task.has_spans:
+        raise ConfigError(
+            f"{written.at('kind')}: kind: {settings.kind} takes a task whose prompts have spans that head scores aim "
+            f"at, and {chosen} has none; expected niah"
+        )
+    needles: tuple[Needle, ...] = ()
+    source = haystack = ""
+    for section, given in (("needles", settings.needles), ("haystack", settings.haystack)):
+        if given and section not in task.needs:
+            raise ConfigError(f"{written.at(section)}: {section}: the task {chosen} has none; leave it out")
+    if "needles" in task.needs:
+        needles = tuple(_needles(settings, written))
+    if "haystack" in task.needs:
+        source, haystack = _source(settings.haystack, written)
+    lengths, depths = _swept(settings, task, written)
+    return Question(
+        suite=name,
+        kind=settings.kind,
+        task=chosen,
+        options=_options(task, settings, written),
+        lengths=lengths,
+        depths=depths,
+        source=source,
+        haystack=haystack,
+        needles=needles,
+        prompt=settings.prompt,
+        generation=settings.generation.model_dump(),
+        boundary=settings.boundary,
+        scoring=settings.scoring,
+        ablate=_ablate(settings, heads),
+    )
+
+
+def _options(task: Task, settings: Settings, written: _Written) -> dict[str, Any]:
+    """The task's own settings, read by its own schema."""
+    given = dict(settings.task.model_extra or {}) if settings.task else {}
+    try:
+        return task.settings.model_validate(given).model_dump(mode="json")
+    except ValidationError as error:
+        text = written.path.read_text(encoding="utf-8", errors="replace") if written.path.is_file() else ""
+        raise ConfigError("\n".join(sentences(task.settings, error, str(written.path), text, ("task",)))) from None
+
+
+def _ablate(settings: Settings, heads: tuple[Head, ...]) -> dict[str, Any] | None:
+    if settings.ablate is None or settings.kind != "ablate":
+        return None
+    return {**settings.ablate.model_dump(include={"mode", "seed"}), "heads": heads}
+
+
+def _check_gates(settings: Settings, question: Question, cells: Sequence[Cell], written: _Written) -> None:
+    """Refuse a gate over an axis that the task has not, and one that no run could break."""
+    axes = TASKS.find(question.task).axes
+    longest = max((length for cell in cells if isinstance(length := cell.place.get(LENGTH), int)), default=None)
+    for text in settings.gates if settings.verdict != "none" else ():
+        try:
+            gate = parse_gate(text, axes=axes)
+        except ConfigError as error:
+            raise ConfigError(f"{written.at('gates')}: gates: {error}") from None
+        if longest is not None and (idle := idleness(gate, longest)):
+            raise ConfigError(f"{written.at('gates')}: gates: gate {text!r}: {idle}, the longest length that is asked")
 
 
 @dataclass(frozen=True)
@@ -327,22 +372,18 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
         "needle": len(needles) > 1,
         "seed": len({record.seed for _, record in asked}) > 1,
     }
-    order = list(needles)
     cells = []
     for number, record in asked:
         parts = {"run": f"{number}", "needle": needles[_digest(record)].name, "seed": f"{record.seed}"}
         prefix = "".join(f"{key}_{parts[key]}-" for key, is_shown in several.items() if is_shown)
-        place = f"len_{record.context_length}-depth_{_shown(record.document_depth)}"
-        told = record.cell.partition("/")[2] or f"stored/{_digest(record)}/{place}"
+        steps = "-".join(_step(axis, value) for axis, value in record.place.axes if axis != NEEDLE)
+        told = record.cell.partition("/")[2] or f"stored/{_digest(record)}/{steps}"
         cells.append(
             Cell(
-                name=f"{prefix}{place}",
+                name=f"{prefix}{steps}",
                 id=f"detect/{told}" + (f"/run_{number}" if several["run"] else ""),
-                needle=order.index(_digest(record)),
-                length=record.context_length,
-                depth=record.document_depth,
-                seed=record.seed,
-                stored=record.model_dump(mode="json", by_alias=True, exclude_none=True),
+                place=_renamed(record.place, parts["needle"]),
+                stored=record.to_json(),
             )
         )
     names = Counter(cell.name for cell in cells)
@@ -355,7 +396,23 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
         for origin in _origins(_results_of(name, written), [one for at, one in asked if at == number], written)
     )
     called = settings.name or path.stem
-    return Suite(called, path, settings, tuple(needles.values()), source, "stored", tuple(cells), origins=origins)
+    question = Question(
+        suite=called,
+        kind=settings.kind,
+        source=source,
+        haystack="stored",
+        needles=tuple(needles.values()),
+        prompt=settings.prompt,
+        generation=settings.generation.model_dump(),
+        boundary=settings.boundary,
+        scoring=settings.scoring,
+    )
+    return Suite(called, path, settings, question, tuple(cells), origins=origins)
+
+
+def _renamed(place: Place, needle: str | None) -> Place:
+    """A stored answer's place under the name that its needle has in this suite."""
+    return replace(place, axes=tuple((axis, needle or "" if axis == NEEDLE else value) for axis, value in place.axes))
 
 
 def _origins(file: Path, records: Iterable[Record], written: _Written) -> Iterator[Origin]:
@@ -399,8 +456,8 @@ def _read_stored(name: str, settings: Settings, written: _Written) -> Iterator[R
     depths = None if sweep.document_depths is None else set(expand_depths(sweep.document_depths))
     for record in records:
         is_answer = record.status in ("pass", "low") and not record.arm
-        fits = (lengths is None or record.context_length in lengths) and (
-            depths is None or record.document_depth in depths
+        fits = (lengths is None or record.place.get(LENGTH) in lengths) and (
+            depths is None or record.place.get(DEPTH) in depths
         )
         if is_answer and fits and (least is None or (record.rougeL is not None and record.rougeL >= least)):
             yield record if least is None else record.model_copy(update={"passed": True, "status": "pass"})
@@ -463,7 +520,8 @@ def _source(haystack: HaystackSource | None, written: _Written) -> tuple[str, st
     return located, haystack.name or name
 
 
-def _cells(settings: Settings, needles: tuple[Needle, ...], haystack: str, written: _Written) -> Iterator[Cell]:
+def _swept(settings: Settings, task: Task, written: _Written) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The lengths and depths of the sweep; of a task without such an axis, none."""
     sweep = settings.sweep
     # The predecessor's own defaults, for its config files that hold no sweep (or above, no needle).
     is_predecessor = settings.haystack is not None and settings.haystack.haystack_dir is not None
@@ -473,44 +531,69 @@ def _cells(settings: Settings, needles: tuple[Needle, ...], haystack: str, writt
         lengths = tuple(expand_lengths(sweep.context_lengths))
     if sweep.document_depths is not None:
         depths = tuple(expand_depths(sweep.document_depths))
-    for key, values in (("context_lengths", lengths), ("document_depths", depths), ("seeds", sweep.seeds)):
+    for key, values, axis in (
+        ("context_lengths", lengths, LENGTH),
+        ("document_depths", depths, DEPTH),
+        ("seeds", sweep.seeds, None),
+    ):
+        if axis is not None and axis not in task.axes:
+            if values:
+                axes = ", ".join(task.axes)
+                raise ConfigError(
+                    f"{written.at('sweep', key)}: sweep.{key}: the task has no axis {axis}; its axes are {axes}"
+                )
+            continue
         if not values:
             expected = "expected a list or min, max, intervals"
             raise ConfigError(f"{written.at('sweep', key)}: sweep.{key}: the grid is empty; {expected}")
-        shown = Counter(_shown(value) for value in values)
-        if twice := [value for value, count in shown.items() if count > 1]:
+        names = Counter(shown(value) for value in values)
+        if twice := [value for value, count in names.items() if count > 1]:
             raise ConfigError(f"{written.at('sweep', key)}: sweep.{key}: {', '.join(twice)} is given twice")
+    return lengths, depths
+
+
+def _cells(settings: Settings, question: Question, written: _Written) -> Iterator[Cell]:
     ablate = settings.ablate if settings.kind == "ablate" else None
+    seeds, task = settings.sweep.seeds, TASKS.find(question.task)
     _refuse_many(
         sizes={
-            "lengths": len(lengths),
-            "depths": len(depths),
-            "seeds": len(sweep.seeds),
-            "needles": len(needles),
+            "lengths": max(1, len(question.lengths)),
+            "depths": max(1, len(question.depths)),
+            "seeds": len(seeds),
+            "needles": max(1, len(question.needles)),
             "arms (ablate.top and ablate.draws)": 1 + len(ablate.top) * (1 + ablate.draws) if ablate else 1,
         },
         written=written,
     )
-    for arm in [arm.name for arm in arms(ablate.top, ablate.draws)] if ablate else [""]:
+    masks = [arm.name for arm in arms(ablate.top, ablate.draws)] if ablate else [""]
+    # What names a question apart from its place: the haystack and the needle, else the task.
+    subjects: dict[str, tuple[str, ...]] = {
+        needle.name or "": (question.haystack, f"{needle.name}-{_digest(needle)}") for needle in question.needles
+    } or {"": (question.task,)}
+    grid = tuple(task.places(question))
+    _refuse_many({"places": len(grid), "seeds": len(seeds), "arms": len(masks)}, written)
+    if not grid:
+        raise ConfigError(f"{written.at('task')}: task: {question.task} asks nothing with these settings")
+    for arm in masks:
         # A seed's cells share the start of their contexts: together they find it in the cache before it is evicted.
-        for seed in sweep.seeds:
-            for index, needle in enumerate(needles):
-                asked = f"{settings.kind}/{haystack}/{needle.name}-{_digest(needle)}"
-                prefix = f"{arm}-" if arm else ""
-                prefix += f"{needle.name}-" if len(needles) > 1 else ""
-                prefix += f"seed_{seed}-" if len(sweep.seeds) > 1 else ""
-                masked = f"{arm}/" if arm not in ("", NONE) else ""
-                for length in lengths:
-                    for depth in depths:
-                        yield Cell(
-                            name=f"{prefix}len_{length}-depth_{_shown(depth)}",
-                            id=f"{asked}/seed_{seed}/{masked}len_{length}/depth_{_shown(depth)}",
-                            needle=index,
-                            length=length,
-                            depth=depth,
-                            seed=seed,
-                            arm=arm,
-                        )
+        for seed in seeds:
+            for values in grid:
+                place = Place(tuple(zip(task.axes, values, strict=True)), seed, arm)
+                steps = [_step(axis, value) for axis, value in place.axes if axis != NEEDLE]
+                needle = str(place.get(NEEDLE) or "")
+                names = [arm, needle if len(question.needles) > 1 else "", f"seed_{seed}" if len(seeds) > 1 else ""]
+                ids = [settings.kind, *subjects[needle], f"seed_{seed}", arm if arm != NONE else ""]
+                yield Cell(
+                    name="-".join(filter(None, (*names, *steps))),
+                    id="/".join(filter(None, (*ids, *steps))),
+                    place=place,
+                )
+
+
+def _step(axis: str, value: Value) -> str:
+    """A value on an axis as names write it; a node id gives brackets, colons and slashes a meaning."""
+    plain = re.sub(r"[^\w.+-]+", "_", shown(value))
+    return f"{_SHORT.get(axis, axis)}_{plain}"
 
 
 def _refuse_many(sizes: Mapping[str, int], written: _Written) -> None:
@@ -524,8 +607,3 @@ def _refuse_many(sizes: Mapping[str, int], written: _Written) -> None:
     raise ConfigError(
         f"{written.at(*keys)}: {'.'.join(keys)}: {product} are {count:,} cells; a suite has at most {MOST_CELLS:,}"
     )
-
-
-def _shown(number: float) -> str:
-    """A length or depth as names write it: no more than six digits of a fraction."""
-    return str(number) if isinstance(number, int) else f"{number:g}"

@@ -1,9 +1,9 @@
 const WORST_FIRST = ["error", "skipped", "unpaired"];
 
-/** A suite's length × depth heatmap with its choices. */
+/** A suite's heatmap with its choices. */
 function cellSection(suite) {
   const name = suite.name || "Needle in a haystack";
-  const title = suite.kind === "detect" ? `${name}: samples behind the heads` : `${name}: score by length and depth`;
+  const title = suite.kind === "detect" ? `${name}: samples behind the heads` : `${name}: score by ${[suite.sides.x.axis, suite.sides.y.axis].filter(Boolean).join(" and ").replaceAll("_", " ")}`;
   const section = make("section", { "aria-label": title }, make("h2", { textContent: title }));
   const map = new Heatmap(title);
   const chosen = { metric: suite.metric, needle: "", seed: "", arm: "", compare: "" };
@@ -38,8 +38,8 @@ function cellSection(suite) {
 }
 
 function cellGrid(suite, chosen, map) {
-  const lengths = [...new Set(suite.records.map((record) => record.length))].sort((first, second) => first - second);
-  const depths = [...new Set(suite.records.map((record) => record.depth))].sort((first, second) => first - second);
+  const xs = inOrder(suite.records.map((record) => record.x));
+  const ys = inOrder(suite.records.map((record) => record.y));
   const places = new Map();
   for (const record of suite.records) {
     const fits =
@@ -47,7 +47,7 @@ function cellGrid(suite, chosen, map) {
       (chosen.seed === "" || (record.seed || 0) === Number(chosen.seed)) &&
       (chosen.arm === "" || (record.arm || "-") === chosen.arm);
     if (!fits) continue;
-    const key = `${record.depth}/${record.length}`;
+    const key = JSON.stringify([record.x, record.y]);
     if (places.has(key)) places.get(key).push(record);
     else places.set(key, [record]);
   }
@@ -59,9 +59,9 @@ function cellGrid(suite, chosen, map) {
     return before === null ? null : now - before;
   };
   const stateOf = (record) => (["error", "skipped"].includes(record.status) ? record.status : "unpaired");
-  const cells = depths.map((depth) =>
-    lengths.map((length) => {
-      const records = places.get(`${depth}/${length}`) || [];
+  const cells = ys.map((y) =>
+    xs.map((x) => {
+      const records = places.get(JSON.stringify([x, y])) || [];
       const values = records.map(valueOf).filter((value) => value !== null);
       if (values.length) return { value: mean(values), partial: values.length < records.length, records };
       const states = records.map(stateOf);
@@ -72,10 +72,10 @@ function cellGrid(suite, chosen, map) {
   const limit = Math.max(0.1, ...(values.length < 1e5 ? values : [1]));
   const diverging = darkPage.matches ? DATA.colours.differencesOnDark : DATA.colours.differences;
   return {
-    rows: depths.map(plain),
-    columns: lengths.map(count),
-    rowTitle: "Needle depth (%)",
-    columnTitle: "Context length (tokens)",
+    rows: ys.map((y) => shownOn(suite.sides.y, y)),
+    columns: xs.map((x) => shownOn(suite.sides.x, x)),
+    rowTitle: capital(suite.sides.y.title),
+    columnTitle: capital(suite.sides.x.title),
     cell: (row, column) => cells[row][column],
     colours: chosen.compare ? diverging : DATA.colours.scores,
     low: chosen.compare ? -limit : 0,
@@ -83,7 +83,7 @@ function cellGrid(suite, chosen, map) {
     signed: Boolean(chosen.compare),
     tell(row, column) {
       const { records, value, state } = cells[row][column];
-      const title = `${count(lengths[column])} tokens, depth ${plain(depths[row])} %`;
+      const title = placeName(suite, xs[column], ys[row]);
       if (!records.length) return [title, "not in the results"];
       const several = records.length > 1 ? `, mean of ${counted(records.length, "record")}` : "";
       const label = scoreName(chosen.metric);

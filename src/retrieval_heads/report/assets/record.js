@@ -8,7 +8,7 @@ dialog.addEventListener("click", (event) => event.target === dialog && dialog.cl
 function openRecord(suite, records, index, restore) {
   const record = records[index];
   const step = (to) => openRecord(suite, records, (to + records.length) % records.length, restore);
-  const title = `${count(record.length)} tokens, depth ${plain(record.depth)} %`;
+  const title = placeName(suite, record.x, record.y);
   const turn = (label, text, to) => make("button", { type: "button", "aria-label": label, textContent: text, onclick: () => step(to) });
   const close = make("button", { type: "button", textContent: "Close", onclick: () => dialog.close() });
   dialog.replaceChildren(
@@ -48,7 +48,7 @@ function recordBody(suite, record) {
   part("Expected answer", text(asked.expected || asked.needle.trim()));
   if (record.characters) part("Answer", answerText(record), answerNote(record));
   else if (record.status === "pass" || record.status === "low") part("Answer", make("p", { className: "note", textContent: "The answer is empty." }));
-  part("Needle in its context", ...needlePlace(asked, record));
+  if (asked.needle) part("Needle in its context", ...needlePlace(asked, record));
   if (record.scores.some((value) => value !== null)) part("Scores", scoreTable(suite, record));
   part("Request", facts(record, asked));
   return parts;
@@ -91,12 +91,13 @@ function answerNote(record) {
 }
 
 function needlePlace(asked, record) {
-  const at = record.achieved ?? record.depth;
+  const depth = record.y;
+  const at = record.achieved ?? depth;
   const mark = make("i", {});
   mark.style.left = `${at}%`;
   const bar = make("div", { className: "place", role: "img", "aria-label": `The needle stands ${plain(at)} % into the context.` }, mark);
   const where = [`${plain(Math.round(at * 10) / 10)} % of the haystack stands before it`];
-  if (record.achieved !== undefined && Math.abs(record.achieved - record.depth) >= 0.05) where[0] += ` (${plain(record.depth)} % requested)`;
+  if (record.achieved !== undefined && Math.abs(record.achieved - depth) >= 0.05) where[0] += ` (${plain(depth)} % requested)`;
   if (record.needleSpan) where.push(`tokens ${count(record.needleSpan[0])} to ${count(record.needleSpan[1] - 1)} of the prompt`);
   const [before, after] = record.around || ["", ""];
   const inserted = asked.needle.trim();

@@ -35,6 +35,31 @@ function scoreName(name) {
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** Values on an axis, each once: numbers ascending, then names as they came. */
+function inOrder(values) {
+  const each = [...new Set(values)];
+  const numbers = each.filter((value) => typeof value === "number").sort((first, second) => first - second);
+  return [...numbers, ...each.filter((value) => typeof value !== "number")];
+}
+
+/** A value on an axis: whole numbers of tokens with their thousands apart. */
+function shownOn(side, value) {
+  if (typeof value !== "number") return value;
+  return side.axis === "depth" ? plain(value) : Number.isInteger(value) ? count(value) : plain(value);
+}
+
+/** A cell's place in words: 4,096 tokens, depth 50 %. */
+function placeName(suite, x, y) {
+  const words = ({ axis }, value) => {
+    if (axis === "length") return `${count(value)} tokens`;
+    if (axis === "depth") return `depth ${plain(value)} %`;
+    return axis && `${axis.replaceAll("_", " ")} ${shownOn({ axis }, value)}`;
+  };
+  return [words(suite.sides.x, x), words(suite.sides.y, y)].filter(Boolean).join(", ");
+}
+
 /** A labelled choice; `options` are [value, label]. */
 function choice(label, options, chosen, onChange) {
   const select = make("select", {}, ...options.map(([value, text]) => make("option", { value, textContent: text })));

@@ -1,0 +1,136 @@
+"""From a cell to the request that asks it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from retrieval_heads.ablation.arms import NONE
+from retrieval_heads.errors import PromptError
+from retrieval_heads.prompts.prompt import PromptBuilder, Tokenizer
+from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.prompts.start_token import start_token_fault
+from retrieval_heads.runs.place import Place
+from retrieval_heads.runs.record import Record
+from retrieval_heads.tasks.task import TASKS, THE_NEEDLE, Cell, Question
+
+REFERENCE_TOKENS = 4096
+REFERENCE_PIECE = 1024
+
+
+class CellBuilder:
+    """Builds the requests of one engine's cells.
+
+    Args:
+        tokenizer: The tested model's.
+        model: The `model` section of the settings.
+        answered_by: Keys of the identities of model and engine: what tells this engine's answers from another's.
+        max_model_len: Tokens that prompt and answer may take together.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, model: Mapping[str, Any], answered_by: Mapping[str, str], max_model_len: int
+    ) -> None:
+        self._writer = Writer(tokenizer, model, max_model_len)
+        self._answered_by = dict(answered_by)
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        """What builds the prompts."""
+        return self._writer.prompts
+
+    def start_token_fault(self) -> str:
+        """What is wrong with the first token of this model's prompts; empty where nothing is."""
+        try:
+            ids = self.prompts.encode_start(self.prompts.render([{"role": "user", "content": "?"}]))
+        except PromptError:  # a template that refuses it is told with the first cell
+            return ""
+        return start_token_fault(ids, self.prompts.tokenizer, self.prompts.chat_template)
+
+    def tokenize(self, sources: Iterable[str]) -> None:
+        """Read and tokenize haystacks that will be asked for, before anybody waits for a cell.
+
+        One that cannot be read is passed over here: each of its cells will say so.
+        """
+        for source in sources:
+            with contextlib.suppress(PromptError):
+                self._writer.haystack(source)
+
+    def request(self, question: Question, cell: Cell, mask: Mapping[str, Any] | None = None) -> Request:
+        """Build a cell's prompt.
+
+        Args:
+            question: Of the cell's suite.
+            cell: What to ask.
+            mask: The heads that its arm masks.
+
+        Raises:
+            CellSkipped: Prompt and answer do not fit the model.
+            PromptError: The prompt cannot be built.
+        """
+        request = TASKS.find(question.task).request(question, cell.place, self._writer)
+        facts, recipe = dict(request.facts), dict(request.facts["recipe"])
+        if mask is not None and mask["mode"] == "mean":
+            mask = {**mask, "reference": recipe["hash"]}
+        facts["recipe"] = recipe | {
+            "template": self.prompts.template.model_dump(mode="json"),
+            "boundary": question.boundary,
+            "sampling": {key: value for key, value in question.generation.items() if value is not None},
+        }
+        if mask:
+            facts["mask"] = mask
+        if self._answered_by:
+            facts["answered_by"] = self._answered_by
+        facts["request"] = _request_hash(facts, request.sampling)
+        prefix = request.prefix and replace(request.prefix, salt=_salt(question, cell.place, len(request.ids)))
+        return replace(request, facts=facts, mask=mask, prefix=prefix)
+
+    def reference(self, source: str) -> tuple[str, list[list[int]]]:
+        """The text whose mean stands in for a masked head's output: its name, and the haystack's first tokens in
+        pieces.
+        """
+        haystack = self._writer.haystack(source)
+        ids, size = haystack.tokens.ids[:REFERENCE_TOKENS], min(REFERENCE_PIECE, self._writer.max_model_len - 1)
+        return haystack.hash, [list(ids[start : start + size]) for start in range(0, len(ids), size)]
+
+    def stored(self, record: Record) -> Request:
+        """The request whose answer a record holds, rebuilt from its recipe, or as the predecessor tells it.
+
+        Raises:
+            PromptError: The prompt that comes out is not the one that was sent, or holds no needle.
+            ConfigError: Its task is not known here.
+        """
+        return TASKS.find(record.task or THE_NEEDLE).rebuilt(record, self._writer)
+
+    def ask(self, prompt: Any, *, chat: bool) -> list[int]:
+        """Token ids of a free question: a user's message or messages, or with `chat` off the text itself.
+
+        Raises:
+            PromptError: The chat template refuses the messages.
+        """
+        if not chat:
+            return self.prompts.encode_start(str(prompt))
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        return self.prompts.encode_start(self.prompts.render(messages))
+
+
+def _request_hash(facts: Mapping[str, Any], sampling: Mapping[str, Any]) -> str:
+    """Tells a request from every other: all of its question, and who is asked."""
+    recipe = facts["recipe"]
+    question = [recipe.get(key, "") for key in ("prompt_hash", "hash", "wording", "boundary", "sampling")]
+    template = [recipe["template"]["hash"], recipe["template"]["kwargs"]]
+    sent = [question, template, sampling, facts.get("answered_by"), facts.get("mask")]
+    return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
+
+
+def _salt(question: Question, place: Place, prompt_tokens: int) -> tuple[Any, ...] | None:
+    """Tells apart the masks of cells, which `Engine.add` keeps apart in the prefix cache."""
+    if question.ablate is None or place.arm in ("", NONE):
+        return None
+    # A mask of this mode is for one length of prompt.
+    is_uniform = question.ablate["mode"] == "uniform"
+    return (question.suite, place.arm, prompt_tokens if is_uniform else None)

@@ -1,0 +1,142 @@
+"""What a task is, and where one is found by its name: in this folder, or in another distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.prompts.settings import Needle, Prompt
+from retrieval_heads.registry import Registry
+from retrieval_heads.runs.place import Place, Value
+from retrieval_heads.runs.record import Record
+from retrieval_heads.scoring import Judgement
+from retrieval_heads.scoring.settings import Scoring
+from retrieval_heads.settings.section import Section
+
+THE_NEEDLE = "needle"
+"""The task of a suite that names none."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all cells of a suite have in common; it crosses to the engine process as JSON.
+
+    Args:
+        suite: The suite's name.
+        kind: One of `retrieval_heads.kinds.KINDS`.
+        task: The task's name.
+        options: The task's own settings, as its `settings` leave them in JSON.
+        lengths: The sweep's context lengths, in tokens.
+        depths: The sweep's depths, in percent.
+        source: The haystack's source; a folder as an absolute path.
+        haystack: The haystack's name.
+        needles: The needles; `Place` holds the name of one.
+        prompt: The prompt's wording.
+        generation: Sampling parameters.
+        boundary: Where a needle may stand: `sentence` or `token`.
+        scoring: Which score decides.
+        ablate: Of an ablation, `mode`, `seed`, `heads`, and under `awaits` the keys of the samples that find them.
+    """
+
+    suite: str
+    kind: str
+    task: str = THE_NEEDLE
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lengths: tuple[int, ...] = ()
+    depths: tuple[float, ...] = ()
+    source: str = ""
+    haystack: str = ""
+    needles: tuple[Needle, ...] = ()
+    prompt: Prompt | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    boundary: str = "sentence"
+    scoring: Scoring = field(default_factory=Scoring)
+    ablate: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain builtins that mean the same."""
+        return {
+            **{name: value for name, value in vars(self).items() if name not in ("needles", "prompt", "scoring")},
+            "needles": [needle.model_dump() for needle in self.needles],
+            "prompt": self.prompt.model_dump() if self.prompt else None,
+            "scoring": self.scoring.model_dump(),
+        }
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any]) -> Question:
+        """One as `to_json` gave it."""
+        parts = {
+            "lengths": tuple(data["lengths"]),
+            "depths": tuple(data["depths"]),
+            # Not validated again: stored answers of the predecessor's have needles without a question.
+            "needles": tuple(Needle.model_construct(**needle) for needle in data["needles"]),
+            "prompt": Prompt.model_validate(data["prompt"]) if data["prompt"] else None,
+            "scoring": Scoring.model_construct(**data["scoring"]),
+        }
+        return cls(**{**data, **parts})
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One question to ask."""
+
+    name: str
+    """As in the item's brackets: `len_4096-depth_50`, needle and seed before it when there are several."""
+    id: str
+    """Names the question asked, whichever model answers: pairs a run with another model's."""
+    place: Place
+    stored: Mapping[str, Any] | None = None
+    """The record whose answer is traced in place of asking."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain builtins that mean the same."""
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any]) -> Cell:
+        """One as `to_json` gave it."""
+        return cls(data["name"], data["id"], Place.of_json(data["place"]), data.get("stored"))
+
+
+class Task(Protocol):
+    """What is asked over a grid of places, and how an answer is judged.
+
+    One object for each name, without a state: pytest's processes, the engine process and its replicas each have their
+    own. A mistake in a suite is a `ConfigError`, a question that cannot be built for this model a `PromptError`.
+    """
+
+    axes: tuple[str, ...]
+    """Names of the grid's axes, in the order of `Place.axes`: for gates (`over AXIS`), markers, names and pictures."""
+    settings: type[Section]
+    """What the suite's `task:` may hold beside its name."""
+    needs: frozenset[str]
+    """The suite's sections that must be given, of `haystack` and `needles`; the others must not."""
+    has_spans: bool
+    """Whether `request` tells the token spans that head scores aim at; else no suite can detect or ablate on it."""
+
+    def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
+        """The grid without its seeds: a value for each axis. No tokenizer is at hand: this is at collection."""
+        ...
+
+    def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
+        """What is known of a question before it is sent, as fields of `Record`: `question`, `reference`, and so on."""
+        ...
+
+    def request(self, question: Question, place: Place, writer: Writer) -> Request:
+        """The prompt, with what the record says of it: spans, `recipe`, and any field of `asked` known only now."""
+        ...
+
+    def rebuilt(self, record: Record, writer: Writer) -> Request:
+        """The prompt that a record's recipe describes; refused where another comes out."""
+        ...
+
+    def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
+        """Scores of an answer by name, 0–1, and whether the one that `scoring` names is enough."""
+        ...
+
+
+TASKS: Registry[Task] = Registry(
+    "retrieval_heads.tasks", "task", {THE_NEEDLE: "retrieval_heads.tasks.needle:TheNeedle"}
+)

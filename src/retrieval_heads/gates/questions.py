@@ -80,7 +80,8 @@ def compare_questions(pairs: Sequence[Pair], before: Mapping[str, str], now: Map
         others = [one for one in found if one.field != "question.prompt"]
         if not others and not of_one_model:
             found = []
-        changed += bool(found)
+        if found:
+            changed += 1
         changes.update(_told(one, pair.current.recipe) for one in others or found)
     return Questions(tuple(changes.most_common()), changed, len(pairs), tuple(unknown))
 

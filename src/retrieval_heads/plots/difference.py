@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,12 +78,12 @@ def difference_figure(
     metrics = {panel.metric for panel in shown if panel.metric}
     label = metric_label(metrics.pop()) if len(metrics) == 1 else "score"
     limit = max(_LEAST_LIMIT, *(abs(value) for value in values))
-    signs = Counter((value > 0) - (value < 0) for value in values)
+    higher, lower = sum(value > 0 for value in values), sum(value < 0 for value in values)
     facts = [
         f"{label}, {second} minus {first}",
         f"{len(values):,} of {len(differences):,} cells in both",
         f"mean {round(finite_mean(values), 3) + 0.0:+.3f}",
-        f"{signs[1]:,} higher, {signs[-1]:,} lower, {signs[0]:,} equal",
+        f"{higher:,} higher, {lower:,} lower, {len(values) - higher - lower:,} equal",
     ]
     return grid_figure(
         shown,

@@ -358,7 +358,8 @@ class _Comparison:
                 return True
             if place_at(self.answer, at, self.language)[0]:
                 return False
-            others += not is_function(self.answer[at], self.language)
+            if not is_function(self.answer[at], self.language):
+                others += 1
             at += step
         return False
 
@@ -502,7 +503,8 @@ class _Comparison:
                 self.language.articles | self.language.determiners
             ):
                 return ""
-            others += not is_function(word, self.language)
+            if not is_function(word, self.language):
+                others += 1
             here += step
         return ""
 
@@ -529,8 +531,9 @@ class _Comparison:
 
     def _is_slashed(self, at: int) -> bool:
         """Whether a slash alone stands between a word and one that neither reference nor question holds."""
-        beside = [(at - 1, at)] * (at > 0) + [(at, at + 1)] * (at + 1 < len(self.answer))
-        for one, two in beside:
+        for one, two in ((at - 1, at), (at, at + 1)):
+            if one < 0 or two == len(self.answer):
+                continue
             if self.text[self.answer[one].end : self.answer[two].start] == "/":
                 other = two if one == at else one
                 if self._others(other, other + 1, set()) and not any(

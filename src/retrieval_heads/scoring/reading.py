@@ -90,7 +90,8 @@ def _tokens(text: str, language: Language) -> Iterator[Word]:
         else:
             said = _ALIASES.get(said, said)
             folds = spellings(said)
-            clause += bool(folds & language.turns)
+            if folds & language.turns:
+                clause += 1
             values = readings(said) if kind == "number" else frozenset()
             is_initial = start > 1 and len(said) == 1 and text[start - 1] == "." and text[start - 2].isupper()
             glued = start > 0 and (text[before:start] in ("-", "‐", "‑", "'", "’") or is_initial) and before > 0

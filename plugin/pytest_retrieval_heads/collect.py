@@ -10,6 +10,7 @@ import pytest
 
 from pytest_retrieval_heads.failure import as_failure
 from pytest_retrieval_heads.plan import SelectedCell
+from pytest_retrieval_heads.user_hooks import AdditionError, with_additions
 from retrieval_heads.engine.client import EngineDied
 from retrieval_heads.errors import RetrievalHeadsError, printable
 from retrieval_heads.runs.place import Value
@@ -145,14 +146,17 @@ class CellItem(pytest.Item):
         Raises:
             LowScore: The answer did not retrieve the needle.
             CellFailed: The cell could not be asked or scored.
+            AdditionError: A hook added to the record what it cannot hold.
             EngineDied: The engine is gone.
         """
         self.record = record = self._run.record(self)
+        if record.status in ("pass", "low"):
+            self.user_properties.append((record.metric, record.scores[record.metric]))
+        self.record = record = with_additions(record, self)
         if record.status == "skipped":
             pytest.skip(printable(record.reason))
         if record.status == "error":
             raise CellFailed(printable(record.reason))
-        self.user_properties.append((record.metric, record.scores[record.metric]))
         if record.status == "low":
             if self._run.verdict(self.suite) != "cell":
                 pytest.xfail(printable(record.reason))
@@ -162,7 +166,7 @@ class CellItem(pytest.Item):
         """About ten lines on a failed cell, none of them a traceback."""
         if isinstance(excinfo.value, LowScore) and self.record is not None:
             return as_failure(f"{describe_low(self.record)}\n    engine    {self._run.log}", self.path)
-        if isinstance(excinfo.value, CellFailed):
+        if isinstance(excinfo.value, CellFailed | AdditionError):
             return as_failure(f"{excinfo.value}\n\n{self._where()}", self.path)
         if isinstance(excinfo.value, EngineDied):
             return as_failure(str(excinfo.value), self.path)

@@ -25,6 +25,7 @@ from pytest_retrieval_heads.provenance import check_answers
 from pytest_retrieval_heads.run_files import RunFiles
 from pytest_retrieval_heads.shared_engine import SharedEngine
 from pytest_retrieval_heads.termination import Termination
+from pytest_retrieval_heads.user_hooks import call_hook
 from retrieval_heads.engine.client import Address, EngineProcess
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError
 from retrieval_heads.redaction import without_secrets
@@ -62,6 +63,7 @@ class Host:
         self._has_broken_suite = False
         self._has_suites = False
         """Whether any suite was collected."""
+        self._failed_hooks = 0
         config.pluginmanager.register(self, "rh-host")
 
     def _process(self) -> EngineProcess:
@@ -126,8 +128,8 @@ class Host:
 
     def start(self) -> None:
         """Launch the engine, where that was not done or tried, and wait until the model is loaded."""
-        if self._plan is not None:
-            self._engine.start(self._plan)
+        if self._plan is not None and (info := self._engine.start(self._plan)) is not None:
+            self._call("pytest_rh_engine_ready", info=info)
 
     def pytest_report_header(self) -> str | None:
         """One line, when a config is in play."""
@@ -183,6 +185,7 @@ class Host:
         result = yield
         self._decide(session)
         self._refuse_nothing(session)
+        session.testsfailed += self._failed_hooks
         return result
 
     def _decide(self, session: pytest.Session) -> None:
@@ -194,6 +197,8 @@ class Host:
         if decision.is_judged:
             session.testscollected += len(decision.verdict.outcomes)  # so that progress ends at 100 %
             report_gates(self._config, decision.verdict, decision.judge, self._options, self._settings)
+            records = tuple(self._files.records)
+            self._call("pytest_rh_verdict", verdict=decision.verdict, records=records, folder=self._files.path)
         session.testsfailed += decision.failures
 
     def _refuse_nothing(self, session: pytest.Session) -> None:
@@ -246,6 +251,12 @@ class Host:
         if self._files.folder is not None:
             self._files.folder.close()
         self._termination.restore()
+
+    def _call(self, name: str, **arguments: object) -> None:
+        """Call a hook of users; one that raises fails the session, and the run goes on."""
+        if complaint := call_hook(self._config, name, **arguments):
+            self._files.complaints.append(complaint)
+            self._failed_hooks += 1
 
     def _exit(self, line: str, status: pytest.ExitCode) -> NoReturn:
         """End the session; the engine first, so that no worker goes on waiting for it."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_retrieval_heads import hookspecs
 from pytest_retrieval_heads.options import Options, add_options
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from pytest_retrieval_heads.run import Run
     from retrieval_heads.engine.client import EngineClient
     from retrieval_heads.suites.settings import Settings
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Hooks of our own."""
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -324,7 +324,7 @@ def _record(item: CellItem, result: dict[str, Any]) -> Record:
 def _stored_record(item: CellItem, stored: Mapping[str, Any], result: Mapping[str, Any]) -> Record:
     """A stored answer keeps its scores; new are the heads'."""
     fields = {**stored, "kind": "detect", "suite": item.suite.name, "cell": item.cell.id}
-    fields |= {"prompt": None, "heads": None, "replay": None}
+    fields |= {"prompt": None, "heads": None, "replay": None, "extra": None}
     if result["status"] == "done":
         fields |= {key: value for key, value in result.items() if key not in ("status", "answer", "request")}
     else:

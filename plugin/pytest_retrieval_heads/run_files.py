@@ -100,14 +100,13 @@ class RunFiles:
         """Note which engine answers from now on.
 
         Args:
-            info: What it says of itself.
+            info: What it says of itself, without secrets.
 
         Returns:
             Seconds since the folder was opened.
         """
         self._ready = self._answered = time.monotonic()
         seconds = self._ready - self._began
-        info = without_values(info)
         now = Identities.of_facts(info)
         self.facts |= {
             "engine_start_seconds": round(seconds, 2),

@@ -94,10 +94,11 @@ class SharedEngine:
         except EngineError as error:
             self._dismiss(str(error), "the engine did not start")
             return None
+        info = without_values(info)
         seconds = self._files.engine_is_ready(info)
         try:
             ablating.check_heads(plan.suites, info)
-            self._files.warnings += check_answers(plan, Identities.of_facts(without_values(info)))
+            self._files.warnings += check_answers(plan, Identities.of_facts(info))
         except ConfigError as error:
             self._dismiss(f"the engine is not asked: {error}", "the engine was not asked")
             return None

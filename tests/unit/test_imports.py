@@ -56,6 +56,7 @@ def test_installed_but_unused_imports_nothing(tmp_path: Path) -> None:
     assert not modules & (HEAVY | {"pydantic", "yaml", "rouge_score", "regex"})
     assert {name for name in modules if name.startswith(("retrieval_heads", "pytest_retrieval_heads"))} == {
         "pytest_retrieval_heads",
+        "pytest_retrieval_heads.hookspecs",
         "pytest_retrieval_heads.options",
         "pytest_retrieval_heads.plugin",
     }

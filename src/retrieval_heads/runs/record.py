@@ -221,6 +221,8 @@ class Record(BaseModel):
     """How the heads were scored (detection)."""
     seconds: float | None = None
     """From the engine's first work on the request to its last token, other requests beside it."""
+    extra: dict[str, Any] | None = None
+    """What a user's `pytest_rh_record` added; `None` for nothing."""
 
     @property
     def sayings(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 # make demo: environment, CPU engine, model, essays; then the sweep and the heads; then the pictures.
 # make test: environment with the test tools; lint, then all tests, the real engine included.
+# make check: lint, types, layers and unit tests, for whoever changes something.
 # make soak: ten times as many malformed inputs, then a thousand kills of a running session, each resumed
 # (docs/reliability.md).
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test soak lint clean
+.PHONY: demo check test soak lint clean
 
 demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
@@ -15,6 +16,9 @@ demo: $(VENV)/.cpu
 test: lint
 	$(bin)/pytest -n 2 tests/unit tests/plugin tests/faults tests/browser
 	$(bin)/pytest -n 2 --dist loadfile tests/engine
+
+check: lint
+	$(bin)/pytest -n 2 -q tests/unit
 
 soak: $(VENV)/.test
 	RH_FAULTS=10 $(bin)/pytest -n 2 --timeout 7200 tests/faults/test_faults_*.py

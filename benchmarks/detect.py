@@ -45,7 +45,7 @@ def main() -> None:
     suite = load_suite(arguments.suite, read_settings(arguments.config))
     model = suite.settings.model
     engine = Engine(locate_model(str(model.model)), model.engine_args, traced=True)
-    builder = CellBuilder(engine.tokenizer, {}, {}, engine.max_model_len)
+    builder = CellBuilder(engine.tokenizer, {}, {}, engine.info.max_model_len)
     requests = [builder.request(suite.question, cell) for cell in suite.cells]
     run(engine, requests[:2], detects=True)  # warm up both ways
     seconds: dict[bool, list[float]] = {False: [], True: []}

@@ -192,11 +192,10 @@ def _plain(value: Value) -> Value:
 
 def describe_low(record: Record) -> str:
     """What a user wants to know of an answer that did not retrieve its needle."""
-    start, end = record.needle_span or (0, 0)
-    place = (
-        f"tokens {start}–{end} of {record.prompt_tokens}, "
-        f"depth {record.achieved_depth:.1f} % (asked {record.document_depth:g} %)"
-    )
+    place = f"depth {record.achieved_depth:.1f} % (asked {record.document_depth:g} %)"
+    if record.needle_span is not None:
+        start, end = record.needle_span
+        place = f"tokens {start}–{end} of {record.prompt_tokens}, {place}"
     return "\n".join(
         [
             record.reason,

@@ -224,3 +224,19 @@ def test_the_hash_is_of_the_ids() -> None:
     prompt = build(WordTokenizer())
     assert prompt.hash == hash_ids(prompt.ids) == build(WordTokenizer()).hash
     assert hash_ids([1, 2]) == "34fb5c825de7ca4aea6e712f19d439c1da0c92c37b423936c5f618545ca4fa1f"
+
+
+@pytest.mark.parametrize("wording", list(WORDINGS))
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(("length", "depth"), [(300, 0), (600, 35), (1500, 100)])
+def test_the_text_of_a_prompt_is_what_its_tokens_are_of(wording: str, seed: int, length: int, depth: float) -> None:
+    tokenizer = ByteTokenizer()  # whose tokens do not depend on those beside them
+    prompts = builder(tokenizer)
+    tale = Haystack.of("tale", TALE + "{context} {question}", prompts.tokenize)
+    frame = prompts.frame(WORDINGS[wording], FERRY.question)
+    prompt = prompts.build(tale, frame, FERRY, length, depth, seed=seed, boundary="sentence")
+    text = prompts.prompt_text(prompt, tale, frame, FERRY)
+    # A length that ends within a character has that character whole.
+    assert text.text.startswith(tokenizer.decode(prompt.ids).partition("\ufffd")[0])
+    assert prompts.render([dict(message) for message in text.messages]) == text.text
+    assert abs(len(prompts.encode_start(text.text)) - len(prompt.ids)) < 4

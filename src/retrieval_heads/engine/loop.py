@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -150,7 +150,8 @@ class Loop:
     def _start(self, key: str) -> None:
         job = self.server.jobs[key].ask
         if job["do"] == "ask":
-            request = Request(self.builder.ask(job["prompt"], chat=job["chat"]), job["sampling"], {}, job["mask"])
+            asked = self.builder.ask(job["prompt"], chat=job["chat"])
+            request = replace(asked, sampling=job["sampling"], mask=job["mask"])
             self._send(key, request, partial(self._answered, key, request))
         elif (stored := job["cell"].get("stored")) is not None:
             record = Record.model_validate(stored)
@@ -185,7 +186,7 @@ class Loop:
         return question
 
     def _send(self, key: str, request: Request, then: Then, *, is_replayed: bool = False) -> None:
-        self.engine.add(key, request.ids, request.sampling, request.mask, is_replayed=is_replayed)
+        self.engine.add(key, request.prompt, request.sampling, request.mask, is_replayed=is_replayed)
         self.in_flight[key] = then
 
     def _can_mask(self, question: Message) -> bool:

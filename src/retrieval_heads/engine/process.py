@@ -23,7 +23,7 @@ from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.watchdog import Pulse, write_stacks_on_signal
 from retrieval_heads.errors import RetrievalHeadsError
-from retrieval_heads.redaction import keep_secret
+from retrieval_heads.redaction import is_secret_key, keep_secret
 from retrieval_heads.suites.settings import DEFAULT_BACKEND
 
 
@@ -76,15 +76,17 @@ def _load(server: Server, backend: type[Backend], hello: Message, pulse: Pulse) 
     model = dict(hello["model"])
     name, template = model.pop("model"), model.pop("chat_template", None)
     kwargs = model.pop("chat_template_kwargs", None)
+    options = hello.get("options", {})
     location, environment = backend.locate(name), dict(os.environ)  # before vLLM sets variables of its own
     # Beside the engine, which reads the same files.
     files = ThreadPoolExecutor(1).submit(identity.weights_of, location)
-    engine = backend(location, model, hello.get("options", {}), traced=hello["traced"])
+    engine = backend(location, model, options, traced=hello["traced"])
     loaded = dict(engine.info.loaded)
     revision = loaded.pop("revision", engine.info.model_revision or None)
     given = identity.model_identity(name, files.result(), model, loaded, revision)
+    said = {**model, **{key: value for key, value in options.items() if not is_secret_key(key)}}
     runs_on = identity.engine_identity(
-        model, environment, engine=engine.info.engine, device=engine.info.device, traced=hello["traced"]
+        said, environment, engine=engine.info.engine, device=engine.info.device, traced=hello["traced"]
     )
     identities = identity.Identities.of(given, runs_on, hello.get("run", ""))
     builder = CellBuilder(
@@ -92,6 +94,7 @@ def _load(server: Server, backend: type[Backend], hello: Message, pulse: Pulse) 
         {"chat_template": template, "chat_template_kwargs": kwargs},
         identities.answered_by,
         engine.info.max_model_len,
+        takes_text=backend.capabilities.takes == "text",
     )
     began = time.perf_counter()
     builder.tokenize(hello.get("haystacks", ()))

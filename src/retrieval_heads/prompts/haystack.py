@@ -165,6 +165,16 @@ class Haystack:
         repeats = max(0, -(-tokens // size) - 1)
         return Context([*ids[:at], *needle, *ids[at:]], at, offset, repeats, self._around(at, tokens, offset))
 
+    def run(self, first: int, last: int) -> str:
+        """The text of a run of its tokens, counted on where it is started again."""
+        size, starts, parts = len(self.tokens.ids), self.tokens.starts, []
+        while first < last:
+            end = min(last, (first // size + 1) * size)
+            begin = starts[first % size] if first % size else 0
+            parts.append(self.text[begin : starts[end % size] if end % size else len(self.text)])
+            first = end
+        return "".join(parts)
+
     def _around(self, at: int, tokens: int, offset: int) -> tuple[str, str]:
         size, starts = len(self.tokens.ids), self.tokens.starts
         lap, place = divmod(offset + at, size)

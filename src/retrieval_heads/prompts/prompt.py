@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from retrieval_heads.prompts.rendering import render_limited
 from retrieval_heads.prompts.settings import Needle, Prompt
 from retrieval_heads.runs.record import Recipe, Template
 
+_MARKED = re.compile(r"\{context\}|\{question\}")
 # Plain letters: no template trims, escapes or splits them, and no haystack holds them.
 _CONTEXT, _QUESTION = "RHxCONTEXTxMARKxRH", "RHxQUESTIONxMARKxRH"
 
@@ -65,6 +67,19 @@ class BuiltPrompt:
         return hash_ids(self.ids)
 
 
+@dataclass(frozen=True)
+class PromptText:
+    """A prompt for a model that takes no token ids.
+
+    Args:
+        messages: `role` and `content` of each; none where a text is to be sent as it stands.
+        text: The same as one text, as the tokenizer's chat template writes it.
+    """
+
+    messages: tuple[Mapping[str, str], ...]
+    text: str
+
+
 def hash_ids(ids: Sequence[int]) -> str:
     """SHA-256 of token ids as little-endian int32."""
     return hashlib.sha256(array("i", ids).tobytes()).hexdigest()
@@ -79,6 +94,7 @@ class Frame:
         tail: Tokens after it.
         question_in_head: Whether the question stands before the context.
         question_span: The question's tokens inside the part that holds it.
+        rendered: What the template writes before the context and after it, the question in it.
         wording: The messages, `{context}` and `{question}` in them.
         hash: SHA-256 of the wording, the chat template and its arguments.
     """
@@ -87,6 +103,7 @@ class Frame:
     tail: tuple[int, ...]
     question_in_head: bool
     question_span: tuple[int, int]
+    rendered: tuple[str, str]
     wording: list[dict[str, str]]
     hash: str
 
@@ -149,6 +166,7 @@ class PromptBuilder:
             tail=tail[0],
             question_in_head=in_head,
             question_span=head[1] if in_head else tail[1],
+            rendered=(before.replace(_QUESTION, question), after.replace(_QUESTION, question)),
             wording=wording,
             hash=self.wording_hash(wording),
         )
@@ -230,6 +248,18 @@ class PromptBuilder:
                 raise PromptError(f"{what} is not what the stored answer was given to (its hash differs)")
         return prompt
 
+    def prompt_text(self, prompt: BuiltPrompt, haystack: Haystack, frame: Frame, needle: Needle) -> PromptText:
+        """A built prompt as text: the haystack's and the needle's own, not what their tokens decode to."""
+        offset, at = prompt.context.offset, prompt.context.offset + prompt.context.insertion
+        end = offset + len(prompt.context.ids) - len(self.needle_tokens(needle)[0])
+        context = f"{haystack.run(offset, at)}{_inserted(needle)}{haystack.run(at, end)}"
+        inserts = {"{context}": context, "{question}": needle.question}
+        messages = [
+            {**message, "content": _MARKED.sub(lambda mark: inserts[mark[0]], message["content"])}
+            for message in frame.wording
+        ]
+        return PromptText(tuple(messages), context.join(frame.rendered))
+
     def text(self, text: str) -> Text:
         """Tokenize a whole prompt that is given as text, as vLLM itself would."""
         return Text.of(text, tokenize_with(self.tokenizer, read_special=True, add_special=True))
@@ -253,9 +283,7 @@ class PromptBuilder:
         Raises:
             PromptError: The needle has no tokens.
         """
-        text = needle.needle
-        if text == text.strip():
-            text = f"\n{text}\n"
+        text = _inserted(needle)
         said = needle.answer_span or text.strip()
         start = text.index(said)
         tokens = Text.of(text, self.tokenize)
@@ -285,6 +313,10 @@ class PromptBuilder:
         first = dressed[:count]
         written = tokenize_with(self.tokenizer, read_special=True)(text)[0] if text else []
         return [] if written[: len(first)] == first else first
+
+
+def _inserted(needle: Needle) -> str:
+    return f"\n{needle.needle}\n" if needle.needle == needle.needle.strip() else needle.needle
 
 
 def tokenize_with(tokenizer: Tokenizer, *, read_special: bool, add_special: bool = False) -> Tokenize:

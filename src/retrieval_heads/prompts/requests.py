@@ -9,7 +9,7 @@ from typing import Any
 
 from retrieval_heads.errors import ConfigError, EngineError, PromptError, UnreadableFile
 from retrieval_heads.prompts.haystack import Haystack, read_text
-from retrieval_heads.prompts.prompt import Frame, PromptBuilder, Tokenizer, hash_ids
+from retrieval_heads.prompts.prompt import Frame, PromptBuilder, PromptText, Tokenizer, hash_ids
 from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.prompts.settings import Prompt
 from retrieval_heads.reading import path_of
@@ -26,6 +26,7 @@ class Request:
         facts: What the cell's result says of the prompt.
         mask: The heads that have no say in the answer, as `retrieval_heads.ablation.arms.as_mask` makes them.
         prefix: What of the prompt other cells' prompts may share; of a prompt built from a cell.
+        text: What is sent in place of the ids, to a model that takes none (`Writer.takes_text`).
     """
 
     ids: list[int]
@@ -33,6 +34,12 @@ class Request:
     facts: dict[str, Any]
     mask: Mapping[str, Any] | None = None
     prefix: Prefix | None = None
+    text: PromptText | None = None
+
+    @property
+    def prompt(self) -> list[int] | PromptText:
+        """What is sent."""
+        return self.ids if self.text is None else self.text
 
     def rows(self, answer: list[int]) -> dict[str, Any]:
         """What a probe needs to know: the fields of `retrieval_heads.heads.looks.Rows`."""
@@ -57,13 +64,17 @@ class Writer:
         tokenizer: The tested model's.
         model: The `model` section of the settings.
         max_model_len: Tokens that prompt and answer may take together.
+        takes_text: Whether the model is sent text, and no token ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, model: Mapping[str, Any], max_model_len: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, model: Mapping[str, Any], max_model_len: int, *, takes_text: bool = False
+    ) -> None:
         template = _template_text(model.get("chat_template"))
         self.prompts = PromptBuilder(tokenizer, template, model.get("chat_template_kwargs") or {})
         """Builds prompts around a context."""
         self.max_model_len = max_model_len
+        self.takes_text = takes_text
         self.haystack = lru_cache(maxsize=4)(self._read_haystack)
         """A haystack by its source, tokenized."""
         self._frame = lru_cache(maxsize=256)(self._make_frame)
@@ -100,14 +111,16 @@ class Writer:
             CellSkipped: Prompt and answer do not fit the model.
         """
         messages = [{"role": "user", "content": text}]
-        ids = self.prompts.encode_start(self.prompts.render(messages))
+        rendered = self.prompts.render(messages)
+        ids = self.prompts.encode_start(rendered)
         self.check_room(len(ids), sampling["max_tokens"])
         recipe = {
             "wording": messages,
             "template_hash": self.prompts.wording_hash(messages),
             "prompt_hash": hash_ids(ids),
         }
-        return Request(ids, dict(sampling), {"prompt_tokens": len(ids), "recipe": recipe})
+        written = PromptText(tuple(messages), rendered) if self.takes_text else None
+        return Request(ids, dict(sampling), {"prompt_tokens": len(ids), "recipe": recipe}, text=written)
 
     def _read_haystack(self, source: str) -> Haystack:
         try:

@@ -11,13 +11,14 @@ from typing import Any
 
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.errors import PromptError
-from retrieval_heads.prompts.prompt import PromptBuilder, Tokenizer
+from retrieval_heads.prompts.prompt import PromptBuilder, PromptText, Tokenizer
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.start_token import start_token_fault
 from retrieval_heads.runs.place import Place
 from retrieval_heads.runs.record import Record
 from retrieval_heads.tasks.task import TASKS, THE_NEEDLE, Cell, Question
 
+_SPANS = ("needle_span", "question_span")
 REFERENCE_TOKENS = 4096
 REFERENCE_PIECE = 1024
 
@@ -30,12 +31,19 @@ class CellBuilder:
         model: The `model` section of the settings.
         answered_by: Keys of the identities of model and engine: what tells this engine's answers from another's.
         max_model_len: Tokens that prompt and answer may take together.
+        takes_text: Whether the model is sent text, and no token ids: where its own tokens lie is not known.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, model: Mapping[str, Any], answered_by: Mapping[str, str], max_model_len: int
+        self,
+        tokenizer: Tokenizer,
+        model: Mapping[str, Any],
+        answered_by: Mapping[str, str],
+        max_model_len: int,
+        *,
+        takes_text: bool = False,
     ) -> None:
-        self._writer = Writer(tokenizer, model, max_model_len)
+        self._writer = Writer(tokenizer, model, max_model_len, takes_text=takes_text)
         self._answered_by = dict(answered_by)
 
     @property
@@ -45,6 +53,8 @@ class CellBuilder:
 
     def start_token_fault(self) -> str:
         """What is wrong with the first token of this model's prompts; empty where nothing is."""
+        if self._writer.takes_text:  # whoever tokenizes it puts that token there
+            return ""
         try:
             ids = self.prompts.encode_start(self.prompts.render([{"role": "user", "content": "?"}]))
         except PromptError:  # a template that refuses it is told with the first cell
@@ -86,6 +96,10 @@ class CellBuilder:
         if self._answered_by:
             facts["answered_by"] = self._answered_by
         facts["request"] = _request_hash(facts, request.sampling)
+        if self._writer.takes_text:
+            if request.text is None:
+                raise PromptError(f"the task {question.task} writes token ids alone, and the backend takes text")
+            facts = {name: value for name, value in facts.items() if name not in _SPANS}
         prefix = request.prefix and replace(request.prefix, salt=_salt(question, cell.place, len(request.ids)))
         return replace(request, facts=facts, mask=mask, prefix=prefix)
 
@@ -106,16 +120,20 @@ class CellBuilder:
         """
         return TASKS.find(record.task or THE_NEEDLE).rebuilt(record, self._writer)
 
-    def ask(self, prompt: Any, *, chat: bool) -> list[int]:
-        """Token ids of a free question: a user's message or messages, or with `chat` off the text itself.
+    def ask(self, prompt: Any, *, chat: bool) -> Request:
+        """The prompt of a free question: a user's message or messages, or with `chat` off the text itself.
 
         Raises:
             PromptError: The chat template refuses the messages.
         """
-        if not chat:
-            return self.prompts.encode_start(str(prompt))
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        return self.prompts.encode_start(self.prompts.render(messages))
+        if chat:
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            text = self.prompts.render(messages)
+        else:
+            messages, text = [], str(prompt)
+        if self._writer.takes_text:
+            return Request([], {}, {}, text=PromptText(tuple(messages), text))
+        return Request(self.prompts.encode_start(text), {}, {})
 
 
 def _request_hash(facts: Mapping[str, Any], sampling: Mapping[str, Any]) -> str:

@@ -78,7 +78,8 @@ class NeedleTask:
             needle=inserted,
             tail=frame.tail,
         )
-        return Request(prompt.ids, sampling, _facts(prompt, haystack, frame), prefix=prefix)
+        text = writer.prompts.prompt_text(prompt, haystack, frame, needle) if writer.takes_text else None
+        return Request(prompt.ids, sampling, _facts(prompt, haystack, frame), prefix=prefix, text=text)
 
     def rebuilt(self, record: Record, writer: Writer) -> Request:
         """The prompt of a record; of the predecessor's, which hold its text, that text."""

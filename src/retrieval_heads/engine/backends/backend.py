@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.prompts.prompt import Tokenizer
+from retrieval_heads.prompts.prompt import PromptText, Tokenizer
 from retrieval_heads.registry import Registry
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.suites.settings import DEFAULT_BACKEND
 from retrieval_heads.suites.suite import Suite
 
-Prompt = Sequence[int]
-"""Token ids."""
+Prompt = Sequence[int] | PromptText
+"""Token ids, or the text where a backend takes that (`Capabilities.takes`)."""
 Fields = Mapping[str, Any]
 """Plain JSON by name."""
 
@@ -29,13 +29,14 @@ class Capabilities:
     """What a backend can do.
 
     Args:
-        takes: What it is asked with: `ids`, the prompt's token ids, which it reads as they are.
+        takes: What it is asked with: the `ids` of a prompt's tokens, or its `text`, whose records have no spans: where
+            its own tokens lie is not known.
         scores_heads: It replays an answer and scores every head on it (suites of kind detect).
         masks_heads: It answers with some heads masked (suites of kind ablate).
         replicas: Several of it can answer beside each other, each on devices of its own (`engine.replicas`).
     """
 
-    takes: Literal["ids"] = "ids"
+    takes: Literal["ids", "text"] = "ids"
     scores_heads: bool = False
     masks_heads: bool = False
     replicas: bool = False
@@ -90,7 +91,7 @@ class Finished:
     Args:
         id: As it was given to `Backend.add`.
         text: The answer.
-        token_ids: Its ids, the end-of-sequence token included when it was produced.
+        token_ids: Its ids, the end-of-sequence token included when it was produced; none where they are not known.
         finish_reason: `stop` or `length`.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: How many of those the prefix cache gave.

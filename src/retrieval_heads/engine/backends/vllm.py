@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling, refuse_unknown
-from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info
+from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info, Prompt
 from retrieval_heads.engine.backends.versions import SUPPORTED, check_versions, refuse_unsupported
 from retrieval_heads.errors import EngineError
 from retrieval_heads.hub import check_model
 from retrieval_heads.models import locate_model
+from retrieval_heads.prompts.prompt import PromptText
 
 PRIMED_TOKENS = 16
 """Of a prompt, that an answer is decoded after."""
@@ -233,7 +234,7 @@ class Engine(Backend):
     def add(
         self,
         request: str,
-        prompt: Sequence[int],
+        prompt: Prompt,
         sampling: Mapping[str, Any],
         mask: Mapping[str, Any] | None = None,
         *,
@@ -252,6 +253,7 @@ class Engine(Backend):
         Raises:
             EngineError: vLLM has no such sampling parameter, refuses the request, or cannot mask a head.
         """
+        assert not isinstance(prompt, PromptText), "vLLM takes token ids"
         known = _names(self._sampling_params)
         refuse_unknown("generation", sampling, known, f"sampling parameter in vLLM {self.version}")
         edited: dict[str, Any] = {}

@@ -17,18 +17,22 @@ class Nonsense(ValueError):
     """A file of heads in one of the forms, whose figures cannot be those of heads."""
 
 
-def checked_score(value: Any, where: str, name: str) -> float:
+def is_known_share(name: str) -> bool:
+    """Whether a score's figures lie between 0 and 1; those of a score that is not known here may have any size."""
+    return name in SCORES.names and head_score(name).is_share
+
+
+def checked_score(value: Any, where: str, *, is_share: bool) -> float:
     """A head's score, which is a number from 0, and up to 1 where it is a share.
 
     Args:
         value: What a file says.
         where: Names the place in errors.
-        name: Of the score; one that is not known here may have any size.
+        is_share: Whether it is one.
 
     Raises:
         ValueError: It is none, in one sentence.
     """
-    is_share = name in SCORES.names and head_score(name).is_share
     most = 1 + _SLACK if is_share else float(MOST)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not -_SLACK <= value <= most:
@@ -47,6 +51,7 @@ def checked_means(heads: Iterable[tuple[Head, Any]], score: str) -> Iterator[Ran
         ValueError: A head is given twice, has a number that no model has, or no figure.
     """
     seen: set[Head] = set()
+    is_share = is_known_share(score)
     for head, figures in heads:
         name = "-".join(map(str, head))
         if head in seen:
@@ -55,7 +60,7 @@ def checked_means(heads: Iterable[tuple[Head, Any]], score: str) -> Iterator[Ran
         if not all(0 <= number < MOST for number in head):
             raise Nonsense(f"head {name}: numbers of layers and heads are below {MOST}")
         each = figures if isinstance(figures, list) else [figures]
-        values = [checked_score(value, f"head {name}", score) for value in each]
+        values = [checked_score(value, f"head {name}", is_share=is_share) for value in each]
         if not values:
             raise ValueError(f"head {name}: holds no score")
         yield head, math.fsum(values) / len(values)

@@ -8,7 +8,7 @@ from typing import Any
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.detection import Detection
-from retrieval_heads.heads.formats.figures import Nonsense, checked_score
+from retrieval_heads.heads.formats.figures import Nonsense, checked_score, is_known_share
 from retrieval_heads.heads.score import RANKING, head_scores
 from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, Ranked, rectangle
 from retrieval_heads.runs.layers import Layer, read_layer
@@ -102,13 +102,15 @@ def _checked_rows(rows: Any, layers: Sequence[Layer], where: str) -> list[list[f
         if not isinstance(row, list) or len(row) != layer.heads:
             raise Nonsense(f"{where}: {layer.heads} scores are expected for layer {layer.number}")
     name, _, part = where.partition(".")
-    may_lack = part != "mean"  # too few samples have no interval
+    may_lack, is_share = part != "mean", is_known_share(name)  # too few samples have no interval
+
+    def checked(value: Any, layer: Layer, head: int) -> float:
+        if value is None and may_lack:
+            return math.nan
+        return checked_score(value, f"{where} of {layer.number}-{head}", is_share=is_share)
+
     return [
-        [
-            math.nan if value is None and may_lack else checked_score(value, f"{where} of {layer.number}-{head}", name)
-            for head, value in enumerate(row)
-        ]
-        for row, layer in zip(rows, layers, strict=True)
+        [checked(value, layer, head) for head, value in enumerate(row)] for row, layer in zip(rows, layers, strict=True)
     ]
 
 

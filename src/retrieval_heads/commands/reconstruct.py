@@ -45,7 +45,7 @@ class Reconstruct:
         from retrieval_heads.tasks.builder import CellBuilder
 
         tokenizer = load_tokenizer(model)
-        sent = CellBuilder(tokenizer, model, {}, 0).stored(record).ids
+        sent = CellBuilder(tokenizer, model, {}, sys.maxsize).stored(record).ids
         text = json.dumps(sent) if self.ids else tokenizer.decode(sent)
         # Exact where it goes into a file or a pipe; a terminal obeys what a needle may hold.
         print(printable(text) if sys.stdout.isatty() else text)

@@ -74,10 +74,13 @@ class PromptText:
     Args:
         messages: `role` and `content` of each; none where a text is to be sent as it stands.
         text: The same as one text, as the tokenizer's chat template writes it.
+        prefill: The first words of the answer, with which `text` ends; in no message. Whoever sends messages sends
+            these as the assistant's unfinished turn.
     """
 
     messages: tuple[Mapping[str, str], ...]
     text: str
+    prefill: str = ""
 
 
 def hash_ids(ids: Sequence[int]) -> str:
@@ -94,9 +97,10 @@ class Frame:
         tail: Tokens after it.
         question_in_head: Whether the question stands before the context.
         question_span: The question's tokens inside the part that holds it.
-        rendered: What the template writes before the context and after it, the question in it.
+        rendered: What the template writes before the context and after it, question and prefill in it.
         wording: The messages, `{context}` and `{question}` in them.
         hash: SHA-256 of the wording, the chat template and its arguments.
+        prefill: The first words of the answer, at the end of `tail`.
     """
 
     head: tuple[int, ...]
@@ -106,6 +110,7 @@ class Frame:
     rendered: tuple[str, str]
     wording: list[dict[str, str]]
     hash: str
+    prefill: str | None = None
 
     def __len__(self) -> int:
         """Tokens around the context."""
@@ -152,7 +157,7 @@ class PromptBuilder:
             }
             for message in prompt.messages
         ]
-        rendered = self.render(messages)
+        rendered = self.render(messages, prompt.prefill)
         for mark in (_CONTEXT, _QUESTION):
             if rendered.count(mark) != 1:
                 raise PromptError(f"the chat template writes a message {rendered.count(mark)} times; once is needed")
@@ -168,20 +173,33 @@ class PromptBuilder:
             question_span=head[1] if in_head else tail[1],
             rendered=(before.replace(_QUESTION, question), after.replace(_QUESTION, question)),
             wording=wording,
-            hash=self.wording_hash(wording),
+            hash=self.wording_hash(wording, prompt.prefill),
+            prefill=prompt.prefill,
         )
 
-    def wording_hash(self, wording: Sequence[Mapping[str, str]]) -> str:
-        """SHA-256 of a prompt's wording, the chat template and its arguments."""
-        text = json.dumps([wording, str(self._template), dict(self.template_kwargs)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+    def wording_hash(self, wording: Sequence[Mapping[str, str]], prefill: str | None = None) -> str:
+        """SHA-256 of a prompt's wording, the chat template and its arguments, and of a prefill where there is one."""
+        said = [wording, str(self._template), dict(self.template_kwargs), *([prefill] if prefill else [])]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: list[dict[str, str]], prefill: str | None = None) -> str:
         """Messages to the text that a model is given; without a chat template, their contents joined.
+
+        Args:
+            messages: As the template takes them.
+            prefill: The first words of the answer. They stand behind the assistant's turn that the template begins,
+                as if the model had said them: no message of their own, which a template would end.
 
         Raises:
             PromptError: The chat template refuses the messages.
         """
+        return self._rendered_turns(messages) + (self._opening(prefill) if prefill else "")
+
+    def _opening(self, prefill: str) -> str:
+        """A prefill as the text ends with it; where no template begins a turn, on a line of its own."""
+        return prefill if self._template or prefill[0].isspace() else f"\n{prefill}"
+
+    def _rendered_turns(self, messages: list[dict[str, str]]) -> str:
         if not self._template:
             return "\n".join(message["content"] for message in messages)
         said = json.dumps(messages)
@@ -258,7 +276,7 @@ class PromptBuilder:
             {**message, "content": _MARKED.sub(lambda mark: inserts[mark[0]], message["content"])}
             for message in frame.wording
         ]
-        return PromptText(tuple(messages), context.join(frame.rendered))
+        return PromptText(tuple(messages), context.join(frame.rendered), frame.prefill or "")
 
     def text(self, text: str) -> Text:
         """Tokenize a whole prompt that is given as text, as vLLM itself would."""

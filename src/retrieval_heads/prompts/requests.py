@@ -99,27 +99,29 @@ class Writer:
                 f"{self.max_model_len}"
             )
 
-    def message(self, text: str, sampling: Mapping[str, Any]) -> Request:
+    def message(self, text: str, sampling: Mapping[str, Any], prefill: str | None = None) -> Request:
         """A question that is one user's message, with no haystack and no spans.
 
         Args:
             text: The message.
             sampling: The suite's `generation`, with `max_tokens` in it.
+            prefill: The first words of the answer.
 
         Raises:
             PromptError: The chat template refuses the message.
             CellSkipped: Prompt and answer do not fit the model.
         """
         messages = [{"role": "user", "content": text}]
-        rendered = self.prompts.render(messages)
+        rendered = self.prompts.render(messages, prefill)
         ids = self.prompts.encode_start(rendered)
         self.check_room(len(ids), sampling["max_tokens"])
         recipe = {
             "wording": messages,
-            "template_hash": self.prompts.wording_hash(messages),
+            "template_hash": self.prompts.wording_hash(messages, prefill),
             "prompt_hash": hash_ids(ids),
+            **({"prefill": prefill} if prefill else {}),
         }
-        written = PromptText(tuple(messages), rendered) if self.takes_text else None
+        written = PromptText(tuple(messages), rendered, prefill or "") if self.takes_text else None
         return Request(ids, dict(sampling), {"prompt_tokens": len(ids), "recipe": recipe}, text=written)
 
     def _read_haystack(self, source: str) -> Haystack:

@@ -94,6 +94,8 @@ class Prompt(Section):
     """A prompt's wording: messages that hold `{context}` and `{question}` once each."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
+    prefill: Said | None = None
+    """The first words of the answer, which the model goes on with; part of the prompt and no message."""
 
     @model_validator(mode="after")
     def _marked(self) -> Prompt:

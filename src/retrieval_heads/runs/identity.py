@@ -272,6 +272,7 @@ def question_identity(record: Record) -> Identity:
         {
             "haystack": recipe.hash,
             "wording": recipe.wording,
+            **({"prefill": recipe.prefill} if recipe.prefill else {}),
             "template": template.hash if template else UNKNOWN,
             **({"chat_template_kwargs": template.kwargs} if template and template.kwargs else {}),
             "boundary": recipe.boundary or UNKNOWN,

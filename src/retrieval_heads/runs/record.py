@@ -86,8 +86,10 @@ class Recipe(BaseModel):
     """How often the haystack was started again because it was too short (0: long enough)."""
     wording: list[dict[str, str]]
     """The prompt's messages, `{context}` and `{question}` in them."""
+    prefill: str | None = None
+    """The first words of the answer, with which the prompt ends; `None` for none."""
     template_hash: str
-    """SHA-256 of the prompt's wording, the chat template and its arguments."""
+    """SHA-256 of the prompt's wording, the chat template and its arguments, and of the prefill where there is one."""
     prompt_hash: str
     """SHA-256 of the prompt's token ids as little-endian int32."""
     template: Template | None = None

@@ -86,7 +86,8 @@ class NeedleTask:
         if record.recipe is None:
             return _predecessors(record, writer)
         haystack = writer.haystack(record.recipe.haystack)
-        frame = writer.frame(Prompt.model_validate({"messages": record.recipe.wording}), record.question)
+        wording = Prompt.model_validate({"messages": record.recipe.wording, "prefill": record.recipe.prefill})
+        frame = writer.frame(wording, record.question)
         needle = Needle(needle=record.needle, question=record.question, answer_span=record.answer_span)
         prompt = writer.prompts.rebuild(haystack, frame, needle, record.context_length, record.recipe)
         recipe = {"recipe": record.recipe.model_dump(mode="json")}
@@ -146,6 +147,7 @@ def _facts(prompt: BuiltPrompt, haystack: Haystack, frame: Frame) -> dict[str, A
             "insertion": prompt.context.insertion,
             "repeats": prompt.context.repeats,
             "wording": frame.wording,
+            **({"prefill": frame.prefill} if frame.prefill else {}),
             "template_hash": frame.hash,
             "prompt_hash": prompt.hash,
         },

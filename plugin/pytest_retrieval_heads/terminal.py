@@ -60,7 +60,7 @@ def summary(
         elif ablated is not None:
             heading, lines = "ablation", [*ablating.table(ablated), *totals(mine)]
         else:
-            heading, lines = "needle in a haystack", [*grid(mine, width), *totals(mine)]
+            heading, lines = mine[0].task or "needle in a haystack", [*grid(mine, width), *totals(mine)]
         reporter.section(printable(f"{heading}: {suite}"), "-")
         for line in lines:
             reporter.write_line(printable(line), red=line.startswith(("broken", "inconclusive")))

@@ -35,7 +35,7 @@ from retrieval_heads.plots import (
 )
 from retrieval_heads.plots.curves import distribution_figure, profiles_figure
 from retrieval_heads.plots.difference import difference_figure
-from retrieval_heads.plots.grid import metric_label, number_labels
+from retrieval_heads.plots.grid import measured_samples, metric_label, number_labels, panels
 from retrieval_heads.plots.heads import head_figure
 from retrieval_heads.plots.layout import spread
 from retrieval_heads.plots.niah import niah_figure
@@ -728,3 +728,23 @@ def test_a_picture_of_ten_thousand_cells_stays_small(tmp_path: Path) -> None:
     records = [r if n % 7 else r.model_copy(update={"status": "skipped"}) for n, r in enumerate(grid(100, 100))]
     _, svg = niah_heatmap(records, tmp_path / "heatmap")
     assert svg.stat().st_size < 3_000_000
+
+
+def test_another_tasks_cells_are_one_panel_whatever_each_asks() -> None:
+    asked = {"kind": "niah", "suite": "sums", "task": "sums", "metric": "key_words", "threshold": 0.5}
+    records = [
+        Record(
+            **asked,
+            cell=f"{terms}/{digits}",
+            axes={"terms": terms, "digits": digits},
+            question=f"What is {terms} + {digits}?",
+            scores={"key_words": terms / 4},
+            passed=terms > 2,
+            status="pass" if terms > 2 else "low",
+        )
+        for terms in (2, 3)
+        for digits in (1, 2)
+    ]
+    (panel,), note = panels(measured_samples(records, None))
+    assert (panel.sides, panel.xs, panel.ys, note) == (("terms", "digits"), [2, 3], [1, 2], "")
+    assert panel.values.tolist() == [[0.5, 0.75], [0.5, 0.75]]

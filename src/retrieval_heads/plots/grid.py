@@ -136,12 +136,15 @@ def panels(samples: Sequence[Sample]) -> tuple[list[Panel], str]:
 
 
 _FACETS = ("suite", "arm", "needle", "question", "haystack", "seed")
+_OF_THE_NEEDLE = ("needle", "question")
 _PLURAL = {"haystack": "haystacks", "suite": "suites", "arm": "arms"}
 
 
 def _facet(record: Record, name: str) -> str:
     if name == "haystack":
         return record.recipe.haystack if record.recipe else ""
+    if name in _OF_THE_NEEDLE and record.task is not None:
+        return ""  # another task asks something else at every place
     if name in _FACETS:
         return str(getattr(record, name))
     value = record.place.get(name)

@@ -85,7 +85,7 @@ class CellBuilder:
         request = TASKS.find(question.task).request(question, cell.place, self._writer)
         facts, recipe = dict(request.facts), dict(request.facts["recipe"])
         if mask is not None and mask["mode"] == "mean":
-            mask = {**mask, "reference": recipe["hash"]}
+            mask = {**mask, "reference": recipe.get("hash", "")}
         facts["recipe"] = recipe | {
             "template": self.prompts.template.model_dump(mode="json"),
             "boundary": question.boundary,

@@ -16,7 +16,7 @@ function cellSection(suite) {
   const controls = make("div", { className: "controls" });
   if (suite.metrics.length > 1) controls.append(choice("Score", suite.metrics.map((each) => [each, scoreName(each)]), chosen.metric, update("metric")));
   if (suite.isCompared) controls.append(choice("Show", [["", "this run"], ["yes", "change against the baseline"]], "", update("compare")));
-  if (suite.questions.length > 1) {
+  if (suite.questions.length > 1 && suite.questions[0].needle) {
     const needles = suite.questions.map((asked, index) => [String(index), asked.name || asked.needle.trim().slice(0, 40)]);
     controls.append(choice("Needle", [["", "all, mean"], ...needles], "", update("needle")));
   }

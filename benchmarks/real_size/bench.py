@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -295,14 +295,13 @@ class Bench:
 
     def by_plugin(self, suite: Suite, *, one_at_a_time: bool = False) -> Took:
         """The same through engine process and client; heads are scored where the suite's kind says so."""
-        keys = [f"{suite.path.stem}/{cell.id}" for cell in suite.cells]
-        cells = [{**asdict(cell), "key": key} for cell, key in zip(suite.cells, keys, strict=True)]
+        cells = {f"{suite.path.stem}/{cell.id}": cell for cell in suite.cells}
         before, results = self._client.counters(), []
         began = time.monotonic()
-        for part in [[cell] for cell in cells] if one_at_a_time else [cells]:
-            self._client.submit(suite.question.to_json(), part)
-            for cell in part:
-                result = self._client.result(cell["key"])
+        for part in [{key: cell} for key, cell in cells.items()] if one_at_a_time else [cells]:
+            self._client.submit(suite.question, part)
+            for key in part:
+                result = self._client.result(key)
                 assert result["status"] == "done", result
                 score_answer(result["answer"]["text"], suite.needles[0].reference, suite.needles[0].question)
                 results.append(result)

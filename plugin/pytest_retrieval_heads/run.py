@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,11 +263,11 @@ class Run:
                         yield from load_suites(path, self.config_data, self.sets).values()
 
     def _submit(self, suite: Suite, selected: Sequence[SelectedCell]) -> None:
-        mine = cells_of(suite, selected)
-        question = suite.question.to_json()
-        if name := awaited(suite):
-            question["ablate"]["awaits"] = [one.key for one in selected if one.suite.id == name]
-        self.client.submit(question, ({**one.cell.to_json(), "key": one.key} for one in mine))
+        question = suite.question
+        if (name := awaited(suite)) and question.ablate is not None:
+            awaits = [one.key for one in selected if one.suite.id == name]
+            question = replace(question, ablate={**question.ablate, "awaits": awaits})
+        self.client.submit(question, {one.key: one.cell for one in cells_of(suite, selected)})
 
     def _collect_config(self) -> None:
         """Have pytest collect the config file itself, alone where no other path was asked for."""

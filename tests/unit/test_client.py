@@ -15,6 +15,7 @@ import pytest
 
 from retrieval_heads.engine import client as client_module
 from retrieval_heads.engine.client import Address, EngineClient
+from retrieval_heads.engine.jobs import FreeQuestion
 from retrieval_heads.engine.messages import Message, receive
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError
@@ -24,7 +25,9 @@ def echo(server: Server) -> None:
     """Answer every prompt with itself; never a cell."""
     while True:
         key = server.waiting.get()
-        said = server.jobs[key].ask["prompt"]
+        asked = server.jobs[key].ask
+        assert isinstance(asked, FreeQuestion)
+        said = asked.prompt
         answer = {"text": said, "token_ids": [], "finish_reason": "stop", "prompt_tokens": 1, "cached_tokens": 0}
         server.finish(key, {"status": "done", "answer": {**answer, "seconds": 0.0}})
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retrieval_heads.engine.backends.backend import Finished, Info
+from retrieval_heads.engine.client import Address, EngineClient
 from retrieval_heads.engine.loop import Loop
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError, PromptError
@@ -24,14 +29,54 @@ from retrieval_heads.tasks.task import Cell, Question
 
 BUILDING, STEPPING = 0.25, 0.125  # seconds that floats hold exactly
 
-
 INFO = Info("none 0", "none", "float32", 8192, max_num_seqs=8, max_num_batched_tokens=8192, block_size=16)
-PLAIN = Question("plain", "niah").to_json()
+PLAIN = Question("plain", "niah")
 
 
-def cells(numbers: Iterable[int], arm: str = "") -> list[dict[str, Any]]:
-    """Cells as they are submitted, told apart by their seeds."""
-    return [{**Cell("", "", Place((), number, arm)).to_json(), "key": f"{number}"} for number in numbers]
+def cells(numbers: Iterable[int], arm: str = "") -> dict[str, Cell]:
+    """Cells by their keys, told apart by their seeds."""
+    return {f"{number}": Cell("", "", Place((), number, arm)) for number in numbers}
+
+
+class Over(Exception):
+    """Ends a loop that has answered all that a test asks."""
+
+
+class Asking:
+    """An engine process in this one: what a client asks of its socket, a loop answers in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = Server("key")
+        self._server.listen(str(folder / "engine.sock"))
+        self.client = EngineClient(Address(str(folder / "engine.sock"), "key"))
+
+    def results(self, engine: Engine, builder: Builder, keys: Iterable[str], **options: Any) -> dict[str, Any]:
+        """What the cells that were submitted before come to."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            if is_over.is_set():
+                raise Over
+
+        loop = Loop(self._server, engine, builder, beat=beat, **options)  # type: ignore[arg-type]
+
+        def run() -> None:
+            with contextlib.suppress(Over):
+                loop.run()
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            return {key: self.client.result(key) for key in keys}
+        finally:
+            is_over.set()
+
+
+@pytest.fixture
+def asking() -> Iterator[Asking]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # the path of a socket must be short
+        made = Asking(Path(folder))
+        yield made
+        made.client.close()
 
 
 class Clock:
@@ -39,12 +84,12 @@ class Clock:
 
     now = 1.0
 
-    def perf_counter(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 class Engine:
-    """Finishes a request a step; ends the loop when there is none left."""
+    """Finishes a request a step."""
 
     info = INFO
     has_moved = True
@@ -57,8 +102,6 @@ class Engine:
         self.waiting.append((request, ids))
 
     def step(self) -> list[Finished]:
-        if not self.waiting:
-            raise EOFError
         self.clock.now += STEPPING
         request, ids = self.waiting.pop(0)
         return [Finished(request, "", [1], "stop", len(ids), 16 if request == "2" else 0, 0.0)]
@@ -76,24 +119,18 @@ class Builder:
         return Request(list(range(50)), {}, {"request": ""}, None, prefix)
 
 
-def test_what_the_engine_did_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_engine_did_is_counted(asking: Asking) -> None:
     clock = Clock()
-    monkeypatch.setattr("retrieval_heads.engine.loop.time", clock)
-    server = Server("key")
-    server._submit({"question": PLAIN, "cells": cells(range(3))})
-    loop = Loop(server, Engine(clock), Builder(clock))  # type: ignore[arg-type]
-    loop.in_flight["never"] = lambda _: None  # so that it steps again when all cells are answered, and ends
-    with pytest.raises(EOFError):
-        loop.run()
-    done = server.done
-    assert (done.steps, done.prompt_tokens, done.cached_tokens) == (3, 150, 16)
-    assert done.reusable_tokens == 2 * 32, "whole blocks of the 40 tokens that two of three found there"
-    assert done.feed_gap_seconds == 3 * BUILDING
-    assert done.step_seconds == 3 * STEPPING
-    assert server._counters({})["feed_gap_seconds"] == done.feed_gap_seconds
+    asking.client.submit(PLAIN, cells(range(3)))
+    asking.results(Engine(clock), Builder(clock), "012", clock=clock)
+    done = asking.client.counters()
+    assert (done["steps"], done["prompt_tokens"], done["cached_tokens"]) == (3, 150, 16)
+    assert done["reusable_tokens"] == 2 * 32, "whole blocks of the 40 tokens that two of three found there"
+    assert done["feed_gap_seconds"] == 3 * BUILDING
+    assert done["step_seconds"] == 3 * STEPPING
 
 
-def test_the_first_prompts_run_while_the_last_are_built() -> None:
+def test_the_first_prompts_run_while_the_last_are_built(asking: Asking) -> None:
     events: list[str] = []
 
     class Watched(Engine):
@@ -107,15 +144,11 @@ def test_the_first_prompts_run_while_the_last_are_built() -> None:
             events.append("step")
             return super().step()
 
-    server = Server("key")
-    server._submit({"question": PLAIN, "cells": cells(range(5))})
-    loop = Loop(server, Watched(), Builder())  # type: ignore[arg-type]
-    loop.in_flight["never"] = lambda _: None
-    with pytest.raises(EOFError):
-        loop.run()
+    asking.client.submit(PLAIN, cells(range(5)))
+    asking.results(Watched(), Builder(), "01234")
     # The first has 50 tokens to compute, the others 18 each: enough for two steps is handed over before each step.
     assert events[:5] == ["add 0", "add 1", "step", "add 2", "add 3"]
-    assert events[5:] == ["add 4", "step", "step", "step", "step", "step"]
+    assert events[5:] == ["add 4", "step", "step", "step", "step"]
 
 
 class Measuring(Engine):
@@ -164,37 +197,25 @@ class Referring(Builder):
     ],
 )
 def test_a_mean_that_cannot_be_measured_is_an_error_of_the_cells_that_need_it(
-    mistake: str, reason: str, awaits: list[str]
+    asking: Asking, mistake: str, reason: str, awaits: list[str]
 ) -> None:
-    server = Server("key")
     ablate = {"mode": "mean", "heads": [[0, 1]], "awaits": awaits}
-    masking = Question("masked", "ablate", source="tales", ablate=ablate).to_json()
-    server._submit({"question": masking, "cells": cells(range(2), "top_1")})
-    server._submit({"question": PLAIN, "cells": cells([2])})
-    loop = Loop(server, Measuring(mistake), Referring(mistake))  # type: ignore[arg-type]
-    loop.in_flight["never"] = lambda _: None
-    with pytest.raises(EOFError):
-        loop.run()
-    assert server.jobs["0"].result == server.jobs["1"].result == {"status": "error", "reason": reason}
-    assert server.jobs["2"].result is not None
-    assert server.jobs["2"].result["status"] == "done"
-    assert loop.held == {}
+    asking.client.submit(Question("masked", "ablate", source="tales", ablate=ablate), cells(range(2), "top_1"))
+    asking.client.submit(PLAIN, cells([2]))
+    results = asking.results(Measuring(mistake), Referring(mistake), "012")
+    assert results["0"] == results["1"] == {"status": "error", "reason": reason}
+    assert results["2"]["status"] == "done"
 
 
 @pytest.mark.parametrize("mode", ["zero", "mean"])
-def test_masked_cells_whose_heads_nobody_is_asked_for_are_errors(mode: str) -> None:
-    server = Server("key")
+def test_masked_cells_whose_heads_nobody_is_asked_for_are_errors(asking: Asking, mode: str) -> None:
     ablate = {"mode": mode, "heads": [], "awaits": ["10", "11"]}
-    masking = Question("masked", "ablate", source="tales", ablate=ablate).to_json()
-    server._submit({"question": PLAIN, "cells": cells([10])})
-    server._submit({"question": masking, "cells": cells(range(2), "top_1")})
-    loop = Loop(server, Measuring(""), Referring(""))  # type: ignore[arg-type]
-    loop.in_flight["never"] = lambda _: None
-    with pytest.raises(EOFError):
-        loop.run()
+    asking.client.submit(PLAIN, cells([10]))
+    asking.client.submit(Question("masked", "ablate", source="tales", ablate=ablate), cells(range(2), "top_1"))
+    results = asking.results(Measuring(""), Referring(""), ["0", "1", "10"])
     reason = "the heads to mask are found by cell '11' among others, which was not submitted before"
-    assert server.jobs["0"].result == server.jobs["1"].result == {"status": "error", "reason": reason}
-    assert loop.held == {}
+    assert results["0"] == results["1"] == {"status": "error", "reason": reason}
+    assert results["10"]["status"] == "done"
 
 
 FORKING = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from retrieval_heads.engine.routing import ANSWER, Asked, computed_tokens, share_out
 from retrieval_heads.runs.place import Place
 from retrieval_heads.suites.suite import load_suite
-from retrieval_heads.tasks.task import Cell
+from retrieval_heads.tasks.task import Cell, Question
 
 SUITE = """\
 kind: {kind}
@@ -30,8 +29,7 @@ def asked(folder: Path, kind: str = "niah", lengths: Sequence[int] = LONG, seeds
     file = folder / "suite.yaml"
     file.write_text(SUITE.format(kind=kind, lengths=list(lengths), seeds=list(seeds)), encoding="utf-8")
     suite = load_suite(file)
-    question = suite.question.to_json()
-    return [Asked.of(question, asdict(cell), 40_000) for cell in suite.cells]
+    return [Asked.of(suite.question, cell, 40_000) for cell in suite.cells]
 
 
 def shares(cells: Sequence[Asked], chosen: Sequence[int], replicas: int) -> list[list[Asked]]:
@@ -76,11 +74,11 @@ def test_a_mask_starts_another_prefix_and_the_unmasked_arm_does_not(tmp_path: Pa
 
 
 def test_stored_answers_go_by_the_recipe_of_their_prompt() -> None:
-    question = {"needles": [{"needle": "The ferry leaves at dawn."}]}
+    question = Question("tales", "detect")
     place = Place((("length", 1000), ("depth", 50.0), ("needle", "ferry")))
 
     def prefix(**recipe: object) -> str:
-        return Asked.of(question, Cell("", "", place, {"recipe": recipe}).to_json(), 40_000).prefix
+        return Asked.of(question, Cell("", "", place, {"recipe": recipe}), 40_000).prefix
 
     assert prefix(haystack="pydoc", offset=0) == prefix(haystack="pydoc", offset=0, insertion=7)
     assert len({prefix(haystack="pydoc", offset=0), prefix(haystack="pydoc", offset=9), prefix(haystack="tales")}) == 3

@@ -18,11 +18,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrieval_heads.engine.jobs import FreeQuestion
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Message, receive, send
 from retrieval_heads.engine.packed import unpack
@@ -31,6 +32,7 @@ from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError, FileError, QuestionError
 from retrieval_heads.files import write_whole
 from retrieval_heads.runs.answer import Answer
+from retrieval_heads.tasks.task import Cell, Question
 
 _SERVER = "retrieval_heads.engine.process"
 _LOG_LINES = 12
@@ -86,13 +88,18 @@ class EngineClient:
         info: Mapping[str, Any] = self._call({"do": "ready"})["info"]
         return info
 
-    def submit(self, question: Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> None:
+    def submit(self, question: Question, cells: Mapping[str, Cell]) -> None:
         """Hand cells to the engine; cells that it knows already are left as they are.
+
+        Args:
+            question: What they have in common.
+            cells: By their keys.
 
         Raises:
             EngineError: A cell of that key is known with other contents.
         """
-        self._call({"do": "submit", "question": question, "cells": list(cells)})
+        each = [{**cell.to_json(), "key": key} for key, cell in cells.items()]
+        self._call({"do": "submit", "question": question.to_json(), "cells": each})
 
     def result(self, key: str) -> Message:
         """Wait for the result of a submitted cell."""
@@ -134,7 +141,6 @@ class EngineClient:
             EngineError: The engine refused the prompt or a sampling parameter, or they cannot be sent to it.
         """
         _check_prompt(prompt)
-        message = {"do": "ask", "prompt": prompt, "chat": bool(chat), "mask": mask}
         sampling = {"temperature": 0.0, **sampling, "max_tokens": max_tokens}
         if type(max_tokens) is not int or max_tokens < 1:
             raise QuestionError(f"ask: max_tokens: a number of tokens is expected, found {max_tokens!r}")
@@ -146,7 +152,8 @@ class EngineClient:
                     f"ask: {name}: {value!r:.100} does not cross to the engine; texts, finite numbers, true, false, "
                     "lists and mappings do"
                 ) from None
-        return Answer(**self._call({**message, "sampling": sampling})["answer"])
+        question = FreeQuestion(prompt, sampling, bool(chat), mask)
+        return Answer(**self._call(question.to_json())["answer"])
 
     def counters(self) -> Mapping[str, Any]:
         """How much the engine has done: `submitted`, `finished`, its `process`, and the fields of `jobs.Done`."""

@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.messages import Message
+from retrieval_heads.tasks.task import Cell, Question
+
+
+@dataclass(frozen=True)
+class FreeQuestion:
+    """A question that no suite asks.
+
+    Args:
+        prompt: A user's message, or messages with `role` and `content`.
+        sampling: Sampling parameters.
+        chat: Whether the chat template writes the prompt.
+        mask: Heads that have no say in its answer: `mode`, `heads`.
+    """
+
+    prompt: str | Sequence[Mapping[str, str]]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    chat: bool = True
+    mask: Mapping[str, Any] | None = None
+
+    def to_json(self) -> Message:
+        """As it crosses to the engine."""
+        return {"do": "ask", **vars(self)}
+
+    @classmethod
+    def of_json(cls, message: Message) -> FreeQuestion:
+        """One as `to_json` gave it."""
+        return cls(message["prompt"], message["sampling"], message["chat"], message["mask"])
+
+
+@dataclass(frozen=True)
+class CellQuestion:
+    """A cell of a suite. Those that were submitted together share one question object."""
+
+    question: Question
+    cell: Cell
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether heads are masked in its answer."""
+        return self.question.kind == "ablate" and self.cell.place.arm != NONE
+
+    @property
+    def awaits(self) -> bool:
+        """Whether these are heads that another suite of the run finds."""
+        return self.is_masked and bool((self.question.ablate or {}).get("awaits"))
 
 
 @dataclass
@@ -14,7 +61,7 @@ class Job:
 
     payload: str
     """What was asked, as canonical JSON: the same key with another payload is a mistake."""
-    ask: Message
+    ask: FreeQuestion | CellQuestion
     result: Message | None = None
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.answers import answer_of, scores_of
 from retrieval_heads.engine.backends.backend import Backend, Finished
+from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.server import Server
@@ -29,7 +29,7 @@ from retrieval_heads.prompts.requests import CellSkipped, Request
 from retrieval_heads.prompts.reuse import Reuse
 from retrieval_heads.runs.record import Record
 from retrieval_heads.tasks.builder import CellBuilder
-from retrieval_heads.tasks.task import Cell, Question
+from retrieval_heads.tasks.task import Question
 
 Then = Callable[[Finished], None]
 
@@ -56,6 +56,7 @@ class Loop:
         engine: What answers.
         builder: Builds cells' prompts, a bounded number ahead of the engine.
         earlier: Records of an earlier run, by the name of their cell: one whose request is the same is not asked again.
+        clock: Tells seconds, for what is counted.
         beat: Called at every sign of life: a job that was started, a step that moved something, a second of rest.
     """
 
@@ -64,6 +65,7 @@ class Loop:
     builder: CellBuilder
     earlier: Mapping[str, Record] = field(default_factory=dict)
     beat: Callable[[], None] = lambda: None
+    clock: Callable[[], float] = time.perf_counter
     in_flight: dict[str, Then] = field(default_factory=dict)
     """What to do as each request finishes."""
     held: dict[str, list[str]] = field(default_factory=dict)
@@ -78,11 +80,10 @@ class Loop:
     def __post_init__(self) -> None:
         self.masks = Masks(self.server, self.engine.info.layers or (), self.engine.info.maskable_layers or ())
         self.reuse = Reuse(self.engine.info.block_size)
-        self._read: tuple[Message, Question] = ({}, Question("", ""))
 
     def run(self) -> None:
         """Step for ever."""
-        ahead, clock = 2 * self.engine.info.max_num_seqs, time.perf_counter
+        ahead, clock = 2 * self.engine.info.max_num_seqs, self.clock
         # No step computes more than half of this; a grid's last prompts are built and hashed while its first run.
         enough = 2 * self.engine.info.max_num_batched_tokens
         since: float | None = None  # when the engine last had work and no step
@@ -124,7 +125,7 @@ class Loop:
         """
         for suite, keys in list(self.held.items()):
             try:
-                is_known = self._can_mask(self.server.jobs[keys[0]].ask["question"])
+                is_known = self._can_mask(self._cell(keys[0]).question)
             except Exception as error:  # not known now, nor later
                 for key in self.held.pop(suite):
                     self._guarded(key, _fail, error)
@@ -148,24 +149,24 @@ class Loop:
             self.server.finish(key, {"status": "error", "reason": f"{type(error).__name__}: {error}"})
 
     def _start(self, key: str) -> None:
-        job = self.server.jobs[key].ask
-        if job["do"] == "ask":
-            asked = self.builder.ask(job["prompt"], chat=job["chat"])
-            request = replace(asked, sampling=job["sampling"], mask=job["mask"])
+        ask = self.server.jobs[key].ask
+        if isinstance(ask, FreeQuestion):
+            request = replace(self.builder.ask(ask.prompt, chat=ask.chat), sampling=dict(ask.sampling), mask=ask.mask)
             self._send(key, request, partial(self._answered, key, request))
-        elif (stored := job["cell"].get("stored")) is not None:
-            record = Record.model_validate(stored)
+        elif ask.cell.stored is not None:
+            record = Record.model_validate(ask.cell.stored)
             self._replay(key, self.builder.stored(record), {"token_ids": record.token_ids})
         else:
-            self._start_cell(key, job["question"], Cell.of_json(job["cell"]))
+            self._start_cell(key, ask)
 
-    def _start_cell(self, key: str, asked: Message, cell: Cell) -> None:
-        mask, question = None, self._question(asked)
-        if question.kind == "ablate" and cell.place.arm != NONE:
-            if not self._can_mask(asked):
+    def _start_cell(self, key: str, asked: CellQuestion) -> None:
+        mask, question, cell = None, asked.question, asked.cell
+        if asked.is_masked:
+            if not self._can_mask(question):
                 self.held.setdefault(question.suite, []).append(key)
                 return
-            mask = self.masks.choose(asked["ablate"], cell.place.arm)
+            assert question.ablate is not None
+            mask = self.masks.choose(question.ablate, cell.place.arm)
         request = self.builder.request(question, cell, mask)
         is_traced = question.kind == "detect"
         known = self.earlier.get(key)
@@ -177,21 +178,19 @@ class Loop:
         then = partial(self._to_replay if is_traced else self._answered, key, request)
         self._send(key, request, partial(self._generated, then, reusable), is_replayed=is_traced)
 
-    def _question(self, asked: Message) -> Question:
-        """What a suite's cells have in common; read once for those that were submitted together."""
-        known, question = self._read
-        if known is not asked:
-            question = Question.of_json(asked)
-            self._read = (asked, question)
-        return question
-
     def _send(self, key: str, request: Request, then: Then, *, is_replayed: bool = False) -> None:
         self.engine.add(key, request.prompt, request.sampling, request.mask, is_replayed=is_replayed)
         self.in_flight[key] = then
 
-    def _can_mask(self, question: Message) -> bool:
+    def _cell(self, key: str) -> CellQuestion:
+        ask = self.server.jobs[key].ask
+        assert isinstance(ask, CellQuestion)
+        return ask
+
+    def _can_mask(self, question: Question) -> bool:
         """Whether a suite's masks are known; has the reference measured where they need one."""
-        ablate, source = question["ablate"], question["source"]
+        ablate, source = question.ablate, question.source
+        assert ablate is not None
         if not self.masks.are_known(ablate):
             return False
         if ablate["mode"] != "mean":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval_heads.ablation.arms import Arm, NoSuchDraw, as_mask, heads_of
-from retrieval_heads.engine.jobs import Job
+from retrieval_heads.engine.jobs import CellQuestion, Job
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError
@@ -16,7 +16,7 @@ from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.requests import CellSkipped
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
-from retrieval_heads.tasks.task import TASKS, Cell, Question
+from retrieval_heads.tasks.task import TASKS
 
 
 @dataclass
@@ -90,7 +90,8 @@ class Masks:
 
 def _sample(job: Job) -> Record:
     """What a detection needs to know of a sample: its heads' scores, and whether it counts."""
-    result, question, cell = job.result or {}, Question.of_json(job.ask["question"]), Cell.of_json(job.ask["cell"])
+    assert isinstance(job.ask, CellQuestion)
+    result, question, cell = job.result or {}, job.ask.question, job.ask.cell
     heads = result.get("heads")
     passed = False
     if heads is not None:

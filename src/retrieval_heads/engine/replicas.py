@@ -13,14 +13,13 @@ import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
-from retrieval_heads.engine.jobs import Done
+from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.routing import ANSWER, Asked, share_out
@@ -28,6 +27,7 @@ from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.stored_answers import complete_answers
 from retrieval_heads.errors import ConfigError, EngineError, RetrievalHeadsError
 from retrieval_heads.runs.layers import Layer
+from retrieval_heads.tasks.task import Question
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,10 @@ class Router:
         for key in keys:
             ask = self.server.jobs[key].ask
             try:
-                if ask["do"] == "ask":
+                if isinstance(ask, FreeQuestion):
                     self._ask(key, ask)
-                elif _awaits(ask) and not self.masks.are_known(ask["question"]["ablate"]):
-                    self.held.setdefault(ask["question"]["suite"], []).append(key)
+                elif ask.awaits and not self.masks.are_known(ask.question.ablate or {}):
+                    self.held.setdefault(ask.question.suite, []).append(key)
                 else:
                     cells.append(key)
             except EngineError as error:  # what it waits for will not come
@@ -232,16 +232,21 @@ class Router:
     def _release(self) -> None:
         """Hand on the masked cells whose masks are known by now."""
         for suite, keys in list(self.held.items()):
-            if self.masks.are_known(self.server.jobs[keys[0]].ask["question"]["ablate"]):
+            if self.masks.are_known(self._cell(keys[0]).question.ablate or {}):
                 self._submit(self.held.pop(suite))
+
+    def _cell(self, key: str) -> CellQuestion:
+        ask = self.server.jobs[key].ask
+        assert isinstance(ask, CellQuestion)
+        return ask
 
     def _submit(self, keys: Sequence[str]) -> None:
         """Choose a replica for each cell, and submit to each replica its own, in their order."""
-        jobs = [self.server.jobs[key].ask for key in keys]
+        jobs = [self._cell(key) for key in keys]
         limits = (0 if key in self.earlier else int(self.info["max_model_len"]) for key in keys)
-        asked = [Asked.of(job["question"], job["cell"], limit) for job, limit in zip(jobs, limits, strict=True)]
+        asked = [Asked.of(job.question, job.cell, limit) for job, limit in zip(jobs, limits, strict=True)]
         chosen = share_out(asked, [replica.load for replica in self.replicas], self.cached)
-        mine: list[dict[str, Message]] = [{} for _ in self.replicas]
+        mine: list[dict[str, CellQuestion]] = [{} for _ in self.replicas]
         for key, job, cell, number in zip(keys, jobs, asked, chosen, strict=True):
             mine[number][key] = job
             self.replicas[number].outstanding[key] = cell.work
@@ -250,14 +255,14 @@ class Router:
         for replica, given in zip(self.replicas, mine, strict=True):
             self._submit_to(replica, given)
 
-    def _submit_to(self, replica: Replica, jobs: Mapping[str, Message]) -> None:
+    def _submit_to(self, replica: Replica, jobs: Mapping[str, CellQuestion]) -> None:
         # Cells that were submitted together share one question object.
-        for _, group in groupby(jobs.items(), key=lambda job: (id(job[1]["question"]), _awaits(job[1]))):
+        for _, group in groupby(jobs.items(), key=lambda job: (id(job[1].question), job[1].awaits)):
             these = dict(group)
             first = next(iter(these.values()))
             try:
-                question = self._with_heads(first["question"]) if _awaits(first) else first["question"]
-                replica.asker.submit(question, [job["cell"] for job in these.values()])
+                question = self._with_heads(first.question) if first.awaits else first.question
+                replica.asker.submit(question, {key: job.cell for key, job in these.items()})
             except EngineDied as error:
                 self._fail(replica, error)
             except RetrievalHeadsError as error:  # no heads were found
@@ -265,23 +270,23 @@ class Router:
                     del replica.outstanding[key]
                     self.server.finish(key, {"status": "error", "reason": str(error)})
 
-    def _with_heads(self, question: Message) -> Message:
+    def _with_heads(self, question: Question) -> Question:
         """The question of cells whose heads another suite has found, with these in place of that suite."""
-        ablate = question["ablate"]
+        ablate = question.ablate or {}
         heads = self.masks.found(tuple(ablate["awaits"]))
-        return {**question, "ablate": {**ablate, "heads": heads, "awaits": ()}}
+        return replace(question, ablate={**ablate, "heads": heads, "awaits": ()})
 
-    def _ask(self, key: str, ask: Message) -> None:
+    def _ask(self, key: str, ask: FreeQuestion) -> None:
         """Ask a free question from a thread of its own: there are no more of them than clients."""
         least = min(self.replicas, key=lambda replica: replica.load)
-        replica = self.measured.get((ask["mask"] or {}).get("reference", ""), least)
+        replica = self.measured.get((ask.mask or {}).get("reference", ""), least)
         replica.outstanding[key] = ANSWER
         threading.Thread(target=self._answer, args=[key, ask, replica], daemon=True).start()
 
-    def _answer(self, key: str, ask: Message, replica: Replica) -> None:
+    def _answer(self, key: str, ask: FreeQuestion, replica: Replica) -> None:
         client = EngineClient(replica.address)
         try:
-            answer = client.ask(ask["prompt"], chat=ask["chat"], mask=ask["mask"], **ask["sampling"])
+            answer = client.ask(ask.prompt, chat=ask.chat, mask=ask.mask, **ask.sampling)
             result = {"status": "done", "answer": asdict(answer)}
         except EngineDied as error:
             self._fail(replica, error)
@@ -299,11 +304,3 @@ class Router:
         if self.server.failure is None:
             ended = replica.obituary(patience=2)
             self.server.failed(f"{replica.name} {ended or f'failed: {error}'}{replica.log_tail()}")
-
-
-def _awaits(job: Message) -> bool:
-    """Whether a cell masks heads that another suite of the run finds."""
-    question = job["question"]
-    return (
-        question["kind"] == "ablate" and job["cell"]["place"]["arm"] != NONE and bool(question["ablate"].get("awaits"))
-    )

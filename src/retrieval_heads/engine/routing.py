@@ -11,10 +11,11 @@ import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from retrieval_heads.ablation.arms import NONE
-from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place
+from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE
+from retrieval_heads.tasks.task import Cell, Question
 
 ANSWER = 64
 """Tokens that a cell costs however much of its prompt is cached: its question and its answer."""
@@ -42,27 +43,27 @@ class Asked:
     length: int
 
     @classmethod
-    def of(cls, question: Mapping[str, Any], cell: Mapping[str, Any], limit: int) -> Asked:
+    def of(cls, question: Question, cell: Cell, limit: int) -> Asked:
         """A cell as it was submitted.
 
         Args:
-            question: `Question.to_json()` of its suite.
-            cell: The fields of a `Cell`.
+            question: Its suite's.
+            cell: What is asked.
             limit: Tokens that fit the model; a longer prompt is skipped, which costs nothing.
         """
-        place = Place.of_json(cell["place"])
+        place = cell.place
         length, depth = place.get(LENGTH), place.get(DEPTH)
         # A task that says neither is asked of whichever replica has least to do.
         tokens = length if isinstance(length, int) else 0
         if tokens > limit:
             return cls("", "", 0, 0)
-        if cell.get("stored") is None:
-            start = [question["source"], place.seed, question["prompt"]]
+        if cell.stored is None:
+            start = [question.source, place.seed, question.prompt and question.prompt.model_dump()]
         else:
-            recipe = cell["stored"].get("recipe") or {}
+            recipe = cell.stored.get("recipe") or {}
             start = [recipe.get("haystack"), recipe.get("offset"), recipe.get("wording")]
         if place.arm not in ("", NONE):  # a mask's cache is its own
-            start += [question["suite"], place.arm]
+            start += [question.suite, place.arm]
         return cls(
             prefix=json.dumps(start, sort_keys=True),
             needle=str(place.get(NEEDLE) or ""),

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from retrieval_heads.engine.jobs import Done, Job
+from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion, Job
 from retrieval_heads.engine.messages import OPENING, Message, receive, send
 from retrieval_heads.redaction import without_secrets
+from retrieval_heads.tasks.task import Cell, Question
 
 _OPENING_SECONDS = 120.0
 """How long a client may take to show the key: on a busy machine one that has connected may have to wait."""
@@ -72,7 +73,7 @@ class Server:
             result = {**result, "reason": without_secrets(result["reason"])}
         with self.changed:
             self.jobs[key].result = result
-            if self.jobs[key].ask["do"] == "cell":
+            if isinstance(self.jobs[key].ask, CellQuestion):
                 self.answered.append(key)
             self.changed.notify_all()
 
@@ -120,14 +121,13 @@ class Server:
             return {"error": self.failure} if self.failure else {"info": self.info}
 
     def _submit(self, message: Message) -> Message:
-        asked = {"do": "cell", "question": message["question"]}
+        question = Question.of_json(message["question"])
         with self.changed:
             for cell in message["cells"]:
-                job = {**asked, "cell": cell}
-                payload = json.dumps(job, sort_keys=True)
+                payload = json.dumps([message["question"], cell], sort_keys=True)
                 known = self.jobs.get(cell["key"])
                 if known is None:
-                    self._take_in(cell["key"], payload, job)
+                    self._take_in(cell["key"], payload, CellQuestion(question, Cell.of_json(cell)))
                 elif known.payload != payload:
                     return {"error": f"cell {cell['key']} was submitted before with other contents"}
         return {}
@@ -148,7 +148,7 @@ class Server:
     def _ask(self, message: Message) -> Message:
         with self.changed:
             key = f"ask {len(self.jobs)}"
-            self._take_in(key, "", message)
+            self._take_in(key, "", FreeQuestion.of_json(message))
         result = self._wait(key)
         if result is None:
             return self._fatal()
@@ -167,7 +167,7 @@ class Server:
     def _fatal(self) -> Message:
         return {"error": self.failure, "is_fatal": True}
 
-    def _take_in(self, key: str, payload: str, ask: Message) -> None:
+    def _take_in(self, key: str, payload: str, ask: FreeQuestion | CellQuestion) -> None:
         self.jobs[key] = Job(payload, ask)
         self.waiting.put(key)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_heads.engine.client import EngineProcess
+from retrieval_heads.engine.jobs import FreeQuestion
 from retrieval_heads.engine.messages import Message
 from retrieval_heads.engine.server import Server
 from retrieval_heads.runs.record import Record, read_records
@@ -74,7 +75,7 @@ class StoredAnswers(EngineProcess):
     def _serve(self, server: Server) -> None:
         while True:
             key = server.waiting.get()
-            if server.jobs[key].ask["do"] == "ask":
+            if isinstance(server.jobs[key].ask, FreeQuestion):
                 server.finish(key, {"reason": "with --rh-rescore there is no engine that could be asked"})
             elif (record := self._stored.get(key)) is None:
                 server.finish(key, {"status": "error", "reason": "the run holds no answer of this cell"})

@@ -19,6 +19,7 @@ import psutil
 import yaml
 
 from retrieval_heads.engine.client import EngineClient, EngineProcess
+from retrieval_heads.engine.messages import Hello
 from retrieval_heads.models import locate_model
 from retrieval_heads.scoring import load_rouge, score_answer
 from retrieval_heads.suites.suite import Suite, load_suite
@@ -242,12 +243,12 @@ class Bench:
         log = self.folder / f"engine-{len(self.lines)}.log"
         self._process = EngineProcess()
         began = time.monotonic()
-        hello: dict[str, Any] = {"model": {"model": self.model, **self.engine_args, **arguments}}
-        hello |= {
-            "traced": wanted["traced"],
-            "haystacks": ["pydoc"],
-            **({"replicas": replicas} if replicas > 1 else {}),
-        }
+        hello = Hello(
+            {"model": self.model, **self.engine_args, **arguments},
+            traced=bool(wanted["traced"]),
+            haystacks=["pydoc"],
+            replicas=replicas,
+        )
         self._process.launch(hello, log)
         self.info = dict(self._process.wait_ready())
         if replicas > 1 and self.info.get("replicas") != replicas:

@@ -16,6 +16,7 @@ from pytest_retrieval_heads.provenance import check_answers
 from pytest_retrieval_heads.run_files import RunFiles
 from retrieval_heads.engine.backends.backend import find, reference_of
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
+from retrieval_heads.engine.messages import Hello
 from retrieval_heads.errors import ConfigError, EngineError
 from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.identity import Identities
@@ -54,7 +55,7 @@ class SharedEngine:
 
     def serve_stored(self) -> None:
         """Give out the stored answers."""
-        self.process.launch({}, self.log)
+        self.process.launch(Hello({}), self.log)
 
     def start(self, plan: Plan) -> Mapping[str, Any] | None:
         """Launch the engine, where that was not done or tried, and wait until the model is loaded.
@@ -78,16 +79,18 @@ class SharedEngine:
             self._dismiss(f"the engine did not start: {error}", "the engine did not start")
             return None
         folder = self._files.folder
-        hello = {
-            "backend": reference_of(backend),
-            "options": section.options,
-            "model": plan.model,
-            **{name: getattr(section, name) for name in ("replicas", "silence", "start_limit")},
-            "offline": is_offline,
-            "traced": plan.traced,
-            "haystacks": plan.haystacks,
-            "earlier": str(folder.results) if folder and folder.earlier else None,
-        }
+        hello = Hello(
+            model=plan.model,
+            traced=plan.traced,
+            backend=reference_of(backend),
+            options=section.options,
+            haystacks=plan.haystacks,
+            earlier=str(folder.results) if folder and folder.earlier else None,
+            replicas=section.replicas,
+            silence=section.silence,
+            start_limit=section.start_limit,
+            offline=is_offline,
+        )
         self.process.launch(hello, self.log)
         try:
             info = self.process.wait_ready()

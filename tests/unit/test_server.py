@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_heads.engine.messages import OPENING, receive, send
+from retrieval_heads.engine.jobs import FreeQuestion
+from retrieval_heads.engine.messages import OPENING, Devices, Hello, receive, send
 from retrieval_heads.engine.server import Server
 
 
@@ -69,3 +70,11 @@ def test_who_knows_it_may_send_long_messages(path: str) -> None:
         send(connection, {"key": "key"})
         send(connection, {"do": "nothing", "more": "x" * 100_000})
         assert json.dumps(receive(connection)) == json.dumps({"error": "the engine cannot do 'nothing'"})
+
+
+def test_what_crosses_to_the_engine_comes_back_the_same() -> None:
+    place = Devices("GPU 1", {"CUDA_VISIBLE_DEVICES": "1"}, [2, 3])
+    hello = Hello({"model": "toy"}, traced=True, options={"url": "http://a"}, haystacks=["tales"], place=place)
+    assert Hello.of_json(json.loads(json.dumps(hello.to_json()))) == hello
+    asked = FreeQuestion([{"role": "user", "content": "When?"}], {"max_tokens": 5}, chat=False, mask={"mode": "zero"})
+    assert FreeQuestion.of_json(json.loads(json.dumps(asked.to_json()))) == asked

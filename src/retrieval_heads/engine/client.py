@@ -19,13 +19,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from retrieval_heads.engine.jobs import FreeQuestion
 from retrieval_heads.engine.log import EngineLog
-from retrieval_heads.engine.messages import Message, receive, send
+from retrieval_heads.engine.messages import Hello, Message, receive, send
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.private_folder import PrivateFolder
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
@@ -291,21 +291,23 @@ class EngineProcess:
         """Whether the process was started, dead or alive."""
         return self._process is not None
 
-    def launch(self, settings: Mapping[str, Any], log: Path) -> None:
+    def launch(self, hello: Hello, log: Path) -> None:
         """Start the process; returns at once, before the model is loaded.
 
         Args:
-            settings: What to load: `backend`, where its class stands (vLLM's where it is left out), `options`, what the
-                `engine` section says to it, `model` as in the settings, `traced` for a run that scores heads,
-                `haystacks`, the sources that cells will name, `earlier`, results of an earlier run whose answers are
-                used again, `replicas`, how many engines or `auto`, `offline`, whether the hub is left alone, and how
-                many seconds it may be silent (`silence`) and take to load (`start_limit`).
+            hello: What to load. A run's name, socket, key, pulse and log are given here.
             log: Where everything goes that the engine prints.
         """
         pulse = self._folder.path / "pulse"
-        where = {"socket": self.address.path, "key": self.address.key, "pulse": str(pulse), "log": str(log)}
-        hello = {"run": secrets.token_hex(4), **settings, **where}
-        limits = Limits(settings.get("silence"), settings.get("start_limit"))
+        hello = replace(
+            hello,
+            run=hello.run or secrets.token_hex(4),
+            socket=self.address.path,
+            key=self.address.key,
+            pulse=str(pulse),
+            log=str(log),
+        )
+        limits = Limits(hello.silence, hello.start_limit)
         self._process = subprocess.Popen(
             [sys.executable, "-m", _SERVER],
             stdin=subprocess.PIPE,
@@ -319,7 +321,7 @@ class EngineProcess:
         self._log = EngineLog(self._process.stdout, log)
         # A process that died at once is reported when somebody connects.
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(hello).encode() + b"\n")
+            self._process.stdin.write(json.dumps(hello.to_json()).encode() + b"\n")
             self._process.stdin.flush()
         self._watchdog = Watchdog(self._process.pid, pulse, limits, log)
         self._watchdog.watch(self._give_up)

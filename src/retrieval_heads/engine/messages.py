@@ -9,9 +9,78 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where a replica computes.
+
+    Args:
+        name: For users, such as `GPU 0`.
+        environment: Variables that keep it there.
+        cores: Numbers of the processor cores that it keeps to; empty for all.
+    """
+
+    name: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cores: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What an engine process is told on its standard input, one line of JSON.
+
+    Args:
+        model: The `model` section of the settings.
+        traced: Whether heads are scored or masked.
+        backend: Where the backend's class stands, `module:Class`; vLLM's where it is empty.
+        options: What the `engine` section says to the backend alone.
+        haystacks: The sources that cells will name.
+        earlier: Results of an earlier run whose answers are used again.
+        replicas: How many engines, or `auto`.
+        silence: Seconds without a sign of life after which it is ended; `None` waits for ever.
+        start_limit: Seconds that it may take to load; `None` waits for ever.
+        offline: Whether the hub is left alone.
+        run: Tells this run's unknown models from another's.
+        socket: Where it listens.
+        key: What a client must show.
+        pulse: The file that it touches at every sign of life.
+        log: Where what it prints goes.
+        place: Where a replica computes.
+    """
+
+    model: Mapping[str, Any]
+    traced: bool = False
+    backend: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    haystacks: Sequence[str] = ()
+    earlier: str | None = None
+    replicas: int | str = 1
+    silence: float | None = None
+    start_limit: float | None = None
+    offline: bool = False
+    run: str = ""
+    socket: str = ""
+    key: str = ""
+    pulse: str = ""
+    log: str = ""
+    place: Devices | None = None
+
+    def to_json(self) -> Message:
+        """Plain builtins that mean the same."""
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, data: Message) -> Hello:
+        """One as `to_json` gave it."""
+        place = data.get("place")
+        return cls(**{**data, "place": Devices(**place) if place else None})
+
 
 _LENGTH = struct.Struct(">Q")
 _LONGEST = 1 << 32  # a length beyond this is not ours: something else speaks on the socket

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from retrieval_heads.engine.backends.backend import Backend, find, resolve
-from retrieval_heads.engine.messages import Message
+from retrieval_heads.engine.messages import Devices, Hello, Message
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.watchdog import Pulse, write_stacks_on_signal
 from retrieval_heads.errors import RetrievalHeadsError
@@ -30,16 +30,18 @@ from retrieval_heads.suites.settings import DEFAULT_BACKEND
 def main() -> None:
     """Serve until standard input ends."""
     write_stacks_on_signal()
-    hello = json.loads(sys.stdin.buffer.readline())
-    keep_secret(hello)
-    pulse = Pulse(Path(hello["pulse"]))
-    _stay_at(hello.get("place") or {})
-    if hello.get("offline"):  # else each library asks for each file, again and again
+    told = json.loads(sys.stdin.buffer.readline())
+    keep_secret(told)
+    hello = Hello.of_json(told)
+    pulse = Pulse(Path(hello.pulse))
+    if hello.place is not None:
+        _stay_at(hello.place)
+    if hello.offline:  # else each library asks for each file, again and again
         os.environ["HF_HUB_OFFLINE"] = "1"
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    server = Server(hello["key"])
-    server.listen(hello["socket"])
-    backend = resolve(hello["backend"]) if "backend" in hello else find(DEFAULT_BACKEND)
+    server = Server(hello.key)
+    server.listen(hello.socket)
+    backend = resolve(hello.backend) if hello.backend else find(DEFAULT_BACKEND)
     try:
         run = _load(server, backend, hello, pulse)
         run()
@@ -51,18 +53,18 @@ def main() -> None:
     pulse.rest()  # clients read why; the launcher ends this process
 
 
-def _stay_at(place: Message) -> None:
+def _stay_at(place: Devices) -> None:
     """Use only the devices or cores of a replica's place; before anything is loaded that looks for them."""
-    os.environ.update(place.get("environment", {}))
-    if place.get("cores"):
-        os.sched_setaffinity(0, place["cores"])
+    os.environ.update(place.environment)
+    if place.cores:
+        os.sched_setaffinity(0, place.cores)
 
 
-def _load(server: Server, backend: type[Backend], hello: Message, pulse: Pulse) -> Callable[[], None]:
-    if hello.get("replicas", 1) != 1:
+def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) -> Callable[[], None]:
+    if hello.replicas != 1:
         from retrieval_heads.engine.replicas import Router, places
 
-        found = places(hello["replicas"], hello["model"], backend.gpus())
+        found = places(hello.replicas, hello.model, backend.gpus())
         if len(found) > 1:
             # Each replica is watched by itself. What this process waits for is theirs.
             threading.Thread(target=pulse.rest, daemon=True).start()
@@ -73,22 +75,21 @@ def _load(server: Server, backend: type[Backend], hello: Message, pulse: Pulse) 
     from retrieval_heads.runs import identity
     from retrieval_heads.tasks.builder import CellBuilder
 
-    model = dict(hello["model"])
+    model = dict(hello.model)
     name, template = model.pop("model"), model.pop("chat_template", None)
     kwargs = model.pop("chat_template_kwargs", None)
-    options = hello.get("options", {})
     location, environment = backend.locate(name), dict(os.environ)  # before vLLM sets variables of its own
     # Beside the engine, which reads the same files.
     files = ThreadPoolExecutor(1).submit(identity.weights_of, location)
-    engine = backend(location, model, options, traced=hello["traced"])
+    engine = backend(location, model, hello.options, traced=hello.traced)
     loaded = dict(engine.info.loaded)
     revision = loaded.pop("revision", engine.info.model_revision or None)
     given = identity.model_identity(name, files.result(), model, loaded, revision)
-    said = {**model, **{key: value for key, value in options.items() if not is_secret_key(key)}}
+    said = {**model, **{key: value for key, value in hello.options.items() if not is_secret_key(key)}}
     runs_on = identity.engine_identity(
-        said, environment, engine=engine.info.engine, device=engine.info.device, traced=hello["traced"]
+        said, environment, engine=engine.info.engine, device=engine.info.device, traced=hello.traced
     )
-    identities = identity.Identities.of(given, runs_on, hello.get("run", ""))
+    identities = identity.Identities.of(given, runs_on, hello.run)
     builder = CellBuilder(
         engine.tokenizer,
         {"chat_template": template, "chat_template_kwargs": kwargs},
@@ -97,10 +98,10 @@ def _load(server: Server, backend: type[Backend], hello: Message, pulse: Pulse) 
         takes_text=backend.capabilities.takes == "text",
     )
     began = time.perf_counter()
-    builder.tokenize(hello.get("haystacks", ()))
+    builder.tokenize(hello.haystacks)
     took = {**engine.info.start_seconds, "haystacks": time.perf_counter() - began}
     # Read before anybody is told that the engine is ready, and may write there.
-    earlier = complete_answers(Path(hello["earlier"])) if hello.get("earlier") else {}
+    earlier = complete_answers(Path(hello.earlier)) if hello.earlier else {}
     start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}
     fault = builder.start_token_fault()
     facts: Message = {"start_seconds": start_seconds, "identities": identities.to_json()}

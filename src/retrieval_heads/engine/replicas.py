@@ -21,7 +21,7 @@ from typing import Any
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion
 from retrieval_heads.engine.masks import Masks
-from retrieval_heads.engine.messages import Message
+from retrieval_heads.engine.messages import Devices, Hello
 from retrieval_heads.engine.routing import ANSWER, Asked, share_out
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.stored_answers import complete_answers
@@ -30,22 +30,7 @@ from retrieval_heads.runs.layers import Layer
 from retrieval_heads.tasks.task import Question
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a replica computes.
-
-    Args:
-        name: For users, such as `GPU 0`.
-        environment: Variables that keep it there.
-        cores: Numbers of the processor cores that it keeps to; empty for all.
-    """
-
-    name: str
-    environment: Mapping[str, str] = field(default_factory=dict)
-    cores: Sequence[int] = ()
-
-
-def places(replicas: int | str, model: Mapping[str, Any], gpus: Sequence[str] | None) -> list[Place]:
+def places(replicas: int | str, model: Mapping[str, Any], gpus: Sequence[str] | None) -> list[Devices]:
     """Where the replicas of a model compute.
 
     Args:
@@ -67,10 +52,10 @@ def places(replicas: int | str, model: Mapping[str, Any], gpus: Sequence[str] | 
             f"and {_counted(len(gpus), 'GPU')} can be seen"
         )
     taken = [",".join(gpus[number * each : (number + 1) * each]) for number in range(count)]
-    return [Place(f"GPU {ids}", {"CUDA_VISIBLE_DEVICES": ids}) for ids in taken]
+    return [Devices(f"GPU {ids}", {"CUDA_VISIBLE_DEVICES": ids}) for ids in taken]
 
 
-def _cpu_places(count: int) -> list[Place]:
+def _cpu_places(count: int) -> list[Devices]:
     # Threads of one core, and cores of one socket, stay together: replicas would slow each other down.
     cores = sorted(os.sched_getaffinity(0), key=_where)
     if count > len(cores):
@@ -79,7 +64,7 @@ def _cpu_places(count: int) -> list[Place]:
         )
     bounds = [number * len(cores) // count for number in range(count + 1)]
     shares = [sorted(cores[start:end]) for start, end in pairwise(bounds)]
-    return [Place(f"core {','.join(map(str, share))}", cores=share) for share in shares]
+    return [Devices(f"core {','.join(map(str, share))}", cores=share) for share in shares]
 
 
 def _where(core: int) -> tuple[int, ...]:
@@ -142,7 +127,7 @@ class Router:
         self.masks = Masks(self.server, [Layer(**layer) for layer in self.info.get("layers", ())])
 
     @classmethod
-    def launched(cls, server: Server, hello: Message, places: Sequence[Place]) -> Router:
+    def launched(cls, server: Server, hello: Hello, places: Sequence[Devices]) -> Router:
         """Launch a replica at each place, and wait until all are ready.
 
         Args:
@@ -153,15 +138,15 @@ class Router:
         Raises:
             EngineError: One did not start; the others end with this process.
         """
-        log, folder = Path(hello["log"]), Path(hello["socket"]).parent
+        log, folder = Path(hello.log), Path(hello.socket).parent
         count = len(places)
         replicas = [Replica(folder, f"replica {number} of {count}") for number in range(1, count + 1)]
         for number, (replica, place) in enumerate(zip(replicas, places, strict=True), start=1):
             own = log.with_stem(f"{log.stem}-{number}")
-            if not hello.get("earlier"):
+            if hello.earlier is None:
                 own.write_bytes(b"")  # an earlier run's, in a folder that is used again
-            replica.launch({**hello, "replicas": 1, "place": asdict(place)}, own)
-        earlier = frozenset(complete_answers(Path(hello["earlier"]))) if hello.get("earlier") else frozenset[str]()
+            replica.launch(replace(hello, replicas=1, place=place), own)
+        earlier = frozenset(complete_answers(Path(hello.earlier))) if hello.earlier else frozenset[str]()
         pool = ThreadPoolExecutor(count)
         ready = [pool.submit(replica.wait_ready) for replica in replicas]
         for one in as_completed(ready):

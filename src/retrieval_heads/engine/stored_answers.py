@@ -12,7 +12,7 @@ from typing import Any
 
 from retrieval_heads.engine.client import EngineProcess
 from retrieval_heads.engine.jobs import FreeQuestion
-from retrieval_heads.engine.messages import Message
+from retrieval_heads.engine.messages import Hello, Message
 from retrieval_heads.engine.server import Server
 from retrieval_heads.runs.record import Record, read_records
 
@@ -61,7 +61,7 @@ class StoredAnswers(EngineProcess):
         """Whether it answers."""
         return self._server is not None
 
-    def launch(self, settings: Mapping[str, Any], log: Path) -> None:
+    def launch(self, hello: Hello, log: Path) -> None:
         """Answer from now on; there is nothing to load."""
         self._server = Server(self.address.key)
         self._server.listen(self.address.path)

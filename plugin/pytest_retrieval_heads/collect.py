@@ -13,7 +13,7 @@ from pytest_retrieval_heads.plan import SelectedCell
 from pytest_retrieval_heads.user_hooks import AdditionError, with_additions
 from retrieval_heads.engine.client import EngineDied
 from retrieval_heads.errors import RetrievalHeadsError, printable
-from retrieval_heads.runs.place import Value
+from retrieval_heads.runs.place import Value, shown
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.settings import Settings
 from retrieval_heads.suites.suite import Suite, load_suites
@@ -192,24 +192,34 @@ def _plain(value: Value) -> Value:
 
 def describe_low(record: Record) -> str:
     """What a user wants to know of an answer that did not retrieve its needle."""
-    place = f"depth {record.achieved_depth:.1f} % (asked {record.document_depth:g} %)"
+    is_needle = record.task is None
+    lines = [
+        f"    question  {record.question if is_needle else _shown(record.question)}",
+        f"    expected  {' / '.join((record.reference, *record.alternatives))}",
+        f"    answer    {_shown(record.text)} ({record.finish_reason} after {len(record.token_ids)} tokens)",
+        f"    score     {_scores(record)}",
+        f"    {'needle' if is_needle else 'place '}    {', '.join(_place(record))}",
+    ]
+    return "\n".join([record.reason, "", *lines])
+
+
+def _scores(record: Record) -> str:
+    decides = f"{record.metric} {record.scores[record.metric]:.3f}, passes above {record.threshold:g}"
+    if record.rougeL is None or "substring" not in record.scores:
+        return decides
+    return f"{decides}; ROUGE-L {record.rougeL:.3f}, substring {record.scores['substring']:g}"
+
+
+def _place(record: Record) -> Iterator[str]:
     if record.needle_span is not None:
         start, end = record.needle_span
-        place = f"tokens {start}–{end} of {record.prompt_tokens}, {place}"
-    return "\n".join(
-        [
-            record.reason,
-            "",
-            f"    question  {record.question}",
-            f"    expected  {' / '.join((record.reference, *record.alternatives))}",
-            f"    answer    {_shown(record.text)} ({record.finish_reason} after {len(record.token_ids)} tokens)",
-            f"    score     {record.metric} {record.scores[record.metric]:.3f}, passes above {record.threshold:g}; "
-            f"ROUGE-L {record.rougeL:.3f}, substring {record.scores['substring']:g}",
-            f"    needle    {place}",
-        ]
-    )
+        yield f"tokens {start}–{end} of {record.prompt_tokens}"
+    if record.task is not None:
+        yield from (f"{axis} {shown(value)}" for axis, value in record.place.axes)
+    elif record.achieved_depth is not None:
+        yield f"depth {record.achieved_depth:.1f} % (asked {record.document_depth:g} %)"
 
 
 def _shown(text: str) -> str:
-    shown = " ".join(text.split())
-    return repr(shown if len(shown) <= 300 else f"{shown[:300]}…")
+    said = " ".join(text.split())
+    return repr(said if len(said) <= 300 else f"{said[:300]}…")

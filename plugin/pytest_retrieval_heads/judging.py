@@ -35,13 +35,13 @@ from retrieval_heads.gates import (
 from retrieval_heads.gates.expression import nearest
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
 from retrieval_heads.runs.record import Record
-from retrieval_heads.scoring.settings import METRICS
+from retrieval_heads.scoring.settings import EVERY_METRIC
 from retrieval_heads.suites.settings import Settings
 
 EXPECTED = "expect "
 """Begins the name of the gate that an expectation is."""
 
-_COMPARABLE = (*METRICS, PASS_RATE, "rougeL")
+_COMPARABLE = (*EVERY_METRIC, PASS_RATE, "rougeL")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Sums:
     settings = SumOptions
     needs: frozenset[str] = frozenset()
     has_spans = False
+    defaults: Mapping[str, Any] = {}
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
         """Every count of terms by every count of digits."""

@@ -87,7 +87,7 @@ def test_its_cells_are_selected_and_compared(foreign: Project) -> None:
             "*there is no axis length; those of the task are terms, digits*",
         ),
         ({"task": {"name": "sums", "terms": []}}, "*sums.yaml:*: task.terms: *"),
-        ({"task": "sum"}, "*task: unknown task 'sum'; did you mean 'sums'? there are: needle, sums*"),
+        ({"task": "sum"}, "*task: unknown task 'sum'; did you mean 'sums'? there are: needle, *, sums*"),
     ],
 )
 def test_what_it_cannot_do_is_told_at_collection(foreign: Project, keys: dict[str, object], sentence: str) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.suites.settings import Range
 from retrieval_heads.suites.suite import Suite, expand_depths, expand_lengths, load_suite
-from retrieval_heads.tasks.task import Question
+from retrieval_heads.tasks.task import TASKS, Question
 
 FERRY = {"name": "ferry", "needle": "The ferry to Oslo leaves at dawn.", "question": "When does it leave?"}
 BRIDGE = {"name": "bridge", "needle": "The bridge to Malmo opens at noon.", "question": "When does it open?"}
@@ -226,7 +226,10 @@ SOURCES = "expected `haystack: FOLDER`, `haystack: package:NAME/PATH` or `haysta
             "essays.yaml:15: gates: gate 'mean over size(key_words) >= 0.5': expected length, depth or needle\n"
             "  mean over size(key_words) >= 0.5\n            ^",
         ),
-        ({"task": "nedle"}, "essays.yaml:15: task: unknown task 'nedle'; did you mean 'needle'? there are: needle"),
+        (
+            {"task": "nedle"},
+            "essays.yaml:15: task: unknown task 'nedle'; did you mean 'needle'? there are: " + ", ".join(TASKS.names),
+        ),
         (
             {"task": {"name": "needle", "sise": 3}},
             "essays.yaml:17: task.sise: unknown key; none is accepted here",

@@ -271,7 +271,11 @@ class PromptBuilder:
         offset, at = prompt.context.offset, prompt.context.offset + prompt.context.insertion
         end = offset + len(prompt.context.ids) - len(self.needle_tokens(needle)[0])
         context = f"{haystack.run(offset, at)}{_inserted(needle)}{haystack.run(at, end)}"
-        inserts = {"{context}": context, "{question}": needle.question}
+        return self.framed_text(frame, context, needle.question)
+
+    def framed_text(self, frame: Frame, context: str, question: str) -> PromptText:
+        """A context in its frame, as text."""
+        inserts = {"{context}": context, "{question}": question}
         messages = [
             {**message, "content": _MARKED.sub(lambda mark: inserts[mark[0]], message["content"])}
             for message in frame.wording

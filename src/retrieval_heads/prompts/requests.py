@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from retrieval_heads.errors import ConfigError, EngineError, PromptError, UnreadableFile
-from retrieval_heads.prompts.haystack import Haystack, read_text
+from retrieval_heads.prompts.haystack import AROUND, Haystack, Text, read_text
 from retrieval_heads.prompts.prompt import Frame, PromptBuilder, PromptText, Tokenizer, hash_ids
 from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.prompts.settings import Prompt
@@ -78,6 +79,7 @@ class Writer:
         self.haystack = lru_cache(maxsize=4)(self._read_haystack)
         """A haystack by its source, tokenized."""
         self._frame = lru_cache(maxsize=256)(self._make_frame)
+        self._tokens = lru_cache(maxsize=4)(self._tokenized)
 
     def frame(self, prompt: Prompt, question: str) -> Frame:
         """What surrounds a context: the wording, rendered with the question in it.
@@ -123,6 +125,77 @@ class Writer:
         }
         written = PromptText(tuple(messages), rendered, prefill or "") if self.takes_text else None
         return Request(ids, dict(sampling), {"prompt_tokens": len(ids), "recipe": recipe}, text=written)
+
+    def document(
+        self, prompt: Prompt, context: str, question: str, said: tuple[int, int], sampling: Mapping[str, Any]
+    ) -> Request:
+        """A question about a text of its own, which no haystack gives; its tokens are spliced as a haystack's are.
+
+        Args:
+            prompt: The wording.
+            context: The text.
+            question: What is asked about it.
+            said: The characters of the text that the answer stands in; head scores aim at their tokens.
+            sampling: The suite's `generation`, with `max_tokens` in it.
+
+        Raises:
+            PromptError: The chat template refuses the messages, or those characters have no token.
+            CellSkipped: Prompt and answer do not fit the model.
+        """
+        frame, tokens = self.frame(prompt, question), self._tokens(context)
+        first, last = tokens.span(*said)
+        if first == last:
+            raise PromptError(f"{context[slice(*said)]!r} has no tokens in this vocabulary")
+        ids = [*frame.head, *tokens.ids, *frame.tail]
+        self.check_room(len(ids), sampling["max_tokens"])
+        start = len(frame.head)
+        shift = 0 if frame.question_in_head else start + len(tokens.ids)
+        begin, end = frame.question_span
+        hashed = hashlib.sha256(context.encode()).hexdigest()
+        facts = {
+            "prompt_tokens": len(ids),
+            "needle_span": (start + first, start + last),
+            "question_span": (shift + begin, shift + end),
+            "around": (context[max(0, said[0] - AROUND) : said[0]], context[said[1] : said[1] + AROUND]),
+            "recipe": {
+                "hash": hashed,
+                "tokens": len(tokens.ids),
+                "wording": frame.wording,
+                "template_hash": frame.hash,
+                "prompt_hash": hash_ids(ids),
+                **({"prefill": frame.prefill} if frame.prefill else {}),
+            },
+        }
+        prefix = Prefix(frame.head, hashed, len(tokens.ids), (), frame.tail)
+        text = self.prompts.framed_text(frame, context, question) if self.takes_text else None
+        return Request(ids, dict(sampling), facts, prefix=prefix, text=text)
+
+    def stored(self, prompt: str | None, said: str) -> Request:
+        """The prompt of a record of the predecessor's, which holds its text.
+
+        Args:
+            prompt: That text.
+            said: The part of it that head scores aim at.
+
+        Raises:
+            PromptError: There is no text, or it does not hold that part once.
+        """
+        if prompt is None:
+            raise PromptError("the record holds neither a recipe nor a prompt")
+        found = prompt.count(said) if said else 0
+        if found != 1:
+            raise PromptError(f"the stored prompt holds the needle {found} times; once is needed")
+        tokens = self.prompts.text(prompt)
+        start = prompt.index(said)
+        facts = {
+            "prompt_tokens": len(tokens.ids),
+            "needle_span": tokens.span(start, start + len(said)),
+            "question_span": (0, 0),  # its records do not hold the question: `query` is not measured
+        }
+        return Request(list(tokens.ids), {}, facts)
+
+    def _tokenized(self, text: str) -> Text:
+        return Text.of(text, self.prompts.tokenize)
 
     def _read_haystack(self, source: str) -> Haystack:
         try:

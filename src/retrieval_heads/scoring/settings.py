@@ -22,9 +22,14 @@ METRICS: tuple[str, ...] = (
     "substring",
     KEY_WORDS,
 )
-"""Every stored score. `_novel`: over the words that the question does not contain. `rouge1_recall` above 0.5 is the
-rule of arXiv 2404.15574.
+"""Every stored score of a needle. `_novel`: over the words that the question does not contain. `rouge1_recall` above
+0.5 is the rule of arXiv 2404.15574.
 """
+
+EXACT = "exact"
+"""1 where the whole answer is the expected one, as its task compares the two; needles have no such score."""
+
+EVERY_METRIC = (*METRICS, EXACT)
 
 
 class Scoring(Section):
@@ -36,6 +41,6 @@ class Scoring(Section):
     @field_validator("metric")
     @classmethod
     def _known(cls, metric: str) -> str:
-        if metric not in METRICS:
-            raise ValueError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
+        if metric not in EVERY_METRIC:
+            raise ValueError(f"unknown metric {metric!r}{nearest(metric, EVERY_METRIC)}")
         return metric

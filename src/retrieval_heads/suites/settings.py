@@ -30,52 +30,28 @@ from retrieval_heads.gates.number import FIELDS, PASS_RATE
 from retrieval_heads.gates.settings import Expect
 from retrieval_heads.kinds import Kind
 from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, Prompt, named_prompt
-from retrieval_heads.scoring.settings import METRICS, Scoring
+from retrieval_heads.scoring.settings import EVERY_METRIC, Scoring
+from retrieval_heads.settings.range import Range, branch_of
 from retrieval_heads.settings.section import Number, OpenSection, PathText, Said, Section, Whole
 
 Verdict = Literal["cell", "gates", "none"]
 
 DEFAULT_BACKEND: Final = "vllm"
 """What answers where the settings do not say; left out of what is stored."""
-MOST_CELLS = 100_000
-"""Of a suite. pytest lists, selects and reports each of them."""
 LONGEST_CONTEXT = 100_000_000
 """Tokens of a prompt."""
 MOST_REPLICAS = 1024
 """Engines of a run."""
 
 
-class Range(Section):
-    """`intervals` equal gaps from `min` to `max`, both ends included; without it every integer between."""
-
-    min: Whole
-    max: Whole
-    intervals: Annotated[Whole, Field(ge=1, le=MOST_CELLS)] | None = None
-    spacing: Literal["linear", "sigmoid"] = "linear"
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Range:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}")
-        if self.spacing == "sigmoid" and self.intervals is None:
-            raise ValueError("sigmoid spacing needs intervals")
-        if self.intervals is None and self.max - self.min >= MOST_CELLS:
-            raise ValueError(f"{self.max - self.min + 1:,} values; a suite has at most {MOST_CELLS:,} cells")
-        return self
-
-
-def _branch(value: Any) -> str:
-    return "Range" if isinstance(value, dict | Range) else "list[]"
-
-
 # The branch is chosen by what was written, so that only the mistakes of that branch are told.
 Lengths = Annotated[
     Annotated[list[Annotated[Whole, Field(ge=1, le=LONGEST_CONTEXT)]], Tag("list[]")] | Annotated[Range, Tag("Range")],
-    Discriminator(_branch),
+    Discriminator(branch_of),
 ]
 Depths = Annotated[
     Annotated[list[Annotated[Number, Field(ge=0, le=100)]], Tag("list[]")] | Annotated[Range, Tag("Range")],
-    Discriminator(_branch),
+    Discriminator(branch_of),
 ]
 
 
@@ -216,7 +192,7 @@ def _plain_task(value: Any) -> Any:
 
 def _parsed_gate(text: str) -> str:
     try:
-        parse_gate(text, (*METRICS, PASS_RATE, *FIELDS))
+        parse_gate(text, (*EVERY_METRIC, PASS_RATE, *FIELDS))
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return text

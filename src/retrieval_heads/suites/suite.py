@@ -6,6 +6,7 @@ Pure and fast: no torch, no tokenizer; a prompt is built from a cell by the engi
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -31,8 +32,9 @@ from retrieval_heads.runs.origin import Origin, origins
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value, shown
 from retrieval_heads.runs.record import Record, read_records
 from retrieval_heads.settings.messages import sentences
+from retrieval_heads.settings.range import MOST_CELLS, Range, whole_values
 from retrieval_heads.suites.reading import line_of, overlay, read_settings, read_suites, resolve
-from retrieval_heads.suites.settings import MOST_CELLS, Range, Settings
+from retrieval_heads.suites.settings import Settings
 from retrieval_heads.tasks.task import TASKS, THE_NEEDLE, Cell, Question, Task
 
 _SHORT = {LENGTH: "len"}
@@ -139,8 +141,9 @@ def _load(
         # A config that is a suite of another kind says nothing of what this one asks.
         dropped = ("kind", "name", "from_results", "from_model")
         config = {key: value for key, value in config.items() if key not in dropped}
-    settings = resolve(overlay(overlay(own, config), sets), str(path))
     written = _Written(path, {} if config == own else config, sets, under)
+    said = overlay(overlay(own, config), sets)
+    settings = resolve(overlay(_task(said, written).defaults, said), str(path))
     settings = _with_expected(settings, written)
     if settings.from_results:
         return _stored_suite(path, settings, written)
@@ -153,13 +156,18 @@ def _load(
     return Suite(question.suite, path, settings, question, cells, heads)
 
 
+def _task(said: Mapping[str, Any], written: _Written) -> Task:
+    """What the sections that were laid over each other ask."""
+    try:
+        return TASKS.find(said.get("task", {}).get("name", THE_NEEDLE))
+    except ConfigError as error:
+        raise ConfigError(f"{written.at('task')}: task: {error}") from None
+
+
 def _question(name: str, settings: Settings, heads: tuple[Head, ...], written: _Written) -> Question:
     """What the cells of a suite have in common."""
     chosen = settings.task.name if settings.task else THE_NEEDLE
-    try:
-        task = TASKS.find(chosen)
-    except ConfigError as error:
-        raise ConfigError(f"{written.at('task')}: task: {error}") from None
+    task = TASKS.find(chosen)
     if settings.kind != "niah" and not task.has_spans:
         raise ConfigError(
             f"{written.at('kind')}: kind: {settings.kind} takes a task whose prompts have spans that head scores aim "
@@ -245,9 +253,7 @@ def _holds(layer: Any, keys: Sequence[str]) -> bool:
 
 def expand_lengths(lengths: list[int] | Range) -> list[int]:
     """The lengths in order: a list as it is; a range rounded to whole tokens, each once."""
-    if isinstance(lengths, Range):
-        return sorted({round(point) for point in _points(lengths)})
-    return lengths
+    return whole_values(lengths)
 
 
 def expand_depths(depths: list[float] | Range) -> list[float]:
@@ -260,17 +266,8 @@ def expand_depths(depths: list[float] | Range) -> list[float]:
     if not isinstance(depths, Range):
         return depths
     if depths.spacing == "linear":
-        return sorted({float(round(point)) for point in _points(depths)})
-    return sorted({x if x in (0, 100) else _sigmoid(x) for x in _points(depths)})
-
-
-def _points(span: Range) -> list[float]:
-    if span.intervals is None:
-        return [float(point) for point in range(span.min, span.max + 1)]
-    if span.intervals == 1:
-        return [float(span.min), float(span.max)]
-    width = span.max - span.min
-    return [span.min + width * step / span.intervals for step in range(span.intervals + 1)]
+        return sorted({float(round(point)) for point in depths.points})
+    return sorted({x if x in (0, 100) else _sigmoid(x) for x in depths.points})
 
 
 def _sigmoid(x: float) -> float:
@@ -543,6 +540,8 @@ def _swept(settings: Settings, task: Task, written: _Written) -> tuple[tuple[int
                     f"{written.at('sweep', key)}: sweep.{key}: the task has no axis {axis}; its axes are {axes}"
                 )
             continue
+        if not values and axis == DEPTH and "haystack" not in task.needs:
+            continue  # such a task says itself what is asked then
         if not values:
             expected = "expected a list or min, max, intervals"
             raise ConfigError(f"{written.at('sweep', key)}: sweep.{key}: the grid is empty; {expected}")
@@ -570,7 +569,12 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
     subjects: dict[str, tuple[str, ...]] = {
         needle.name or "": (question.haystack, f"{needle.name}-{_digest(needle)}") for needle in question.needles
     } or {"": (question.task,)}
-    grid = tuple(task.places(question))
+    try:
+        grid = tuple(itertools.islice(task.places(question), MOST_CELLS + 1))
+    except ConfigError as error:
+        raise ConfigError(f"{written.at('task')}: {error}") from None
+    if len(grid) > MOST_CELLS:
+        raise ConfigError(f"{written.at('task')}: task: more than the {MOST_CELLS:,} cells that a suite has at most")
     _refuse_many({"places": len(grid), "seeds": len(seeds), "arms": len(masks)}, written)
     if not grid:
         raise ConfigError(f"{written.at('task')}: task: {question.task} asks nothing with these settings")

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from retrieval_heads.errors import PromptError
+from retrieval_heads.errors import ConfigError
 from retrieval_heads.prompts.haystack import Haystack
 from retrieval_heads.prompts.prompt import BuiltPrompt, Frame
 from retrieval_heads.prompts.requests import Request, Writer
@@ -15,7 +15,7 @@ from retrieval_heads.prompts.settings import Needle, Prompt
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement, judge
-from retrieval_heads.scoring.settings import Scoring
+from retrieval_heads.scoring.settings import EXACT, METRICS, Scoring
 from retrieval_heads.settings.section import Section
 from retrieval_heads.tasks.task import Question
 
@@ -34,9 +34,12 @@ class NeedleTask:
     settings: type[Section] = NeedleOptions
     needs = frozenset({"haystack", "needles"})
     has_spans = True
+    defaults: Mapping[str, Any] = {}
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
         """Every needle by every length by every depth."""
+        if question.scoring.metric == EXACT:
+            raise ConfigError(f"scoring.metric: needles have no score {EXACT}; accepted: {', '.join(METRICS)}")
         for needle, length, depth in itertools.product(question.needles, question.lengths, question.depths):
             yield length, depth, needle.name or ""
 
@@ -84,7 +87,7 @@ class NeedleTask:
     def rebuilt(self, record: Record, writer: Writer) -> Request:
         """The prompt of a record; of the predecessor's, which hold its text, that text."""
         if record.recipe is None:
-            return _predecessors(record, writer)
+            return writer.stored(record.prompt, record.needle.strip())
         haystack = writer.haystack(record.recipe.haystack)
         wording = Prompt.model_validate({"messages": record.recipe.wording, "prefill": record.recipe.prefill})
         frame = writer.frame(wording, record.question)
@@ -112,24 +115,6 @@ def needle_of(question: Question, place: Place) -> Needle:
     """The needle that stands at a place."""
     name = place.get(NEEDLE)
     return next(needle for needle in question.needles if (needle.name or "") == name)
-
-
-def _predecessors(record: Record, writer: Writer) -> Request:
-    """Its records hold the prompt's text; its needle is where that text says so."""
-    if record.prompt is None:
-        raise PromptError("the record holds neither a recipe nor a prompt")
-    said = record.needle.strip()
-    found = record.prompt.count(said) if said else 0
-    if found != 1:
-        raise PromptError(f"the stored prompt holds the needle {found} times; once is needed")
-    tokens = writer.prompts.text(record.prompt)
-    start = record.prompt.index(said)
-    facts = {
-        "prompt_tokens": len(tokens.ids),
-        "needle_span": tokens.span(start, start + len(said)),
-        "question_span": (0, 0),  # its records do not hold the question: `query` is not measured
-    }
-    return Request(list(tokens.ids), {}, facts)
 
 
 def _facts(prompt: BuiltPrompt, haystack: Haystack, frame: Frame) -> dict[str, Any]:

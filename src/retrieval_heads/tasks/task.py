@@ -115,6 +115,8 @@ class Task(Protocol):
     """The suite's sections that must be given, of `haystack` and `needles`; the others must not."""
     has_spans: bool
     """Whether `request` tells the token spans that head scores aim at; else no suite can detect or ablate on it."""
+    defaults: Mapping[str, Any]
+    """What a suite's sections hold where it says nothing: `{"scoring": {"metric": "exact"}}`."""
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
         """The grid without its seeds: a value for each axis. No tokenizer is at hand: this is at collection."""
@@ -138,5 +140,10 @@ class Task(Protocol):
 
 
 TASKS: Registry[Task] = Registry(
-    "retrieval_heads.tasks", "task", {THE_NEEDLE: "retrieval_heads.tasks.needle:TheNeedle"}
+    "retrieval_heads.tasks",
+    "task",
+    {
+        THE_NEEDLE: "retrieval_heads.tasks.needle:TheNeedle",
+        "phonebook": "retrieval_heads.tasks.phonebook:PHONEBOOK",
+    },
 )

@@ -13,6 +13,9 @@ FOREIGN = Path(__file__).parents[1] / "foreign"
 POINTS = """\
 [retrieval_heads.tasks]
 sums = foreign_task:SUMS
+
+[retrieval_heads.backends]
+calculator = foreign_backend:Calculator
 """
 
 
@@ -70,6 +73,30 @@ def test_its_cells_are_selected_and_compared(foreign: Project) -> None:
     again.stdout.fnmatch_lines(["*held*"])
     resumed = foreign.spawn("--rh-resume", "--rh-verdict", "none")
     resumed.stdout.fnmatch_lines(["*4 of 4 answers are those of the earlier run*"])
+
+
+def test_a_task_on_a_backend_that_takes_no_token_ids(foreign: Project, workers: list[str]) -> None:
+    foreign.write("config.yaml", {"model": {"model": "pencil"}, "engine": {"kind": "calculator", "most": 2}})
+    sums(foreign, gates=["mean over digits(pass_rate) >= 0.5", "min over terms(key_words) >= 0.1"])
+    result = foreign.spawn(*workers, "--rh-report", "--rh-verdict", "gates")
+    assert result.ret == 1, "sums of three terms are beyond it"
+    result.stdout.fnmatch_lines(
+        [
+            "*terms*1*2*mean*",
+            "*2*1.00*1.00*1.00*",
+            "*3*0.00*0.00*0.00*",
+            "*FAIL*min over terms(key_words) is 0 at terms 3*",
+            "*ok*mean over digits(pass_rate) is 0.5*",
+        ]
+    )
+    records = foreign.records()
+    assert [record.passed for record in records] == [True, True, False, False]
+    assert not any(record.token_ids or record.needle_span for record in records)
+    facts = foreign.facts()
+    assert (facts["engine"], facts["dtype"]) == ("calculator of 2 terms", "decimal")
+    for name in ("heatmap.png", "profiles.png", "report.html"):
+        assert (foreign.latest / name).stat().st_size > 1000
+    assert not foreign.starts, "no other engine was started"
 
 
 @pytest.mark.parametrize(

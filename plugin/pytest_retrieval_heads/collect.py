@@ -14,7 +14,7 @@ from pytest_retrieval_heads.user_hooks import AdditionError, with_additions
 from retrieval_heads.engine.client import EngineDied
 from retrieval_heads.errors import RetrievalHeadsError, printable
 from retrieval_heads.runs.place import Value, shown
-from retrieval_heads.runs.record import Record
+from retrieval_heads.runs.record import Record, Span
 from retrieval_heads.suites.settings import Settings
 from retrieval_heads.suites.suite import Suite, load_suites
 from retrieval_heads.tasks.task import Cell
@@ -198,8 +198,12 @@ def describe_low(record: Record) -> str:
         f"    expected  {' / '.join((record.reference, *record.alternatives))}",
         f"    answer    {_shown(record.text)} ({record.finish_reason} after {len(record.token_ids)} tokens)",
         f"    score     {_scores(record)}",
-        f"    {'needle' if is_needle else 'place '}    {', '.join(_place(record))}",
     ]
+    if record.insertions is None:
+        lines.append(f"    {'needle' if is_needle else 'place '}    {', '.join(_place(record))}")
+    for each in record.insertions or ():
+        where = ", ".join([*_tokens(record, each.span), _depth(each.achieved_depth, each.depth)])
+        lines.append(f"    {each.role:<10}{each.counted or each.text}, {where}")
     return "\n".join([record.reason, "", *lines])
 
 
@@ -211,13 +215,19 @@ def _scores(record: Record) -> str:
 
 
 def _place(record: Record) -> Iterator[str]:
-    if record.needle_span is not None:
-        start, end = record.needle_span
-        yield f"tokens {start}–{end} of {record.prompt_tokens}"
+    yield from _tokens(record, record.needle_span)
     if record.task is not None:
         yield from (f"{axis} {shown(value)}" for axis, value in record.place.axes)
     elif record.achieved_depth is not None:
-        yield f"depth {record.achieved_depth:.1f} % (asked {record.document_depth:g} %)"
+        yield _depth(record.achieved_depth, record.document_depth)
+
+
+def _tokens(record: Record, span: Span | None) -> list[str]:
+    return [] if span is None else [f"tokens {span[0]}–{span[1]} of {record.prompt_tokens}"]
+
+
+def _depth(achieved: float, asked: float) -> str:
+    return f"depth {achieved:.1f} % (asked {asked:g} %)"
 
 
 def _shown(text: str) -> str:

@@ -197,6 +197,23 @@ def test_the_figures_of_many_requests_are_those_of_each_alone() -> None:
         )
 
 
+def test_several_needles_count_together_and_a_request_with_one_beside_them_as_it_does_alone() -> None:
+    several = Rows(PROMPT, (8, 5, 6), (10, 12), (7, 8, 5), (20, 21), more_spans=((15, 16),))
+    alone = rows(7, 8)
+    looks = [scored(several, argmax=[11, 15, 12], weight=0.25), *(_weighed(count, 0.5) for count in (3, 1))]
+    found = figures([probe.joined([*looks, scored(alone, argmax=[10, 11])])], [several, alone], SCORES)
+    copy, copy_reference, mass, query = found[0, :, 0, 0].tolist()
+    assert copy == copy_reference == pytest.approx(2 / 3), "8 of the first and 5 of the second; 12 is in neither"
+    assert (mass, query) == pytest.approx((0.75, 0.75)), "0.25 on the first and 0.5 on the second"
+    torch.testing.assert_close(found[1], figures([scored(alone, argmax=[10, 11])], [alone], SCORES)[0])
+
+
+def _weighed(count: int, weight: float) -> RowScores:
+    return RowScores(
+        torch.full((count, 1), -1, dtype=torch.int32), torch.zeros(count, 1), torch.full((count, 1), weight).log()
+    )
+
+
 def test_nan_of_one_request_is_its_own() -> None:
     one, other = rows(7, 8), rows(9)
     broken = scored(one)

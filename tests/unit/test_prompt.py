@@ -235,7 +235,7 @@ def test_the_text_of_a_prompt_is_what_its_tokens_are_of(wording: str, seed: int,
     tale = Haystack.of("tale", TALE + "{context} {question}", prompts.tokenize)
     frame = prompts.frame(WORDINGS[wording], FERRY.question)
     prompt = prompts.build(tale, frame, FERRY, length, depth, seed=seed, boundary="sentence")
-    text = prompts.prompt_text(prompt, tale, frame, FERRY)
+    text = prompts.prompt_text(prompt, tale, frame, [FERRY.needle], FERRY.question)
     # A length that ends within a character has that character whole.
     assert text.text.startswith(tokenizer.decode(prompt.ids).partition("\ufffd")[0])
     assert prompts.render([dict(message) for message in text.messages]) == text.text

@@ -17,7 +17,7 @@ from retrieval_heads.engine.server import Server
 from retrieval_heads.runs.record import Record, read_records
 
 _ANSWER = ("text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens", "seconds")
-_PROMPT = ("prompt_tokens", "achieved_depth", "needle_span", "question_span", "around", "recipe")
+_PROMPT = ("prompt_tokens", "achieved_depth", "needle_span", "question_span", "around", "insertions", "recipe")
 _FACTS = ("request", "answered_by", *_PROMPT, "mask", "heads", "replay")
 
 

@@ -39,13 +39,15 @@ def hits_at(argmax: Tensor, seen: Seen) -> Hits:
     """Of other positions, `[layers, requests, answer rows, heads]`."""
     import torch
 
-    start, length, needle, answer = seen.once(_tokens)
-    place = argmax.long() - start
-    inside = (place >= 0) & (place < length) & seen.counts[:, :, None]
-    place = torch.minimum(place.clamp(min=0), length - 1)
+    spans, length, needle, answer = seen.once(_tokens)
+    place, inside = torch.zeros_like(argmax, dtype=torch.long), torch.zeros_like(argmax, dtype=torch.bool)
+    for start, end, before in spans:
+        here = (argmax >= start) & (argmax < end)
+        place = torch.where(here, argmax - start + before, place)
+        inside |= here
     request = torch.arange(len(seen.requests), device=argmax.device)[:, None, None]
     return Hits(
-        steps=inside & (needle[request, place] == answer[:, :, None]),
+        steps=inside & seen.counts[:, :, None] & (needle[request, place] == answer[:, :, None]),
         places=place,
         needle_tokens=length[:, :, 0],
         longest=needle.shape[1],
@@ -53,14 +55,21 @@ def hits_at(argmax: Tensor, seen: Seen) -> Hits:
 
 
 def _tokens(seen: Seen) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where each needle starts and how many tokens it has, `[requests, 1, 1]` each; its tokens and the answer's,
+    """Where each needle starts and ends and how many tokens of other needles are counted before it, `[needles, 3,
+    requests, 1, 1]`; how many tokens a request's needles have, `[requests, 1, 1]`; their tokens and the answer's,
     `[requests, most]` each.
     """
-    starts, ends = zip(*(rows.needle_span for rows in seen.requests), strict=True)
-    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
-    start, length = seen.ints([starts, lengths])[:, :, None, None]
+    most = max(len(rows.spans) for rows in seen.requests)
+    ints: list[list[int]] = []
+    for number in range(most):
+        # Of a request with fewer needles nothing is inside.
+        spans = [rows.spans[number] if number < len(rows.spans) else (0, 0) for rows in seen.requests]
+        before = [sum(end - start for start, end in rows.spans[:number]) for rows in seen.requests]
+        ints += [[start for start, _ in spans], [end for _, end in spans], before]
+    ints.append([len(rows.needle) for rows in seen.requests])
+    table = seen.ints(ints)[:, :, None, None]
     needle = seen.ints([rows.needle for rows in seen.requests], -2)  # which is no answer's token
-    return start, length, needle, seen.ints([rows.answer for rows in seen.requests])
+    return table[:-1].unflatten(0, (most, 3)), table[-1], needle, seen.ints([rows.answer for rows in seen.requests])
 
 
 def copied(found: Hits) -> Tensor:

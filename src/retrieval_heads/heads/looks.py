@@ -27,8 +27,9 @@ class Rows:
         prompt_tokens: Where the answer starts.
         answer: The answer's token ids; the replay's last token is the one before the last of these.
         needle_span: The needle.
-        needle: The needle's token ids.
+        needle: The needle's token ids; of several needles that are asked for, those of all, in the order of `spans`.
         question_span: The question; empty where it is not known.
+        more_spans: The other needles that are asked for, where there are several.
         positions: Hand back each answer row's argmax as well: for tests, since that grows with the answer.
     """
 
@@ -37,6 +38,7 @@ class Rows:
     needle_span: Span
     needle: tuple[int, ...]
     question_span: Span
+    more_spans: tuple[Span, ...] = ()
     positions: bool = False
 
     @classmethod
@@ -48,8 +50,14 @@ class Rows:
             needle_span=(fields["needle_span"][0], fields["needle_span"][1]),
             needle=tuple(fields["needle"]),
             question_span=(fields["question_span"][0], fields["question_span"][1]),
+            more_spans=tuple((start, end) for start, end in fields.get("more_spans", ())),
             positions=bool(fields.get("positions")),
         )
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Every needle that is asked for."""
+        return (self.needle_span, *self.more_spans)
 
     @property
     def answer_rows(self) -> Span:

@@ -20,12 +20,21 @@ class Mass(HeadScore):
     label = "mass (attention to the needle)"
 
     def looks(self, rows: Rows) -> Sequence[Look]:
-        """The answer's rows, at the needle."""
-        return [Look(rows.answer_rows, rows.needle_span)]
+        """The answer's rows, at the needle, and at each other one that is asked for."""
+        return [Look(rows.answer_rows, span) for span in rows.spans]
 
     def figure(self, seen: Seen) -> Tensor:
-        """The mean weight."""
-        return seen.mean(seen.weight)
+        """The mean weight on all needles that are asked for."""
+        return on_all_spans(seen)
+
+
+def on_all_spans(seen: Seen) -> Tensor:
+    """The mean over rows of their weight on all needles that are asked for, `[layers, requests, heads]`."""
+    mean = seen.mean(seen.weight)
+    if not any(rows.more_spans for rows in seen.requests):
+        return mean
+    # Each row stands there once for each needle, and the mean is over all of them.
+    return mean * seen.ints([[len(rows.spans)] for rows in seen.requests])
 
 
 SCORE = Mass()

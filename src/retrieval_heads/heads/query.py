@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from retrieval_heads.heads.looks import Look, Rows, Seen
+from retrieval_heads.heads.mass import on_all_spans
 from retrieval_heads.heads.score import HeadScore
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ class Query(HeadScore):
     label = "query (question to needle)"
 
     def looks(self, rows: Rows) -> Sequence[Look]:
-        """The question's rows, at the needle; none where the question is not known."""
+        """The question's rows, at the needle and at each other one that is asked for; none where the question is not
+        known.
+        """
         start, end = rows.question_span
-        return [Look(rows.question_span, rows.needle_span)] if start < end else []
+        return [Look(rows.question_span, span) for span in rows.spans] if start < end else []
 
     def figure(self, seen: Seen) -> Tensor:
-        """The mean weight."""
-        return seen.mean(seen.weight)
+        """The mean weight on all needles that are asked for."""
+        return on_all_spans(seen)
 
 
 SCORE = Query()

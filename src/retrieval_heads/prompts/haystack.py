@@ -1,8 +1,8 @@
-"""Haystacks: sources of text, and token-exact contexts with a needle at a known span.
+"""Haystacks: sources of text, and token-exact contexts with needles at known spans.
 
 A haystack is tokenized once. A context is a run of its tokens, wrapped around where the text is too short, with
-the needle's tokens spliced in: nothing is decoded and encoded again, so lengths are exact and the needle's span
-is known by construction.
+the tokens of one needle or several spliced in: nothing is decoded and encoded again, so lengths are exact and each
+needle's span is known by construction.
 """
 
 from __future__ import annotations
@@ -69,26 +69,33 @@ class Text:
 
 @dataclass(frozen=True)
 class Context:
-    """A run of haystack tokens with a needle in it.
+    """A run of haystack tokens with needles in it.
 
     Args:
-        ids: Token ids, needle inside.
-        needle_start: Index of the needle's first token in `ids`.
+        ids: Token ids, needles inside.
+        starts: Of each needle, in the order in which they were given, the index of its first token in `ids`.
+        insertions: Of each, the haystack tokens before it.
         offset: Haystack token at which the run starts.
         repeats: How often the haystack was started again because it was too short.
-        around: Its text just before and just after the needle, at most `AROUND` characters each.
+        around: Its text just before and just after the first needle, at most `AROUND` characters each.
     """
 
     ids: list[int]
-    needle_start: int
+    starts: tuple[int, ...]
+    insertions: tuple[int, ...]
     offset: int
     repeats: int
     around: tuple[str, str] = ("", "")
 
     @property
+    def needle_start(self) -> int:
+        """Index of the first needle's first token."""
+        return self.starts[0]
+
+    @property
     def insertion(self) -> int:
-        """Haystack tokens before the needle."""
-        return self.needle_start
+        """Haystack tokens before the first needle."""
+        return self.insertions[0]
 
 
 @dataclass(frozen=True)
@@ -150,20 +157,48 @@ class Haystack:
         Raises:
             PromptError: `tokens` is negative.
         """
+        return self.filled(tokens, [(needle, depth)], seed=seed, boundary=boundary)
+
+    def filled(
+        self,
+        tokens: int,
+        needles: Sequence[tuple[Sequence[int], float]],
+        *,
+        seed: int = 0,
+        boundary: str = "sentence",
+    ) -> Context:
+        """Build a context with several needles, each with a depth of its own.
+
+        Args:
+            tokens: Haystack tokens to take, the needles' not counted.
+            needles: Of each its token ids and its depth, as for `context`. Where two come to one place, the one that
+                is given first stands first.
+            seed: As for `context`.
+            boundary: As for `context`.
+
+        Raises:
+            PromptError: `tokens` is negative.
+        """
         if tokens < 0:
             raise PromptError(f"the haystack would have {tokens} tokens")
         offset = self.offset(seed)
-        at = self._insertion(round(tokens * depth / 100), tokens, offset, boundary)
-        return self.splice(tokens, needle, at, offset)
+        places = [self._insertion(round(tokens * depth / 100), tokens, offset, boundary) for _, depth in needles]
+        return self.splice(tokens, [needle for needle, _ in needles], places, offset)
 
-    def splice(self, tokens: int, needle: Sequence[int], at: int, offset: int) -> Context:
-        """The context with `at` of its haystack tokens before the needle, starting at a token of the haystack."""
+    def splice(self, tokens: int, needles: Sequence[Sequence[int]], places: Sequence[int], offset: int) -> Context:
+        """The context with a number of its haystack tokens before each needle, from a token of the haystack on."""
         size = len(self.tokens.ids)
         ids = list(self.tokens.ids[offset : offset + tokens])
         while len(ids) < tokens:
             ids += self.tokens.ids[: tokens - len(ids)]
         repeats = max(0, -(-tokens // size) - 1)
-        return Context([*ids[:at], *needle, *ids[at:]], at, offset, repeats, self._around(at, tokens, offset))
+        starts, done, made = [0] * len(needles), 0, []
+        for number in sorted(range(len(needles)), key=lambda number: places[number]):
+            made += ids[done : places[number]]
+            starts[number], done = len(made), places[number]
+            made += needles[number]
+        made += ids[done:]
+        return Context(made, tuple(starts), tuple(places), offset, repeats, self._around(places[0], tokens, offset))
 
     def run(self, first: int, last: int) -> str:
         """The text of a run of its tokens, counted on where it is started again."""

@@ -44,22 +44,47 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
+class Insert:
+    """A text that goes into a context.
+
+    Args:
+        text: As it is given; without white space around it, it stands on a line of its own.
+        counted: The part of it that its span holds; all of it where it is `None`.
+        depth: Percent of the haystack before it.
+    """
+
+    text: str
+    counted: str | None
+    depth: float
+
+
+@dataclass(frozen=True)
 class BuiltPrompt:
     """A prompt as sent.
 
     Args:
         ids: Token ids.
-        needle_span: The needle's tokens, surrounding white space excluded.
+        spans: Each needle's tokens, surrounding white space excluded.
         question_span: The question's tokens.
         context: The context inside, its positions its own.
-        achieved_depth: 100 × haystack tokens before the needle / haystack tokens.
+        achieved_depths: Of each needle, 100 × haystack tokens before it / haystack tokens.
     """
 
     ids: list[int]
-    needle_span: tuple[int, int]
+    spans: tuple[tuple[int, int], ...]
     question_span: tuple[int, int]
     context: Context
-    achieved_depth: float
+    achieved_depths: tuple[float, ...]
+
+    @property
+    def needle_span(self) -> tuple[int, int]:
+        """The first needle's."""
+        return self.spans[0]
+
+    @property
+    def achieved_depth(self) -> float:
+        """The first needle's."""
+        return self.achieved_depths[0]
 
     @cached_property
     def hash(self) -> str:
@@ -237,15 +262,28 @@ class PromptBuilder:
         Raises:
             PromptError: The length has no room for template, question and needle, or the needle has no tokens.
         """
-        inserted, span = self.needle_tokens(needle)
-        room = length - len(frame) - len(inserted)
+        inserts = [Insert(needle.needle, needle.answer_span, depth)]
+        return self.build_several(haystack, frame, inserts, length, seed=seed, boundary=boundary)
+
+    def build_several(
+        self, haystack: Haystack, frame: Frame, inserts: Sequence[Insert], length: int, *, seed: int, boundary: str
+    ) -> BuiltPrompt:
+        """Build a prompt of exactly `length` tokens with several needles.
+
+        Raises:
+            PromptError: The length has no room for template, question and needles, or a needle has no tokens.
+        """
+        inserted, spans = self._tokens_of(inserts)
+        count = sum(map(len, inserted))
+        room = length - len(frame) - count
         if room < 0:
+            noun = "the needle" if len(inserts) == 1 else f"the {len(inserts)} needles"
             raise PromptError(
                 f"a length of {length} tokens is too short: template and question take {len(frame)}, "
-                f"the needle {len(inserted)}; at least {len(frame) + len(inserted)} are needed"
+                f"{noun} {count}; at least {len(frame) + count} are needed"
             )
-        context = haystack.context(room, inserted, depth, seed=seed, boundary=boundary)
-        return self._built(frame, context, span, room)
+        needles = [(ids, insert.depth) for ids, insert in zip(inserted, inserts, strict=True)]
+        return self._built(frame, haystack.filled(room, needles, seed=seed, boundary=boundary), spans, room)
 
     def rebuild(self, haystack: Haystack, frame: Frame, needle: Needle, length: int, recipe: Recipe) -> BuiltPrompt:
         """Build the prompt that a record's recipe describes.
@@ -259,19 +297,26 @@ class PromptBuilder:
         ]
         inserted, span = self.needle_tokens(needle)
         room = length - len(frame) - len(inserted)
-        prompt = self._built(frame, haystack.splice(room, inserted, recipe.insertion, recipe.offset), span, room)
+        context = haystack.splice(room, [inserted], [recipe.insertion], recipe.offset)
+        prompt = self._built(frame, context, [span], room)
         changed.append((prompt.hash == recipe.prompt_hash, "the tokenizer"))
         for is_same, what in changed:
             if not is_same:
                 raise PromptError(f"{what} is not what the stored answer was given to (its hash differs)")
         return prompt
 
-    def prompt_text(self, prompt: BuiltPrompt, haystack: Haystack, frame: Frame, needle: Needle) -> PromptText:
-        """A built prompt as text: the haystack's and the needle's own, not what their tokens decode to."""
-        offset, at = prompt.context.offset, prompt.context.offset + prompt.context.insertion
-        end = offset + len(prompt.context.ids) - len(self.needle_tokens(needle)[0])
-        context = f"{haystack.run(offset, at)}{_inserted(needle)}{haystack.run(at, end)}"
-        return self.framed_text(frame, context, needle.question)
+    def prompt_text(
+        self, prompt: BuiltPrompt, haystack: Haystack, frame: Frame, texts: Sequence[str], question: str
+    ) -> PromptText:
+        """A built prompt as text: the haystack's and the needles' own, not what their tokens decode to."""
+        offset, places = prompt.context.offset, prompt.context.insertions
+        taken = sum(len(self.insert_tokens(text, None)[0]) for text in texts)
+        parts, done = [], 0
+        for number in sorted(range(len(texts)), key=lambda number: places[number]):
+            parts += [haystack.run(offset + done, offset + places[number]), _inserted(texts[number])]
+            done = places[number]
+        parts.append(haystack.run(offset + done, offset + len(prompt.context.ids) - taken))
+        return self.framed_text(frame, "".join(parts), question)
 
     def framed_text(self, frame: Frame, context: str, question: str) -> PromptText:
         """A context in its frame, as text."""
@@ -286,33 +331,42 @@ class PromptBuilder:
         """Tokenize a whole prompt that is given as text, as vLLM itself would."""
         return Text.of(text, tokenize_with(self.tokenizer, read_special=True, add_special=True))
 
-    def _built(self, frame: Frame, context: Context, span: tuple[int, int], room: int) -> BuiltPrompt:
-        start = len(frame.head) + context.needle_start
+    def _built(self, frame: Frame, context: Context, spans: Sequence[tuple[int, int]], room: int) -> BuiltPrompt:
+        starts = [len(frame.head) + start for start in context.starts]
         shift = 0 if frame.question_in_head else len(frame.head) + len(context.ids)
         return BuiltPrompt(
             ids=[*frame.head, *context.ids, *frame.tail],
-            needle_span=(start + span[0], start + span[1]),
+            spans=tuple((start + first, start + end) for start, (first, end) in zip(starts, spans, strict=True)),
             question_span=(shift + frame.question_span[0], shift + frame.question_span[1]),
             context=context,
-            achieved_depth=100 * context.needle_start / room if room else 0.0,
+            achieved_depths=tuple(100 * place / room if room else 0.0 for place in context.insertions),
         )
 
     def needle_tokens(self, needle: Needle) -> tuple[list[int], tuple[int, int]]:
-        """The inserted token ids, and the span in them that counts.
+        """The inserted token ids, and the span in them that counts; see `insert_tokens`."""
+        return self.insert_tokens(needle.needle, needle.answer_span)
+
+    def insert_tokens(self, text: str, counted: str | None) -> tuple[list[int], tuple[int, int]]:
+        """A needle's token ids, and the span in them that counts.
 
         A needle without white space around it is inserted on a line of its own.
 
         Raises:
             PromptError: The needle has no tokens.
         """
-        text = _inserted(needle)
-        said = needle.answer_span or text.strip()
-        start = text.index(said)
-        tokens = Text.of(text, self.tokenize)
+        inserted = _inserted(text)
+        said = counted or inserted.strip()
+        start = inserted.index(said)
+        tokens = Text.of(inserted, self.tokenize)
         first, last = tokens.span(start, start + len(said))
         if first == last:
-            raise PromptError(f"the needle {needle.needle!r} has no tokens in this vocabulary")
+            raise PromptError(f"the needle {text!r} has no tokens in this vocabulary")
         return list(tokens.ids), (first, last)
+
+    def _tokens_of(self, inserts: Sequence[Insert]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """Each one's token ids, and the span in them that counts."""
+        pairs = [self.insert_tokens(insert.text, insert.counted) for insert in inserts]
+        return [ids for ids, _ in pairs], [span for _, span in pairs]
 
     @property
     def _template(self) -> Any:
@@ -337,8 +391,8 @@ class PromptBuilder:
         return [] if written[: len(first)] == first else first
 
 
-def _inserted(needle: Needle) -> str:
-    return f"\n{needle.needle}\n" if needle.needle == needle.needle.strip() else needle.needle
+def _inserted(needle: str) -> str:
+    return f"\n{needle}\n" if needle == needle.strip() else needle
 
 
 def tokenize_with(tokenizer: Tokenizer, *, read_special: bool, add_special: bool = False) -> Tokenize:

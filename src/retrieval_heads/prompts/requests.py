@@ -45,13 +45,17 @@ class Request:
     def rows(self, answer: list[int]) -> dict[str, Any]:
         """What a probe needs to know: the fields of `retrieval_heads.heads.looks.Rows`."""
         start, end = self.facts["needle_span"]
-        return {
+        others = [each["span"] for each in self.facts.get("insertions", ())[1:] if each["role"] == "asked"]
+        rows = {
             "prompt_tokens": len(self.ids),
             "answer": answer,
             "needle_span": [start, end],
-            "needle": self.ids[start:end],
+            "needle": [token for first, last in [(start, end), *others] for token in self.ids[first:last]],
             "question_span": list(self.facts["question_span"]),
         }
+        if others:
+            rows["more_spans"] = [list(span) for span in others]
+        return rows
 
 
 class CellSkipped(Exception):

@@ -102,6 +102,27 @@ class Recipe(BaseModel):
     """The settings of a task that is not the needle."""
 
 
+class Insertion(BaseModel):
+    """One of several texts that stand in a context."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    role: Literal["asked", "distractor"]
+    """Whether the answer must say what it says."""
+    text: str
+    """As it was inserted."""
+    counted: str | None = None
+    """The part of it that the span holds; all of it for `None`."""
+    depth: float
+    """Where it was to stand, in percent of the haystack."""
+    achieved_depth: float
+    """100 × haystack tokens before it / haystack tokens."""
+    place: int
+    """Haystack tokens before it."""
+    span: Span | None = None
+    """Its tokens in the prompt; `None` where they are not known."""
+
+
 class Replay(BaseModel):
     """The forward over prompt and answer in which heads were scored."""
 
@@ -185,6 +206,8 @@ class Record(BaseModel):
     """The expected answer that `scores` compare with."""
     alternatives: list[str] = []
     """Further answers that are accepted, where the suite gives several; a score is that of the best one."""
+    expected: list[str] | None = None
+    """All that the answer must say, of a task that asks for several things; `reference` is them as one text."""
     seed: int = 0
     """Chooses the offset into the haystack."""
     arm: str = ""
@@ -211,6 +234,8 @@ class Record(BaseModel):
     """How to rebuild the prompt; `None` in records of the predecessor."""
     around: tuple[str, str] | None = None
     """The haystack's text just before and just after the needle."""
+    insertions: list[Insertion] | None = None
+    """What stands in the haystack, of a task that inserts several texts; `needle_span` is that of the first."""
     prompt: str | None = None
     """The prompt's text: only in records of the predecessor."""
     needle_idx: int | None = None

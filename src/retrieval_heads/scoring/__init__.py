@@ -2,6 +2,7 @@
 
 from retrieval_heads.scoring.judge import Judgement, judge, score_answer
 from retrieval_heads.scoring.key_words import KeyWords, best_key_words, key_words, key_words_of
+from retrieval_heads.scoring.matches import judge_several, matches
 from retrieval_heads.scoring.rouge import load_rouge, tokens, words_of
 
 __all__ = [
@@ -9,9 +10,11 @@ __all__ = [
     "KeyWords",
     "best_key_words",
     "judge",
+    "judge_several",
     "key_words",
     "key_words_of",
     "load_rouge",
+    "matches",
     "score_answer",
     "tokens",
     "words_of",

@@ -49,7 +49,7 @@ def rouge_scores(answer: str, reference: str, question: str) -> dict[str, float]
         )
     scores = _rouge(words, expected, "")
     scores |= _rouge([word for word in words if word not in asked], novel, "_novel")
-    scores["substring"] = float(f" {' '.join(_words(reference))} " in f" {' '.join(_words(answer))} ")
+    scores["substring"] = float(words_in_line(reference) in words_in_line(answer))
     return scores
 
 
@@ -58,6 +58,11 @@ def words_of(text: str) -> Iterator[tuple[int, int, str]]:
     for match in _WORD.finditer(text):
         if made := _tokens_of(match[0]):
             yield match.start(), match.end(), made[0]
+
+
+def words_in_line(text: str) -> str:
+    """A text's words as they are spelt, case folded, a space around each: a run of words is a part of another's."""
+    return f" {' '.join(_words(text))} "
 
 
 def load_rouge() -> None:

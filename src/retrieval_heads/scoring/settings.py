@@ -29,7 +29,12 @@ METRICS: tuple[str, ...] = (
 EXACT = "exact"
 """1 where the whole answer is the expected one, as its task compares the two; needles have no such score."""
 
-EVERY_METRIC = (*METRICS, EXACT)
+STRING_MATCH, STRING_MATCH_PART, WHOLE_WORDS = "string_match", "string_match_part", "whole_words"
+
+MATCHES: tuple[str, ...] = (STRING_MATCH, STRING_MATCH_PART, WHOLE_WORDS)
+"""Scores of tasks whose answers must say several things; see `retrieval_heads.scoring.matches`."""
+
+EVERY_METRIC = (*METRICS, EXACT, *MATCHES)
 
 
 class Scoring(Section):

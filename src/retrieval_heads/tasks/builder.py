@@ -100,6 +100,8 @@ class CellBuilder:
             if request.text is None:
                 raise PromptError(f"the task {question.task} writes token ids alone, and the backend takes text")
             facts = {name: value for name, value in facts.items() if name not in _SPANS}
+            if "insertions" in facts:
+                facts["insertions"] = [{**each, "span": None} for each in facts["insertions"]]
         prefix = request.prefix and replace(request.prefix, salt=_salt(question, cell.place, len(request.ids)))
         return replace(request, facts=facts, mask=mask, prefix=prefix)
 

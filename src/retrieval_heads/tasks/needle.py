@@ -15,7 +15,7 @@ from retrieval_heads.prompts.settings import Needle, Prompt
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement, judge
-from retrieval_heads.scoring.settings import EXACT, METRICS, Scoring
+from retrieval_heads.scoring.settings import METRICS, Scoring
 from retrieval_heads.settings.section import Section
 from retrieval_heads.tasks.task import Question
 
@@ -38,8 +38,8 @@ class NeedleTask:
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
         """Every needle by every length by every depth."""
-        if question.scoring.metric == EXACT:
-            raise ConfigError(f"scoring.metric: needles have no score {EXACT}; accepted: {', '.join(METRICS)}")
+        if (metric := question.scoring.metric) not in METRICS:
+            raise ConfigError(f"scoring.metric: needles have no score {metric}; accepted: {', '.join(METRICS)}")
         for needle, length, depth in itertools.product(question.needles, question.lengths, question.depths):
             yield length, depth, needle.name or ""
 
@@ -81,7 +81,9 @@ class NeedleTask:
             needle=inserted,
             tail=frame.tail,
         )
-        text = writer.prompts.prompt_text(prompt, haystack, frame, needle) if writer.takes_text else None
+        text = None
+        if writer.takes_text:
+            text = writer.prompts.prompt_text(prompt, haystack, frame, [needle.needle], needle.question)
         return Request(prompt.ids, sampling, _facts(prompt, haystack, frame), prefix=prefix, text=text)
 
     def rebuilt(self, record: Record, writer: Writer) -> Request:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from retrieval_heads.errors import PromptError
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import Needle, Prompt
 from retrieval_heads.registry import Registry
@@ -144,6 +145,33 @@ TASKS: Registry[Task] = Registry(
     "task",
     {
         THE_NEEDLE: "retrieval_heads.tasks.needle:TheNeedle",
+        "needles": "retrieval_heads.tasks.needles:NEEDLES",
         "phonebook": "retrieval_heads.tasks.phonebook:PHONEBOOK",
     },
 )
+
+
+def asked_again(task: Task, record: Record, writer: Writer) -> Request:
+    """The request of a record, by a task that draws its question from place and settings: it is drawn again.
+
+    Raises:
+        PromptError: The record holds no recipe, or another prompt comes out.
+    """
+    recipe = record.recipe
+    if recipe is None:
+        raise PromptError("the record holds no recipe")
+    question = Question(
+        suite=record.suite,
+        kind=record.kind,
+        task=record.task or THE_NEEDLE,
+        options=recipe.options or {},
+        source=recipe.haystack,
+        prompt=Prompt.model_validate({"messages": recipe.wording, "prefill": recipe.prefill}),
+        generation=recipe.sampling or {},
+        boundary=recipe.boundary,
+    )
+    request = task.request(question, record.place, writer)
+    if request.facts["recipe"]["prompt_hash"] != recipe.prompt_hash:
+        raise PromptError("the prompt that comes out is not the one that the stored answer was given to")
+    facts = request.facts | {"recipe": recipe.model_dump(mode="json")}
+    return Request(request.ids, {}, facts, text=request.text)

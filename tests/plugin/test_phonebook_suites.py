@@ -45,7 +45,7 @@ def test_a_right_answer_passes_and_a_low_one_says_what_was_expected(project: Pro
     result.stdout.fnmatch_lines(
         [
             f"the answer's digits are {first.replace('-', '')}, and not *",
-            "    question  'What is the phone number for *'",
+            "    question  'Which number does the phonebook list for *'",
             "    score     exact 0.000, passes above 0.5",
             "    place     tokens *entries 2, depth 100",
         ]

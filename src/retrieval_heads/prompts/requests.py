@@ -131,7 +131,7 @@ class Writer:
         return Request(ids, dict(sampling), {"prompt_tokens": len(ids), "recipe": recipe}, text=written)
 
     def document(
-        self, prompt: Prompt, context: str, question: str, said: tuple[int, int], sampling: Mapping[str, Any]
+        self, prompt: Prompt, context: str, question: str, said: tuple[int, int] | None, sampling: Mapping[str, Any]
     ) -> Request:
         """A question about a text of its own, which no haystack gives; its tokens are spliced as a haystack's are.
 
@@ -139,7 +139,8 @@ class Writer:
             prompt: The wording.
             context: The text.
             question: What is asked about it.
-            said: The characters of the text that the answer stands in; head scores aim at their tokens.
+            said: The characters of the text that the answer stands in; head scores aim at their tokens. `None`: it
+                stands nowhere.
             sampling: The suite's `generation`, with `max_tokens` in it.
 
         Raises:
@@ -147,20 +148,15 @@ class Writer:
             CellSkipped: Prompt and answer do not fit the model.
         """
         frame, tokens = self.frame(prompt, question), self._tokens(context)
-        first, last = tokens.span(*said)
-        if first == last:
-            raise PromptError(f"{context[slice(*said)]!r} has no tokens in this vocabulary")
         ids = [*frame.head, *tokens.ids, *frame.tail]
         self.check_room(len(ids), sampling["max_tokens"])
         start = len(frame.head)
         shift = 0 if frame.question_in_head else start + len(tokens.ids)
         begin, end = frame.question_span
         hashed = hashlib.sha256(context.encode()).hexdigest()
-        facts = {
+        facts: dict[str, Any] = {
             "prompt_tokens": len(ids),
-            "needle_span": (start + first, start + last),
             "question_span": (shift + begin, shift + end),
-            "around": (context[max(0, said[0] - AROUND) : said[0]], context[said[1] : said[1] + AROUND]),
             "recipe": {
                 "hash": hashed,
                 "tokens": len(tokens.ids),
@@ -170,6 +166,12 @@ class Writer:
                 **({"prefill": frame.prefill} if frame.prefill else {}),
             },
         }
+        if said is not None:
+            first, last = tokens.span(*said)
+            if first == last:
+                raise PromptError(f"{context[slice(*said)]!r} has no tokens in this vocabulary")
+            facts["needle_span"] = (start + first, start + last)
+            facts["around"] = (context[max(0, said[0] - AROUND) : said[0]], context[said[1] : said[1] + AROUND])
         prefix = Prefix(frame.head, hashed, len(tokens.ids), (), frame.tail)
         text = self.prompts.framed_text(frame, context, question) if self.takes_text else None
         return Request(ids, dict(sampling), facts, prefix=prefix, text=text)

@@ -578,11 +578,20 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
     _refuse_many({"places": len(grid), "seeds": len(seeds), "arms": len(masks)}, written)
     if not grid:
         raise ConfigError(f"{written.at('task')}: task: {question.task} asks nothing with these settings")
+    can_repeat = len(seeds) > 1 and not task.needs
+    known: set[str] = set()
+    left_out = 0
     for arm in masks:
         # A seed's cells share the start of their contexts: together they find it in the cache before it is evicted.
         for seed in seeds:
             for values in grid:
                 place = Place(tuple(zip(task.axes, values, strict=True)), seed, arm)
+                if can_repeat:
+                    asked = json.dumps([arm, values, task.asked(question, place)])
+                    if asked in known:
+                        left_out += 1
+                        continue
+                    known.add(asked)
                 steps = [_step(axis, value) for axis, value in place.axes if axis != NEEDLE]
                 needle = str(place.get(NEEDLE) or "")
                 names = [arm, needle if len(question.needles) > 1 else "", f"seed_{seed}" if len(seeds) > 1 else ""]
@@ -592,6 +601,9 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
                     id="/".join(filter(None, (*ids, *steps))),
                     place=place,
                 )
+    if left_out:
+        at = written.at("sweep", "seeds")
+        warnings.warn(f"{at}: {left_out:,} cells ask what another seed asks, and are left out", stacklevel=2)
 
 
 def _step(axis: str, value: Value) -> str:

@@ -29,7 +29,7 @@ LARGEST_BOOK = 100_000
 """Entries."""
 _LARGEST_OWN = 3_000  # of 80 × 80 names, so that another one is soon drawn
 _ANSWER_TOKENS = 100
-_QUESTION = "What is the phone number for {name}?"
+_QUESTION = "Which number does the phonebook list for {name}?"
 
 _FIRST_NAMES = """
     Ada Adele Agnes Alan Albert Alice Amos Anita Anton Astrid Barbara Basil Beatrice Bella Bernard Boris Brenda Bruno

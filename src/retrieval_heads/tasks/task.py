@@ -124,7 +124,10 @@ class Task(Protocol):
         ...
 
     def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
-        """What is known of a question before it is sent, as fields of `Record`: `question`, `reference`, and so on."""
+        """What is known of a question before it is sent, as fields of `Record`: `question`, `reference`, and so on.
+
+        A task that needs neither haystack nor needles asks a question once, though several seeds come to the same.
+        """
         ...
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
@@ -147,6 +150,7 @@ TASKS: Registry[Task] = Registry(
         THE_NEEDLE: "retrieval_heads.tasks.needle:TheNeedle",
         "needles": "retrieval_heads.tasks.needles:NEEDLES",
         "phonebook": "retrieval_heads.tasks.phonebook:PHONEBOOK",
+        "program": "retrieval_heads.tasks.program:PROGRAM",
     },
 )
 

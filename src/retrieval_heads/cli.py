@@ -1,4 +1,4 @@
-"""The command line: `retrieval-heads SUBCOMMAND`, and `retrieval-heads.niah`, `.detect` and `.visualize`."""
+"""The command line: `retrieval-heads SUBCOMMAND`, and the predecessor's programs, such as `retrieval-heads.niah`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tyro
 
 from retrieval_heads.commands.models import Models
 from retrieval_heads.commands.reconstruct import Reconstruct
-from retrieval_heads.commands.session import Ablate, Detect, Niah, run_session
+from retrieval_heads.commands.session import Ablate, CodeEval, Detect, Niah, Phonebook, run_session
 from retrieval_heads.commands.validate import Validate, validate
 from retrieval_heads.commands.visualize import Visualize, visualize
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
@@ -136,6 +136,8 @@ _COMMANDS: dict[str, Any] = {
     "niah": Niah,
     "detect": Detect,
     "ablate": Ablate,
+    "code-eval": CodeEval,
+    "phonebook": Phonebook,
     "visualize": Visualize,
     "compare": Compare,
     "reconstruct": Reconstruct,
@@ -146,6 +148,8 @@ _DISPATCHED: dict[str, Callable[[Sequence[str], str], None]] = {
     "niah": partial(run_session, "niah"),
     "detect": partial(run_session, "detect"),
     "ablate": partial(run_session, "ablate"),
+    "code-eval": partial(run_session, "code-eval"),
+    "phonebook": partial(run_session, "phonebook"),
     "validate": validate,
     "visualize": visualize,
 }
@@ -189,3 +193,13 @@ def main_detect() -> None:
 def main_visualize() -> None:
     """The program `retrieval-heads.visualize`."""
     main(["visualize", *sys.argv[1:]])
+
+
+def main_code_eval() -> None:
+    """The program `retrieval-heads.code-eval`."""
+    main(["code-eval", *sys.argv[1:]])
+
+
+def main_phonebook() -> None:
+    """The program `retrieval-heads.phonebook`."""
+    main(["phonebook", *sys.argv[1:]])

@@ -10,7 +10,10 @@ from typing import Any
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.settings.yaml_reading import NotYaml, parse
 
-_LISTS = ("sweep.context_lengths", "sweep.document_depths", "sweep.seeds")
+_LISTS = (
+    *("sweep.context_lengths", "sweep.document_depths", "sweep.seeds"),
+    *("code_eval.num_vars", "code_eval.num_steps", "code_eval.task_types", "phonebook.lengths", "phonebook.depths"),
+)
 
 
 def split_settings(arguments: Sequence[str], options: type[Any]) -> tuple[list[str], list[str]]:

@@ -64,14 +64,36 @@ class Ablate(Session):
     """
 
 
+@dataclass(frozen=True)
+class CodeEval(Session):
+    """Ask for values at the end of small programs, as a config with a section `code_eval` says.
+
+    Any setting is a flag, and what follows a lone -- goes to pytest.
+
+    Example: retrieval-heads code-eval --config code.yaml --code-eval.num-tasks 50
+    """
+
+
+@dataclass(frozen=True)
+class Phonebook(Session):
+    """Ask for numbers of a phonebook, as a config with a section `phonebook` says.
+
+    Any setting is a flag, and what follows a lone -- goes to pytest.
+
+    Example: retrieval-heads phonebook --config phonebook.yaml --phonebook.lengths 8 64
+    """
+
+
 KINDS: dict[str, type[Session]] = {"niah": Niah, "detect": Detect, "ablate": Ablate}
+TASKS: dict[str, type[Session]] = {"code-eval": CodeEval, "phonebook": Phonebook}
+"""Those that ask what the predecessor's section of that name says; suites of kind niah."""
 
 
 def run_session(kind: str, arguments: Sequence[str], program: str) -> NoReturn:
     """Become the pytest session that the arguments ask for.
 
     Args:
-        kind: `niah`, `detect` or `ablate`.
+        kind: `niah`, `detect` or `ablate`, or one of `TASKS`.
         arguments: The command line behind the subcommand.
         program: What it was called as, for `--help`.
 
@@ -93,9 +115,18 @@ def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[
     arguments = list(arguments)
     at = arguments.index("--") if "--" in arguments else len(arguments)
     ours, passed_on = arguments[:at], arguments[at + 1 :]
-    own, settings = split_settings(ours, KINDS[kind])
-    session = tyro.cli(KINDS[kind], prog=program, args=own)
+    options = {**KINDS, **TASKS}[kind]
+    own, settings = split_settings(ours, options)
+    session = tyro.cli(options, prog=program, args=own)
     data = read_settings(session.config) if session.config else {}
+    if kind in TASKS:
+        section = kind.replace("-", "_")
+        if section not in data and not session.suites:
+            where = session.config or "nothing to ask"
+            raise ConfigError(
+                f"{where}: expected --config FILE with a section {section}; `{section}: {{}}` is its default"
+            )
+        kind = "niah"
     of_run = read_suites(session.config) if session.config else {}
     is_suite = is_whole_suite(data) or bool(of_run)
     kinds = sorted({suite["kind"] for suite in of_run.values()}) or [data.get("kind", "niah")]

@@ -19,6 +19,7 @@ from retrieval_heads.kinds import KINDS
 from retrieval_heads.reading import parse_json, read_text
 from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value
+from retrieval_heads.runs.predecessor import task_fields
 
 SCHEMA = "retrieval-heads/1"
 
@@ -352,7 +353,10 @@ def parse_record(line: str, where: str) -> Record:
     if schema != SCHEMA:
         raise ResultsError(f"{where}: schema {schema!r} is not read by this version, which reads {SCHEMA!r}")
     try:
-        record = Record.model_validate(_from_predecessor(data) if "schema" not in data else data)
+        if "schema" not in data:
+            ours = task_fields(data)
+            data = _from_predecessor(data) if ours is None else {**ours, "schema": SCHEMA}
+        record = Record.model_validate(data)
     except ValidationError as error:
         raise ResultsError(f"{where}: {first_mistake(error)}") from None
     check_bounds(data, where)

@@ -19,6 +19,7 @@ from retrieval_heads.redaction import keep_assignment_secret, keep_secret
 from retrieval_heads.settings import yaml_reading
 from retrieval_heads.settings.messages import sentences
 from retrieval_heads.settings.yaml_reading import NotYaml, decode, parse
+from retrieval_heads.suites.predecessor import SECTIONS
 from retrieval_heads.suites.settings import Settings
 
 _SHARED = ("model", "engine", "output_dir")
@@ -27,7 +28,7 @@ _SHARED = ("model", "engine", "output_dir")
 
 def is_whole_suite(data: Mapping[str, Any]) -> bool:
     """Whether a config file says what to ask, and so is a suite itself."""
-    return "haystack" in data or "from_results" in data
+    return any(section in data for section in ("haystack", "from_results", *SECTIONS))
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, Pr
 from retrieval_heads.scoring.settings import EVERY_METRIC, Scoring
 from retrieval_heads.settings.range import Range, branch_of
 from retrieval_heads.settings.section import Number, OpenSection, PathText, Said, Section, Whole
+from retrieval_heads.suites.predecessor import CodeEval, Phonebook
 
 Verdict = Literal["cell", "gates", "none"]
 
@@ -238,5 +239,11 @@ class Settings(Section):
     verdict: Verdict | None = None
     """What decides the exit code: `cell` (an item below its threshold fails), `gates` (the gates and a baseline) or
     `none` (nothing but errors). Left out: `gates` where there is a gate or a baseline, else `cell`."""
+    code_eval: CodeEval | None = None
+    """The predecessor's section for programs."""
+    phonebook: Phonebook | None = None
+    """The predecessor's section for a phonebook."""
+    report: bool | None = None
+    """Read for the predecessor's sake: `--rh-report` and `retrieval-heads report` say it."""
     output_dir: PathText | None = None
     """The run's folder; `reports/<time>-<suite>` where it is left out."""

@@ -33,6 +33,7 @@ from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value, show
 from retrieval_heads.runs.record import Record, read_records
 from retrieval_heads.settings.messages import sentences
 from retrieval_heads.settings.range import MOST_CELLS, Range, whole_values
+from retrieval_heads.suites.predecessor import SECTIONS, sections_of
 from retrieval_heads.suites.reading import line_of, overlay, read_settings, read_suites, resolve
 from retrieval_heads.suites.settings import Settings
 from retrieval_heads.tasks.task import TASKS, THE_NEEDLE, Cell, Question, Task
@@ -142,7 +143,7 @@ def _load(
         dropped = ("kind", "name", "from_results", "from_model")
         config = {key: value for key, value in config.items() if key not in dropped}
     written = _Written(path, {} if config == own else config, sets, under)
-    said = overlay(overlay(own, config), sets)
+    said = _in_our_sections(overlay(overlay(own, config), sets), written)
     settings = resolve(overlay(_task(said, written).defaults, said), str(path))
     settings = _with_expected(settings, written)
     if settings.from_results:
@@ -154,6 +155,16 @@ def _load(
     cells = tuple(_cells(settings, question, written))
     _check_gates(settings, question, cells, written)
     return Suite(question.suite, path, settings, question, cells, heads)
+
+
+def _in_our_sections(said: Mapping[str, Any], written: _Written) -> dict[str, Any]:
+    """Settings in which no section of the predecessor's is left; what else they say lies over it."""
+    try:
+        ours = sections_of(said)
+    except ConfigError as error:
+        section = next(name for name in SECTIONS if name in said)
+        raise ConfigError(f"{written.at(section)}: {error}") from None
+    return overlay(ours, {key: value for key, value in said.items() if key not in SECTIONS})
 
 
 def _task(said: Mapping[str, Any], written: _Written) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 from nnsight.modeling.vllm.model_runners.GPUModelRunner import NNsightGPUModelRunner
@@ -103,9 +104,11 @@ def test_decode_steps_are_graphs_unless_that_is_refused(asked: dict[str, Any], g
 def test_a_step_with_an_edit_is_eager(
     mediators: list[str], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        NNsightGPUModelRunner, "_determine_batch_execution_and_padding", lambda _, *given, **told: (given, told)
-    )
+    name = "_determine_batch_execution_and_padding"
+    # As the installed vLLM's: an argument that it does not take fails here.
+    vllms = create_autospec(getattr(NNsightGPUModelRunner, name), side_effect=lambda _, **told: told)
+    monkeypatch.setattr(NNsightGPUModelRunner, name, vllms)
     runner = object.__new__(TracedGPUModelRunner)
     runner.nnsight_model = SimpleNamespace(interleaver=SimpleNamespace(mediators=mediators))
-    assert runner._determine_batch_execution_and_padding(8, num_reqs=2) == ((8,), {"num_reqs": 2, **options})
+    step = {"num_tokens": 8, "num_reqs": 2, "num_scheduled_tokens_np": None, "max_num_scheduled_tokens": 4}
+    assert runner._determine_batch_execution_and_padding(**step) == {**step, **options}

@@ -95,17 +95,15 @@ def cases(draw: st.DrawFn) -> Case:
 def sequential(case: Case, values: Any) -> Any:
     """Outputs `[rows, v_heads, value size]` of the recurrence as it is defined, state by state."""
     rows, v_heads, size = case.q.shape
-    group = v_heads // case.keys.shape[1]
+    keys = case.keys.repeat_interleave(v_heads // case.keys.shape[1], 1)  # each value head's
     outputs = torch.zeros(rows, v_heads, values.shape[-1]).double()
-    for head in range(v_heads):
-        state = torch.zeros(size, values.shape[-1]).double()
-        for j in range(case.first_position + rows):
-            k, b = case.keys[j, head // group], case.strength[j, head]
-            forget = case.log_decay[j, head].exp() * (torch.eye(size).double() - b * torch.outer(k, k))
-            state = forget @ state + b * torch.outer(k, values[j, head])
-            if j >= case.first_position:
-                row = j - case.first_position
-                outputs[row, head] = state.T @ case.q[row, head]
+    state = torch.zeros(v_heads, size, values.shape[-1]).double()
+    for j in range(case.first_position + rows):
+        k, b, decay = keys[j, :, :, None], case.strength[j, :, None, None], case.log_decay[j, :, None, None]
+        state = decay.exp() * (torch.eye(size).double() - b * k @ k.mT) @ state + b * k @ values[j, :, None]
+        if j >= case.first_position:
+            row = j - case.first_position
+            outputs[row] = (case.q[row, :, None] @ state).squeeze(1)
     return outputs
 
 

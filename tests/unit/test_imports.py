@@ -13,20 +13,10 @@ import pytest
 
 HEAVY = {"torch", "vllm", "nnsight", "transformers", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "nltk"}
 CONFTEST = """\
-import json, sys, time
-
-import pytest
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection(session):
-    began = time.process_time()
-    result = yield
-    session.config.collecting = time.process_time() - began
-    return result
+import json, sys
 
 def pytest_unconfigure(config):
     found = {"modules": sorted(sys.modules), "rh": config.pluginmanager.hasplugin("pytest_retrieval_heads.plugin")}
-    found["collecting"] = getattr(config, "collecting", None)
     with open("found.json", "w") as file:
         json.dump(found, file)
 """
@@ -72,7 +62,6 @@ def test_ten_thousand_cells_are_collected_lightly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
     assert "10000 tests collected" in done.stdout
     assert not set(found["modules"]) & HEAVY
-    assert found["collecting"] < 5, "seconds of processor time; about 1 on a machine with nothing else to do"
 
 
 @pytest.mark.parametrize(

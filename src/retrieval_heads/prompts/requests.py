@@ -82,6 +82,8 @@ class Writer:
         self.takes_text = takes_text
         self.haystack = lru_cache(maxsize=4)(self._read_haystack)
         """A haystack by its source, tokenized."""
+        self.text = lru_cache(maxsize=4)(self._tokenized_text)
+        """A text of a task's own as a haystack, by its name."""
         self._frame = lru_cache(maxsize=256)(self._make_frame)
         self._tokens = lru_cache(maxsize=4)(self._tokenized)
 
@@ -202,6 +204,9 @@ class Writer:
 
     def _tokenized(self, text: str) -> Text:
         return Text.of(text, self.prompts.tokenize)
+
+    def _tokenized_text(self, name: str, text: str) -> Haystack:
+        return Haystack.of(name, text, self.prompts.tokenize)
 
     def _read_haystack(self, source: str) -> Haystack:
         try:

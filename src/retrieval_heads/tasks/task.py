@@ -151,6 +151,7 @@ TASKS: Registry[Task] = Registry(
         "needles": "retrieval_heads.tasks.needles:NEEDLES",
         "phonebook": "retrieval_heads.tasks.phonebook:PHONEBOOK",
         "program": "retrieval_heads.tasks.program:PROGRAM",
+        "ruler": "retrieval_heads.tasks.ruler.task:RULER",
     },
 )
 

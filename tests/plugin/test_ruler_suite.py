@@ -1,0 +1,86 @@
+"""A suite of RULER's tasks from YAML to gates and records; the stand-in says nothing about models."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from project import Project
+
+pytest.importorskip("wonderwords", reason="the extra ruler is not installed")
+
+TASKS = (
+    "niah_single_1 niah_single_2 niah_single_3 niah_multikey_1 niah_multikey_2 niah_multikey_3 niah_multivalue "
+    "niah_multiquery vt cwe fwe"
+)
+
+
+def ruler(project: Project, kind: str = "niah", **keys: Any) -> None:
+    asked = {
+        "kind": kind,
+        "needles": None,
+        "task": "ruler",
+        "sweep": {"context_lengths": [1024]},
+        "generation": None,
+    }
+    project.suite("ruler", **{**asked, **keys})
+
+
+def everything_expected(project: Project) -> str:
+    project.run("--rh-verdict", "none")
+    return " ".join(each for record in project.records() for each in record.expected or ())
+
+
+def test_every_task_is_asked_judged_and_gated(project: Project) -> None:
+    ruler(project, gates=["mean over task(string_match) >= 0.9", "mean(whole_words) >= 0.9"])
+    project.behave(answer=everything_expected(project))
+    result = project.run("--rh-report", "--rh-save-baseline", "first")
+    assert result.ret == 0
+    records = project.records()
+    names = {str(record.place.get("task")) for record in records}
+    assert names == set(TASKS.split())
+    assert all(record.status == "pass" and record.prompt_tokens and record.prompt_tokens <= 1024 for record in records)
+    assert all(record.recipe and record.recipe.options and record.recipe.options["words"] for record in records)
+    gates = json.loads((project.latest / "gates.json").read_text())
+    assert [gate["passed"] for gate in gates["gates"]] == [True] * 2
+    assert (project.latest / "heatmap.png").exists()
+    again = project.run("--rh-resume", "--rh-baseline", "first")
+    assert again.ret == 0
+    again.stdout.fnmatch_lines(["*11 of 11 answers are those of the earlier run*"])
+
+
+@pytest.mark.parametrize("name", TASKS.split())
+def test_a_right_answer_passes(project: Project, name: str) -> None:
+    ruler(project, task={"name": "ruler", "tasks": [name]})
+    project.run("--rh-verdict", "none")
+    (record,) = project.records()
+    project.behave(answer=" ".join(record.expected or ()))
+    project.run().assert_outcomes(passed=1)
+
+
+def test_heads_are_scored_where_there_are_spans(project: Project) -> None:
+    names = [name for name in TASKS.split() if name not in ("cwe", "fwe")]
+    ruler(project, kind="detect", task={"name": "ruler", "tasks": names}, verdict="none")
+    project.behave(answer=everything_expected(project), retrieval_heads=[[1, 2]])
+    assert project.run().ret == 0
+    assert [record.heads and record.heads["copy"][1][2] for record in project.records()] == [1] * 9
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"kind": "detect"}, "*kind: detect takes prompts with spans, and cwe, fwe has none*"),
+        ({"task": {"name": "ruler", "tasks": ["niah"]}}, "*ruler.yaml:*: task.tasks*"),
+        ({"prompt": "document"}, "*prompt: the tasks of ruler have wordings of their own; leave it out*"),
+        (
+            {"sweep": {"context_lengths": [1024], "document_depths": [0]}},
+            "*sweep.document_depths: the task has no axis depth; its axes are length, task*",
+        ),
+    ],
+)
+def test_bad_input_is_named_at_collection(project: Project, keys: dict[str, Any], sentence: str) -> None:
+    ruler(project, **keys)
+    result = project.run("--co")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines([sentence])

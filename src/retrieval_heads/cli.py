@@ -16,6 +16,7 @@ import tyro
 
 from retrieval_heads.commands.models import Models
 from retrieval_heads.commands.reconstruct import Reconstruct
+from retrieval_heads.commands.report import Report
 from retrieval_heads.commands.session import Ablate, CodeEval, Detect, Niah, Phonebook, run_session
 from retrieval_heads.commands.validate import Validate, validate
 from retrieval_heads.commands.visualize import Visualize, visualize
@@ -142,6 +143,7 @@ _COMMANDS: dict[str, Any] = {
     "compare": Compare,
     "reconstruct": Reconstruct,
     "validate": Validate,
+    "report": Report,
     "models": Models,
 }
 _DISPATCHED: dict[str, Callable[[Sequence[str], str], None]] = {
@@ -203,3 +205,8 @@ def main_code_eval() -> None:
 def main_phonebook() -> None:
     """The program `retrieval-heads.phonebook`."""
     main(["phonebook", *sys.argv[1:]])
+
+
+def main_report() -> None:
+    """The program `retrieval-heads.report`."""
+    main(["report", *sys.argv[1:]])

@@ -49,10 +49,7 @@ class VisualizeNiah:
         from retrieval_heads.plots import difference_map, niah_heatmap, profiles
 
         _check_output(self.output)
-        if not self.vmin < self.vmax or not math.isfinite(self.vmax - self.vmin):
-            raise ConfigError(
-                f"--vmin {self.vmin:g} and --vmax {self.vmax:g}: two numbers are expected, the lower first"
-            )
+        _check_limits(self.vmin, self.vmax)
         runs = _named([(path, load_run(path)) for path in self.results])
         records = {name: _cells(run, name) for name, run in runs.items()}
         targets = {name: self.output if len(runs) == 1 else _beside(self.output, name) for name in runs}
@@ -134,8 +131,78 @@ class VisualizeDetect:
 
 
 @dataclass(frozen=True)
+class VisualizeCodeEval:
+    """Draw the accuracy of programs, a panel for each kind, variables by steps.
+
+    Example: retrieval-heads visualize code-eval --results reports/latest/results.jsonl --title SmolLM2
+    """
+
+    results: Path
+    """A results.jsonl (the predecessor's as well) or a run's folder."""
+    output: Path = Path("code_eval.png")
+    """The picture; .png and .svg are both written."""
+    title: str = ""
+    """Heading, such as the model's name."""
+    vmin: float = 0.0
+    """The accuracy of the first colour."""
+    vmax: float = 1.0
+    """That of the last."""
+
+    def run(self) -> None:
+        """Draw, and print what was written."""
+        from retrieval_heads.plots import program_heatmap
+
+        _check_output(self.output)
+        _check_limits(self.vmin, self.vmax)
+        run = load_run(self.results)
+        _refuse_foreign([self.output], None)
+        title = self.title or _title(run, run.name)
+        _tell(program_heatmap(run.records, self.output, title=title, limits=(self.vmin, self.vmax)))
+
+
+@dataclass(frozen=True)
+class VisualizeLines:
+    """Overlay several models over programs, or over a phonebook, one line each.
+
+    Example: retrieval-heads visualize lines --results one/results.jsonl two/results.jsonl --labels small large
+    """
+
+    results: tuple[Path, ...]
+    """A results.jsonl (the predecessor's as well) or run folder for each model, all over one sweep."""
+    labels: tuple[str, ...] | None = None
+    """A name for each; left out, its folder's."""
+    colors: tuple[str, ...] | None = None
+    """A colour for each, as matplotlib reads them."""
+    output: Path = Path("lines.png")
+    """The picture; .png and .svg are both written."""
+    title: str = ""
+    """Heading."""
+
+    def run(self) -> None:
+        """Draw, and print what was written."""
+        from matplotlib.colors import is_color_like
+
+        from retrieval_heads.plots import task_lines
+
+        _check_output(self.output)
+        for option, given in (("--labels", self.labels), ("--colors", self.colors)):
+            if given is not None and len(given) != len(self.results):
+                raise ConfigError(f"{option}: {len(given)} are given for {len(self.results)} results")
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ConfigError("--labels: a name is given twice")
+        for colour in self.colors or ():
+            if not is_color_like(colour):
+                raise ConfigError(f"--colors {colour!r}: a colour is expected, such as red or '#1f77b4'")
+        runs = _named([(path, load_run(path)) for path in self.results])
+        names = self.labels or tuple(runs)
+        _refuse_foreign([self.output], None)
+        records = {name: run.records for name, run in zip(names, runs.values(), strict=True)}
+        _tell(task_lines(records, self.output, colours=self.colors or (), title=self.title))
+
+
+@dataclass(frozen=True)
 class Visualize:
-    """Draw pictures and report.html from stored results: `visualize niah` or `visualize detect`.
+    """Draw pictures and report.html from stored results: `visualize niah`, `detect`, `code-eval` or `lines`.
 
     Example: retrieval-heads visualize niah --results reports/latest/results.jsonl
     """
@@ -151,7 +218,12 @@ def visualize(arguments: Sequence[str], program: str) -> None:
     Raises:
         ResultsError: A file cannot be read, or a picture not be drawn.
     """
-    kinds: dict[str, Any] = {"niah": VisualizeNiah, "detect": VisualizeDetect}
+    kinds: dict[str, Any] = {
+        "niah": VisualizeNiah,
+        "detect": VisualizeDetect,
+        "code-eval": VisualizeCodeEval,
+        "lines": VisualizeLines,
+    }
     tyro.extras.subcommand_cli_from_dict(kinds, prog=program, args=list(arguments), description=Visualize.__doc__).run()
 
 
@@ -185,6 +257,11 @@ def _title(run: StoredRun, name: str) -> str:
 def _check_output(output: Path) -> None:
     if output.name in ("", "..") or output.is_dir():
         raise ConfigError(f"--output {str(output)!r}: the name of a picture is expected, such as heatmap.png")
+
+
+def _check_limits(low: float, high: float) -> None:
+    if not low < high or not math.isfinite(high - low):
+        raise ConfigError(f"--vmin {low:g} and --vmax {high:g}: two numbers are expected, the lower first")
 
 
 def _refuse_foreign(pictures: Sequence[Path], page: Path | None) -> None:

@@ -8,5 +8,15 @@ from retrieval_heads.plots.curves import profiles, score_distribution
 from retrieval_heads.plots.difference import difference_map
 from retrieval_heads.plots.heads import head_heatmap
 from retrieval_heads.plots.niah import niah_heatmap
+from retrieval_heads.plots.tasks import program_heatmap, task_lines
 
-__all__ = ["ablation_curve", "difference_map", "head_heatmap", "niah_heatmap", "profiles", "score_distribution"]
+__all__ = [
+    "ablation_curve",
+    "difference_map",
+    "head_heatmap",
+    "niah_heatmap",
+    "profiles",
+    "program_heatmap",
+    "score_distribution",
+    "task_lines",
+]

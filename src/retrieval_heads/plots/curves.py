@@ -163,7 +163,7 @@ def profiles_figure(
     runs = dict(records) if isinstance(records, Mapping) else {"": records}
     if not runs:
         raise ResultsError("there is nothing to plot: no run was given")
-    samples = {name: _measured(name, members, metric) for name, members in runs.items()}
+    samples = {name: measured(name, members, metric) for name, members in runs.items()}
     metrics = sorted({s.metric for members in samples.values() for s in members})
     if len(metrics) > 1:
         raise ResultsError(f"the records count by different scores ({', '.join(metrics)}); choose one as metric")
@@ -177,13 +177,13 @@ def profiles_figure(
     values = [s.value for s in everything]
     for side, axes in zip(sides, drawn, strict=True):
         for index, members in enumerate(samples.values()):
-            _curve(axes, [(_number_on(side, s), s.value) for s in members], index, len(samples))
+            curve(axes, [(_number_on(side, s), s.value) for s in members], index, len(samples))
         if side == DEPTH:
             axes.set_xlim(-4, 104)
             axes.set_xticks([0, 25, 50, 75, 100])
             axes.set_xlabel(axis_title(side))
         else:
-            _number_axis(figure, axes, side, sorted({_number_on(side, s) for s in everything}), width)
+            number_axis(figure, axes, side, sorted({_number_on(side, s) for s in everything}), width)
         axes.set_ylim(min(-0.03, *values), max(1.03, *values))
         axes.grid(axis="y")
     drawn[0].set_ylabel(f"Mean {metric_label(metrics[0])}")
@@ -203,17 +203,33 @@ def profiles_figure(
     return figure
 
 
-def _measured(name: str, records: Sequence[Record], metric: str | None) -> list[Sample]:
+def measured(name: str, records: Sequence[Record], metric: str | None) -> list[Sample]:
+    """The samples of a run that have a value.
+
+    Raises:
+        ResultsError: There is none.
+    """
     try:
-        measured = [s for s in measured_samples(records, metric) if s.state == MEASURED]
+        found = [s for s in measured_samples(records, metric) if s.state == MEASURED]
     except ResultsError as error:
         raise ResultsError(f"run {name!r}: {error}" if name else str(error)) from None
-    if not measured:
+    if not found:
         raise ResultsError(f"{f'run {name!r}' if name else 'the run'} has no measured record: nothing to plot")
-    return measured
+    return found
 
 
-def _curve(axes: Axes, points: Sequence[tuple[float, float]], index: int, runs: int) -> None:
+def curve(
+    axes: Axes, points: Sequence[tuple[float, float]], index: int, runs: int, *, colour: str | None = None
+) -> None:
+    """Draw the means of the points at each x, with their intervals.
+
+    Args:
+        axes: Where.
+        points: x and value.
+        index: Of the run among `runs`: its look.
+        runs: How many are overlaid.
+        colour: In place of the look's.
+    """
     groups: dict[float, list[float]] = defaultdict(list)
     for x, value in points:
         groups[x].append(value)
@@ -222,7 +238,7 @@ def _curve(axes: Axes, points: Sequence[tuple[float, float]], index: int, runs: 
     # Without an interval (too few values) the whisker has no length: a point alone says "no interval".
     ends = [mean_interval(groups[x]) or Interval(mean, mean) for x, mean in zip(xs, means, strict=True)]
     low, high = [end.low for end in ends], [end.high for end in ends]
-    look = line_look(index)
+    look = line_look(index) | ({"color": colour} if colour else {})
     # Whiskers of neighbours stand side by side; of more runs or points they would be a thicket.
     whiskers = len(xs) == 1 or (len(xs) <= _MAX_WHISKERS and runs <= _MAX_WHISKERED_RUNS)
     figure: Any = axes.figure
@@ -261,7 +277,8 @@ def _plain_name(axis: str) -> str:
     return axis_label(axis).partition(" (")[0]
 
 
-def _number_axis(figure: Figure, axes: Axes, side: str, lengths: Sequence[float], width: float) -> None:
+def number_axis(figure: Figure, axes: Axes, side: str, lengths: Sequence[float], width: float) -> None:
+    """Lay out an axis of numbers, `width` inches wide: a log scale where they lie far apart, ticks with room."""
     low, high = lengths[0], lengths[-1]
     wide = high / max(low, 1) >= 8
     if wide:

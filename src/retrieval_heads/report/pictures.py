@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval_heads.errors import RetrievalHeadsError
+from retrieval_heads.files import write_whole
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
 from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.report import StoredRun, write_report
+from retrieval_heads.report.text import text_report
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
 
@@ -59,8 +61,15 @@ def draw_run(run: StoredRun, folder: Path) -> Drawn:
         title = " · ".join(filter(None, (model, suite)))
         suffix = f"-{suite}" if len(run.heads) > 1 else ""
         attempt(f"head heatmap of {suite}", lambda: draw_heads(table, folder / "detect_heatmap.png", title, suffix))  # noqa: B023
+    if any(record.task for record in run.records):
+        attempt("text report", lambda: [_write_text(run, folder / "report.txt")])
     attempt("report", lambda: [write_report(run, folder / "report.html")])
     return Drawn(paths, complaints)
+
+
+def _write_text(run: StoredRun, path: Path) -> Path:
+    write_whole(path, f"{text_report(run.records)}\n".encode())
+    return path
 
 
 def _draw_cells(records: Sequence[Record], folder: Path, suffix: str, title: str) -> list[Path]:

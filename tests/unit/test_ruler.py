@@ -242,6 +242,16 @@ def test_too_few_words_are_told(tales: str) -> None:
         asked(tales, place("cwe", 80_000), ByteTokenizer())
 
 
+def test_the_budget_is_rulers_whatever_a_config_says_of_others(tales: str) -> None:
+    at, builder = place("niah_single_2", 3000), CellBuilder(ByteTokenizer(), {}, {}, 1 << 20)
+    for options, budget in (({}, 128), ({"answer_tokens": 500}, 500)):
+        asks = question(tales, **options)
+        asks = Question(**{**vars(asks), "generation": {"max_tokens": 48, "temperature": 0.5}})
+        request = builder.request(asks, Cell("a", "a", at))
+        assert (request.sampling["max_tokens"], len(request.ids)) == (budget, 3000 - budget)
+        assert request.sampling["temperature"] == 0.5
+
+
 def test_a_model_without_room_skips_the_cell(tales: str) -> None:
     for name in ("niah_single_2", "vt"):
         with pytest.raises(CellSkipped, match="do not fit max_model_len 2000"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -18,7 +18,7 @@ from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement, judge_several
 from retrieval_heads.scoring.settings import Scoring
 from retrieval_heads.settings.messages import nearest
-from retrieval_heads.settings.section import Section
+from retrieval_heads.settings.section import Section, Whole
 from retrieval_heads.tasks.insertions import SAYS_ALL, check_metric, request_of
 from retrieval_heads.tasks.ruler.cwe import CWE
 from retrieval_heads.tasks.ruler.fwe import FWE
@@ -37,6 +37,10 @@ class RulerOptions(Section):
 
     tasks: list[str] = Field(default=list(PARTS), min_length=1)
     """By their names; all where it is left out."""
+    answer_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    """The answer's budget, for models that think first; RULER's where it is left out. `generation.max_tokens`, which a
+    config may say for all suites, is not read.
+    """
     words: str | None = None
     """SHA-256 of the word lists that are expected; those that are installed where it is left out."""
 
@@ -85,7 +89,8 @@ class RulerTask:
         name, length, asked = _of(place)
         part = PARTS[name]
         sampling = {key: value for key, value in question.generation.items() if value is not None}
-        room = length - sampling.setdefault("max_tokens", part.answer_tokens)
+        sampling["max_tokens"] = options.answer_tokens or part.answer_tokens
+        room = length - sampling["max_tokens"]
         wording = Prompt(messages=[Message(content=asked.wording)], prefill=asked.prefill)
         frame = writer.frame(wording, asked.question)
         kept = options.model_copy(update={"words": load_words().hash}).model_dump(mode="json")

@@ -76,3 +76,14 @@ def test_heads_are_scored_and_masked_on_the_asked_line(project: Project, kind: s
         assert all(record.heads for record in records)
     else:
         assert {record.arm for record in records} == {"", "top_1", "random_1_draw_1"}
+
+
+def test_heads_are_scored_on_stored_answers(project: Project) -> None:
+    project.suite("book", **{**ASKED, "sweep": {"document_depths": [0]}})
+    project.behave(answer=_whole_book(1000, 0, "own")[0][1], tokenizer="bytes")
+    project.spawn("--rh-verdict", "none")
+    first = project.latest.resolve()
+    project.write("suites/niah/book.yaml", {"kind": "detect", "from_results": str(first)})
+    result = project.spawn("--rh-verdict", "none")
+    assert result.ret == 0
+    assert all(record.heads and record.needle_span and record.task == "phonebook" for record in project.records())

@@ -47,3 +47,13 @@ def test_their_cells_are_selected_compared_and_resumed(project: Project) -> None
     again.stdout.fnmatch_lines(["*held*"])
     resumed = project.spawn("--rh-resume", "--rh-verdict", "none")
     resumed.stdout.fnmatch_lines(["*6 of 6 answers are those of the earlier run*"])
+
+
+def test_a_config_of_the_predecessors_runs_as_it_is(project: Project) -> None:
+    asked = {"num_vars": [8, 16], "num_steps": [2], "num_tasks": 2, "task_types": ["STATE_TRACKING"]}
+    project.write("old.yaml", {"model": {"model": "toy"}, "code_eval": asked, "output_dir": "out", "report": True})
+    project.behave(answer="1")
+    result = project.spawn("--rh-config", "old.yaml", "--rh-report", "--rh-verdict", "none", config=False, suites=False)
+    assert result.ret == 0
+    assert len((project.path / "out" / "results.jsonl").read_text().splitlines()) == 4
+    assert "overall" in (project.path / "out" / "report.txt").read_text()

@@ -18,6 +18,7 @@ from retrieval_heads.engine.backends.scheduler import ReplayHashes
 from retrieval_heads.engine.packed import unpack
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
+from retrieval_heads.runs.layers import Layer
 from retrieval_heads.tracing import probe
 from retrieval_heads.tracing.figures import figures, gather_heads
 from retrieval_heads.tracing.figures import scores_of as scores_of_kinds
@@ -348,9 +349,9 @@ def test_a_layer_that_a_forward_does_not_reach_leaves_nothing_behind() -> None:
 
 
 LAYERS = [
-    {"path": "model.layers.0.attn", "heads": 3},
-    {"path": "model.layers.1.mixer", "heads": 0},
-    {"path": "model.layers.2.attn", "heads": 2},
+    Layer("model.layers.0.attn", 0, 3),
+    Layer("model.layers.1.mixer", 1, 0),
+    Layer("model.layers.2.attn", 2, 2),
 ]
 NAMES = ("copy", "copy_reference", "mass", "query")
 

@@ -91,8 +91,8 @@ class SharedEngine:
             start_limit=section.start_limit,
             offline=is_offline,
         )
-        self.process.launch(hello, self.log)
         try:
+            self.process.launch(hello, self.log)
             info = self.process.wait_ready()
         except EngineError as error:
             self._dismiss(str(error), "the engine did not start")

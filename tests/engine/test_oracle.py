@@ -49,7 +49,8 @@ def scores(run: dict[str, Any], replay: dict[str, Any], prompt: Prompt) -> dict[
     names = run["scores"]
     figures = None if replay["head_scores"] is None else replay["head_scores"][: len(names)]
     finished = Finished(**{**replay, "head_scores": figures})
-    return unpack(scores_of(finished, Rows.of(request_of(prompt).rows(prompt.needle)), names, run["layers"])["heads"])
+    layers = [Layer(**layer) for layer in run["layers"]]
+    return unpack(scores_of(finished, Rows.of(request_of(prompt).rows(prompt.needle)), names, layers)["heads"])
 
 
 def faults(design: str, prompt: Prompt, copy: list[list[float]]) -> list[str]:

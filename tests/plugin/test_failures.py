@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -66,6 +67,18 @@ class TestStart:
         errors = junit_errors(project)
         assert len(errors) == 6
         assert all(f"the engine did not start: {OUT_OF_MEMORY}" in error for error in errors)
+
+    def test_a_system_that_makes_no_process_is_told(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*arguments: Any, **options: Any) -> None:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+        project.suite()
+        monkeypatch.setattr("retrieval_heads.engine.client.subprocess.Popen", refuse)
+        result = project.run()
+        result.assert_outcomes(errors=6)
+        reason = "rh: the engine did not start: no process could be made (Resource temporarily unavailable)"
+        result.stdout.fnmatch_lines([reason])
+        no_traceback(result)
 
     def test_its_last_words_are_said_once(self, project: Project, workers: list[str]) -> None:
         project.suite()

@@ -297,6 +297,9 @@ class EngineProcess:
         Args:
             hello: What to load. A run's name, socket, key, pulse and log are given here.
             log: Where everything goes that the engine prints.
+
+        Raises:
+            EngineError: The system makes no process.
         """
         pulse = self._folder.path / "pulse"
         hello = replace(
@@ -308,14 +311,17 @@ class EngineProcess:
             log=str(log),
         )
         limits = Limits(hello.silence, hello.start_limit)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", _SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # A session of its own: Ctrl-C reaches pytest, which then ends the engine in order.
-            start_new_session=not self._is_replica,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", _SERVER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches pytest, which then ends the engine in order.
+                start_new_session=not self._is_replica,
+            )
+        except OSError as error:  # no more processes, no memory
+            raise EngineError(f"{self.name} did not start: no process could be made ({error.strerror})") from None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._log = EngineLog(self._process.stdout, log)

@@ -106,8 +106,8 @@ class Project:
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # As from a terminal: whoever runs these tests in the background has Ctrl-C ignored, which is inherited.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                # As from a terminal: what a shell in the background or nohup ignores is inherited.
+                preexec_fn=_hear_signals,
             )
 
     def _arguments(self, arguments: tuple[str, ...], config: bool, suites: bool) -> list[str]:
@@ -134,6 +134,11 @@ class Project:
         """The newest run's `run.json`."""
         facts: dict[str, Any] = json.loads((self.latest / "run.json").read_text("utf-8"))
         return facts
+
+
+def _hear_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def until(found: Callable[[], bool], patience: float = 120) -> None:

@@ -276,7 +276,7 @@ def question_identity(record: Record) -> Identity:
             "template": template.hash if template else UNKNOWN,
             **({"chat_template_kwargs": template.kwargs} if template and template.kwargs else {}),
             "boundary": recipe.boundary or UNKNOWN,
-            **{f"task.{key}": value for key, value in (recipe.options or {}).items()},
+            **{f"task.{key}": value for key, value in (recipe.options or {}).items() if value is not None},
             **{key if key == "sampling" else f"sampling.{key}": value for key, value in sampling.items()},
             **({"mask": record.mask.model_dump(mode="json")} if record.mask else {}),
             "prompt": recipe.prompt_hash,

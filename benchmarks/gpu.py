@@ -30,7 +30,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
-from real_size import phases
+from real_size import phases, several_gpus
 from real_size.bench import Bench, NotRun
 from real_size.table import table
 
@@ -47,8 +47,10 @@ PHASES: dict[str, Callable[[Bench], None]] = {
     "growth": phases.growth,
     "start": phases.start,
     "windows": phases.windows,
-    "replicas": phases.replicas,
-    "tensor_parallel": phases.tensor_parallel,
+    "replicas": several_gpus.replicas,
+    "ranks": several_gpus.ranks,
+    "both": several_gpus.both,
+    "big": several_gpus.big,
     "paper": phases.paper,
     "kernel": phases.kernel,
 }
@@ -61,12 +63,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*PHASES, "predecessor"], help="these phases alone")
     parser.add_argument("--rounds", type=int, help="of bare vLLM and the plugin in turn (5)")
     parser.add_argument("--turns", type=int, help="of a long sample with and without detection (3)")
+    parser.add_argument(
+        "--counts", nargs="+", type=int, default=[1, 2, 4, 8], help="of replicas and ranks, as far as GPUs suffice"
+    )
     parser.add_argument("--seconds", type=float, default=3600, help="begin no phase after so many seconds")
     parser.add_argument(
         "--predecessor", metavar="PYTHON", help="interpreter of an environment with retrieval-heads 0.1.2"
     )
     asked = parser.parse_args()
-    bench = Bench(is_cpu=asked.cpu, rounds=asked.rounds, turns=asked.turns, is_eager=asked.eager)
+    bench = Bench(is_cpu=asked.cpu, rounds=asked.rounds, turns=asked.turns, is_eager=asked.eager, counts=asked.counts)
     every = {**PHASES, "predecessor": partial(phases.predecessor, python=asked.predecessor)}
     until, failed = time.monotonic() + asked.seconds, False
     try:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
-from retrieval_heads.engine.client import EngineClient, EngineProcess
+from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.messages import Hello
 from retrieval_heads.models import locate_model
 from retrieval_heads.scoring import load_rouge, score_answer
@@ -85,6 +86,19 @@ QWEN3_0_6B = {
     "torch_dtype": "float32",
 }
 
+# Where no single GPU holds the weights.
+LLAMA_70B = {
+    **QWEN3_8B,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "vocab_size": 128256,
+    "rope_theta": 500000.0,
+}
+
 PATIENCE = 180  # seconds for bare vLLM's start, or for a grid
 SCORES = ("copy", "copy_reference", "mass", "query")  # of models without gated delta layers
 
@@ -124,6 +138,7 @@ class Sizes:
         short: A grid of short prompts, whose replays are as many and cost as much each.
         samples: The paper's own size of experiment.
         windows: Of the model whose layers have windows.
+        big: Of the model that stands on several GPUs.
     """
 
     lengths: tuple[int, ...] = (4096, 8192, 16_384, 32_768)
@@ -137,6 +152,7 @@ class Sizes:
     short: Grid = Grid((1024, 2048), tuple(range(0, 101, 2)))
     samples: Grid = Grid((1024, 2048, 4096, 8192), tuple(range(0, 99, 7)), seeds=10)
     windows: Grid = Grid((4096, 16_384), tuple(range(0, 101, 20)))
+    big: Grid = Grid((8192, 16_384, 32_768, 65_536), (10, 50, 90))
 
     @property
     def grid(self) -> Grid:
@@ -178,9 +194,16 @@ class Bench:
     """Bare vLLM, the plugin's engine, and what was measured so far."""
 
     def __init__(
-        self, *, is_cpu: bool, rounds: int | None = None, turns: int | None = None, is_eager: bool = False
+        self,
+        *,
+        is_cpu: bool,
+        rounds: int | None = None,
+        turns: int | None = None,
+        is_eager: bool = False,
+        counts: Sequence[int] = (1, 2, 4, 8),
     ) -> None:
         self.is_cpu = is_cpu
+        self._counts = counts
         self.sizes = SMALL if is_cpu else Sizes(rounds=rounds or Sizes.rounds, turns=turns or Sizes.turns)
         self.folder = Path(tempfile.mkdtemp(prefix="rh-gpu-"))
         self.model = self._tokenizer = locate_model("SmolLM2-135M-Instruct")
@@ -258,7 +281,7 @@ class Bench:
         self._using = wanted
         length = self.sizes.lengths[0]
         first, second = (self.by_plugin(self.suite([length], [50])).seconds for _ in range(2))
-        told = {key: value for key, value in self.info.items() if not key.endswith("layers")}
+        told = {key: value for key, value in self.info.items() if not key.endswith("layers") and key != "identities"}
         times = {"ready_seconds": ready, "first_result_seconds": first, "second_result_seconds": second}
         self.tell("start", **{**wanted, "length": length, **times, **told, "by_vllm": _parts_of_start(log)})
 
@@ -332,6 +355,40 @@ class Bench:
         import torch
 
         return int(torch.cuda.device_count())
+
+    def counts(self) -> list[int]:
+        """How many replicas or ranks are measured: those asked for that the GPUs suffice for."""
+        return [count for count in self._counts if count <= self.gpus()]
+
+    def host_memory(self) -> float:
+        """MB that the plugin's engine takes of the host, with all that it started; what they share is counted once."""
+        engine = psutil.Process(self._client.counters()["process"])
+        return sum(one.memory_full_info().pss for one in [engine, *engine.children(recursive=True)]) / 1e6
+
+    def with_one_killed(self, suite: Suite) -> dict[str, Any]:
+        """Ask a suite and kill one replica of the engine, with its ranks, once a third of it is answered; what became
+        of the rest.
+        """
+        cells = {f"{suite.path.stem}/{cell.id}": cell for cell in suite.cells}
+        counters = self._client.counters()
+        engine, before = psutil.Process(counters["process"]), counters["finished"]
+        self._client.submit(suite.question, cells)
+        while self._client.counters()["finished"] < before + len(cells) // 3:
+            time.sleep(0.05)
+        replica = max(engine.children(), key=lambda one: one.create_time())
+        killed = time.monotonic()
+        for one in [*replica.children(recursive=True), replica]:
+            one.kill()
+        ended: dict[str, int] = {}
+        reasons = set()
+        for key in cells:
+            try:
+                status = self._client.result(key)["status"]
+            except EngineDied as error:
+                status = "engine died"
+                reasons.add(str(error).splitlines()[0])
+            ended[status] = ended.get(status, 0) + 1
+        return {"cells": len(cells), "ended": ended, "why": sorted(reasons), "seconds": time.monotonic() - killed}
 
     def child(self, *command: Any, **variables: str) -> list[dict[str, Any]]:
         """The JSON lines that a command prints.
@@ -434,16 +491,18 @@ class Bench:
         assert {name: sum(map(len, rows)) for name, rows in result["heads"].items()} == dict.fromkeys(SCORES, heads)
         self.recomputed = max(self.recomputed, result["replay"]["computed_tokens"])
 
-    def random_model(self) -> str:
-        """A folder with Qwen3-0.6B's shape, random float32 weights and SmolLM2's tokenizer."""
+    def random_model(self, name: str, shape: dict[str, Any], dtype: str) -> str:
+        """A folder with a model's shape, random weights and SmolLM2's tokenizer."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        folder = self._shape("qwen3-0.6b-shape", QWEN3_0_6B)
+        folder = self._shape(f"{name}-random", shape)
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).save_pretrained(
-            folder
-        )
+        with torch.device("cpu" if self.is_cpu else "cuda"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=getattr(torch, dtype))
+        model.save_pretrained(folder)
+        del model
+        torch.cuda.empty_cache()
         return folder
 
     def _shape(self, name: str, config: dict[str, Any]) -> str:

@@ -211,51 +211,8 @@ def predecessor(bench: Bench, python: str | None) -> None:
         raise RuntimeError(why[-300:])
 
 
-def replicas(bench: Bench) -> None:
-    """The grid on two engines, each on a GPU of its own, against one."""
-    _two_gpus(bench)
-    for count in (1, 2):
-        bench.use(traced=False, replicas=count)
-        for number in range(bench.sizes.rounds):
-            took = bench.by_plugin(bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=2))
-            bench.tell("replicas", replicas=count, round=number, seconds=took.seconds, **took.figures)
-
-
-def tensor_parallel(bench: Bench) -> None:
-    """Head scores of two ranks against one, on the same prompts; only cells with the same answer are compared.
-
-    In float32, on random weights that are read from a file: dummy ones would be others on two ranks.
-    """
-    _two_gpus(bench)
-    suite = bench.suite(bench.sizes.lengths[:2], bench.sizes.depths, kind="detect")
-    model = {"model": bench.random_model(), "load_format": "auto", "dtype": "float32"}
-    found = {}
-    for ranks in (1, 2):
-        bench.use(traced=True, tensor_parallel_size=ranks, **model)
-        found[ranks] = bench.by_plugin(suite)
-    pairs = [
-        (one["heads"], two["heads"])
-        for one, two in zip(found[1].results, found[2].results, strict=True)
-        if one["answer"]["token_ids"] == two["answer"]["token_ids"]
-    ]
-    apart = {
-        name: max(
-            (float(numpy.abs(numpy.array(one[name]) - numpy.array(two[name])).max()) for one, two in pairs),
-            default=None,
-        )
-        for name in ("copy", "mass", "query")
-    }
-    seconds = {f"seconds_of_{ranks}": took.seconds for ranks, took in found.items()}
-    bench.tell("tensor_parallel", cells=len(suite.cells), same_answers=len(pairs), **seconds, apart_at_most=apart)
-
-
 def start(bench: Bench) -> None:
     """Engine start to first result, of the plain and of the traced engine; phases before it tell it of theirs."""
     for traced in (False, True):
         if not any(line["what"] == "start" and line["traced"] == (traced or bench.is_cpu) for line in bench.lines):
             bench.use(traced=traced)
-
-
-def _two_gpus(bench: Bench) -> None:
-    if bench.gpus() < 2:
-        raise NotRun(f"two GPUs are needed, {bench.gpus()} are there")

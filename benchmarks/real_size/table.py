@@ -143,13 +143,40 @@ def _growth(found: Found) -> str | None:
 
 
 def _replicas(found: Found) -> str | None:
-    one, two = (found.median("replicas", replicas=count) for count in (1, 2))
-    return f"{one / two:.2f}" if one and two else None
+    told = []
+    for kind in ("niah", "detect"):
+        one = found.median("replicas", replicas=1, kind=kind)
+        for count in (2, 4, 8):
+            several = found.median("replicas", replicas=count, kind=kind)
+            if one and several:
+                told.append(f"{kind} {count}: {one / several:.2f} ({several:.1f} s)")
+    return ", ".join(told) or None
 
 
-def _tensor_parallel(found: Found) -> str | None:
-    told = (f"{line['same_answers']} cells, apart {line['apart_at_most']}" for line in found.of("tensor_parallel"))
-    return next(told, None)
+def _ranks(found: Found) -> str | None:
+    told = [
+        f"{line['dtype']}, {line['ranks']} against {line['against']}: argmax {line['argmax_equal']:.3%} equal, "
+        f"mass {line['mass_apart']:.1e} apart"
+        for line in found.of("ranks")
+    ]
+    return "; ".join(told) or None
+
+
+def _both(found: Found) -> str | None:
+    return _beside(found, "both")
+
+
+def _big(found: Found) -> str | None:
+    return _beside(found, "big")
+
+
+def _beside(found: Found, what: str) -> str | None:
+    """Detection to the sweep on one engine, the warm-up left out."""
+    rounds: dict[int, dict[str, float]] = {}
+    for line in found.of(what):
+        rounds.setdefault(line["round"], {})[line["kind"]] = line["seconds"]
+    ratios = [both["detect"] / both["niah"] for number, both in rounds.items() if number >= 0 and len(both) == 2]
+    return _ratio(statistics.median(ratios), found.median(what, kind="detect")) if ratios else None
 
 
 def _ratio(ratio: float | None, seconds: float | None) -> str | None:
@@ -193,6 +220,8 @@ ROWS: list[tuple[str, str, str, Callable[[Found], str | None]]] = [
     ("kernel", "scoring kernel, share of the roof that binds", "≥ 60 %, 50 %", _kernel),
     ("start", "engine start to first result", "reported", _start),
     ("long growth", "exponents of time", "reported", _growth),
-    ("replicas", "throughput of two replicas to one", "≥ 1.9", _replicas),
-    ("tensor_parallel", "head scores of two ranks to one", "the same", _tensor_parallel),
+    ("replicas", "throughput of 2, 4 and 8 replicas to one", "≥ 1.95, 3.8, 7.4", _replicas),
+    ("ranks", "head scores of several ranks to one", "the same", _ranks),
+    ("both", "two replicas of several ranks, detection to the sweep", "reported", _both),
+    ("big", "70 billion parameters, detection to the sweep", "≤ 1.03", _big),
 ]

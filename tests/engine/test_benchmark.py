@@ -80,7 +80,7 @@ def of(run: Benchmark, what: str, **fields: Any) -> list[dict[str, Any]]:
 
 def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -> None:
     ended = {line["phase"]: (line["status"], line["why"]) for line in of(benchmark_run, "phase")}
-    two_gpus = ("not run", "two GPUs are needed, 0 are there")
+    two_gpus, four_gpus = (("not run", f"{count} GPUs are needed, 0 are there") for count in (2, 4))
     done = dict.fromkeys(
         (
             *("sweep", "short_sweep", "single", "memory", "detect", "short_detect", "samples"),
@@ -92,7 +92,9 @@ def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -
     assert ended == {
         **done,
         "replicas": two_gpus,
-        "tensor_parallel": two_gpus,
+        "ranks": two_gpus,
+        "both": four_gpus,
+        "big": two_gpus,
         "predecessor": ("not run", "no environment of its own was named: --predecessor PYTHON"),
     }
     assert benchmark_run.left() == []
@@ -128,11 +130,13 @@ def test_the_papers_algorithm_finds_the_same_scores(benchmark_run: Benchmark) ->
 def test_every_row_of_the_table_has_a_result_or_a_reason(benchmark_run: Benchmark) -> None:
     table = benchmark_run.printed.read_text().split("\n\n")[-1].splitlines()
     needing_more = [row for row in table if "not run" in row]
-    assert len(table) == 18
+    assert len(table) == 20
     assert [row.partition("  ")[0] for row in needing_more] == [
         "PyPI's retrieval-heads 0.1.2 to detection",
-        "throughput of two replicas to one",
-        "head scores of two ranks to one",
+        "throughput of 2, 4 and 8 replicas to one",
+        "head scores of several ranks to one",
+        "two replicas of several ranks, detection to the sweep",
+        "70 billion parameters, detection to the sweep",
     ]
     assert {line["against"] for line in of(benchmark_run, "exponent")} == {"cells", "length, niah", "length, detect"}
     assert all(line["ok"] for line in of(benchmark_run, "kernel"))

@@ -1,0 +1,103 @@
+"""The phases of `benchmarks/gpu.py` that need several GPUs: replicas, ranks, both, and a replica that dies."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from real_size.bench import LLAMA_70B, PARTS, QWEN3_0_6B, QWEN3_8B, SCORES, Bench, NotRun
+
+SEEDS = 8
+"""Of the replicas' grid: 352 cells, which eight replicas share evenly."""
+ROUNDS = 2
+
+
+def replicas(bench: Bench) -> None:
+    """The grid of eight seeds on 1, 2, 4 and 8 engines, each on a GPU of its own, with and without detection."""
+    _several(bench)
+    for count in bench.counts():
+        for kind in ("niah", "detect"):
+            bench.use(traced=kind == "detect", replicas=count)
+            bench.by_plugin(bench.suite(bench.sizes.lengths[:1], bench.sizes.depths[:4], seeds=count, kind=kind))
+            for number in range(min(ROUNDS, bench.sizes.rounds)):
+                took = bench.by_plugin(bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=SEEDS, kind=kind))
+                told = {"replicas": count, "kind": kind, "round": number, "seconds": took.seconds}
+                bench.tell("replicas", **told, **took.figures, host_mb=bench.host_memory())
+
+
+def ranks(bench: Bench) -> None:
+    """Answers, masked answers and the argmax of every head and row on 1, 2, 4 and 8 ranks, weights read from a file.
+
+    Dummy weights would be others on each rank. All ranks are given the answers of the first. How far one rank is from
+    itself when replays go one by one, or when nothing of them is cached, is what bfloat16's noise comes to.
+    """
+    _several(bench)
+    for dtype, name, shape in (("float32", "qwen3-0.6b", QWEN3_0_6B), ("bfloat16", "qwen3-8b", QWEN3_8B)):
+        bench.stop()
+        model = bench.random_model(name, shape, dtype)
+        files: dict[str, Path] = {}
+        for count in bench.counts():
+            files[f"{count}"] = bench.folder / f"ranks-{dtype}-{count}.npz"
+            bench.child(sys.executable, PARTS / "ranks.py", model, dtype, count, files[f"{count}"], *files.values())
+        first = numpy.load(files[f"{bench.counts()[0]}"])
+        for way in ("alone", "cold"):
+            bench.tell("ranks", dtype=dtype, ranks=1, against=f"itself, {way}", **_apart(first, first, way))
+        for count in bench.counts()[1:]:
+            bench.tell("ranks", dtype=dtype, ranks=count, against="one", **_apart(first, numpy.load(files[f"{count}"])))
+
+
+def _apart(one: Any, other: Any, way: str = "together") -> dict[str, Any]:
+    """How far two runs on the same answers are from each other."""
+    looks = one["together/positions"] == other[f"{way}/positions"]
+    differences = numpy.abs(one["together/scores"] - other[f"{way}/scores"])  # [prompts, scores, layers, heads]
+    return {
+        "argmax_equal": float(looks.mean()),
+        "argmaxes": int(looks.size),
+        **{f"{name}_apart": float(differences[:, place].max()) for place, name in enumerate(SCORES)},
+        "mass_mean": float(one["together/scores"][:, SCORES.index("mass")].mean()),
+        "answers_equal": int((one["answers"] == other["answers"]).all(axis=1).sum()),
+        "masked_equal": int((one["masked"] == other["masked"]).all(axis=1).sum()),
+        "masked_differ_from_unmasked": int((one["masked"] != one["answers"][: len(one["masked"])]).any(axis=1).sum()),
+        "answers": len(one["answers"]),
+        "masked": len(one["masked"]),
+    }
+
+
+def big(bench: Bench) -> None:
+    """A model of 70 billion parameters on all GPUs, which stands on no single one: detection beside the sweep."""
+    _several(bench)
+    bench.stop()
+    bench.take_shape("llama-70b", LLAMA_70B)
+    try:
+        count = max(bench.counts())
+        room = bench.engine_args["kv_cache_memory_bytes"] // count  # of each rank's own heads
+        bench.use(traced=True, tensor_parallel_size=count, gpu_memory_utilization=0.9, kv_cache_memory_bytes=room)
+        grid = bench.sizes.big
+        for number in range(-1, min(ROUNDS, bench.sizes.rounds)):  # the first of each compiles for its lengths
+            for kind in ("niah", "detect")[:: 1 if number % 2 else -1]:
+                took = bench.by_plugin(bench.suite(grid.lengths, grid.depths, kind=kind))
+                bench.tell("big", kind=kind, round=number, seconds=took.seconds, **took.figures)
+    finally:
+        bench.stop()
+        bench.take_shape("qwen3-8b", QWEN3_8B)
+
+
+def both(bench: Bench) -> None:
+    """Two replicas, each of half of the GPUs; then one of them is killed in the middle of a grid."""
+    _several(bench, 4)
+    bench.use(traced=True, replicas=2, tensor_parallel_size=bench.gpus() // 2)
+    for number in range(-1, min(ROUNDS, bench.sizes.rounds)):
+        for kind in ("niah", "detect")[:: 1 if number % 2 else -1]:
+            took = bench.by_plugin(bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=2, kind=kind))
+            bench.tell("both", kind=kind, round=number, seconds=took.seconds, **took.figures)
+    ended = bench.with_one_killed(bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=2, kind="detect"))
+    bench.tell("killed", **ended)
+    bench.stop_engine()
+
+
+def _several(bench: Bench, least: int = 2) -> None:
+    if bench.gpus() < least:
+        raise NotRun(f"{least} GPUs are needed, {bench.gpus()} are there")

@@ -199,6 +199,8 @@ def describe_low(record: Record) -> str:
         f"    answer    {_shown(record.text)} ({record.finish_reason} after {len(record.token_ids)} tokens)",
         f"    score     {_scores(record)}",
     ]
+    if record.thoughts is not None:
+        lines.insert(2, f"    thoughts  {_shown(record.thoughts)}")
     if record.insertions is None:
         lines.append(f"    {'needle' if is_needle else 'place '}    {', '.join(_place(record))}")
     for each in record.insertions or ():

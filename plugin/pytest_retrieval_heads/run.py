@@ -31,6 +31,7 @@ from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.record import Record, dump_record
 from retrieval_heads.scoring import load_rouge
 from retrieval_heads.scoring.settings import Scoring
+from retrieval_heads.scoring.thoughts import thoughts_in, told_apart
 from retrieval_heads.suites.reading import is_whole_suite, overlay, overrides, read_settings, read_suites, resolve
 from retrieval_heads.suites.recognition import is_suite, is_yaml, kind_said
 from retrieval_heads.suites.settings import Settings
@@ -318,8 +319,17 @@ def _record(item: CellItem, result: dict[str, Any]) -> Record:
     if suite.question.task != THE_NEEDLE:
         fields |= {"task": suite.question.task, "axes": dict(cell.place.axes)}
     if result["status"] == "done":
+        fields |= _without_thoughts(fields, scoring)
         fields |= _judged(suite.task, fields, scoring)
     return Record.model_validate(fields)
+
+
+def _without_thoughts(fields: Mapping[str, Any], scoring: Scoring) -> dict[str, Any]:
+    """What of an answer changes where the suite's tags are not those by which it was told apart."""
+    thoughts, text = told_apart(fields.get("thoughts"), fields["text"], scoring.tags)
+    if thoughts == fields.get("thoughts"):
+        return {}
+    return {"text": text, "thoughts": thoughts, "thought_tokens": None}
 
 
 def _stored_record(item: CellItem, stored: Mapping[str, Any], result: Mapping[str, Any]) -> Record:
@@ -344,5 +354,19 @@ def _judged(task: Task, fields: Mapping[str, Any], scoring: Scoring) -> dict[str
         "rougeL": found.scores.get("rougeL_f"),
         "passed": found.passed,
         "status": "pass" if found.passed else "low",
-        "reason": found.reason,
+        "reason": found.reason and (_no_answer(fields, scoring) or found.reason),
     }
+
+
+def _no_answer(fields: Mapping[str, Any], scoring: Scoring) -> str:
+    """Why a model that thought gave no answer; empty where it gave one."""
+    thoughts = fields.get("thoughts")
+    if thoughts is None or fields["text"].strip():
+        return ""
+    if fields["finish_reason"] == "length":
+        count = len(fields["token_ids"])
+        budget = f"the budget of {count} tokens" if count else "the budget"
+        return f"cut off while thinking: {budget} ended before an answer began; give generation.max_tokens more"
+    if thoughts_in(thoughts, scoring.tags, inside=True).is_open:
+        return "stopped while thinking: no closing tag, and no answer behind it (scoring.thinking names the tags)"
+    return ""

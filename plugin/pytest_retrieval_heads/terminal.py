@@ -99,6 +99,8 @@ def totals(records: Sequence[Record]) -> list[str]:
     """How many cells ended how, and the mean score; skipped cells are named."""
     counts = {status: sum(record.status == status for record in records) for status in _STATUSES}
     named = {"pass": "retrieved", "low": "below the threshold", "skipped": "skipped", "error": "in error"}
+    if cut_off := sum(record.is_cut_off for record in records):
+        named["low"] += f" ({cut_off} cut off while thinking)"
     told = ", ".join(f"{counts[status]} {named[status]}" for status in _STATUSES if counts[status])
     measured = [record for record in records if record.scores]
     lines = [f"{len(records)} {'cell' if len(records) == 1 else 'cells'}: {told}"]

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,7 @@ class Engine:
 
     info = INFO
     has_moved = True
+    tokenizer = SimpleNamespace(decode=lambda ids: "")
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,14 @@ from retrieval_heads.engine.packed import pack
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.heads.score import head_score
+from retrieval_heads.prompts.prompt import Tokenizer
+from retrieval_heads.prompts.requests import Request
 from retrieval_heads.runs.layers import Layer
+from retrieval_heads.scoring.settings import Tags
+from retrieval_heads.scoring.thoughts import opens_thoughts, thoughts_in
+
+_PROMPT_END = 32
+"""Tokens of a prompt, a prefill's not counted, among which a template opens the thoughts."""
 
 
 def answer_of(finished: Finished) -> dict[str, Any]:
@@ -20,6 +28,42 @@ def answer_of(finished: Finished) -> dict[str, Any]:
     told = ("text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens", "seconds")
     answer = {name: getattr(finished, name) for name in told}
     return answer if finished.prompt_logprob is None else {**answer, "prompt_logprob": finished.prompt_logprob}
+
+
+def without_thoughts(
+    answer: dict[str, Any], request: Request, tags: Sequence[Tags], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """An answer whose text is what stands behind the thoughts, with those as `thoughts` and `thought_tokens`.
+
+    Args:
+        answer: From `answer_of`, or of a record.
+        request: What was asked.
+        tags: Those that stand around thoughts.
+        tokenizer: The model's. Tags may be special tokens, of which an answer's text holds nothing.
+    """
+    if not tags:
+        return answer
+    said, ids = (answer.get("thoughts") or "") + answer["text"], answer["token_ids"]
+    prefill = request.facts.get("recipe", {}).get("prefill") or ""
+    end = tokenizer.decode(request.ids[-_PROMPT_END - len(prefill) :])
+    whole = tokenizer.decode(ids) if ids else said
+    found = thoughts_in(whole, tags, inside=opens_thoughts(end, prefill, tags))
+    if found.are_none:
+        return answer
+    if found.is_open:
+        return {**answer, "text": "", "thoughts": said, "thought_tokens": len(ids)}
+    # The first token that ends with the tag or behind it, then white space: a token may hold a space and a word.
+    count = bisect_left(range(len(ids)), found.end, key=lambda place: len(tokenizer.decode(ids[:place])))
+    while count < len(ids) and len(tokenizer.decode(ids[: count + 1])) <= found.answer:
+        count += 1
+    if said.startswith(whole[: found.answer]):
+        text = said[found.answer :]
+    else:
+        before = tokenizer.decode(ids[:count], skip_special_tokens=True)
+        text = (
+            said[len(before) :] if said.startswith(before) else tokenizer.decode(ids[count:], skip_special_tokens=True)
+        )
+    return {**answer, "text": text.lstrip(), "thoughts": whole[: found.answer], "thought_tokens": count}
 
 
 def scores_of(finished: Finished, rows: Rows, names: Sequence[str], layers: Sequence[Layer]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import queue
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from retrieval_heads.engine.answers import answer_of, scores_of
+from retrieval_heads.engine.answers import answer_of, scores_of, without_thoughts
 from retrieval_heads.engine.backends.backend import Backend, Finished
 from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion
 from retrieval_heads.engine.masks import Masks
@@ -28,6 +28,8 @@ from retrieval_heads.heads.looks import Rows
 from retrieval_heads.prompts.requests import CellSkipped, Request
 from retrieval_heads.prompts.reuse import Reuse
 from retrieval_heads.runs.record import Record
+from retrieval_heads.scoring.settings import Tags
+from retrieval_heads.scoring.thoughts import told_apart
 from retrieval_heads.tasks.builder import CellBuilder
 from retrieval_heads.tasks.task import Question
 
@@ -152,10 +154,11 @@ class Loop:
         ask = self.server.jobs[key].ask
         if isinstance(ask, FreeQuestion):
             request = replace(self.builder.ask(ask.prompt, chat=ask.chat), sampling=dict(ask.sampling), mask=ask.mask)
-            self._send(key, request, partial(self._answered, key, request))
+            self._send(key, request, partial(self._answered, key, request, ()))
         elif ask.cell.stored is not None:
             record = Record.model_validate(ask.cell.stored)
-            self._replay(key, self.builder.stored(record), {"token_ids": record.token_ids})
+            request, answer = self.builder.stored(record), {"text": record.said, "token_ids": record.token_ids}
+            self._replay(key, request, self._without_thoughts(answer, request, ask.question.scoring.tags))
         else:
             self._start_cell(key, ask)
 
@@ -170,12 +173,13 @@ class Loop:
         request = self.builder.request(question, cell, mask)
         is_traced = question.kind == "detect"
         known = self.earlier.get(key)
-        if known and known.request == request.facts["request"] and (known.heads or not is_traced):
+        tags = question.scoring.tags
+        if known and known.request == request.facts["request"] and (not is_traced or _is_scored(known, tags)):
             self.server.finish(key, result_of(known))
             return
         reusable = self.reuse.add(request.prefix, len(request.ids)) if request.prefix else 0
         self.fed += len(request.ids) - reusable
-        then = partial(self._to_replay if is_traced else self._answered, key, request)
+        then = partial(self._to_replay if is_traced else self._answered, key, request, tags)
         self._send(key, request, partial(self._generated, then, reusable), is_replayed=is_traced)
 
     def _send(self, key: str, request: Request, then: Then, *, is_replayed: bool = False) -> None:
@@ -219,30 +223,43 @@ class Loop:
         self.server.done.count_prompt(finished.prompt_tokens, finished.cached_tokens, reusable)
         then(finished)
 
-    def _answered(self, key: str, request: Request, finished: Finished) -> None:
+    def _without_thoughts(self, answer: Message, request: Request, tags: Sequence[Tags]) -> Message:
+        return without_thoughts(answer, request, tags, self.engine.tokenizer)
+
+    def _answered(self, key: str, request: Request, tags: Sequence[Tags], finished: Finished) -> None:
         if finished.error is not None:
             raise EngineError(f"the heads were not masked: {finished.error}" if request.mask else finished.error)
-        self.server.finish(key, {"status": "done", **request.facts, "answer": answer_of(finished)})
+        answer = self._without_thoughts(answer_of(finished), request, tags)
+        self.server.finish(key, {"status": "done", **request.facts, "answer": answer})
 
-    def _to_replay(self, key: str, request: Request, finished: Finished) -> None:
+    def _to_replay(self, key: str, request: Request, tags: Sequence[Tags], finished: Finished) -> None:
         if finished.error is not None:
             raise EngineError(finished.error)
-        self._replay(key, request, answer_of(finished))
+        self._replay(key, request, self._without_thoughts(answer_of(finished), request, tags))
 
     def _replay(self, key: str, request: Request, answer: Message) -> None:
-        said = answer["token_ids"]
+        said, thoughts = answer["token_ids"], answer.get("thought_tokens") or 0
+        if thoughts and len(said) == thoughts:
+            self.server.finish(key, {"status": "done", **request.facts, "answer": answer})
+            return
         if not said:
             raise EngineError("the answer has no tokens, so that there is nothing to score heads on")
-        rows = request.rows(said)
+        rows = request.rows(said, thoughts)
         name = f"{_REPLAY}{key}"
         self.engine.replay(name, [*request.ids, *said[:-1]], rows, Rows.of(rows).first, of=key)
         self.fed += len(request.ids)  # of a stored answer; after a generation it is forgotten before more is fed
         self.in_flight[name] = partial(self._scored, key, request, answer)
 
     def _scored(self, key: str, request: Request, answer: Message, finished: Finished) -> None:
-        rows = Rows.of(request.rows(answer["token_ids"]))
+        rows = Rows.of(request.rows(answer["token_ids"], answer.get("thought_tokens") or 0))
         scores = scores_of(finished, rows, self.engine.scores, self.engine.info.layers or ())
         self.server.finish(key, {"status": "done", **request.facts, **scores, "answer": answer})
+
+
+def _is_scored(known: Record, tags: Sequence[Tags]) -> bool:
+    """Whether heads were scored on what these tags leave as the answer, if there is one."""
+    is_alike = told_apart(known.thoughts, known.text, tags) == (known.thoughts, known.text)
+    return is_alike and (known.heads is not None or known.is_cut_off)
 
 
 def _fail(error: Exception) -> None:

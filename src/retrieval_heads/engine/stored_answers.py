@@ -16,7 +16,10 @@ from retrieval_heads.engine.messages import Hello, Message
 from retrieval_heads.engine.server import Server
 from retrieval_heads.runs.record import Record, read_records
 
-_ANSWER = ("text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens", "seconds")
+_ANSWER = (
+    *("text", "thoughts", "thought_tokens", "token_ids", "finish_reason"),
+    *("prompt_tokens", "cached_tokens", "seconds"),
+)
 _PROMPT = ("prompt_tokens", "achieved_depth", "needle_span", "question_span", "around", "insertions", "recipe")
 _FACTS = ("request", "answered_by", *_PROMPT, "mask", "heads", "replay")
 

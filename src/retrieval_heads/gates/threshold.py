@@ -83,6 +83,8 @@ def _judge(gate: Gate, cells: Selection, suite: str) -> Outcome:
     sentence = f"{gate.measure} is {plain(measured.value, gate.limit)}{measured.where}, must be {gate.requirement}"
     if gaps:
         sentence += f", but {describe(gaps, cells.total)}"
+    if not passed and (cut_off := sum(record.is_cut_off for record in cells.measured)):
+        sentence += f"; {cut_off} of {len(cells.measured)} answers were cut off while thinking"
     worst = () if passed else _worst(gate, gaps, measured)
     return Outcome(str(gate), passed, measured.value, gate.limit, sentence, worst, suite)
 

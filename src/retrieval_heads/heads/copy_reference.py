@@ -27,7 +27,7 @@ class CopyReference(HeadScore):
         """That of a head which copies at each step of the answer."""
         spans = [each.span for each in record.insertions or () if each.role == "asked"] or [record.needle_span]
         count = sum(span[1] - span[0] for span in spans if span is not None)
-        return max(1.0, len(record.token_ids) / count) if count else 1.0
+        return max(1.0, record.answer_tokens / count) if count else 1.0
 
     def looks(self, rows: Rows) -> Sequence[Look]:
         """The answer's rows, at the needle."""

@@ -42,13 +42,18 @@ class Request:
         """What is sent."""
         return self.ids if self.text is None else self.text
 
-    def rows(self, answer: list[int]) -> dict[str, Any]:
-        """What a probe needs to know: the fields of `retrieval_heads.heads.looks.Rows`."""
+    def rows(self, said: list[int], thoughts: int = 0) -> dict[str, Any]:
+        """What a probe needs to know: the fields of `retrieval_heads.heads.looks.Rows`.
+
+        Args:
+            said: All that the model said.
+            thoughts: How many tokens of that stand before its answer.
+        """
         start, end = self.facts["needle_span"]
         others = [each["span"] for each in self.facts.get("insertions", ())[1:] if each["role"] == "asked"]
         rows = {
-            "prompt_tokens": len(self.ids),
-            "answer": answer,
+            "prompt_tokens": len(self.ids) + thoughts,
+            "answer": said[thoughts:],
             "needle_span": [start, end],
             "needle": [token for first, last in [(start, end), *others] for token in self.ids[first:last]],
             "question_span": list(self.facts["question_span"]),

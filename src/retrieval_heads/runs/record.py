@@ -216,9 +216,13 @@ class Record(BaseModel):
     mask: Mask | None = None
     """The heads of the arm, and how they were masked."""
     text: str = ""
-    """The answer."""
+    """The answer; of a reasoning model what stands behind its thoughts."""
+    thoughts: str | None = None
+    """What it said before that, the closing tag included; `None` where it did not think."""
+    thought_tokens: int | None = None
+    """How many of `token_ids` those are; `None` where there are none, or where it is not known."""
     token_ids: list[int] = []
-    """The answer's token ids, the end-of-sequence token included when it was produced."""
+    """The token ids of thoughts and answer, the end-of-sequence token included when it was produced."""
     finish_reason: str = ""
     """`stop` or `length`, as the engine says."""
     rougeL: float | None = None  # noqa: N815 - the predecessor's field
@@ -276,6 +280,21 @@ class Record(BaseModel):
         return data
 
     @property
+    def said(self) -> str:
+        """All that the model said, thoughts and answer."""
+        return (self.thoughts or "") + self.text
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the answer alone."""
+        return len(self.token_ids) - (self.thought_tokens or 0)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the budget ended before the thoughts did, so that no answer was given."""
+        return self.thoughts is not None and not self.text.strip() and self.finish_reason == "length"
+
+    @property
     def suite_id(self) -> str:
         """Names the suite beside those of other kinds: `niah/demo`."""
         return f"{self.kind}/{self.suite}"
@@ -297,6 +316,7 @@ class _Bounds(BaseModel):
     question_span: _Span | None = None
     seed: _Count = 0
     token_ids: list[_Count] = []
+    thought_tokens: _Count | None = None
     rougeL: _Share | None = None  # noqa: N815 - the predecessor's field
     scores: dict[str, _Share] = {}
     threshold: _Share | None = None

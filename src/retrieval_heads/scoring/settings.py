@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from retrieval_heads.settings.messages import nearest
-from retrieval_heads.settings.section import Number, Section
+from retrieval_heads.settings.section import Number, Said, Section
 
 KEY_WORDS = "key_words"
 """The score that decides where a suite names none; see `retrieval_heads.scoring.key_words`."""
@@ -37,11 +37,48 @@ MATCHES: tuple[str, ...] = (STRING_MATCH, STRING_MATCH_PART, WHOLE_WORDS)
 EVERY_METRIC = (*METRICS, EXACT, *MATCHES)
 
 
+class Tags(Section):
+    """What a model writes around its thoughts."""
+
+    start: Said
+    end: Said
+
+
+TAGS: tuple[Tags, ...] = tuple(
+    Tags(start=start, end=end)
+    for start, end in (
+        ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, GLM-4.5, SmolLM3, Nemotron and most others
+        ("[THINK]", "[/THINK]"),  # Magistral
+        ("<seed:think>", "</seed:think>"),  # Seed-OSS
+        ("<mm:think>", "</mm:think>"),  # MiniMax-M3
+        ("<|channel>", "<channel|>"),  # Gemma 4
+        ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
+    )
+)
+"""Of the families whose tags are known: those of vLLM's reasoning parsers."""
+
+
+def _listed_tags(value: Any) -> Any:
+    if value is False:
+        return []
+    if value is True or isinstance(value, str):
+        raise ValueError(f"expected {{start, end}}, a list of such, or false; found {str(value).lower()!r}")
+    return [value] if isinstance(value, dict) else value
+
+
 class Scoring(Section):
     """Which score says that the needle was retrieved: `metric` above `threshold`."""
 
     metric: str = KEY_WORDS
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
+    thinking: Annotated[list[Tags] | None, BeforeValidator(_listed_tags)] = None
+    """The tags around thoughts, which stand before an answer and do not count; `TAGS` where it is left out. `false`:
+    all that a model says is its answer."""
+
+    @property
+    def tags(self) -> tuple[Tags, ...]:
+        """The tags that count."""
+        return TAGS if self.thinking is None else tuple(self.thinking)
 
     @field_validator("metric")
     @classmethod

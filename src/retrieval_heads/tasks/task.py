@@ -74,7 +74,7 @@ class Question:
             # Not validated again: stored answers of the predecessor's have needles without a question.
             "needles": tuple(Needle.model_construct(**needle) for needle in data["needles"]),
             "prompt": Prompt.model_validate(data["prompt"]) if data["prompt"] else None,
-            "scoring": Scoring.model_construct(**data["scoring"]),
+            "scoring": Scoring.model_validate(data["scoring"]),
         }
         return cls(**{**data, **parts})
 

@@ -46,12 +46,24 @@ function recordBody(suite, record) {
   if (record.reason) parts.push(make("p", { className: "warning", textContent: record.reason }));
   if (asked.question) part("Question", text(asked.question));
   part("Expected answer", text(asked.expected || asked.needle.trim()));
+  if (record.thoughts !== undefined) parts.push(thoughts(record));
   if (record.characters) part("Answer", answerText(record), answerNote(record));
   else if (record.status === "pass" || record.status === "low") part("Answer", make("p", { className: "note", textContent: "The answer is empty." }));
   if (asked.needle) part("Needle in its context", ...needlePlace(asked, record));
   if (record.scores.some((value) => value !== null)) part("Scores", scoreTable(suite, record));
   part("Request", facts(record, asked));
   return parts;
+}
+
+/** What a reasoning model said before its answer, folded. */
+function thoughts(record) {
+  const length = record.thoughtTokens ? `${count(record.thoughtTokens)} tokens` : `${count(record.thoughts.length)} characters`;
+  return make(
+    "details",
+    {},
+    make("summary", { textContent: `Thoughts before the answer: ${length}, not scored` }),
+    make("p", { className: "said long", dir: "auto", tabIndex: 0, textContent: record.thoughts }),
+  );
 }
 
 /** The answer with its matched words marked; a long one at first in part. */

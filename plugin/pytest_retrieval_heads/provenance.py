@@ -80,8 +80,9 @@ def check_rescored(plan: Plan, records: Sequence[Record], facts: Mapping[str, An
 def _asked(settings: Settings) -> dict[str, Any]:
     """What a suite asks, as far as it can be told without a model."""
     source = settings.haystack and (settings.haystack.source or settings.haystack.haystack_dir)
+    haystack = {"haystack": hashlib.sha256(read_text(str(source)).encode()).hexdigest()} if source else {}
     return {
-        "haystack": hashlib.sha256(read_text(str(source)).encode()).hexdigest(),
+        **haystack,
         "wording": settings.prompt.model_dump(mode="json")["messages"],
         "boundary": settings.boundary,
         "sampling": {key: value for key, value in settings.generation.model_dump().items() if value is not None},
@@ -96,7 +97,7 @@ def _changed(recipe: Recipe, now: Mapping[str, Any]) -> list[Difference]:
         "boundary": recipe.boundary,
         "sampling": recipe.sampling,
     }
-    known = {key: value for key, value in then.items() if value not in (None, "")}
+    known = {key: value for key, value in then.items() if key in now and value not in (None, "")}
     return differences("question", Identity(known), Identity({key: now[key] for key in known}))
 
 

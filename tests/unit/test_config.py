@@ -131,7 +131,7 @@ def test_a_mistake_is_one_sentence_with_file_line_and_key(file: Path, wrong: str
         ),
         ("engine: {replica: 2}", "engine.replica: unknown key; did you mean 'replicas'?"),
         ("verdict: cells", "verdict: input should be 'cell', 'gates' or 'none', found 'cells'"),
-        ("boundary: word", "boundary: input should be 'sentence' or 'token', found 'word'"),
+        ("boundary: word", "boundary: input should be 'sentence', 'token' or 'line', found 'word'"),
         ("scoring: {metric: rouge1}", "scoring.metric: unknown metric 'rouge1'; did you mean 'rouge1_f'?"),
         ("scoring: {threshold: 2}", "scoring.threshold: input should be less than or equal to 1, found 2"),
         ("generation: {max_tokens: 0}", "generation.max_tokens: input should be greater than or equal to 1, found 0"),

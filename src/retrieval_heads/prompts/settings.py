@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from retrieval_heads.settings.section import Said, Section
+from retrieval_heads.settings.section import PathText, Said, Section
 
 
 class HaystackSource(Section):
     """Where the text comes from. `needle` and `retrieval_question` are the predecessor's place for them."""
 
     source: str | None = None
-    """A folder of .txt files, `package:NAME/PATH` for one inside an installed package, or `pydoc`."""
+    """A folder of .txt files, a pattern (`src/**/*.py`), `package:NAME/PATH` for one inside an installed package, or
+    `pydoc`."""
     haystack_dir: str | None = None
     """The predecessor's name for a folder as `source`."""
     name: Said | None = None
@@ -52,6 +54,10 @@ class Needle(Section):
     answer_span: str | None = None
     """The part of the needle that must be said; head scores count its tokens alone."""
     name: str | None = None
+    distractors: list[Said] = []
+    """Texts that stand in the haystack too, at seeded depths away from the needle."""
+    haystack: str | None = None
+    """A haystack of its own, as `HaystackSource.source`."""
 
     @model_validator(mode="after")
     def _complete(self) -> Needle:
@@ -81,6 +87,38 @@ class Needle(Section):
         if self.answer is None and self.answer_span:
             return (self.answer_span.strip(),)
         return self.references
+
+
+class NeedleColumns(Section):
+    """Which column of a file is which key of a needle; a key that is left out has the column of its name, if any."""
+
+    needle: Said | None = None
+    question: Said | None = None
+    answer: Said | list[Said] | None = None
+    """One, that holds a text or a list; or several."""
+    answer_span: Said | None = None
+    name: Said | None = None
+    distractors: Said | list[Said] | None = None
+    """As `answer`; empty cells are left out."""
+    haystack: Said | None = None
+    """The text that the row's needle stands in."""
+
+    def found_in(self, columns: Sequence[str]) -> dict[str, str | list[str]]:
+        """The column, or columns, of each key that a file has."""
+        said = {key: getattr(self, key) for key in type(self).model_fields}
+        return {
+            key: column if column is not None else key
+            for key, column in said.items()
+            if column is not None or key in columns or key in ("needle", "question")
+        }
+
+
+class NeedleFile(Section):
+    """Needles from a table."""
+
+    file: PathText
+    """JSONL, CSV or TSV."""
+    columns: NeedleColumns = NeedleColumns()
 
 
 class Message(Section):

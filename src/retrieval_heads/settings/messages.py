@@ -51,7 +51,9 @@ def _meant(schema: type[Section], loc: Sequence[int | str]) -> str | None:
 
 def _is_branch(part: int | str) -> bool:
     """Pydantic names the branch of a union it tried; a user never wrote that."""
-    return isinstance(part, str) and bool(re.match(r"(list\[|Range$|(Other)?Engine$|function-|constrained-)", part))
+    return isinstance(part, str) and bool(
+        re.match(r"(list\[|Range$|NeedleFile$|(Other)?Engine$|function-|constrained-)", part)
+    )
 
 
 def _message(schema: type[Section], detail: Any, keys: list[int | str]) -> str:
@@ -74,7 +76,10 @@ def _fields_at(schema: type[Section], keys: Sequence[int | str]) -> list[str]:
     for key in keys:
         if isinstance(key, int):
             continue
-        model = next(_sections_in(model.model_fields[key].annotation), None)
+        found = list(_sections_in(model.model_fields[key].annotation))
+        # Of a list or a mapping, the mapping's section stands behind the list's.
+        is_listed = len(found) > 1 and any(isinstance(part, int) for part in keys)
+        model = found[0 if is_listed else -1] if found else None
         if model is None:
             return []
     return list(model.model_fields)

@@ -29,7 +29,7 @@ from retrieval_heads.gates.expression import parse_gate
 from retrieval_heads.gates.number import FIELDS, PASS_RATE
 from retrieval_heads.gates.settings import Expect
 from retrieval_heads.kinds import Kind
-from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, Prompt, named_prompt
+from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, NeedleFile, Prompt, named_prompt
 from retrieval_heads.scoring.settings import EVERY_METRIC, Scoring
 from retrieval_heads.settings.range import Range, branch_of
 from retrieval_heads.settings.section import Number, OpenSection, PathText, Said, Section, Whole
@@ -203,6 +203,15 @@ def _plain_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _needles_branch(value: Any) -> str:
+    return "NeedleFile" if isinstance(value, dict | NeedleFile) else "list[]"
+
+
+AnyNeedles = Annotated[
+    Annotated[list[Needle], Tag("list[]")] | Annotated[NeedleFile, Tag("NeedleFile")], Discriminator(_needles_branch)
+]
+
+
 class Settings(Section):
     """Everything a suite or a config file may say; every section may be left out."""
 
@@ -214,10 +223,15 @@ class Settings(Section):
     model: Model = Model()
     engine: AnyEngine = Engine()
     haystack: Annotated[HaystackSource, BeforeValidator(_plain_haystack)] | None = None
-    needles: list[Needle] = []
+    needles: Annotated[
+        Annotated[list[Needle], Tag("list[]")] | Annotated[NeedleFile, Tag("NeedleFile")],
+        Discriminator(_needles_branch),
+    ] = []
+    """A list of them, or the file that they are read from."""
     sweep: Sweep = Sweep()
-    boundary: Literal["sentence", "token"] = "sentence"
-    """Where a needle may stand: at the sentence boundary nearest to its depth, or at the exact token."""
+    boundary: Literal["sentence", "token", "line"] = "sentence"
+    """Where a needle may stand: at the sentence boundary nearest to its depth, at the exact token, or behind the next
+    line end."""
     prompt: Annotated[Prompt, BeforeValidator(named_prompt)] = PROMPTS["book"]
     generation: Generation = Generation()
     scoring: Scoring = Scoring()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import regex
@@ -36,8 +37,9 @@ def check_answers(suite: Suite) -> Iterator[Check]:
     scoring = suite.settings.scoring
     if not suite.needles:
         return
-    sentences = list(dict.fromkeys(each.strip() for each in _SENTENCE.findall(read_text(suite.source))))
+    sentences_of = lru_cache(maxsize=1)(_sentences)
     for needle in suite.needles:
+        sentences = sentences_of(needle.haystack or suite.source)
         for saying in needle.sayings:
             words = key_words_of(saying, needle.question)
             if scoring.metric == KEY_WORDS and len(words) < _FEWEST_KEY_WORDS:
@@ -46,6 +48,10 @@ def check_answers(suite: Suite) -> Iterator[Check]:
         if said := next(_passing(sentences, needle, scoring), None):
             told = f"{needle.name}: the haystack itself says what passes ({scoring.metric}): {_cut(said)!r}"
             yield Check("distractor", told, is_doubtful=True)
+
+
+def _sentences(source: str) -> list[str]:
+    return list(dict.fromkeys(each.strip() for each in _SENTENCE.findall(read_text(source))))
 
 
 def _passing(sentences: list[str], needle: Needle, scoring: Scoring) -> Iterator[str]:

@@ -25,7 +25,7 @@ from retrieval_heads.gates.expression import idleness, parse_gate
 from retrieval_heads.heads.formats import read_ranked
 from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.haystack import check_source
-from retrieval_heads.prompts.settings import HaystackSource, Needle
+from retrieval_heads.prompts.settings import HaystackSource, Needle, NeedleFile
 from retrieval_heads.reading import path_of
 from retrieval_heads.runs.folder import read_facts
 from retrieval_heads.runs.origin import Origin, origins
@@ -33,10 +33,11 @@ from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value, show
 from retrieval_heads.runs.record import Record, read_records
 from retrieval_heads.settings.messages import sentences
 from retrieval_heads.settings.range import MOST_CELLS, Range, whole_values
+from retrieval_heads.suites.needle_files import NAME, located, read_needles
 from retrieval_heads.suites.predecessor import SECTIONS, sections_of
 from retrieval_heads.suites.reading import line_of, overlay, read_settings, read_suites, resolve
 from retrieval_heads.suites.settings import Settings
-from retrieval_heads.tasks.task import TASKS, THE_NEEDLE, Cell, Question, Task
+from retrieval_heads.tasks.task import FILE_HASH, TASKS, THE_NEEDLE, Cell, Question, Task
 
 _SHORT = {LENGTH: "len"}
 """How an item's name writes an axis."""
@@ -93,6 +94,11 @@ class Suite:
         if self.settings.from_results:
             said["from_results"] = [str(_found(file, self.path).absolute()) for file in self.settings.from_results]
         said["name"] = self.name
+        if isinstance(self.settings.needles, NeedleFile):
+            said["needles"]["file"] = str(located(self.settings.needles.file, self.path.parent).absolute())
+        elif self.settings.needles and not self.settings.from_results:
+            for needle, own in zip(said["needles"], self.needles, strict=True):
+                needle |= {"haystack": own.haystack} if own.haystack is not None else {}
         if self.heads:
             said["ablate"]["heads"] = [list(head) for head in self.heads]
         return said
@@ -186,19 +192,25 @@ def _question(name: str, settings: Settings, heads: tuple[Head, ...], written: _
         )
     needles: tuple[Needle, ...] = ()
     source = haystack = ""
+    options = _options(task, settings, written)
     for section, given in (("needles", settings.needles), ("haystack", settings.haystack)):
         if given and section not in task.needs:
             raise ConfigError(f"{written.at(section)}: {section}: the task {chosen} has none; leave it out")
     if "needles" in task.needs:
-        needles = tuple(_needles(settings, written))
+        needles, options = _needles(settings, options, written)
     if "haystack" in task.needs:
-        source, haystack = _source(settings.haystack, written)
+        source, haystack = _source(settings.haystack, needles, written)
     lengths, depths = _swept(settings, task, written)
+    if settings.ablate and settings.kind == "ablate" and settings.ablate.mode == "mean" and not source:
+        raise ConfigError(
+            f"{written.at('ablate', 'mode')}: ablate.mode: the mean is that over a suite's haystack, and this one has "
+            "none; zero and uniform are accepted"
+        )
     return Question(
         suite=name,
         kind=settings.kind,
         task=chosen,
-        options=_options(task, settings, written),
+        options=options,
         lengths=lengths,
         depths=depths,
         source=source,
@@ -479,21 +491,30 @@ def _digest(asked: Needle | Record) -> str:
     return hashlib.sha256(said).hexdigest()[:8]
 
 
-def _needles(settings: Settings, written: _Written) -> Iterator[Needle]:
+def _needles(
+    settings: Settings, options: Mapping[str, Any], written: _Written
+) -> tuple[tuple[Needle, ...], dict[str, Any]]:
+    """The needles, and the task's settings with the hash of the file that they are from, if any."""
     haystack = settings.haystack or HaystackSource()
     text, question = haystack.needle, haystack.retrieval_question
     if settings.needles:
         if text is not None or question is not None:
             raise ConfigError(f"{written.at('needles')}: needles are given twice: under needles and under haystack")
-        yield from _named(settings.needles, written)
-        return
+        if isinstance(settings.needles, list):
+            return tuple(_named(settings.needles, written)), dict(options)
+        try:
+            needles, file_hash = read_needles(settings.needles, written.path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{written.at('needles')}: needles: {error}") from None
+        return tuple(needles), {**options, FILE_HASH: file_hash}
     if haystack.haystack_dir is not None:
         text, question = text or _PREDECESSOR_NEEDLE, question or _PREDECESSOR_QUESTION
     if text is None or question is None:
         raise ConfigError(
-            f"{written.at('needles')}: no needle; expected a list `needles:`, each with needle and question"
+            f"{written.at('needles')}: no needle; expected a list `needles:`, each with needle and question, or "
+            "`needles: {file: FILE}`"
         )
-    yield Needle(name="needle", needle=text, question=question)
+    return (Needle(name="needle", needle=text, question=question),), dict(options)
 
 
 def _named(needles: list[Needle], written: _Written) -> Iterator[Needle]:
@@ -501,7 +522,7 @@ def _named(needles: list[Needle], written: _Written) -> Iterator[Needle]:
     asked: dict[tuple[str, str], int] = {}
     for number, needle in enumerate(needles, start=1):
         # A name is part of a pytest node id, where brackets, colons and slashes mean something.
-        name = re.sub(r"[^\w.-]+", "_", needle.name or "").strip("_") or f"needle_{number}"
+        name = NAME.sub("_", needle.name or "").strip("_") or f"needle_{number}"
         if name in taken:
             raise ConfigError(f"{written.at('needles')}: needles.{number - 1}.name: {name!r} is given twice")
         taken.add(name)
@@ -513,11 +534,21 @@ def _named(needles: list[Needle], written: _Written) -> Iterator[Needle]:
                 f"needles.{asked[words]} again"
             )
         asked[words] = number - 1
-        yield needle.model_copy(update={"name": name})
+        own = needle.haystack
+        if own is not None:
+            try:
+                own = check_source(own, written.path.parent)[0]
+            except ConfigError as error:
+                raise ConfigError(f"{written.at('needles')}: needles.{number - 1}.haystack: {error}") from None
+        yield needle.model_copy(update={"name": name, "haystack": own})
 
 
-def _source(haystack: HaystackSource | None, written: _Written) -> tuple[str, str]:
+def _source(haystack: HaystackSource | None, needles: Sequence[Needle], written: _Written) -> tuple[str, str]:
     source = haystack and (haystack.source or haystack.haystack_dir)
+    if needles and all(needle.haystack is not None for needle in needles):
+        if source:
+            raise ConfigError(f"{written.at('haystack')}: haystack: every needle has its own; leave it out")
+        return "", "own"
     if not haystack or not source:
         raise ConfigError(
             f"{written.at('haystack')}: no haystack; expected `haystack: FOLDER`, `haystack: package:NAME/PATH` or "

@@ -16,7 +16,7 @@ from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.start_token import start_token_fault
 from retrieval_heads.runs.place import Place
 from retrieval_heads.runs.record import Record
-from retrieval_heads.tasks.task import TASKS, THE_NEEDLE, Cell, Question
+from retrieval_heads.tasks.task import FILE_HASH, TASKS, THE_NEEDLE, Cell, Question
 
 _SPANS = ("needle_span", "question_span")
 REFERENCE_TOKENS = 4096
@@ -143,6 +143,8 @@ def _request_hash(facts: Mapping[str, Any], sampling: Mapping[str, Any]) -> str:
     recipe = facts["recipe"]
     question = [recipe.get(key, "") for key in ("prompt_hash", "hash", "wording", "boundary", "sampling")]
     template = [recipe["template"]["hash"], recipe["template"]["kwargs"]]
+    if file_hash := (recipe.get("options") or {}).get(FILE_HASH):
+        question.append(file_hash)
     sent = [question, template, sampling, facts.get("answered_by"), facts.get("mask")]
     return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
 

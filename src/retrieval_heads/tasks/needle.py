@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.prompts.haystack import Haystack
-from retrieval_heads.prompts.prompt import BuiltPrompt, Frame
+from retrieval_heads.prompts.prompt import BuiltPrompt, Frame, Insert
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.prompts.settings import Needle, Prompt
@@ -16,15 +19,19 @@ from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement, judge
 from retrieval_heads.scoring.settings import METRICS, Scoring
-from retrieval_heads.settings.section import Section
-from retrieval_heads.tasks.task import Question
+from retrieval_heads.settings.section import Number, Section
+from retrieval_heads.tasks.insertions import Planned, drawn_away, request_of
+from retrieval_heads.tasks.task import FILE_HASH, Question
 
 _ANSWER_TOKENS = 4
 """For each of the needle's, where the suite sets no budget."""
 
 
 class NeedleOptions(Section):
-    """It has none: haystack, needles and sweep say all."""
+    """Where distractors stand; haystack, needles and sweep say all else."""
+
+    apart: Annotated[Number, Field(ge=0, le=50)] = 5.0
+    """Percent of the haystack, at least, between a distractor and the needle."""
 
 
 class NeedleTask:
@@ -58,7 +65,7 @@ class NeedleTask:
         }
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
-        """A prompt of exactly the length, the needle at its depth."""
+        """A prompt of exactly the length, the needle at its depth, its distractors away from it."""
         needle = needle_of(question, place)
         needle = Needle.model_validate(needle.model_dump())
         sampling = {key: value for key, value in question.generation.items() if value is not None}
@@ -68,9 +75,24 @@ class NeedleTask:
         assert isinstance(length, int)
         assert isinstance(depth, int | float)
         assert question.prompt is not None
-        writer.check_room(length, sampling["max_tokens"])
-        haystack = writer.haystack(question.source)
+        haystack = writer.haystack(needle.haystack or question.source)
         frame = writer.frame(question.prompt, needle.question)
+        options = _said_options(question, needle)
+        if needle.distractors:
+            planned = _planned(needle, depth, place.seed, options["apart"])
+            return request_of(
+                writer,
+                haystack,
+                frame,
+                planned,
+                needle.question,
+                length,
+                sampling,
+                seed=place.seed,
+                boundary=question.boundary,
+                options=options,
+            )
+        writer.check_room(length, sampling["max_tokens"])
         prompt = writer.prompts.build(
             haystack, frame, needle, length, depth, seed=place.seed, boundary=question.boundary
         )
@@ -84,19 +106,33 @@ class NeedleTask:
         text = None
         if writer.takes_text:
             text = writer.prompts.prompt_text(prompt, haystack, frame, [needle.needle], needle.question)
-        return Request(prompt.ids, sampling, _facts(prompt, haystack, frame), prefix=prefix, text=text)
+        facts = _facts(prompt, haystack, frame)
+        if options:
+            facts["recipe"]["options"] = options
+        return Request(prompt.ids, sampling, facts, prefix=prefix, text=text)
 
     def rebuilt(self, record: Record, writer: Writer) -> Request:
         """The prompt of a record; of the predecessor's, which hold its text, that text."""
-        if record.recipe is None:
+        recipe = record.recipe
+        if recipe is None:
             return writer.stored(record.prompt, record.needle.strip())
-        haystack = writer.haystack(record.recipe.haystack)
-        wording = Prompt.model_validate({"messages": record.recipe.wording, "prefill": record.recipe.prefill})
+        haystack = writer.haystack(recipe.haystack)
+        wording = Prompt.model_validate({"messages": recipe.wording, "prefill": recipe.prefill})
         frame = writer.frame(wording, record.question)
-        needle = Needle(needle=record.needle, question=record.question, answer_span=record.answer_span)
-        prompt = writer.prompts.rebuild(haystack, frame, needle, record.context_length, record.recipe)
-        recipe = {"recipe": record.recipe.model_dump(mode="json")}
-        return Request(prompt.ids, {}, _facts(prompt, haystack, frame) | recipe)
+        stood = record.insertions
+        if stood is None:
+            inserts, places = [Insert(record.needle, record.answer_span, record.document_depth)], [recipe.insertion]
+        else:
+            inserts = [Insert(each.text, each.counted, each.depth) for each in stood]
+            places = [each.place for each in stood]
+        prompt = writer.prompts.rebuild(haystack, frame, inserts, places, record.context_length, recipe)
+        facts = _facts(prompt, haystack, frame) | {"recipe": recipe.model_dump(mode="json")}
+        if stood is not None:
+            facts["insertions"] = [
+                {**each.model_dump(mode="json"), "span": list(span)}
+                for each, span in zip(stood, prompt.spans, strict=True)
+            ]
+        return Request(prompt.ids, {}, facts)
 
     def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
         """Whether it says what only the needle knows; see `retrieval_heads.scoring`."""
@@ -115,8 +151,22 @@ TheNeedle = NeedleTask()
 
 def needle_of(question: Question, place: Place) -> Needle:
     """The needle that stands at a place."""
-    name = place.get(NEEDLE)
-    return next(needle for needle in question.needles if (needle.name or "") == name)
+    return question.by_name[str(place.get(NEEDLE))]
+
+
+def _said_options(question: Question, needle: Needle) -> dict[str, Any]:
+    """What the recipe says beside haystack and wording; nothing of a needle alone that a suite itself holds."""
+    said = {"apart": question.options.get("apart", NeedleOptions().apart)} if needle.distractors else {}
+    return said | {name: value for name, value in question.options.items() if name == FILE_HASH}
+
+
+def _planned(needle: Needle, depth: float, seed: int, apart: float) -> list[Planned]:
+    """The needle at its depth; its distractors where the seed puts them, at one depth of the needle always there."""
+    draw = random.Random(f"retrieval-heads distractors {seed} {needle.name}")
+    return [
+        Planned("asked", needle.needle, needle.answer_span, depth),
+        *(Planned("distractor", text, None, drawn_away(draw, [depth], apart)) for text in needle.distractors),
+    ]
 
 
 def _facts(prompt: BuiltPrompt, haystack: Haystack, frame: Frame) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Protocol
 
 from retrieval_heads.errors import PromptError
@@ -18,6 +19,8 @@ from retrieval_heads.settings.section import Section
 
 THE_NEEDLE = "needle"
 """The task of a suite that names none."""
+FILE_HASH = "file_hash"
+"""Among a task's settings, the SHA-256 of the file that its questions are from."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Question:
         needles: The needles; `Place` holds the name of one.
         prompt: The prompt's wording.
         generation: Sampling parameters.
-        boundary: Where a needle may stand: `sentence` or `token`.
+        boundary: Where a needle may stand: `sentence`, `token` or `line`.
         scoring: Which score decides.
         ablate: Of an ablation, `mode`, `seed`, `heads`, and under `awaits` the keys of the samples that find them.
     """
@@ -58,12 +61,18 @@ class Question:
 
     def to_json(self) -> dict[str, Any]:
         """Plain builtins that mean the same."""
+        plain = {one.name for one in fields(self)} - {"needles", "prompt", "scoring"}
         return {
-            **{name: value for name, value in vars(self).items() if name not in ("needles", "prompt", "scoring")},
+            **{name: value for name, value in vars(self).items() if name in plain},
             "needles": [needle.model_dump() for needle in self.needles],
             "prompt": self.prompt.model_dump() if self.prompt else None,
             "scoring": self.scoring.model_dump(),
         }
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Needle]:
+        """The needles by their names."""
+        return {needle.name or "": needle for needle in self.needles}
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Question:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import yaml
@@ -247,7 +248,7 @@ class Bench:
 
     def tell(self, what: str, **figures: Any) -> None:
         """One JSON line."""
-        line = {"what": what, **{k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}}
+        line = {"what": what, **{k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}}
         self.lines.append(line)
         print(json.dumps(line), flush=True)
 
@@ -405,7 +406,7 @@ class Bench:
         self, seconds: float | None, *command: Any, **variables: str
     ) -> tuple[list[dict[str, Any]], str | None]:
         """The JSON lines that a command printed in so many seconds, and why there are no more unless it ended well."""
-        log, why = self.folder / f"child-{len(self.lines)}.log", None
+        log, why = self.folder / f"child-{uuid4().hex}.log", None  # several may run at once
         printed = log.with_suffix(".out")
         with log.open("w") as errors, printed.open("w") as out:
             done = subprocess.Popen(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy
@@ -16,11 +18,11 @@ ROUNDS = 2
 
 
 def replicas(bench: Bench) -> None:
-    """The grid of eight seeds on 1, 2, 4 and 8 engines, each on a GPU of its own, with and without detection."""
-    _several(bench)
+    """The grid of eight seeds on 1, 2, 4 and 8 traced engines, each on a GPU of its own, with and without detection."""
+    _several(bench, 1)
     for count in bench.counts():
+        bench.use(traced=True, replicas=count)
         for kind in ("niah", "detect"):
-            bench.use(traced=kind == "detect", replicas=count)
             bench.by_plugin(bench.suite(bench.sizes.lengths[:1], bench.sizes.depths[:4], seeds=count, kind=kind))
             for number in range(min(ROUNDS, bench.sizes.rounds)):
                 took = bench.by_plugin(bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=SEEDS, kind=kind))
@@ -31,22 +33,48 @@ def replicas(bench: Bench) -> None:
 def ranks(bench: Bench) -> None:
     """Answers, masked answers and the argmax of every head and row on 1, 2, 4 and 8 ranks, weights read from a file.
 
-    Dummy weights would be others on each rank. All ranks are given the answers of the first. How far one rank is from
-    itself when replays go one by one, or when nothing of them is cached, is what bfloat16's noise comes to.
+    Dummy weights would be others on each rank. How far one rank is from itself when replays go one by one, or when
+    nothing of them is cached, is what bfloat16's noise comes to.
     """
     _several(bench)
     for dtype, name, shape in (("float32", "qwen3-0.6b", QWEN3_0_6B), ("bfloat16", "qwen3-8b", QWEN3_8B)):
         bench.stop()
         model = bench.random_model(name, shape, dtype)
-        files: dict[str, Path] = {}
-        for count in bench.counts():
-            files[f"{count}"] = bench.folder / f"ranks-{dtype}-{count}.npz"
-            bench.child(sys.executable, PARTS / "ranks.py", model, dtype, count, files[f"{count}"], *files.values())
-        first = numpy.load(files[f"{bench.counts()[0]}"])
+        found = {}
+        for counts in _side_by_side(bench):
+            with ThreadPoolExecutor() as pool:
+                asked = {count: pool.submit(_on_ranks, bench, model, dtype, gpus) for count, gpus in counts.items()}
+            found.update({count: run.result() for count, run in asked.items()})
+        first = found[min(found)]
         for way in ("alone", "cold"):
-            bench.tell("ranks", dtype=dtype, ranks=1, against=f"itself, {way}", **_apart(first, first, way))
-        for count in bench.counts()[1:]:
-            bench.tell("ranks", dtype=dtype, ranks=count, against="one", **_apart(first, numpy.load(files[f"{count}"])))
+            bench.tell("ranks", dtype=dtype, ranks=min(found), against=f"itself, {way}", **_apart(first, first, way))
+        for count in sorted(found)[1:]:
+            bench.tell("ranks", dtype=dtype, ranks=count, against=f"{min(found)}", **_apart(first, found[count]))
+
+
+def _side_by_side(bench: Bench) -> Iterator[dict[int, list[int]]]:
+    """How many ranks are tried at once, each count with the numbers of its GPUs."""
+    counts = bench.counts()
+    while counts:
+        batch: dict[int, list[int]] = {}
+        taken = 0
+        while counts and taken + counts[0] <= bench.gpus():
+            count = counts.pop(0)
+            batch[count] = list(range(taken, taken + count))
+            taken += count
+        yield batch
+
+
+def _on_ranks(bench: Bench, model: str, dtype: str, gpus: list[int]) -> Any:
+    out = bench.folder / f"ranks-{dtype}-{len(gpus)}.npz"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(bench.gpus())))).split(",")
+    bench.child(
+        sys.executable,
+        PARTS / "ranks.py",
+        *(model, dtype, len(gpus), out),
+        CUDA_VISIBLE_DEVICES=",".join(visible[number] for number in gpus),
+    )
+    return numpy.load(out)
 
 
 def _apart(one: Any, other: Any, way: str = "together") -> dict[str, Any]:
@@ -100,4 +128,4 @@ def both(bench: Bench) -> None:
 
 def _several(bench: Bench, least: int = 2) -> None:
     if bench.gpus() < least:
-        raise NotRun(f"{least} GPUs are needed, {bench.gpus()} are there")
+        raise NotRun(f"{least} {'GPU is' if least == 1 else 'GPUs are'} needed, {bench.gpus()} are there")

@@ -91,7 +91,7 @@ def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -
     assert benchmark_run.process.returncode == 0, benchmark_run.errors.read_text()[-4000:]
     assert ended == {
         **done,
-        "replicas": two_gpus,
+        "replicas": ("not run", "1 GPU is needed, 0 are there"),
         "ranks": two_gpus,
         "both": four_gpus,
         "big": two_gpus,

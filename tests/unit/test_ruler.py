@@ -20,15 +20,20 @@ from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import Scoring
 from retrieval_heads.tasks.builder import CellBuilder
 from retrieval_heads.tasks.ruler import words
-from retrieval_heads.tasks.ruler.cwe import CWE
-from retrieval_heads.tasks.ruler.fwe import FWE
-from retrieval_heads.tasks.ruler.niah import NIAH, NOISE
-from retrieval_heads.tasks.ruler.task import PARTS, RULER, RulerOptions, most_that_fit
-from retrieval_heads.tasks.ruler.vt import VT
+from retrieval_heads.tasks.ruler.cwe import CommonWords
+from retrieval_heads.tasks.ruler.fit import most_that_fit
+from retrieval_heads.tasks.ruler.fwe import FrequentWords
+from retrieval_heads.tasks.ruler.niah import niah
+from retrieval_heads.tasks.ruler.parts import NAMES, part_of
+from retrieval_heads.tasks.ruler.task import RULER, RulerOptions
+from retrieval_heads.tasks.ruler.vt import VariableTracking
+from retrieval_heads.tasks.ruler.wording import OWN_CWE, OWN_FWE, OWN_NIAH, OWN_VT
 from retrieval_heads.tasks.task import Cell, Question
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
 
-ALL = sorted(PARTS)
+ALL = sorted(NAMES)
+PARTS = {name: part_of(name) for name in NAMES}
+NIAH, VT, CWE, FWE = niah(OWN_NIAH), VariableTracking(OWN_VT), CommonWords(OWN_CWE), FrequentWords(OWN_FWE)
 IN_TEXT = [name for name in ALL if name.startswith("niah") and name not in ("niah_multikey_2", "niah_multikey_3")]
 SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "ri", "so", "tu"]
 
@@ -147,7 +152,7 @@ def needles(name: str, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def test_single_needles_differ_in_text_and_value() -> None:
-    assert NIAH["niah_single_1"].noise == NOISE  # type: ignore[union-attr]
+    assert NIAH["niah_single_1"].noise == OWN_NIAH.noise  # type: ignore[union-attr]
     for name, length in (("niah_single_1", 7), ("niah_single_2", 7), ("niah_single_3", 36)):
         ((role, text),) = needles(name)
         (value,) = NIAH[name].asked(0, 1024).expected
@@ -189,8 +194,9 @@ def test_variables_follow_each_other_and_the_example_is_drawn_anew() -> None:
     assert lines[1:] == [f"LET {name} = {of}" for name, of in zip(others, asked_.expected, strict=False)]
     assert [filled.text[start:end] for start, end in filled.counted] == list(asked_.expected)
     assert value in asked_.question
-    assert value not in asked_.wording, "the example has a value of its own"
-    assert asked_.wording != VT.asked(6, 4096).wording
+    example = VT.example(5, 4096, len)
+    assert value not in example, "the example has a value of its own"
+    assert example != VT.example(6, 4096, len)
 
 
 def test_common_words_stand_six_times_or_thirty() -> None:

@@ -28,6 +28,9 @@ from retrieval_heads.table import read_table
 BOUNDARY_REACH = 64
 """Tokens that a needle may move to reach a sentence boundary."""
 
+SENTENCES = "sentences"
+"""Where a needle stands whose depth counts sentences, not tokens (RULER's essays)."""
+
 AROUND = 240
 """Characters of the text on each side of a needle that a record keeps."""
 
@@ -166,7 +169,8 @@ class Haystack:
             boundary: `sentence`: at the nearest sentence boundary within `BOUNDARY_REACH` tokens, both ends of
                 the context counting as boundaries (of two as near, the earlier), else as `token`; `token`: at
                 the exact token, or the next that does not split a character; `line`: behind the first line end at or
-                after that token, else at the end (arXiv 2502.05167).
+                after that token, else at the end (arXiv 2502.05167); `SENTENCES`: behind that percentage of the
+                context's sentences, rounded down.
 
         Raises:
             PromptError: `tokens` is negative.
@@ -195,9 +199,15 @@ class Haystack:
         """
         if tokens < 0:
             raise PromptError(f"the haystack would have {tokens} tokens")
+        places = self.places(tokens, [depth for _, depth in needles], seed=seed, boundary=boundary)
+        return self.splice(tokens, [needle for needle, _ in needles], places, self.offset(seed))
+
+    def places(self, tokens: int, depths: Sequence[float], *, seed: int = 0, boundary: str = "sentence") -> list[int]:
+        """Haystack tokens before each needle of a context; arguments as for `filled`."""
         offset = self.offset(seed)
-        places = [self._insertion(round(tokens * depth / 100), tokens, offset, boundary) for _, depth in needles]
-        return self.splice(tokens, [needle for needle, _ in needles], places, offset)
+        if boundary == SENTENCES:
+            return self._behind_sentences(tokens, depths, offset)
+        return [self._insertion(round(tokens * depth / 100), tokens, offset, boundary) for depth in depths]
 
     def splice(self, tokens: int, needles: Sequence[Sequence[int]], places: Sequence[int], offset: int) -> Context:
         """The context with a number of its haystack tokens before each needle, from a token of the haystack on."""
@@ -263,6 +273,17 @@ class Haystack:
         if index:
             near.append(lap * size + self.boundaries[index - 1] - offset)
         return [at for at in near if 0 <= at <= tokens]
+
+    def _behind_sentences(self, tokens: int, depths: Sequence[float], offset: int) -> list[int]:
+        size, starts = len(self.tokens.ids), self.boundaries
+        laps, rest = divmod(offset + tokens, size)
+        first = bisect.bisect_left(starts, offset)
+        count = laps * len(starts) + bisect.bisect_left(starts, rest) - first
+        places = []
+        for depth in depths:
+            lap, number = divmod(first + int(count * (depth / 100)), len(starts))
+            places.append(min(tokens, lap * size + starts[number] - offset))
+        return places
 
     def _is_whole(self, token: int) -> bool:
         """Whether a token starts where the one before it ends, rather than inside the same character."""

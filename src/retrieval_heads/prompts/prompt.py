@@ -22,9 +22,9 @@ from retrieval_heads.prompts.rendering import render_limited
 from retrieval_heads.prompts.settings import Needle, Prompt
 from retrieval_heads.runs.record import Recipe, Template
 
-_MARKED = re.compile(r"\{context\}|\{question\}")
+_MARKED = re.compile(r"\{context\}|\{question\}|\{example\}")
 # Plain letters: no template trims, escapes or splits them, and no haystack holds them.
-_CONTEXT, _QUESTION = "RHxCONTEXTxMARKxRH", "RHxQUESTIONxMARKxRH"
+_CONTEXT, _QUESTION, _EXAMPLE = "RHxCONTEXTxMARKxRH", "RHxQUESTIONxMARKxRH", "RHxEXAMPLExMARKxRH"
 
 
 class Tokenizer(Protocol):
@@ -126,6 +126,7 @@ class Frame:
         wording: The messages, `{context}` and `{question}` in them.
         hash: SHA-256 of the wording, the chat template and its arguments.
         prefill: The first words of the answer, at the end of `tail`.
+        example: What stands for `{example}` in the wording, in `head`.
     """
 
     head: tuple[int, ...]
@@ -136,6 +137,7 @@ class Frame:
     wording: list[dict[str, str]]
     hash: str
     prefill: str | None = None
+    example: str = ""
 
     def __len__(self) -> int:
         """Tokens around the context."""
@@ -169,24 +171,29 @@ class PromptBuilder:
         text = hashlib.sha256(str(self._template or "").encode()).hexdigest()
         return Template(hash=text, kwargs=dict(self.template_kwargs), is_given=self.chat_template is not None)
 
-    def frame(self, prompt: Prompt, question: str) -> Frame:
+    def frame(self, prompt: Prompt, question: str, example: str = "") -> Frame:
         """Render and tokenize what surrounds a context.
+
+        Args:
+            prompt: The wording.
+            question: What stands for its `{question}`.
+            example: What stands for `{example}`, before the context; where it is empty the wording has no such mark.
+                It is no part of the wording: the chat template is rendered once, whatever the example.
 
         Raises:
             PromptError: The chat template refuses the messages, or changes context or question.
         """
+        marks = {"{context}": _CONTEXT, "{question}": _QUESTION, **({"{example}": _EXAMPLE} if example else {})}
         messages = [
-            {
-                "role": message.role,
-                "content": message.content.replace("{context}", _CONTEXT).replace("{question}", _QUESTION),
-            }
+            {"role": message.role, "content": _MARKED.sub(lambda mark: marks.get(mark[0], mark[0]), message.content)}
             for message in prompt.messages
         ]
         rendered = self.render(messages, prompt.prefill)
-        for mark in (_CONTEXT, _QUESTION):
+        for mark in marks.values():
             if rendered.count(mark) != 1:
                 raise PromptError(f"the chat template writes a message {rendered.count(mark)} times; once is needed")
         before, after = rendered.split(_CONTEXT)
+        before = before.replace(_EXAMPLE, example)
         in_head = _QUESTION in before
         head = self._part(before, question, is_start=True)
         tail = self._part(after, question, is_start=False)
@@ -200,6 +207,7 @@ class PromptBuilder:
             wording=wording,
             hash=self.wording_hash(wording, prompt.prefill),
             prefill=prompt.prefill,
+            example=example,
         )
 
     def wording_hash(self, wording: Sequence[Mapping[str, str]], prefill: str | None = None) -> str:
@@ -328,9 +336,13 @@ class PromptBuilder:
 
     def framed_text(self, frame: Frame, context: str, question: str) -> PromptText:
         """A context in its frame, as text."""
-        inserts = {"{context}": context, "{question}": question}
+        inserts = {
+            "{context}": context,
+            "{question}": question,
+            **({"{example}": frame.example} if frame.example else {}),
+        }
         messages = [
-            {**message, "content": _MARKED.sub(lambda mark: inserts[mark[0]], message["content"])}
+            {**message, "content": _MARKED.sub(lambda mark: inserts.get(mark[0], mark[0]), message["content"])}
             for message in frame.wording
         ]
         return PromptText(tuple(messages), context.join(frame.rendered), frame.prefill or "")

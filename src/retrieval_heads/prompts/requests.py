@@ -92,13 +92,18 @@ class Writer:
         self._frame = lru_cache(maxsize=256)(self._make_frame)
         self._tokens = lru_cache(maxsize=4)(self._tokenized)
 
-    def frame(self, prompt: Prompt, question: str) -> Frame:
+    def frame(self, prompt: Prompt, question: str, example: str = "") -> Frame:
         """What surrounds a context: the wording, rendered with the question in it.
+
+        Args:
+            prompt: The wording.
+            question: What stands for its `{question}`.
+            example: What stands for its `{example}`, where it has one.
 
         Raises:
             PromptError: The chat template refuses the messages, or changes context or question.
         """
-        return self._frame(prompt.model_dump_json(), question)
+        return self._frame(prompt.model_dump_json(), question, example)
 
     def check_room(self, prompt_tokens: int, answer_tokens: int) -> None:
         """See that a question fits the model.
@@ -213,14 +218,18 @@ class Writer:
     def _tokenized_text(self, name: str, text: str) -> Haystack:
         return Haystack.of(name, text, self.prompts.tokenize)
 
-    def _read_haystack(self, source: str) -> Haystack:
+    def _read_haystack(self, source: str, *, one_line: bool = False) -> Haystack:
+        """A haystack; on one line, where asked, each run of white space is one blank."""
         try:
-            return Haystack.of(source, read_text(source), self.prompts.tokenize)
+            text = read_text(source)
         except ConfigError as error:
             raise PromptError(f"haystack: {error}") from None
+        if one_line:
+            text = f"{' '.join(text.split())} "
+        return Haystack.of(source, text, self.prompts.tokenize)
 
-    def _make_frame(self, prompt: str, question: str) -> Frame:
-        return self.prompts.frame(Prompt.model_validate_json(prompt), question)
+    def _make_frame(self, prompt: str, question: str, example: str) -> Frame:
+        return self.prompts.frame(Prompt.model_validate_json(prompt), question, example)
 
 
 def _template_text(template: str | None) -> str | None:

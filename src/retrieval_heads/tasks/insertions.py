@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from retrieval_heads.errors import ConfigError, PromptError
-from retrieval_heads.prompts.haystack import Haystack
+from retrieval_heads.prompts.haystack import SENTENCES, Haystack
 from retrieval_heads.prompts.prompt import Frame, Insert
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.reuse import Prefix
@@ -127,6 +127,30 @@ def request_of(
     texts = [each.text for each in planned]
     text = writer.prompts.prompt_text(prompt, haystack, frame, texts, question) if writer.takes_text else None
     return Request(prompt.ids, dict(sampling), facts, prefix=prefix, text=text)
+
+
+def as_sentences(planned: Sequence[Planned], haystack: Haystack, tokens: int, writer: Writer) -> list[Planned]:
+    """Texts with the blanks that make each a sentence among those of a haystack that stands on one line.
+
+    RULER joins the sentences before a needle, the needle, and those behind it by blanks, wherever it stands: at the
+    start of the text, at its end, or where two needles meet, there are no sentences on one side and the blank is there
+    all the same.
+
+    Args:
+        planned: The texts, without white space around them; depths count sentences.
+        haystack: What they stand in.
+        tokens: Of haystack and texts together.
+        writer: The model's.
+    """
+    spaced = [replace(each, text=f" {each.text}") for each in planned]
+    tokens -= sum(len(writer.prompts.insert_tokens(each.text, each.counted)[0]) for each in spaced)
+    places = haystack.places(max(tokens, 0), [each.depth for each in spaced], boundary=SENTENCES)
+    order = sorted(range(len(spaced)), key=lambda number: places[number])
+    for number, following in zip(order, [*order[1:], None], strict=True):
+        meets = following is not None and places[following] == places[number]
+        if meets or places[number] in (0, tokens):
+            spaced[number] = replace(spaced[number], text=f"{spaced[number].text} ")
+    return spaced
 
 
 def drawn_away(draw: random.Random, kept_clear: Sequence[float], apart: float) -> float:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from retrieval_heads.errors import PromptError
 from retrieval_heads.tasks.ruler.part import Asked, Filled, Units
+from retrieval_heads.tasks.ruler.wording import ListWording
 from retrieval_heads.tasks.ruler.words import PACKAGE, load_words
 
 COMMON = 10
@@ -13,9 +16,15 @@ _LONG = 4096
 """Tokens from which on words are repeated more often."""
 
 
+@dataclass(frozen=True)
 class CommonWords(Units):
-    """Which ten words stand most often in a list; one worked example before it, drawn anew for each sample."""
+    """Which ten words stand most often in a list; one worked example before it, drawn anew for each sample.
 
+    Args:
+        wording: Its texts.
+    """
+
+    wording: ListWording
     answer_tokens = 120
     has_spans = False
     unit = "words"
@@ -23,16 +32,16 @@ class CommonWords(Units):
 
     def asked(self, seed: int, length: int) -> Asked:
         """The question, and the ten words."""
+        phrases = self.wording.phrases
+        message, prefill = f"{{example}}{phrases.message}", phrases.prefill.strip()
+        return Asked(message, phrases.question, prefill, tuple(_drawn(seed, COMMON)))
+
+    def example(self, seed: int, length: int, tokens_of: Callable[[str], int]) -> str:
+        """A shorter list of other words."""
         draw = random.Random(f"retrieval-heads ruler cwe example {seed}")
         words = draw.sample(load_words().all, 20 if length < _LONG else 40)
-        example = _listed(draw, words, *((3, 1) if length < _LONG else (10, 3)))
-        task = "The numbered list below holds some words more often than others. Note which they are."
-        question = f"Which {COMMON} words stand in the list most often?"
-        prefill = f"The {COMMON} words that stand in the list most often are"
-        wording = (
-            f"{task}\n{example}\n{question}\n{prefill} {_numbered(words[:COMMON])}\n\n{task}\n{{context}}\n{{question}}"
-        )
-        return Asked(wording, question, prefill, tuple(_drawn(seed, COMMON)))
+        listed = _listed(draw, words, *((3, 1) if length < _LONG else (10, 3)))
+        return self.wording.phrases.worked(listed, _numbered(words[:COMMON]))
 
     def filled(self, seed: int, length: int, count: int) -> Filled:
         """A list of so many different words: the ten 30 times and the others 3 times, in short lists 6 times and once.
@@ -65,6 +74,3 @@ def _listed(draw: random.Random, words: list[str], common: int, others: int) -> 
 
 def _numbered(words: list[str]) -> str:
     return " ".join(f"{number}. {word}" for number, word in enumerate(words, start=1))
-
-
-CWE = CommonWords()

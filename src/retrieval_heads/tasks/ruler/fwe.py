@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import random
 import string
+from dataclasses import dataclass
 
 from retrieval_heads.tasks.ruler.part import Asked, Filled, Units
+from retrieval_heads.tasks.ruler.wording import ListWording
 
 _LETTERS = 6
 _NOISE = "..."
@@ -16,9 +18,15 @@ _ZETA = math.pi**2 / 6
 ANSWERS = 3
 
 
+@dataclass(frozen=True)
 class FrequentWords(Units):
-    """Which three words are the most frequent; the most frequent of all is noise."""
+    """Which three words are the most frequent; the most frequent of all is noise.
 
+    Args:
+        wording: Its texts.
+    """
+
+    wording: ListWording
     answer_tokens = 50
     has_spans = False
     unit = "words"
@@ -27,11 +35,8 @@ class FrequentWords(Units):
 
     def asked(self, seed: int, length: int) -> Asked:
         """The question, and the words of ranks 2 to 4."""
-        task = f"The words of the coded text below repeat. Pay no heed to the dots ({_NOISE})."
-        question = f"Which {ANSWERS} coded words stand most often in the text?"
-        prefill = f"The {ANSWERS} coded words that stand most often in the text are"
-        wording = f"{task}\n{{context}}\n{{question}}"
-        return Asked(wording, question, prefill, tuple(self._vocabulary(seed, length)[1 : ANSWERS + 1]))
+        phrases, words = self.wording.phrases, self._vocabulary(seed, length)
+        return Asked(phrases.message, phrases.question, phrases.prefill.strip(), tuple(words[1 : ANSWERS + 1]))
 
     def filled(self, seed: int, length: int, count: int) -> Filled:
         """A text for which so many words are dealt out by their ranks."""
@@ -49,6 +54,3 @@ class FrequentWords(Units):
         while len(words) < max(ANSWERS + 2, (length - self.answer_tokens) // 50):
             words["".join(draw.choices(string.ascii_lowercase, k=_LETTERS))] = None
         return list(words)
-
-
-FWE = FrequentWords()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,16 +14,18 @@ class Asked:
     """A sample's question, known before its text is.
 
     Args:
-        wording: The message, `{context}` and `{question}` in it.
+        message: `{context}` and `{question}` in it, and `{example}` before both where the task works an example.
         question: What is asked.
         prefill: The first words of the answer.
         expected: All that the answer must say.
+        alternatives: Other answers that are accepted in place of it.
     """
 
-    wording: str
+    message: str
     question: str
     prefill: str
     expected: tuple[str, ...]
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,24 @@ class Part(Protocol):
         """The question of a sample."""
         ...
 
+    def example(self, seed: int, length: int, tokens_of: Callable[[str], int]) -> str:
+        """The worked example of a sample; empty where the task has none.
+
+        Args:
+            seed: The sample's.
+            length: Tokens of the whole prompt.
+            tokens_of: How many tokens a text has.
+        """
+        return ""
+
 
 class Running(Part, Protocol):
     """A task whose needles stand in a running text: its prompts have the exact length."""
+
+    @property
+    def among_sentences(self) -> bool:
+        """Whether needles are sentences among the text's; else each has a line of its own."""
+        ...
 
     noise: str | None
     """The text, over and over; `None` for the suite's haystack."""

@@ -1,16 +1,17 @@
-"""RULER's synthetic tasks as one task: what is asked is an axis beside the length."""
+"""RULER's tasks as one task: what is asked is an axis beside the length."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from retrieval_heads.errors import ConfigError, PromptError
-from retrieval_heads.prompts.haystack import Text
-from retrieval_heads.prompts.prompt import hash_ids
+from retrieval_heads.prompts.haystack import SENTENCES, Text
+from retrieval_heads.prompts.prompt import Frame, hash_ids
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import PROMPTS, Message, Prompt
 from retrieval_heads.runs.place import LENGTH, Place, Value
@@ -19,24 +20,22 @@ from retrieval_heads.scoring import Judgement, judge_several
 from retrieval_heads.scoring.settings import Scoring
 from retrieval_heads.settings.messages import nearest
 from retrieval_heads.settings.section import Section, Whole
-from retrieval_heads.tasks.insertions import SAYS_ALL, check_metric, request_of
-from retrieval_heads.tasks.ruler.cwe import CWE
-from retrieval_heads.tasks.ruler.fwe import FWE
-from retrieval_heads.tasks.ruler.niah import NIAH, InText
+from retrieval_heads.tasks.insertions import SAYS_ALL, as_sentences, check_metric, request_of
+from retrieval_heads.tasks.ruler.fit import most_that_fit
+from retrieval_heads.tasks.ruler.niah import InText
 from retrieval_heads.tasks.ruler.part import Asked, Filled, Units
-from retrieval_heads.tasks.ruler.vt import VT
+from retrieval_heads.tasks.ruler.parts import NAMES, part_of, wording_of
 from retrieval_heads.tasks.ruler.words import PACKAGE, load_words
 from retrieval_heads.tasks.task import Question, asked_again
-
-PARTS: dict[str, InText | Units] = {**NIAH, "vt": VT, "cwe": CWE, "fwe": FWE}
-"""By RULER's names."""
 
 
 class RulerOptions(Section):
     """Which of RULER's tasks are asked."""
 
-    tasks: list[str] = Field(default=list(PARTS), min_length=1)
+    tasks: list[str] = Field(default=list(NAMES), min_length=1)
     """By their names; all where it is left out."""
+    wording: Literal["own", "ruler"] | dict[str, Any] | None = None
+    """`own`, ours; `ruler`, RULER's as the package lm-eval holds them. A record's recipe holds the texts themselves."""
     answer_tokens: Annotated[Whole, Field(ge=1)] | None = None
     """The answer's budget, for models that think first; RULER's where it is left out. `generation.max_tokens`, which a
     config may say for all suites, is not read.
@@ -48,11 +47,16 @@ class RulerOptions(Section):
     @classmethod
     def _known(cls, tasks: list[str]) -> list[str]:
         for at, name in enumerate(tasks):
-            if name not in PARTS:
-                raise ValueError(f"unknown task {name!r}{nearest(name, tuple(PARTS))}")
+            if name not in NAMES:
+                raise ValueError(f"unknown task {name!r}{nearest(name, NAMES)}")
             if name in tasks[:at]:
                 raise ValueError(f"{name} is given twice")
         return tasks
+
+    @field_validator("wording")
+    @classmethod
+    def _own(cls, wording: Any) -> Any:
+        return None if wording == "own" else wording
 
 
 class RulerTask:
@@ -70,76 +74,33 @@ class RulerTask:
         options = RulerOptions.model_validate(question.options)
         if question.prompt != PROMPTS["book"]:
             raise ConfigError("prompt: the tasks of ruler have wordings of their own; leave it out")
-        without = [name for name in options.tasks if not PARTS[name].has_spans]
+        parts = {name: part_of(name, options.wording) for name in options.tasks}
+        without = [name for name, part in parts.items() if not part.has_spans]
         if question.kind != "niah" and without:
             raise ConfigError(f"kind: {question.kind} takes prompts with spans, and {', '.join(without)} has none")
+        if options.wording is not None and question.boundary != "sentence":
+            raise ConfigError("boundary: RULER's needles stand between sentences; leave it out")
         load_words()
         return itertools.product(question.lengths, options.tasks)
 
     def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
         """The question, and all that must be said."""
-        _, _, asked = _of(place)
+        asked = _Sample.of(question, place).asked
         return {"question": asked.question, "reference": ", ".join(asked.expected), "expected": list(asked.expected)}
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
         """A prompt that leaves room for the answer within the length."""
-        options = RulerOptions.model_validate(question.options)
-        if options.words not in (None, load_words().hash):
+        sample = _Sample.of(question, place)
+        if sample.options.words not in (None, load_words().hash):
             raise PromptError(f"the word lists of {PACKAGE} are not those of task.words (their hash differs)")
-        name, length, asked = _of(place)
-        part = PARTS[name]
-        sampling = {key: value for key, value in question.generation.items() if value is not None}
-        sampling["max_tokens"] = options.answer_tokens or part.answer_tokens
-        room = length - sampling["max_tokens"]
-        wording = Prompt(messages=[Message(content=asked.wording)], prefill=asked.prefill)
-        frame = writer.frame(wording, asked.question)
-        kept = options.model_copy(update={"words": load_words().hash}).model_dump(mode="json")
-        if isinstance(part, InText):
-            return request_of(
-                writer,
-                writer.haystack(question.source) if part.noise is None else writer.text(name, part.noise),
-                frame,
-                part.planned(place.seed),
-                asked.question,
-                room,
-                sampling,
-                seed=place.seed if part.noise is None else 0,
-                boundary=question.boundary,
-                options=kept,
-            )
-        writer.check_room(room, sampling["max_tokens"])
-
-        def tokenized(count: int) -> tuple[Filled, Text]:
-            filled = part.filled(place.seed, length, count)
-            return filled, Text.of(filled.text, writer.prompts.tokenize)
-
-        count = most_that_fit(lambda count: len(tokenized(count)[1].ids), part.fewest, room - len(frame))
-        if count is None:
-            least = len(frame) + len(tokenized(part.fewest)[1].ids) + sampling["max_tokens"]
-            raise PromptError(
-                f"a length of {length} tokens is too short for {name}: {part.fewest} {part.unit}, question and answer "
-                f"take {least}"
-            )
-        filled, text = tokenized(count)
-        ids = [*frame.head, *text.ids, *frame.tail]
-        start = len(frame.head) + (0 if frame.question_in_head else len(text.ids))
-        facts: dict[str, Any] = {
-            "prompt_tokens": len(ids),
-            "question_span": (start + frame.question_span[0], start + frame.question_span[1]),
-            "recipe": {
-                "haystack": f"package:{PACKAGE}",
-                "hash": load_words().hash,
-                "wording": frame.wording,
-                "prefill": frame.prefill,
-                "template_hash": frame.hash,
-                "prompt_hash": hash_ids(ids),
-                "options": kept,
-            },
-        }
-        if filled.counted:
-            facts |= _insertions(filled, text, len(frame.head))
-        sent = writer.prompts.framed_text(frame, filled.text, asked.question) if writer.takes_text else None
-        return Request(ids, sampling, facts, text=sent)
+        asked = sample.asked
+        tokens_of = lambda text: len(writer.prompts.tokenize(text)[0])  # noqa: E731
+        example = sample.part.example(place.seed, sample.length, tokens_of)
+        wording = Prompt(messages=[Message(content=asked.message)], prefill=asked.prefill)
+        frame = writer.frame(wording, asked.question, example)
+        if isinstance(sample.part, InText):
+            return _in_text(sample, sample.part, frame, question, writer)
+        return _of_units(sample, sample.part, frame, writer)
 
     def rebuilt(self, record: Record, writer: Writer) -> Request:
         """The prompt of a record, drawn again."""
@@ -153,41 +114,113 @@ class RulerTask:
 RULER = RulerTask()
 
 
-def most_that_fit(tokens_of: Callable[[int], int], fewest: int, room: int) -> int | None:
-    """The greatest count of units whose text fits; `None` where the fewest do not.
-
-    Texts are nearly as long as they have units, so that each next count is guessed from the slope: four or five texts
-    are tokenized, however many units there are.
+@dataclass(frozen=True)
+class _Sample:
+    """A sample of one of the tasks.
 
     Args:
-        tokens_of: Tokens of the text of a count.
-        fewest: The least count.
-        room: Tokens.
+        name: The task's.
+        length: Tokens of prompt and answer.
+        seed: Draws it.
+        part: The task.
+        asked: Its question.
+        options: The settings.
+        sampling: With the answer's budget.
     """
-    low, taken = fewest, tokens_of(fewest)
-    if taken > room:
-        return None
-    high, above = 2 * low, tokens_of(2 * low)
-    while above <= room:
-        low, taken, high = high, above, max(high + 1, high * room // max(above, 1) + 2)
-        above = tokens_of(high)
-    while high - low > 1:
-        guess = low + (room - taken) * (high - low) // max(1, above - taken)
-        guess = min(max(guess, low + 1), high - 1)
-        count = tokens_of(guess)
-        if count <= room:
-            low, taken = guess, count
-        else:
-            high, above = guess, count
-    return low
+
+    name: str
+    length: int
+    seed: int
+    part: InText | Units
+    asked: Asked
+    options: RulerOptions
+    sampling: dict[str, Any]
+
+    @classmethod
+    def of(cls, question: Question, place: Place) -> _Sample:
+        """The sample at a place."""
+        name, length = place.get("task"), place.get(LENGTH)
+        assert isinstance(name, str)
+        assert isinstance(length, int)
+        options = RulerOptions.model_validate(question.options)
+        part = part_of(name, options.wording)
+        sampling = {key: value for key, value in question.generation.items() if value is not None}
+        sampling["max_tokens"] = options.answer_tokens or part.answer_tokens
+        return cls(name, length, place.seed, part, part.asked(place.seed, length), options, sampling)
+
+    @property
+    def room(self) -> int:
+        """Tokens of the prompt."""
+        return self.length - int(self.sampling["max_tokens"])
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings that draw it again: what other tasks are asked beside it says nothing of it."""
+        said: dict[str, Any] = {"tasks": [self.name], "words": load_words().hash}
+        if self.options.wording is not None:
+            said["wording"] = wording_of(self.name, self.options.wording).model_dump(mode="json")
+        return self.options.model_copy(update=said).model_dump(mode="json")
 
 
-def _of(place: Place) -> tuple[str, int, Asked]:
-    """A place's task, its length and its question."""
-    name, length = place.get("task"), place.get(LENGTH)
-    assert isinstance(name, str)
-    assert isinstance(length, int)
-    return name, length, PARTS[name].asked(place.seed, length)
+def _in_text(sample: _Sample, part: InText, frame: Frame, question: Question, writer: Writer) -> Request:
+    """Needles in a running text: a prompt of the exact length."""
+    planned, boundary, seed = part.planned(sample.seed), question.boundary, sample.seed
+    if part.noise is not None:
+        haystack, seed = writer.text(sample.name, part.noise), 0
+    elif part.among_sentences:  # RULER's essays start at their start, on one line
+        haystack, boundary, seed = writer.haystack(question.source, one_line=True), SENTENCES, 0
+        planned = as_sentences(planned, haystack, sample.room - len(frame), writer)
+    else:
+        haystack = writer.haystack(question.source)
+    return request_of(
+        writer,
+        haystack,
+        frame,
+        planned,
+        sample.asked.question,
+        sample.room,
+        sample.sampling,
+        seed=seed,
+        boundary=boundary,
+        options=sample.recipe,
+    )
+
+
+def _of_units(sample: _Sample, part: Units, frame: Frame, writer: Writer) -> Request:
+    """A text of as many whole units as fit."""
+    writer.check_room(sample.room, sample.sampling["max_tokens"])
+
+    def tokenized(count: int) -> tuple[Filled, Text]:
+        filled = part.filled(sample.seed, sample.length, count)
+        return filled, Text.of(filled.text, writer.prompts.tokenize)
+
+    count = most_that_fit(lambda count: len(tokenized(count)[1].ids), part.fewest, sample.room - len(frame))
+    if count is None:
+        least = len(frame) + len(tokenized(part.fewest)[1].ids) + sample.sampling["max_tokens"]
+        raise PromptError(
+            f"a length of {sample.length} tokens is too short for {sample.name}: {part.fewest} {part.unit}, question "
+            f"and answer take {least}"
+        )
+    filled, text = tokenized(count)
+    ids = [*frame.head, *text.ids, *frame.tail]
+    start = len(frame.head) + (0 if frame.question_in_head else len(text.ids))
+    facts: dict[str, Any] = {
+        "prompt_tokens": len(ids),
+        "question_span": (start + frame.question_span[0], start + frame.question_span[1]),
+        "recipe": {
+            "haystack": f"package:{PACKAGE}",
+            "hash": load_words().hash,
+            "wording": frame.wording,
+            "prefill": frame.prefill,
+            "template_hash": frame.hash,
+            "prompt_hash": hash_ids(ids),
+            "options": sample.recipe,
+        },
+    }
+    if filled.counted:
+        facts |= _insertions(filled, text, len(frame.head))
+    sent = writer.prompts.framed_text(frame, filled.text, sample.asked.question) if writer.takes_text else None
+    return Request(ids, sample.sampling, facts, text=sent)
 
 
 def _insertions(filled: Filled, text: Text, before: int) -> dict[str, Any]:

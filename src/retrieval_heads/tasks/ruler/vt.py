@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from retrieval_heads.tasks.ruler.niah import NOISE
+from retrieval_heads.tasks.ruler.fit import most_that_fit
 from retrieval_heads.tasks.ruler.part import Asked, Filled, Units
+from retrieval_heads.tasks.ruler.wording import TrackingWording, fill
 
 HOPS = 4
 """Assignments of another variable's value, after that of a number."""
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_EXAMPLE_NOISES = 6
+_EXAMPLE_PASSAGES = 6
 
 
 def _chain(draw: random.Random, letters: int) -> tuple[list[str], str]:
@@ -21,23 +24,15 @@ def _chain(draw: random.Random, letters: int) -> tuple[list[str], str]:
     return list(names), str(draw.randrange(10_000, 100_000))
 
 
-def _hidden(draw: random.Random, names: list[str], value: str, noises: int) -> Filled:
-    """The assignments in their order, each on a line of its own between passages of noise."""
-    places = sorted(draw.sample(range(noises), len(names)))
-    text, counted = "", []
-    for number in range(noises):
-        if number in places:
-            hop = places.index(number)
-            text += "LET "
-            counted.append((len(text), len(text) + len(names[hop])))
-            text += f"{names[hop]} = {names[hop - 1] if hop else value}\n"
-        text += NOISE
-    return Filled(text, tuple(counted))
-
-
+@dataclass(frozen=True)
 class VariableTracking(Units):
-    """Which variables have a value, by way of others; one worked example before it, drawn anew for each sample."""
+    """Which variables have a value, by way of others; one worked example before it, drawn anew for each sample.
 
+    Args:
+        wording: Its texts.
+    """
+
+    wording: TrackingWording
     answer_tokens = 30
     has_spans = True
     unit = "passages"
@@ -45,31 +40,48 @@ class VariableTracking(Units):
 
     def asked(self, seed: int, length: int) -> Asked:
         """The question, and the five variables."""
+        names, value = _chain(random.Random(f"retrieval-heads ruler vt {seed}"), 5)
+        phrases, marks = self.wording.phrases, {"query": value, "num_v": HOPS + 1}
+        message, prefill = f"{{example}}{phrases.message}", fill(phrases.prefill, **marks).strip()
+        return Asked(message, fill(phrases.question, **marks), prefill, tuple(names))
+
+    def example(self, seed: int, length: int, tokens_of: Callable[[str], int]) -> str:
+        """The same of variables with shorter names and another value."""
         draw = random.Random(f"retrieval-heads ruler vt {seed}")
-        names, value = _chain(draw, 5)
-        shown, of = _chain(draw, 3)
+        _, value = _chain(draw, 5)
+        names, of = _chain(draw, 3)
         while of == value:
-            shown, of = _chain(draw, 3)
-        example = _hidden(draw, shown, of, _EXAMPLE_NOISES).text
-        task = "Some lines of the text below give a value to a variable. Keep track of which variable has which value."
-        wording = (
-            f"{task}\n\n{example}\n{self._question(of)}\n{self._prefill(of)} {', '.join(shown)}\n\n"
-            f"{task}\n\n{{context}}\n{{question}}"
-        )
-        return Asked(wording, self._question(value), self._prefill(value), tuple(names))
+            names, of = _chain(draw, 3)
+        state = draw.getstate()
+
+        def worked(passages: int) -> str:
+            draw.setstate(state)
+            text, answer = self._hidden(draw, names, of, passages).text, self.wording.between.join(names)
+            return self.wording.phrases.worked(text, answer, query=of, num_v=HOPS + 1)
+
+        if self.wording.example_tokens is None:
+            return worked(_EXAMPLE_PASSAGES)
+        most = most_that_fit(lambda count: tokens_of(worked(count)), self.fewest, self.wording.example_tokens)
+        return worked(most or self.fewest)
 
     def filled(self, seed: int, length: int, count: int) -> Filled:
         """So many passages of noise with the assignments between them."""
         names, value = _chain(random.Random(f"retrieval-heads ruler vt {seed}"), 5)
-        return _hidden(random.Random(f"retrieval-heads ruler vt places {seed}"), names, value, count)
+        return self._hidden(random.Random(f"retrieval-heads ruler vt places {seed}"), names, value, count)
 
-    @staticmethod
-    def _question(value: str) -> str:
-        return f"Which variables in the text have the value {value}?"
-
-    @staticmethod
-    def _prefill(value: str) -> str:
-        return f"In the text, {HOPS + 1} variables have the value {value}. They are"
-
-
-VT = VariableTracking()
+    def _hidden(self, draw: random.Random, names: list[str], value: str, passages: int) -> Filled:
+        """The assignments in their order, each before a passage of noise."""
+        wording = self.wording
+        places = sorted(draw.sample(range(passages), len(names)))
+        pieces, counted, at = list[str](), [], 0
+        for number in range(passages):
+            if number in places:
+                hop = places.index(number)
+                said = wording.hop if hop else wording.first
+                start = at + said.index("{name}")
+                counted.append((start, start + len(names[hop])))
+                pieces.append(fill(said, name=names[hop], value=value, of=names[hop - 1]))
+                at += len(pieces[-1]) + len(wording.joint)
+            pieces.append(wording.noise)
+            at += len(wording.noise) + len(wording.joint)
+        return Filled(wording.joint.join(pieces), tuple(counted))

@@ -1,0 +1,79 @@
+"""RULER's tasks by their names, in a wording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from retrieval_heads.errors import ConfigError
+from retrieval_heads.settings.section import Section
+from retrieval_heads.tasks.ruler import harness, wording
+from retrieval_heads.tasks.ruler.cwe import CommonWords
+from retrieval_heads.tasks.ruler.fwe import FrequentWords
+from retrieval_heads.tasks.ruler.niah import InText, niah
+from retrieval_heads.tasks.ruler.part import Units
+from retrieval_heads.tasks.ruler.vt import VariableTracking
+
+RULERS = "ruler"
+"""The name of RULER's own wordings."""
+
+Said = str | Mapping[str, Any] | None
+"""A wording as settings say it: `ruler`, the texts themselves as a record's recipe holds them, or `None` for ours."""
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Tasks of one wording.
+
+    Args:
+        own: Ours.
+        read: Reads RULER's.
+        made: The tasks in a wording, by their names.
+    """
+
+    own: Section
+    read: Callable[[], Section]
+    made: Callable[[Any], Mapping[str, InText | Units]]
+
+
+_NIAH = _Family(wording.OWN_NIAH, harness.read_niah, niah)
+_FAMILIES: dict[str, _Family] = {
+    **dict.fromkeys(niah(wording.OWN_NIAH), _NIAH),
+    "vt": _Family(wording.OWN_VT, harness.read_vt, lambda said: {"vt": VariableTracking(said)}),
+    "cwe": _Family(wording.OWN_CWE, harness.read_cwe, lambda said: {"cwe": CommonWords(said)}),
+    "fwe": _Family(wording.OWN_FWE, harness.read_fwe, lambda said: {"fwe": FrequentWords(said)}),
+}
+
+NAMES = tuple(_FAMILIES)
+"""In RULER's order."""
+
+
+def wording_of(name: str, said: Said) -> Section:
+    """The texts of a task.
+
+    Raises:
+        ConfigError: They cannot be read, or are not those of such a task.
+    """
+    family = _FAMILIES[name]
+    if said is None:
+        return family.own
+    if said == RULERS:
+        return family.read()
+    try:
+        return type(family.own).model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("task", "wording", *first["loc"])))
+        raise ConfigError(f"{key}: {first['msg']}; {name} takes {RULERS}, or what a recipe of it holds") from None
+
+
+def part_of(name: str, said: Said = None) -> InText | Units:
+    """A task by its name.
+
+    Raises:
+        ConfigError: Its texts cannot be read.
+    """
+    return _FAMILIES[name].made(wording_of(name, said))[name]

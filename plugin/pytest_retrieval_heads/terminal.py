@@ -17,6 +17,7 @@ from retrieval_heads.intervals import shown as interval_shown
 from retrieval_heads.runs.grid import Grid
 from retrieval_heads.runs.place import DEPTH, LENGTH, shown
 from retrieval_heads.runs.record import Record, Status, finite_mean
+from retrieval_heads.tasks.task import TASKS, THE_NEEDLE, Summed
 
 _STATUSES = get_args(Status)
 _TITLES = {LENGTH: "tokens", DEPTH: "depth %"}
@@ -60,7 +61,8 @@ def summary(
         elif ablated is not None:
             heading, lines = "ablation", [*ablating.table(ablated), *totals(mine)]
         else:
-            heading, lines = mine[0].task or "needle in a haystack", [*grid(mine, width), *totals(mine)]
+            heading = mine[0].task or "needle in a haystack"
+            lines = [*grid(mine, width), *totals(mine), *told(mine)]
         reporter.section(printable(f"{heading}: {suite}"), "-")
         for line in lines:
             reporter.write_line(printable(line), red=line.startswith(("broken", "inconclusive")))
@@ -116,6 +118,12 @@ def totals(records: Sequence[Record]) -> list[str]:
     for reason, skipped in reasons.items():
         lines.append(f"skipped: {_places(skipped)}: {reason}")
     return lines
+
+
+def told(records: Sequence[Record]) -> list[str]:
+    """What the task of a suite's records makes of them all."""
+    task = TASKS.find(records[0].task or THE_NEEDLE)
+    return list(task.told(records)) if isinstance(task, Summed) else []
 
 
 def _places(records: Sequence[Record]) -> str:

@@ -276,12 +276,18 @@ def question_identity(record: Record) -> Identity:
             "template": template.hash if template else UNKNOWN,
             **({"chat_template_kwargs": template.kwargs} if template and template.kwargs else {}),
             "boundary": recipe.boundary or UNKNOWN,
-            **{f"task.{key}": value for key, value in (recipe.options or {}).items() if value is not None},
+            **{f"task.{key}": value for key, value in _without_path(recipe.options or {}).items()},
             **{key if key == "sampling" else f"sampling.{key}": value for key, value in sampling.items()},
             **({"mask": record.mask.model_dump(mode="json")} if record.mask else {}),
             "prompt": recipe.prompt_hash,
         }
     )
+
+
+def _without_path(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's settings without the path of a file whose hash stands beside it: the file may lie elsewhere."""
+    left_out = {"file"} if "file_hash" in options else set()
+    return {key: value for key, value in options.items() if value is not None and key not in left_out}
 
 
 def differences(part: str, then: Identity | None, now: Identity | None) -> list[Difference]:

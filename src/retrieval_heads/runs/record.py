@@ -209,6 +209,8 @@ class Record(BaseModel):
     """Further answers that are accepted, where the suite gives several; a score is that of the best one."""
     expected: list[str] | None = None
     """All that the answer must say, of a task that asks for several things; `reference` is them as one text."""
+    others: list[str] | None = None
+    """What would be a wrong answer of the same kind, of a task whose answer is one of several names."""
     seed: int = 0
     """Chooses the offset into the haystack."""
     arm: str = ""

@@ -34,7 +34,12 @@ STRING_MATCH, STRING_MATCH_PART, WHOLE_WORDS = "string_match", "string_match_par
 MATCHES: tuple[str, ...] = (STRING_MATCH, STRING_MATCH_PART, WHOLE_WORDS)
 """Scores of tasks whose answers must say several things; see `retrieval_heads.scoring.matches`."""
 
-EVERY_METRIC = (*METRICS, EXACT, *MATCHES)
+CONTAINS, ONE_NAME = "contains", "one_name"
+
+NAMES: tuple[str, ...] = (ONE_NAME, CONTAINS)
+"""Scores of tasks whose answer is one of several names; see `retrieval_heads.scoring.names`."""
+
+EVERY_METRIC = (*METRICS, EXACT, *MATCHES, *NAMES)
 
 
 class Tags(Section):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from retrieval_heads.errors import UnreadableFile
 from retrieval_heads.reading import path_of
@@ -57,6 +58,20 @@ Said = Annotated[str, AfterValidator(_said)]
 
 PathText = Annotated[str, AfterValidator(_path)]
 """A path that the system can have."""
+
+
+def _suite_file(value: str, info: ValidationInfo) -> str:
+    path = Path(_path(value)).expanduser()
+    base = (info.context or {}).get("base")
+    if base is None or path.is_absolute():
+        return value
+    return str((path if path.exists() else base / path).absolute())
+
+
+SuiteFile = Annotated[str, AfterValidator(_suite_file)]
+"""A file that a suite names, relative to the working directory or else to the suite's folder (`base` in the context of
+the validation); an absolute path from then on.
+"""
 
 HeadPair = tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]]
 """A head as settings write it: [layer, head]."""

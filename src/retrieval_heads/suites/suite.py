@@ -94,6 +94,8 @@ class Suite:
         if self.settings.from_results:
             said["from_results"] = [str(_found(file, self.path).absolute()) for file in self.settings.from_results]
         said["name"] = self.name
+        if "task" in said:
+            said["task"] |= {key: self.question.options[key] for key in said["task"] if key in self.question.options}
         if isinstance(self.settings.needles, NeedleFile):
             said["needles"]["file"] = str(located(self.settings.needles.file, self.path.parent).absolute())
         elif self.settings.needles and not self.settings.from_results:
@@ -228,7 +230,7 @@ def _options(task: Task, settings: Settings, written: _Written) -> dict[str, Any
     """The task's own settings, read by its own schema."""
     given = dict(settings.task.model_extra or {}) if settings.task else {}
     try:
-        return task.settings.model_validate(given).model_dump(mode="json")
+        return task.settings.model_validate(given, context={"base": written.path.parent}).model_dump(mode="json")
     except ValidationError as error:
         text = written.path.read_text(encoding="utf-8", errors="replace") if written.path.is_file() else ""
         raise ConfigError("\n".join(sentences(task.settings, error, str(written.path), text, ("task",)))) from None

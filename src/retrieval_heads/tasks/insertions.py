@@ -12,7 +12,7 @@ from retrieval_heads.prompts.haystack import SENTENCES, Haystack
 from retrieval_heads.prompts.prompt import Frame, Insert
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.reuse import Prefix
-from retrieval_heads.scoring.settings import EXACT, MATCHES, METRICS, STRING_MATCH, Scoring
+from retrieval_heads.scoring.settings import MATCHES, METRICS, STRING_MATCH, Scoring
 
 SAYS_ALL: Mapping[str, Any] = {"scoring": {"metric": STRING_MATCH, "threshold": 0.99}}
 """What decides where a suite does not say: an answer says everything that is expected."""
@@ -24,7 +24,7 @@ def check_metric(scoring: Scoring) -> None:
     Raises:
         ConfigError: With those that it has.
     """
-    if scoring.metric == EXACT:
+    if scoring.metric not in (*MATCHES, *METRICS):
         accepted = ", ".join((*MATCHES, *METRICS))
         raise ConfigError(f"scoring.metric: the task has no score {scoring.metric}; accepted: {accepted}")
 
@@ -153,24 +153,28 @@ def as_sentences(planned: Sequence[Planned], haystack: Haystack, tokens: int, wr
     return spaced
 
 
-def drawn_away(draw: random.Random, kept_clear: Sequence[float], apart: float) -> float:
+def drawn_away(
+    draw: random.Random, kept_clear: Sequence[float], apart: float, first: float = 0.0, last: float = 100.0
+) -> float:
     """A depth that is drawn evenly from all that lie at least `apart` percent from some others.
 
     Args:
         draw: Draws it.
         kept_clear: The others, in percent.
         apart: Percent of the haystack.
+        first: The least depth.
+        last: The greatest.
 
     Raises:
         PromptError: There is none.
     """
-    free, start = [], 0.0
+    free, start = [], first
     for depth in sorted(kept_clear):
         if depth - apart > start:
-            free.append((start, depth - apart))
+            free.append((start, min(last, depth - apart)))
         start = max(start, depth + apart)
-    if start < 100:
-        free.append((start, 100.0))
+    if start < last:
+        free.append((start, last))
     if not free:
         raise PromptError(
             f"no depth is {apart:g} % away from all of {len(kept_clear)} needles; give task.apart a smaller number"

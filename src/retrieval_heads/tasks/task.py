@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from retrieval_heads.errors import PromptError
 from retrieval_heads.prompts.requests import Request, Writer
@@ -152,12 +152,22 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Summed(Protocol):
+    """What a task may have besides: figures of a whole run that its source defines."""
+
+    def told(self, records: Sequence[Record]) -> list[str]:
+        """A line each, from the records of one suite."""
+        ...
+
+
 TASKS: Registry[Task] = Registry(
     "retrieval_heads.tasks",
     "task",
     {
         THE_NEEDLE: "retrieval_heads.tasks.needle:TheNeedle",
         "needles": "retrieval_heads.tasks.needles:NEEDLES",
+        "nonliteral": "retrieval_heads.tasks.nonliteral.task:NONLITERAL",
         "phonebook": "retrieval_heads.tasks.phonebook:PHONEBOOK",
         "program": "retrieval_heads.tasks.program:PROGRAM",
         "ruler": "retrieval_heads.tasks.ruler.task:RULER",

@@ -93,7 +93,7 @@ def run(engine: Engine, requests: list[Request], *, detects: bool) -> float:
 
 
 def replay(engine: Engine, name: str, request: Request, answer: list[int]) -> None:
-    engine.replay(name, [*request.ids, *answer[:-1]], request.rows(answer), request.facts["question_span"][0])
+    engine.replay(name, [*request.ids, *answer[:-1]], request.rows(answer), request.facts.question_span[0])
 
 
 def memory(engine: Engine, builder: CellBuilder, suite: Suite, tokens: int) -> float:

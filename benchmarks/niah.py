@@ -139,7 +139,7 @@ class Benchmark:
             prompt_tokens=sum(len(request.ids) for request in requests),
             cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
             answers={
-                request.facts["recipe"]["prompt_hash"]: list(output.outputs[0].token_ids)
+                request.facts.recipe.prompt_hash: list(output.outputs[0].token_ids)
                 for request, output in zip(requests, outputs, strict=True)
             },
         )

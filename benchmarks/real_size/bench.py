@@ -22,6 +22,7 @@ import yaml
 
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.messages import Hello
+from retrieval_heads.engine.results import Answered
 from retrieval_heads.models import locate_model
 from retrieval_heads.scoring import load_rouge, score_answer
 from retrieval_heads.suites.suite import Suite, load_suite
@@ -327,13 +328,13 @@ class Bench:
             self._client.submit(suite.question, part)
             for key in part:
                 result = self._client.result(key)
-                assert result["status"] == "done", result
-                score_answer(result["answer"]["text"], suite.needles[0].reference, suite.needles[0].question)
+                assert isinstance(result, Answered), result
+                score_answer(result.answer.text, suite.needles[0].reference, suite.needles[0].question)
                 results.append(result)
         seconds = time.monotonic() - began
         after = self._client.counters()
         for result in results:
-            assert len(result["answer"]["token_ids"]) == self.sizes.answer
+            assert len(result.answer.token_ids) == self.sizes.answer
             if suite.settings.kind == "detect":
                 self._check_heads(result)
         counted = ("prompt_tokens", "cached_tokens", "reusable_tokens", "steps", "step_seconds", "feed_gap_seconds")
@@ -486,11 +487,13 @@ class Bench:
         reply: dict[str, Any] = json.loads(line)
         return reply
 
-    def _check_heads(self, result: dict[str, Any]) -> None:
+    def _check_heads(self, result: Answered) -> None:
         """All four scores of all heads; how many tokens a replay computed, which is a block and the rows at most."""
         heads = sum(layer["heads"] for layer in self.info["layers"])
-        assert {name: sum(map(len, rows)) for name, rows in result["heads"].items()} == dict.fromkeys(SCORES, heads)
-        self.recomputed = max(self.recomputed, result["replay"]["computed_tokens"])
+        assert result.replay is not None
+        scores = result.head_scores or {}
+        assert {name: sum(map(len, rows)) for name, rows in scores.items()} == dict.fromkeys(SCORES, heads)
+        self.recomputed = max(self.recomputed, result.replay.computed_tokens)
 
     def random_model(self, name: str, shape: dict[str, Any], dtype: str) -> str:
         """A folder with a model's shape, random weights and SmolLM2's tokenizer."""

@@ -36,7 +36,7 @@ def main() -> None:
     model = load(asked.model, is_random=asked.random)
     for cell in suite.cells:
         request = builder.request(suite.question, cell)
-        start, end = request.facts["needle_span"]
+        start, end = request.facts.needle_span
         began = time.monotonic()
         answer, scores = detect(model, request.ids, start, end, request.sampling["max_tokens"])
         seconds = time.monotonic() - began

@@ -158,10 +158,10 @@ def paper(bench: Bench) -> None:
     apart = [
         abs(one - other)
         for result, line in zip(ours, lines, strict=True)
-        for rows in zip(result["heads"]["copy_reference"], line["scores"], strict=True)
+        for rows in zip(result.head_scores["copy_reference"], line["scores"], strict=True)
         for one, other in zip(*rows, strict=True)
     ]
-    same = all(result["answer"]["token_ids"] == line["answer"] for result, line in zip(ours, lines, strict=True))
+    same = all(result.answer.token_ids == line["answer"] for result, line in zip(ours, lines, strict=True))
     bench.tell("paper agrees", same_answers=same, apart_at_most=max(apart), highest=max(map(max, lines[0]["scores"])))
 
 
@@ -183,7 +183,7 @@ def predecessor(bench: Bench, python: str | None) -> None:
     builder = CellBuilder(tokenizer, {}, {}, 1 << 20)
     for cell in suite.cells:
         request = builder.request(suite.question, cell)
-        start, end = request.facts["needle_span"]
+        start, end = request.facts.needle_span
         samples.append(
             {
                 "prompt": tokenizer.decode(request.ids),

@@ -20,6 +20,7 @@ from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.haystack import read_text
 from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.folder import RunFolder
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.settings import Settings
 
@@ -124,11 +125,11 @@ def controls(address: Address, records: Sequence[Record]) -> dict[str, Control]:
         finally:
             client.close()
 
-    masks: dict[str, dict[str, Any] | None] = {}
+    masks: dict[str, Mask | None] = {}
     for record in records:
         if record.recipe is not None:
-            said = {**record.mask.model_dump(mode="json"), "reference": record.recipe.hash} if record.mask else None
-            masks.setdefault(record.arm or NONE, said)
+            mask = replace(record.mask, reference=record.recipe.hash) if record.mask else None
+            masks.setdefault(record.arm or NONE, mask)
     sources = [record.recipe.haystack for record in records if record.recipe is not None]
     return measure(ask, masks, read_text(sources[0])) if sources else {}
 

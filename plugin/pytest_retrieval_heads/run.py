@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,21 +21,19 @@ from pytest_retrieval_heads.host import COLLECTED, Host
 from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.options import Options
 from pytest_retrieval_heads.plan import Plan, SelectedCell, awaited, cells_of, suites_of, unfit
-from retrieval_heads.ablation.arms import NONE
+from pytest_retrieval_heads.recording import record_of
 from retrieval_heads.engine.backends.backend import check_suite
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
+from retrieval_heads.engine.results import Unanswered
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.hub import length_limit
 from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.record import Record, dump_record
 from retrieval_heads.scoring import load_rouge
-from retrieval_heads.scoring.settings import Scoring
-from retrieval_heads.scoring.thoughts import thoughts_in, told_apart
 from retrieval_heads.suites.reading import is_whole_suite, overlay, overrides, read_settings, read_suites, resolve
 from retrieval_heads.suites.recognition import is_suite, is_yaml, kind_said
 from retrieval_heads.suites.settings import Settings
 from retrieval_heads.suites.suite import Suite, load_suites
-from retrieval_heads.tasks.task import THE_NEEDLE, Task
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 
@@ -161,14 +158,15 @@ class Run:
             EngineDied: The engine is gone, or did not start.
         """
         if self._limit is not None:
-            return _record(item, {"status": "skipped", "reason": unfit(item.suite, item.cell, self._limit)})
+            reason = unfit(item.suite, item.cell, self._limit)
+            return record_of(item.suite, item.cell, Unanswered("skipped", reason or ""))
         try:
             result = self.client.result(item.selected.key)
         except EngineDied:
             raise
         except RetrievalHeadsError as error:
-            result = {"status": "error", "reason": str(error)}
-        return _record(item, result)
+            result = Unanswered("error", str(error))
+        return record_of(item.suite, item.cell, result)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -266,8 +264,8 @@ class Run:
     def _submit(self, suite: Suite, selected: Sequence[SelectedCell]) -> None:
         question = suite.question
         if (name := awaited(suite)) and question.ablate is not None:
-            awaits = [one.key for one in selected if one.suite.id == name]
-            question = replace(question, ablate={**question.ablate, "awaits": awaits})
+            awaits = tuple(one.key for one in selected if one.suite.id == name)
+            question = replace(question, ablate=replace(question.ablate, awaits=awaits))
         self.client.submit(question, {one.key: one.cell for one in cells_of(suite, selected)})
 
     def _collect_config(self) -> None:
@@ -296,77 +294,3 @@ def _take_out_secrets(report: pytest.TestReport) -> None:
         if (clean := without_values(text)) != text:
             report.longrepr = clean
     report.sections = [(name, without_values(text)) for name, text in report.sections]
-
-
-def _record(item: CellItem, result: dict[str, Any]) -> Record:
-    suite, cell = item.suite, item.cell
-    if cell.stored is not None:
-        return _stored_record(item, cell.stored, result)
-    scoring = suite.settings.scoring
-    asked = suite.task.asked(suite.question, cell.place)
-    fields: dict[str, Any] = {
-        "kind": suite.settings.kind,
-        "suite": suite.name,
-        "cell": cell.id,
-        **asked,
-        "seed": cell.place.seed,
-        "arm": "" if cell.place.arm == NONE else cell.place.arm,
-        "metric": scoring.metric,
-        "threshold": scoring.threshold,
-        **{key: value for key, value in result.items() if key != "answer"},
-        **result.get("answer", {}),
-    }
-    if suite.question.task != THE_NEEDLE:
-        fields |= {"task": suite.question.task, "axes": dict(cell.place.axes)}
-    if result["status"] == "done":
-        fields |= _without_thoughts(fields, scoring)
-        fields |= _judged(suite.task, fields, scoring)
-    return Record.model_validate(fields)
-
-
-def _without_thoughts(fields: Mapping[str, Any], scoring: Scoring) -> dict[str, Any]:
-    """What of an answer changes where the suite's tags are not those by which it was told apart."""
-    thoughts, text = told_apart(fields.get("thoughts"), fields["text"], scoring.tags)
-    if thoughts == fields.get("thoughts"):
-        return {}
-    return {"text": text, "thoughts": thoughts, "thought_tokens": None}
-
-
-def _stored_record(item: CellItem, stored: Mapping[str, Any], result: Mapping[str, Any]) -> Record:
-    """A stored answer keeps its scores; new are the heads'."""
-    fields = {**stored, "kind": "detect", "suite": item.suite.name, "cell": item.cell.id}
-    fields |= {"prompt": None, "heads": None, "replay": None, "extra": None}
-    if result["status"] == "done":
-        fields |= {key: value for key, value in result.items() if key not in ("status", "answer", "request")}
-    else:
-        fields |= {"status": result["status"], "reason": result["reason"]}
-    return Record.model_validate(fields)
-
-
-def _judged(task: Task, fields: Mapping[str, Any], scoring: Scoring) -> dict[str, Any]:
-    """Scores and status of an answer."""
-    try:
-        found = task.judge(fields["text"], fields, scoring)
-    except RetrievalHeadsError as error:
-        return {"status": "error", "reason": str(error)}
-    return {
-        "scores": found.scores,
-        "rougeL": found.scores.get("rougeL_f"),
-        "passed": found.passed,
-        "status": "pass" if found.passed else "low",
-        "reason": found.reason and (_no_answer(fields, scoring) or found.reason),
-    }
-
-
-def _no_answer(fields: Mapping[str, Any], scoring: Scoring) -> str:
-    """Why a model that thought gave no answer; empty where it gave one."""
-    thoughts = fields.get("thoughts")
-    if thoughts is None or fields["text"].strip():
-        return ""
-    if fields["finish_reason"] == "length":
-        count = len(fields["token_ids"])
-        budget = f"the budget of {count} tokens" if count else "the budget"
-        return f"cut off while thinking: {budget} ended before an answer began; give generation.max_tokens more"
-    if thoughts_in(thoughts, scoring.tags, inside=True).is_open:
-        return "stopped while thinking: no closing tag, and no answer behind it (scoring.thinking names the tags)"
-    return ""

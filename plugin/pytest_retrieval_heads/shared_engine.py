@@ -84,7 +84,7 @@ class SharedEngine:
             traced=plan.traced,
             backend=reference_of(backend),
             options=section.options,
-            haystacks=plan.haystacks,
+            haystacks=tuple(plan.haystacks),
             earlier=str(folder.results) if folder and folder.earlier else None,
             replicas=section.replicas,
             silence=section.silence,

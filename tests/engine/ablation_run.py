@@ -11,6 +11,8 @@ from typing import Any
 from probe_run import finish
 
 from retrieval_heads.engine.backends.vllm import Engine
+from retrieval_heads.heads.looks import Rows
+from retrieval_heads.runs.mask import Mask
 
 Answers = dict[str, tuple[list[int], int]]
 
@@ -21,7 +23,10 @@ def main(asked: str, answered: str) -> None:
     for number, ids in enumerate(told["reference"]):
         engine.measure(f"reference {number}", ids, "text")
     finish(engine)
-    requests = {(name, prompt): (told["prompts"][prompt], mask) for name, prompt, mask in told["requests"]}
+    requests = {
+        (name, prompt): (told["prompts"][prompt], Mask.of_json(mask) if mask else None)
+        for name, prompt, mask in told["requests"]
+    }
     for (name, prompt), (ids, mask) in requests.items():
         engine.add(f"{name} {prompt}", ids, told["sampling"], mask)
     found: dict[str, Any] = {"together": answers(engine), "alone": {}}
@@ -37,7 +42,7 @@ def main(asked: str, answered: str) -> None:
         engine.add("weighed", ids, {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}, mask)
         found["logprob"] = finish(engine)["weighed"].prompt_logprob
     if told["replayed"]:
-        engine.replay("replayed", **told["replayed"])
+        engine.replay("replayed", **{**told["replayed"], "rows": Rows.of_json(told["replayed"]["rows"])})
         replayed = finish(engine)["replayed"]
         assert replayed.error is None, replayed.error
         found["head_scores"] = replayed.head_scores.tolist()
@@ -49,7 +54,7 @@ def main(asked: str, answered: str) -> None:
     os._exit(0)  # nothing of the engine is worth an orderly end
 
 
-def unsalted(engine: Engine, ids: list[int], mask: dict[str, Any], sampling: dict[str, Any]) -> Answers:
+def unsalted(engine: Engine, ids: list[int], mask: Mask, sampling: dict[str, Any]) -> Answers:
     """What the cache does to masked and unmasked requests, as shipped and with the salt left out."""
     edited, _ = engine._masked(mask, len(ids))
     without = {**sampling, "extra_args": edited}

@@ -14,10 +14,12 @@ from typing import Any
 
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.models import locate_model
+from retrieval_heads.runs.mask import Mask
 
 NEEDLE, QUESTION = (100, 130), (500, 520)
-MASK = {"mode": "zero", "heads": [[layer, head] for layer in range(0, 30, 2) for head in range(0, 9, 3)]}
+MASK = Mask("zero", tuple((layer, head) for layer in range(0, 30, 2) for head in range(0, 9, 3)))
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
@@ -46,13 +48,7 @@ def main(out: str, dtype: str, how: str) -> None:
 
 
 def replay(engine: Engine, ids: list[int], answer: Finished) -> None:
-    rows = {
-        "prompt_tokens": len(ids),
-        "answer": answer.token_ids,
-        "needle_span": list(NEEDLE),
-        "needle": ids[slice(*NEEDLE)],
-        "question_span": list(QUESTION),
-    }
+    rows = Rows(len(ids), tuple(answer.token_ids), NEEDLE, tuple(ids[slice(*NEEDLE)]), QUESTION)
     engine.replay(f"replay {answer.id}", [*ids, *answer.token_ids[:-1]], rows, QUESTION[0], of=answer.id)
 
 

@@ -75,14 +75,14 @@ def position_off_by_one(prompt: Prompt) -> AbstractContextManager[Any]:
 
 def span_shifted(prompt: Prompt) -> AbstractContextManager[Any]:
     """Takes the needle to begin one token late."""
-    right = Rows.of
+    right = Rows.of_json
 
-    def of(fields: Any) -> Rows:
+    def of_json(fields: Any) -> Rows:
         rows = right(fields)
         start, end = rows.needle_span
         return replace(rows, needle_span=(start + 1, end + 1), needle=prompt.ids[start + 1 : end + 1])
 
-    return mock.patch.object(Rows, "of", of)
+    return mock.patch.object(Rows, "of_json", of_json)
 
 
 def heads_transposed(prompt: Prompt) -> AbstractContextManager[Any]:

@@ -23,6 +23,8 @@ from stepping import finish
 from retrieval_heads.commands.models import Models
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.errors import EngineError
+from retrieval_heads.heads.looks import Rows
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.tracing.gated_delta import causal_conv, effective_weights, recurrence
 from retrieval_heads.tracing.layer_kinds import conv_weight, into_latent_space, projected
 
@@ -210,7 +212,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 4},
     ),
 }
-MASKED = [[layer, head] for layer in range(3) for head in range(3)]
+MASKED = tuple((layer, head) for layer in range(3) for head in range(3))
 """Heads, as layer and head."""
 PROMPT_TOKENS = 300
 NEEDLE_SPAN = (200, 212)
@@ -276,21 +278,14 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
     engine = Engine(str(folder), {**arguments, **model.engine}, traced=True)
     ids = tokens()
     needle = ids[slice(*NEEDLE_SPAN)]
-    rows = {
-        "prompt_tokens": len(ids),
-        "answer": needle,
-        "needle_span": list(NEEDLE_SPAN),
-        "needle": needle,
-        "question_span": list(QUESTION_SPAN),
-        "positions": True,
-    }
+    rows = Rows(len(ids), tuple(needle), NEEDLE_SPAN, tuple(needle), QUESTION_SPAN, positions=True)
     engine.add("prompt", ids, {"max_tokens": 1, "temperature": 0.0})
     finish(engine)
     sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-    engine.add("masked", ids, sampling, {"mode": "zero", "heads": MASKED})
+    engine.add("masked", ids, sampling, Mask("zero", MASKED))
     masked = finish(engine)["masked"]
     try:
-        engine.add("uniform", ids, sampling, {"mode": "uniform", "heads": MASKED})
+        engine.add("uniform", ids, sampling, Mask("uniform", MASKED))
         uniform = finish(engine)["uniform"].error
     except EngineError as error:
         uniform = str(error)

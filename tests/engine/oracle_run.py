@@ -38,6 +38,8 @@ from stepping import finish
 
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.prompts.requests import Request
+from retrieval_heads.runs.facts import PromptFacts
+from retrieval_heads.runs.mask import Mask
 
 # Planted heads stand where `head // group` and `head % KV heads` differ, for 2 and for 4 KV heads: 1, 3, 4 and 6.
 LOWEST = (SELF, FIRST, UNIFORM, PREVIOUS_TOKEN, BACK_2, BACK_7, SELF, FIRST)
@@ -147,7 +149,7 @@ def run(name: str, design: Design, model: Path) -> dict[str, Any]:
 
 def replay(engine: Engine, prompts: Mapping[str, Prompt], answers: Mapping[str, list[int]]) -> dict[str, Any]:
     for name, prompt in prompts.items():
-        rows = {**request_of(prompt).rows(answers[name]), "positions": True}
+        rows = replace(request_of(prompt).rows(answers[name]), positions=True)
         engine.replay(name, [*prompt.ids, *answers[name][:-1]], rows, prompt.question_span[0])
     return {
         name: {
@@ -163,15 +165,15 @@ def masked(engine: Engine, prompt: Prompt, masks: Mapping[str, list[tuple[int, i
     sampling = {"max_tokens": len(prompt.needle) + 3, "temperature": 0.0}
     for mode in MODES:
         for name, heads in masks.items():
-            engine.add(f"{mode} {name}", prompt.ids, sampling, {"mode": mode, "heads": heads})
+            engine.add(f"{mode} {name}", prompt.ids, sampling, Mask(mode, tuple(heads)))
     finished = finish(engine)
     assert not any(each.error for each in finished.values()), [each.error for each in finished.values()]
     return {name: each.token_ids for name, each in finished.items()}
 
 
 def request_of(prompt: Prompt) -> Request:
-    spans = {"needle_span": prompt.needle_span, "question_span": prompt.question_span}
-    return Request(list(prompt.ids), {}, spans)
+    facts = PromptFacts(needle_span=prompt.needle_span, question_span=prompt.question_span)
+    return Request(list(prompt.ids), {}, facts)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -18,6 +17,7 @@ from stepping import finish
 from retrieval_heads.engine.backends import vllm
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.models import locate_model
 from retrieval_heads.prompts.haystack import Haystack, read_text
 from retrieval_heads.prompts.prompt import BuiltPrompt, PromptBuilder
@@ -113,15 +113,8 @@ def build(engine: Engine, lengths: Iterable[int]) -> Iterable[BuiltPrompt]:
 
 
 def replay(engine: Engine, length: int, prompt: BuiltPrompt, answer: list[int], of: str | None = None) -> None:
-    start, end = prompt.needle_span
-    rows: dict[str, Any] = {
-        "prompt_tokens": len(prompt.ids),
-        "answer": answer,
-        "needle_span": [start, end],
-        "needle": prompt.ids[start:end],
-        "question_span": list(prompt.question_span),
-        "positions": True,
-    }
+    needle = tuple(prompt.ids[slice(*prompt.needle_span)])
+    rows = Rows(len(prompt.ids), tuple(answer), prompt.needle_span, needle, prompt.question_span, positions=True)
     engine.replay(f"{length}", [*prompt.ids, *answer[:-1]], rows, prompt.question_span[0], of=of)
 
 

@@ -91,10 +91,10 @@ def test_recipes_name_the_ids_that_the_library_builds(answered: list[Record], re
     for record in answered:
         request = rebuilt[record.cell]
         assert record.recipe is not None
-        assert record.recipe.model_dump(exclude_none=True) == request.facts["recipe"]
+        assert record.recipe.model_dump(exclude_none=True) == request.facts.recipe.model_dump(exclude_none=True)
         assert record.recipe.prompt_hash == hash_ids(request.ids)
-        assert record.needle_span == request.facts["needle_span"]
-        assert record.question_span == request.facts["question_span"]
+        assert record.needle_span == request.facts.needle_span
+        assert record.question_span == request.facts.question_span
 
 
 def test_records_alone_give_the_same_ids(

@@ -19,9 +19,7 @@ from oracle_run import DESIGNS, MASKED, MASKED_PROMPT, MISTAKEN, MISTAKEN_PROMPT
 
 from retrieval_heads.engine.answers import scores_of
 from retrieval_heads.engine.backends.backend import Finished
-from retrieval_heads.engine.packed import unpack
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, aggregate
-from retrieval_heads.heads.looks import Rows
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
 
@@ -50,7 +48,7 @@ def scores(run: dict[str, Any], replay: dict[str, Any], prompt: Prompt) -> dict[
     figures = None if replay["head_scores"] is None else replay["head_scores"][: len(names)]
     finished = Finished(**{**replay, "head_scores": figures})
     layers = [Layer(**layer) for layer in run["layers"]]
-    return unpack(scores_of(finished, Rows.of(request_of(prompt).rows(prompt.needle)), names, layers)["heads"])
+    return scores_of(finished, request_of(prompt).rows(prompt.needle), names, layers)[0].lists()
 
 
 def faults(design: str, prompt: Prompt, copy: list[list[float]]) -> list[str]:

@@ -15,7 +15,6 @@ from nnsight.intervention.interleaver import Interleaver, Mediator
 from retrieval_heads.engine.answers import scores_of
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.scheduler import ReplayHashes
-from retrieval_heads.engine.packed import unpack
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.runs.layers import Layer
@@ -377,7 +376,7 @@ def test_nan_in_the_question_alone_is_an_error_of_the_cell_too() -> None:
 def test_every_layer_has_a_row_of_its_own_heads() -> None:
     scores = np.arange(24).reshape(4, 2, 3).astype(float)
     scores[:, 1, 2] = np.nan
-    assert unpack(scores_of(finished(scores), rows(7), NAMES, LAYERS)["heads"])["copy"] == [[0, 1, 2], [], [3, 4]]
+    assert scores_of(finished(scores), rows(7), NAMES, LAYERS)[0].lists()["copy"] == [[0, 1, 2], [], [3, 4]]
 
 
 def test_what_the_probe_raised_is_told() -> None:
@@ -388,9 +387,9 @@ def test_what_the_probe_raised_is_told() -> None:
 def test_without_a_question_query_is_not_measured() -> None:
     scores = np.zeros((4, 2, 3))
     scores[3] = np.nan
-    told = scores_of(finished(scores), rows(7, question_span=(0, 0)), NAMES, LAYERS)
-    assert set(unpack(told["heads"])) == {"copy", "copy_reference", "mass"}
-    assert told["replay"]["computed_tokens"] == 8
+    heads, replay = scores_of(finished(scores), rows(7, question_span=(0, 0)), NAMES, LAYERS)
+    assert set(heads.lists()) == {"copy", "copy_reference", "mass"}
+    assert replay.computed_tokens == 8
 
 
 class Projections:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Fields, Finished, Info, Prompt
 from retrieval_heads.prompts.prompt import PromptText
+from retrieval_heads.runs.mask import Mask
 from toy_tokenizer import WordTokenizer
 
 
@@ -22,7 +23,7 @@ class Calculator(Backend):
         self.tokenizer: Any = WordTokenizer()
         self.waiting: list[tuple[str, PromptText]] = []
 
-    def add(self, request: str, prompt: Prompt, sampling: Fields, mask: Fields | None, *, is_replayed: bool) -> None:
+    def add(self, request: str, prompt: Prompt, sampling: Fields, mask: Mask | None, *, is_replayed: bool) -> None:
         """Queue a prompt."""
         assert isinstance(prompt, PromptText)
         self.waiting.append((request, prompt))

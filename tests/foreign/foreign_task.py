@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.place import Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement
@@ -37,30 +38,27 @@ class Sums:
         """Every count of terms by every count of digits."""
         return [(terms, digits) for terms in question.options["terms"] for digits in question.options["digits"]]
 
-    def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
+    def asked(self, question: Question, place: Place) -> Expectation:
         """The sum, and its value."""
         terms, digits = (place.get(axis) for axis in self.axes)
         draw = random.Random(f"{terms} {digits} {place.seed}")
         numbers = [draw.randrange(10 ** (int(digits) - 1), 10 ** int(digits)) for _ in range(int(terms))]
-        return {"question": f"What is {' + '.join(map(str, numbers))}?", "reference": str(sum(numbers))}
+        return Expectation(question=f"What is {' + '.join(map(str, numbers))}?", reference=str(sum(numbers)))
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
         """One message; eight tokens are enough for a number."""
-        text = str(self.asked(question, place)["question"])
-        return writer.message(
-            text, {"max_tokens": 8, **{k: v for k, v in question.generation.items() if v is not None}}
-        )
+        sampling = {key: value for key, value in question.generation.items() if value is not None}
+        return writer.message(self.asked(question, place).question, {"max_tokens": 8, **sampling})
 
     def rebuilt(self, record: Record, writer: Writer) -> Request:
         """The same message again."""
         return writer.message(record.question, {"max_tokens": 8})
 
-    def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
+    def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """Whether the number is among the answer's words."""
-        is_said = asked["reference"] in answer.replace(".", " ").split()
-        return Judgement(
-            {scoring.metric: float(is_said)}, is_said, "" if is_said else f"{asked['reference']} is not said"
-        )
+        is_said = expected.reference in answer.replace(".", " ").split()
+        reason = "" if is_said else f"{expected.reference} is not said"
+        return Judgement({scoring.metric: float(is_said)}, is_said, reason)
 
 
 SUMS = Sums()

@@ -20,7 +20,9 @@ import numpy
 
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info
 from retrieval_heads.errors import EngineError
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.mask import Mask
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
 
 VARIABLE = "RH_STAND_IN"
@@ -108,7 +110,7 @@ class StandIn(Backend):
     options: Mapping[str, Any]
     traced: bool = False
     waiting: list[tuple[str, Sequence[int]]] = field(default_factory=list)
-    masked: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    masked: dict[str, Mask] = field(default_factory=dict)
     replayed: set[str] = field(default_factory=set)
     weighed: set[str] = field(default_factory=set)
     measured: set[str] = field(default_factory=set)
@@ -167,9 +169,7 @@ class StandIn(Backend):
         self.measured.add(reference)
         self.waiting.append((request, ids))
 
-    def replay(
-        self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int, *, of: str | None = None
-    ) -> None:
+    def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None = None) -> None:
         """Queue a replay."""
         self.replayed.add(request)
         self.waiting.append((request, ids))
@@ -179,13 +179,13 @@ class StandIn(Backend):
         request: str,
         prompt: Sequence[int],
         sampling: Mapping[str, Any],
-        mask: Mapping[str, Any] | None = None,
+        mask: Mask | None = None,
         *,
         is_replayed: bool = False,
     ) -> None:
         """Queue a request."""
         if mask is not None:
-            if mask["mode"] == "mean" and mask["reference"] not in self.measured:
+            if mask.mode == "mean" and mask.reference not in self.measured:
                 raise EngineError("the mean was never measured here")
             self.masked[request] = mask
         if "prompt_logprobs" in sampling:
@@ -253,7 +253,8 @@ class StandIn(Backend):
     def _finished(self, request: str, ids: Sequence[int]) -> Finished:
         prompt, answer = self.tokenizer.decode(ids), self.told.answer
         heads = [list(head) for head in self.told.retrieval_heads]
-        is_blind = any(list(head) in heads for head in self.masked.get(request, {}).get("heads", ()))
+        mask = self.masked.get(request)
+        is_blind = mask is not None and any(list(head) in heads for head in mask.heads)
         if len(ids) not in self.told.wrong_lengths and not is_blind:
             answer = next((needle for needle in self.told.needles if needle in prompt), answer)
         return Finished(

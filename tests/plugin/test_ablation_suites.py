@@ -73,7 +73,7 @@ def test_masked_cells_are_missed_without_failing_and_figures_are_written(project
     masks = {record.arm: record.mask for record in records}
     assert masks[""] is None
     assert masks["top_2"] is not None
-    assert masks["top_2"].heads == [(1, 0), (2, 3)]
+    assert masks["top_2"].heads == ((1, 0), (2, 3))
     assert len({record.request for record in records}) == 8
 
 
@@ -138,7 +138,7 @@ def test_heads_of_a_detect_suite_of_the_run_are_waited_for(
     result.assert_outcomes(passed=8, xfailed=2)
     masks = {record.arm: record.mask for record in project.records()}
     assert masks["top_2"] is not None
-    assert masks["top_2"].heads == [(1, 0), (2, 3)]
+    assert masks["top_2"].heads == ((1, 0), (2, 3))
 
 
 def test_where_no_sample_counts_masked_cells_say_so_and_the_unmasked_are_answered(project: Project) -> None:

@@ -17,8 +17,10 @@ from retrieval_heads.engine import client as client_module
 from retrieval_heads.engine.client import Address, EngineClient
 from retrieval_heads.engine.jobs import FreeQuestion
 from retrieval_heads.engine.messages import Message, receive
+from retrieval_heads.engine.results import Answered
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError
+from retrieval_heads.runs.answer import Answer
 
 
 def echo(server: Server) -> None:
@@ -28,8 +30,7 @@ def echo(server: Server) -> None:
         asked = server.jobs[key].ask
         assert isinstance(asked, FreeQuestion)
         said = asked.prompt
-        answer = {"text": said, "token_ids": [], "finish_reason": "stop", "prompt_tokens": 1, "cached_tokens": 0}
-        server.finish(key, {"status": "done", "answer": {**answer, "seconds": 0.0}})
+        server.finish(key, Answered(Answer(str(said), [], "stop", 1, 0, 0.0)))
 
 
 @pytest.fixture

@@ -282,7 +282,7 @@ class TestReconstruct:
             question=QUESTION,
             reference="at dawn",
             status="low",
-            **request.facts,
+            **request.facts.fields(),
         )
         write_records(project / "run" / "results.jsonl", [record])
         (project / "run" / "run.json").write_text(json.dumps({"engine_args": {"model": "toy"}} | facts))

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from answers import Labelled, labelled
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.prompts.settings import Needle
+from retrieval_heads.runs.place import Place
 from retrieval_heads.scoring import judge, key_words, key_words_of, score_answer
 from retrieval_heads.scoring.settings import METRICS, Scoring
+from retrieval_heads.tasks.needle import TheNeedle
+from retrieval_heads.tasks.task import Question
 
 ANSWERS = labelled()
 MUSEUM = "Where does the night guard of the Orrin museum keep a spare key?"
@@ -167,6 +170,14 @@ def test_an_answer_span_is_what_must_be_said() -> None:
     )
     assert judge("Inside the brass telescope.", needle, Scoring()).passed
     assert not judge("Inside the telescope, says the porter.", needle, Scoring()).passed
+
+
+def test_a_suites_needle_with_an_answer_span_expects_the_span() -> None:
+    needle = Needle(needle="The ferry to Oslo leaves at dawn.", question="When does the ferry leave?", name="ferry")
+    for span, answer, passed in ((None, "At dawn.", False), ("at dawn", "At dawn.", True), ("at dawn", "Oslo.", False)):
+        asks = Question("tale", "niah", needles=(needle.model_copy(update={"answer_span": span}),))
+        expected = TheNeedle.asked(asks, Place((("length", 128), ("depth", 0), ("needle", "ferry"))))
+        assert TheNeedle.judge(answer, expected, Scoring()).passed is passed, (span, answer)
 
 
 def test_the_threshold_means_what_it_meant() -> None:

@@ -20,13 +20,15 @@ import pytest
 from retrieval_heads.engine.backends.backend import Finished, Info
 from retrieval_heads.engine.client import Address, EngineClient
 from retrieval_heads.engine.loop import Loop
+from retrieval_heads.engine.results import Answered, Unanswered
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError, PromptError
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.prompts.reuse import Prefix
+from retrieval_heads.runs.facts import PromptFacts
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.place import Place
-from retrieval_heads.tasks.task import Cell, Question
+from retrieval_heads.tasks.task import Ablation, Cell, Question
 
 BUILDING, STEPPING = 0.25, 0.125  # seconds that floats hold exactly
 
@@ -118,7 +120,7 @@ class Builder:
     def request(self, question: Any, cell: Any, mask: Any) -> Request:
         self.clock.now += BUILDING
         prefix = Prefix(head=(), context=0, insertion=40, needle=(cell.place.seed,), tail=(0,) * 5)
-        return Request(list(range(50)), {}, {"request": ""}, None, prefix)
+        return Request(list(range(50)), {}, PromptFacts(), prefix=prefix)
 
 
 def test_what_the_engine_did_is_counted(asking: Asking) -> None:
@@ -189,7 +191,7 @@ class Referring(Builder):
         return "hash", [[1], [2], [3]]
 
 
-@pytest.mark.parametrize("awaits", [[], ["2"]], ids=["at the start", "once its heads are known"])
+@pytest.mark.parametrize("awaits", [(), ("2",)], ids=["at the start", "once its heads are known"])
 @pytest.mark.parametrize(
     ("mistake", "reason"),
     [
@@ -199,25 +201,25 @@ class Referring(Builder):
     ],
 )
 def test_a_mean_that_cannot_be_measured_is_an_error_of_the_cells_that_need_it(
-    asking: Asking, mistake: str, reason: str, awaits: list[str]
+    asking: Asking, mistake: str, reason: str, awaits: tuple[str, ...]
 ) -> None:
-    ablate = {"mode": "mean", "heads": [[0, 1]], "awaits": awaits}
+    ablate = Ablation("mean", heads=((0, 1),), awaits=awaits)
     asking.client.submit(Question("masked", "ablate", source="tales", ablate=ablate), cells(range(2), "top_1"))
     asking.client.submit(PLAIN, cells([2]))
     results = asking.results(Measuring(mistake), Referring(mistake), "012")
-    assert results["0"] == results["1"] == {"status": "error", "reason": reason}
-    assert results["2"]["status"] == "done"
+    assert results["0"] == results["1"] == Unanswered("error", reason)
+    assert isinstance(results["2"], Answered)
 
 
 @pytest.mark.parametrize("mode", ["zero", "mean"])
 def test_masked_cells_whose_heads_nobody_is_asked_for_are_errors(asking: Asking, mode: str) -> None:
-    ablate = {"mode": mode, "heads": [], "awaits": ["10", "11"]}
+    ablate = Ablation(mode, awaits=("10", "11"))
     asking.client.submit(PLAIN, cells([10]))
     asking.client.submit(Question("masked", "ablate", source="tales", ablate=ablate), cells(range(2), "top_1"))
     results = asking.results(Measuring(""), Referring(""), ["0", "1", "10"])
     reason = "the heads to mask are found by cell '11' among others, which was not submitted before"
-    assert results["0"] == results["1"] == {"status": "error", "reason": reason}
-    assert results["10"]["status"] == "done"
+    assert results["0"] == results["1"] == Unanswered("error", reason)
+    assert isinstance(results["10"], Answered)
 
 
 FORKING = """

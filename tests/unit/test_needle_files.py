@@ -112,7 +112,10 @@ def built(suite: Suite, tokenizer: Any = None, number: int = 0, **place: Any) ->
     cell = replace(suite.cells[number], place=replace(suite.cells[number].place, **place))
     question = Question.of_json(json.loads(json.dumps(suite.question.to_json())))
     request = CellBuilder(tokenizer or WordTokenizer(), {}, {}, 1 << 20).request(question, cell)
-    return request, Record.model_validate({**TheNeedle.asked(question, cell.place), **request.facts})
+    length, depth, name = (cell.place.get(axis) for axis in TheNeedle.axes)
+    at = {"context_length": length, "document_depth": depth, "needle_name": name, "seed": cell.place.seed}
+    expected = TheNeedle.asked(question, cell.place)
+    return request, Record.model_validate({**expected.fields(), **request.facts.fields(), **at})
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -120,13 +123,13 @@ def test_languages_and_scripts(folder: Path, language: str) -> None:
     needle, question, right, wrong = LANGUAGES[language]
     suite = suite_of(folder, "facts.jsonl", [{"needle": needle, "question": question, "answer": right}])
     tokenizer = ByteTokenizer()
-    request, record = built(suite, tokenizer)
-    start, end = request.facts["needle_span"]
+    request, _ = built(suite, tokenizer)
+    start, end = request.facts.needle_span
     assert tokenizer.decode(request.ids[start:end]) == needle
-    start, end = request.facts["question_span"]
+    start, end = request.facts.question_span
     assert tokenizer.decode(request.ids[start:end]) == question
     assert len(request.ids) == 600
-    asked = record.model_dump()
+    asked = TheNeedle.asked(suite.question, suite.cells[0].place)
     assert TheNeedle.judge(right, asked, suite.question.scoring).passed
     assert TheNeedle.judge(needle, asked, suite.question.scoring).passed
     assert not TheNeedle.judge(wrong, asked, suite.question.scoring).passed
@@ -185,7 +188,7 @@ def test_a_changed_file_is_another_question(folder: Path) -> None:
         built(suite_of(folder, "facts.jsonl", rows)) for rows in ([row], [row, {**row, "needle": "The code is 8."}])
     )
     assert before[0].ids == after[0].ids
-    assert before[0].facts["request"] != after[0].facts["request"]
+    assert before[0].hash != after[0].hash
     assert question_identity(before[1]).key != question_identity(after[1]).key
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from retrieval_heads.heads.score import head_score
 from retrieval_heads.prompts.haystack import Haystack
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.prompts.settings import PROMPTS, Prompt
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.place import Place
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import Scoring
@@ -48,7 +50,7 @@ def asked(question: Question, place: Place, tokenizer: ToyTokenizer, *, takes_te
 
 def record_of(question: Question, place: Place, request: Request) -> Record:
     fields = {"task": question.task, "axes": dict(place.axes), "seed": place.seed, "suite": question.suite}
-    return Record.model_validate({**fields, **NEEDLES.asked(question, place), **request.facts})
+    return Record.model_validate({**fields, **NEEDLES.asked(question, place).fields(), **request.facts.fields()})
 
 
 def place(length: int = 600, depth: float = 50, seed: int = 0) -> Place:
@@ -90,7 +92,7 @@ def test_length_spans_and_the_rebuilt_prompt_are_exact(
     tokenizer, at = kind(adds_bos=True), place(length, depth, seed)
     given_ = question(tales, prefill=prefill, boundary=boundary, **options)
     request = asked(given_, at, tokenizer)
-    assert len(request.ids) == length == request.facts["prompt_tokens"]
+    assert len(request.ids) == length == request.facts.prompt_tokens
     record = record_of(given_, at, request)
     assert record.insertions is not None
     wanted = options["values"] * options["queries"]
@@ -107,21 +109,21 @@ def test_length_spans_and_the_rebuilt_prompt_are_exact(
     assert record.needle_span == record.insertions[0].span
     again = CellBuilder(kind(adds_bos=True), {}, {}, 1 << 20).stored(Record.model_validate(record.to_json()))
     assert again.ids == request.ids
-    assert again.facts["insertions"] == request.facts["insertions"]
+    assert again.facts.insertions == request.facts.insertions
 
 
 def test_what_is_asked_is_the_seeds_alone(tales: str) -> None:
     asks = question(tales, values=2, keys=2)
     here, there, other = (NEEDLES.asked(asks, at) for at in (place(600, 0), place(900, 75), place(600, 0, seed=1)))
     assert here == there
-    assert here["expected"] != other["expected"]
-    assert len(here["expected"]) == 2
+    assert here.expected != other.expected
+    assert len(here.expected or ()) == 2
 
 
 def test_the_depth_moves_the_first_or_all(tales: str) -> None:
     def depths(moves: str, depth: float) -> list[float]:
         request = asked(question(tales, values=4, moves=moves), place(1000, depth), WordTokenizer())
-        return [each["depth"] for each in request.facts["insertions"]]
+        return [each.depth for each in request.facts.insertions or ()]
 
     assert depths("first", 0)[1:] == depths("first", 80)[1:]
     assert depths("first", 80)[0] == 80
@@ -131,7 +133,7 @@ def test_the_depth_moves_the_first_or_all(tales: str) -> None:
 def test_distractors_are_kept_away_from_what_is_asked(tales: str) -> None:
     for seed in range(20):
         request = asked(question(tales, keys=8, apart=20), place(1500, 50, seed), WordTokenizer())
-        depths = [each["depth"] for each in request.facts["insertions"]]
+        depths = [each.depth for each in request.facts.insertions or ()]
         assert all(abs(depth - 50) >= 20 for depth in depths[1:])
 
 
@@ -160,26 +162,27 @@ def test_text_holds_all_needles_and_no_spans(tales: str) -> None:
     request = asked(asks, at, tokenizer, takes_text=True)
     assert request.text is not None
     assert request.text.text == tokenizer.decode(request.ids)
-    assert [each["text"] in request.text.text for each in request.facts["insertions"]] == [True] * 4
-    assert {each["span"] for each in request.facts["insertions"]} == {None}
+    assert [each.text in request.text.text for each in request.facts.insertions or ()] == [True] * 4
+    assert {each.span for each in request.facts.insertions or ()} == {None}
 
 
 def test_head_scores_aim_at_all_that_is_asked(tales: str) -> None:
     request = asked(question(tales, values=3, keys=2), place(900), WordTokenizer())
-    fields = request.rows([5, 6])
-    rows = Rows.of(fields)
-    spans = [tuple(each["span"]) for each in request.facts["insertions"][:3]]
+    rows = request.rows([5, 6])
+    spans = [each.span for each in (request.facts.insertions or ())[:3] if each.span]
     assert list(rows.spans) == spans
     assert rows.needle == tuple(token for start, end in spans for token in request.ids[start:end])
     assert head_score("mass").looks(rows) == [Look(rows.answer_rows, span) for span in spans]
     assert head_score("copy").looks(rows) == [Look(rows.answer_rows, spans[0])]
+    assert Rows.of_json(json.loads(json.dumps(rows.to_json()))) == rows, "as it crosses to the worker"
     one = asked(question(tales), place(900), WordTokenizer()).rows([5, 6])
-    assert "more_spans" not in one
+    assert not one.more_spans
 
 
 def judged(answer: str, expected: list[str], metric: str = "string_match", threshold: float = 0.99) -> Any:
-    fields = {"expected": expected, "question": "List every access code that the text gives for the calm candle."}
-    return NEEDLES.judge(answer, fields, Scoring(metric=metric, threshold=threshold))
+    asked = "List every access code that the text gives for the calm candle."
+    wanted = Expectation(asked, ", ".join(expected), expected=tuple(expected))
+    return NEEDLES.judge(answer, wanted, Scoring(metric=metric, threshold=threshold))
 
 
 def test_a_right_answer_says_every_value_in_any_order() -> None:

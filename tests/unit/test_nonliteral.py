@@ -67,7 +67,9 @@ def built(suite: Suite, place: Place, tokenizer: ToyTokenizer) -> tuple[list[int
     question = Question.of_json(json.loads(json.dumps(suite.question.to_json())))
     request = CellBuilder(tokenizer, {}, {}, 1 << 20).request(question, Cell("a", "a", place))
     fields = {"task": "nonliteral", "axes": dict(place.axes), "seed": place.seed}
-    return request.ids, Record.model_validate({**fields, **NONLITERAL.asked(question, place), **request.facts})
+    return request.ids, Record.model_validate(
+        {**fields, **NONLITERAL.asked(question, place).fields(), **request.facts.fields()}
+    )
 
 
 def test_there_are_enough_and_each_is_there_once() -> None:
@@ -139,8 +141,8 @@ def test_the_character_is_drawn_by_seed_and_pair_alone(folder: Path) -> None:
         for depth in (0.0, 50.0)
     }
     assert all(drawn[seed, 0.0] == drawn[seed, 50.0] for seed in range(20))
-    assert len({said["reference"] for said in drawn.values()}) > 5
-    assert all(sorted([said["reference"], *said["others"]]) == sorted(CHARACTERS) for said in drawn.values())
+    assert len({said.reference for said in drawn.values()}) > 5
+    assert all(sorted([said.reference, *(said.others or ())]) == sorted(CHARACTERS) for said in drawn.values())
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_gold_answers_go_before_the_drawn_name(folder: Path) -> None:
     tests = {"T1": {"input_args": ["Rialto bridge", "Venice"], "gold_answers": ["Otto", "Otto I"]}}
     suite = suite_of(folder, [{**ENTRY, "needle": "Otto sits by the {1}.", "character_set": [], "tests": tests}])
     asked = NONLITERAL.asked(suite.question, suite.cells[0].place)
-    assert (asked["reference"], asked["alternatives"], asked["others"]) == ("Otto", ["Otto I"], [])
+    assert (asked.reference, asked.alternatives, asked.others) == ("Otto", ("Otto I",), ())
 
 
 def test_a_changed_file_is_another_question_wherever_it_lies(folder: Path, tmp_path_factory: Any) -> None:

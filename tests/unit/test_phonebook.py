@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from retrieval_heads.errors import ConfigError, PromptError
 from retrieval_heads.prompts.requests import Writer
+from retrieval_heads.runs.facts import Expectation, PromptFacts
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import Scoring
 from retrieval_heads.suites.suite import Suite, load_suite
@@ -35,10 +36,12 @@ def loaded(folder: Path, **keys: Any) -> Suite:
     return load_suite(written(folder, **keys))
 
 
-def record_of(question: Question, cell: Cell, facts: Any) -> Record:
+def record_of(question: Question, cell: Cell, facts: PromptFacts) -> Record:
     asked = PHONEBOOK.asked(question, cell.place)
     axes = dict(cell.place.axes)
-    return Record.model_validate({**asked, **facts, "task": "phonebook", "axes": axes, "seed": cell.place.seed})
+    return Record.model_validate(
+        {**asked.fields(), **facts.fields(), "task": "phonebook", "axes": axes, "seed": cell.place.seed}
+    )
 
 
 def test_every_entry_is_asked_where_the_sweep_has_no_depths(tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_depths_that_meet_at_one_entry_ask_once_and_halves_go_to_the_later(tmp_p
     ],
 )
 def test_the_answers_digits_are_those_of_the_number(answer: str, is_right: bool) -> None:
-    found = PHONEBOOK.judge(answer, {"reference": "612-345-6789"}, EXACT)
+    found = PHONEBOOK.judge(answer, Expectation("", "612-345-6789"), EXACT)
     assert found.passed is is_right
     assert found.scores == {"exact": float(is_right)}
     assert (found.reason == "") is is_right
@@ -116,15 +119,15 @@ def test_the_span_holds_the_asked_line_and_the_recipe_rebuilds_the_prompt(
     builder = CellBuilder(tokenizer, {}, {}, 1 << 20)
     request = builder.request(suite.question, cell)
     asked = PHONEBOOK.asked(suite.question, cell.place)
-    start, end = request.facts["needle_span"]
-    name = asked["question"].removeprefix("Which number has ").removesuffix("?")
-    assert tokenizer.decode(request.ids[start:end]).strip() == f"{name}: {asked['reference']}"
-    start, end = request.facts["question_span"]
-    assert tokenizer.decode(request.ids[start:end]).strip() == asked["question"]
+    start, end = request.facts.needle_span
+    name = asked.question.removeprefix("Which number has ").removesuffix("?")
+    assert tokenizer.decode(request.ids[start:end]).strip() == f"{name}: {asked.reference}"
+    start, end = request.facts.question_span
+    assert tokenizer.decode(request.ids[start:end]).strip() == asked.question
     again = builder.stored(record_of(suite.question, cell, request.facts))
     assert again.ids == request.ids
-    assert again.facts["needle_span"] == request.facts["needle_span"]
-    assert again.facts["recipe"]["prompt_hash"] == request.facts["recipe"]["prompt_hash"]
+    assert again.facts.needle_span == request.facts.needle_span
+    assert again.facts.recipe.prompt_hash == request.facts.recipe.prompt_hash
 
 
 def test_another_book_or_wording_is_no_rebuilding(tmp_path: Path) -> None:

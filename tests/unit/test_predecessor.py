@@ -154,7 +154,7 @@ def test_heads_are_scored_on_the_line_that_its_prompt_holds() -> None:
     record = parse_record(json.dumps(PHONEBOOK_RECORD), "results.jsonl:1")
     tokenizer = WordTokenizer()
     request = PHONEBOOK.rebuilt(record, Writer(tokenizer, {}, 1000))
-    start, end = request.facts["needle_span"]
+    start, end = request.facts.needle_span
     assert tokenizer.decode(request.ids[start:end]).strip() == "Ada Bloom: 612-345-6789"
 
 

@@ -39,8 +39,7 @@ def asked(source: str, prefill: str | None, tokenizer: ToyTokenizer, *, takes_te
 
 def record(request: Request) -> Record:
     said = {"context_length": 120, "needle": FERRY.needle, "question": FERRY.question}
-    facts = {name: value for name, value in request.facts.items() if name != "request"}
-    return Record.model_validate({**said, **facts})
+    return Record.model_validate({**said, **request.facts.fields()})
 
 
 @given(
@@ -69,16 +68,16 @@ def test_a_prompt_with_one_is_as_long_as_one_without(tales: str) -> None:
     plain, opened = (asked(tales, prefill, tokenizer) for prefill in (None, OPENING))
     assert (len(plain.ids), len(opened.ids)) == (120, 120)
     assert tokenizer.decode(opened.ids).endswith(f"<|assistant|>{OPENING}")
-    assert opened.facts["question_span"][0] == plain.facts["question_span"][0] - 3
-    assert opened.rows([7, 8])["prompt_tokens"] == 120, "rows of the answer begin behind it"
-    assert opened.facts["request"] != plain.facts["request"]
+    assert opened.facts.question_span[0] == plain.facts.question_span[0] - 3
+    assert opened.rows([7, 8]).prompt_tokens == 120, "rows of the answer begin behind it"
+    assert opened.hash != plain.hash
 
 
 def test_the_record_rebuilds_it(tales: str) -> None:
     opened = asked(tales, OPENING, WordTokenizer())
     stored = record(opened)
     assert stored.recipe is not None
-    assert (stored.recipe.prefill, stored.recipe.prompt_hash) == (OPENING, opened.facts["recipe"]["prompt_hash"])
+    assert (stored.recipe.prefill, stored.recipe.prompt_hash) == (OPENING, opened.facts.recipe.prompt_hash)
     builder = CellBuilder(WordTokenizer(), {}, {}, 4096)
     assert builder.stored(stored).ids == opened.ids
     other = stored.model_copy(update={"recipe": stored.recipe.model_copy(update={"prefill": "It leaves now"})})
@@ -88,7 +87,7 @@ def test_the_record_rebuilds_it(tales: str) -> None:
 
 def test_without_one_nothing_says_so(tales: str) -> None:
     request = asked(tales, None, WordTokenizer())
-    assert "prefill" not in request.facts["recipe"]
+    assert request.facts.recipe.prefill is None
     assert "prefill" not in str(record(request).to_json())
 
 
@@ -104,7 +103,7 @@ def test_a_message_of_a_task_takes_one() -> None:
     tokenizer = WordTokenizer()
     request = Writer(tokenizer, {}, 4096).message("What is 1 + 1?", {"max_tokens": 4}, prefill="It is")
     assert tokenizer.decode(request.ids).endswith("<|assistant|>It is")
-    assert request.facts["recipe"]["prefill"] == "It is"
+    assert request.facts.recipe.prefill == "It is"
 
 
 @pytest.mark.parametrize("prefill", ["", " ", 3])

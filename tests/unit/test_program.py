@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_heads.errors import ConfigError, PromptError
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import Scoring
 from retrieval_heads.suites.suite import Suite, load_suite
@@ -79,10 +80,10 @@ def test_every_value_is_what_python_says(tmp_path: Path) -> None:
     task = {"name": "program", "variables": [2, 5, 40], "steps": [0, 1, 30], "question": ASK}
     suite = loaded(tmp_path, task=task, sweep={"seeds": list(range(12))})
     asked = [PROGRAM.asked(suite.question, cell.place) for cell in suite.cells]
-    programs = [each["question"].rpartition("\nValue of ") for each in asked]
+    programs = [each.question.rpartition("\nValue of ") for each in asked]
     said = as_python_says([(program, target.removesuffix("?")) for program, _, target in programs])
-    assert [each["reference"] for each in asked] == [str(value) for value in said]
-    assert len({each["reference"] for each in asked}) > 10
+    assert [each.reference for each in asked] == [str(value) for value in said]
+    assert len({each.reference for each in asked}) > 10
 
 
 WHOLE = st.integers(-9, 9).map(str)
@@ -148,7 +149,7 @@ def test_what_the_interpreter_does_not_know_is_refused(program: str, sentence: s
     ],
 )
 def test_the_whole_answer_is_the_value(answer: str, is_right: bool) -> None:
-    found = PROGRAM.judge(answer, {"reference": "7"}, EXACT)
+    found = PROGRAM.judge(answer, Expectation("", "7"), EXACT)
     assert (found.passed, found.scores) == (is_right, {"exact": float(is_right)})
     assert (found.reason == "") is is_right
 
@@ -179,11 +180,17 @@ def test_the_prompt_holds_the_program_and_the_recipe_rebuilds_it(
     (cell,) = suite.cells
     builder = CellBuilder(tokenizer, {}, {}, 1 << 20)
     request, asked = builder.request(suite.question, cell), PROGRAM.asked(suite.question, cell.place)
-    assert asked["question"] in tokenizer.decode(request.ids)
-    start, end = request.facts["question_span"]
-    assert asked["question"].endswith(f"\n{tokenizer.decode(request.ids[start:end]).strip()}")
-    assert "needle_span" not in request.facts
-    fields = {**asked, **request.facts, "task": "program", "axes": dict(cell.place.axes), "seed": cell.place.seed}
+    assert asked.question in tokenizer.decode(request.ids)
+    start, end = request.facts.question_span
+    assert asked.question.endswith(f"\n{tokenizer.decode(request.ids[start:end]).strip()}")
+    assert request.facts.needle_span is None
+    fields = {
+        **asked.fields(),
+        **request.facts.fields(),
+        "task": "program",
+        "axes": dict(cell.place.axes),
+        "seed": cell.place.seed,
+    }
     record = Record.model_validate(fields)
     assert builder.stored(record).ids == request.ids
 
@@ -193,7 +200,9 @@ def test_another_program_or_tokenizer_is_no_rebuilding(tmp_path: Path) -> None:
     (cell,) = suite.cells
     facts = CellBuilder(WordTokenizer(), {}, {}, 1 << 20).request(suite.question, cell).facts
     asked = PROGRAM.asked(suite.question, cell.place)
-    record = Record.model_validate({**asked, **facts, "task": "program", "axes": dict(cell.place.axes)})
+    record = Record.model_validate(
+        {**asked.fields(), **facts.fields(), "task": "program", "axes": dict(cell.place.axes)}
+    )
     with pytest.raises(PromptError, match="tokenizer, wording or chat template"):
         CellBuilder(ByteTokenizer(), {}, {}, 1 << 20).stored(record)
     with pytest.raises(PromptError, match="the program is not the one"):
@@ -206,7 +215,7 @@ def test_a_program_that_another_seed_asks_is_left_out_with_a_warning(tmp_path: P
         suite = loaded(tmp_path, task=task, sweep={"seeds": list(range(40))})
     counts = [sum(cell.place.get("variables") == each for cell in suite.cells) for each in (2, 64)]
     assert counts == [8, 40]  # of two bits and an index there are eight
-    asked = [PROGRAM.asked(suite.question, cell.place)["question"] for cell in suite.cells]
+    asked = [PROGRAM.asked(suite.question, cell.place).question for cell in suite.cells]
     assert len(set(asked)) == len(asked)
 
 

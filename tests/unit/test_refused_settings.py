@@ -165,6 +165,15 @@ def test_an_effective_length_is_one_that_is_asked(tmp_path: Path) -> None:
         ({"prompt": "x", "stop": {"a"}}, "stop: {'a'} does not cross to the engine"),
         ({"prompt": "x", "stop": "\ud800"}, "stop: "),
         ({"prompt": "x", "mask": {"heads": {1}}}, "mask: "),
+        (
+            {"prompt": "x", "mask": {"heads": [[1, 2]]}},
+            'mask: such as {"mode": "zero", "heads": [[18, 7]]}',
+        ),
+        (
+            {"prompt": "x", "mask": {"mode": "half", "heads": [[1, 2]]}},
+            "a mode of zero, mean, uniform, is expected",
+        ),
+        ({"prompt": "x", "mask": {"mode": "zero", "heads": [1, 2]}}, "mask: such as"),
     ],
 )
 def test_a_question_that_cannot_be_asked(keywords: dict[str, Any], reason: str) -> None:

@@ -80,7 +80,7 @@ def asked(source: str, at: Place, tokenizer: ToyTokenizer, *, room: int = 1 << 2
 def record_of(source: str, at: Place, request: Request) -> Record:
     asks = question(source)
     fields = {"task": "ruler", "axes": dict(at.axes), "seed": at.seed, "suite": "ruler"}
-    return Record.model_validate({**fields, **RULER.asked(asks, at), **request.facts})
+    return Record.model_validate({**fields, **RULER.asked(asks, at).fields(), **request.facts.fields()})
 
 
 @settings(deadline=None, max_examples=60)
@@ -101,7 +101,7 @@ def test_lengths_spans_and_the_rebuilt_prompt(tales: str, name: str, length: int
     record = record_of(tales, at, request)
     assert record.recipe is not None
     assert text.endswith(f"<|assistant|>{record.recipe.prefill}")
-    assert record.question in tokenizer.decode(request.ids[slice(*facts["question_span"])])
+    assert record.question in tokenizer.decode(request.ids[slice(*(facts.question_span or ()))])
     if part.has_spans:
         assert record.insertions is not None
         held = [tokenizer.decode(request.ids[slice(*each.span)]) for each in record.insertions if each.span]
@@ -120,8 +120,8 @@ def test_words_of_another_vocabulary_and_text_in_place_of_ids(tales: str, name: 
     sent = asked(tales, at, tokenizer, takes_text=True)
     assert sent.text is not None
     assert sent.text.text == tokenizer.decode(request.ids)
-    assert "needle_span" not in sent.facts
-    assert not any(each["span"] for each in sent.facts.get("insertions", ()))
+    assert sent.facts.needle_span is None
+    assert not any(each.span for each in sent.facts.insertions or ())
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in IN_TEXT])
@@ -224,13 +224,13 @@ RIGHT: dict[str, Callable[[list[str]], str]] = {
 @pytest.mark.parametrize("name", ALL)
 def test_right_answers_score_1_and_wrong_ones_less(tales: str, name: str) -> None:
     fields = RULER.asked(question(tales), place(name, 4096, 3))
-    expected, scoring = list(fields["expected"]), Scoring(metric="string_match", threshold=0.99)
+    expected, scoring = list(fields.expected or ()), Scoring(metric="string_match", threshold=0.99)
     for answer in (make(expected) for make in RIGHT.values()):
         found = RULER.judge(answer, fields, scoring)
         assert (found.passed, found.scores["string_match"], found.scores["whole_words"]) == (True, 1, 1)
     nothing = RULER.judge("I cannot say.", fields, scoring)
     assert (nothing.passed, nothing.scores["string_match"], nothing.scores["string_match_part"]) == (False, 0, 0)
-    other = RULER.judge(", ".join(RULER.asked(question(tales), place(name, 4096, 4))["expected"]), fields, scoring)
+    other = RULER.judge(RULER.asked(question(tales), place(name, 4096, 4)).reference, fields, scoring)
     assert not other.passed
     first = RULER.judge(expected[0], fields, scoring)
     assert first.scores["string_match"] == pytest.approx(1 / len(expected))
@@ -268,7 +268,7 @@ def test_other_word_lists_are_refused(tales: str) -> None:
     with pytest.raises(PromptError, match=r"the word lists of wonderwords are not those of task\.words"):
         asked(tales, place("cwe", 3000), ByteTokenizer(), words="0" * 64)
     request = asked(tales, place("cwe", 3000), ByteTokenizer())
-    assert request.facts["recipe"]["options"]["words"] == words.load_words().hash
+    assert request.facts.recipe.options["words"] == words.load_words().hash
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from retrieval_heads.prompts.haystack import Haystack
 from retrieval_heads.prompts.prompt import tokenize_with
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.prompts.settings import PROMPTS
+from retrieval_heads.runs.facts import PromptFacts
 from retrieval_heads.runs.place import Place
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import matches
@@ -126,24 +127,25 @@ def arguments_of(name: str) -> dict[str, Any]:
     return arguments
 
 
-def drawn_by(name: str, message: str, facts: dict[str, Any]) -> tuple[Any, list[str], list[list[int]]]:
+def drawn_by(name: str, message: str, facts: PromptFacts) -> tuple[Any, list[str], list[list[int]]]:
     """The haystack of a message of ours; keys and values as lm-eval draws them; places and keys that are asked."""
     context = message[message.index("\n") + 1 : message.rindex("\n")]
     said = re.escape(prepare()["NEEDLE"])
     for mark, of in (("type_needle_v", r"\w+"), ("key", "(.+?)"), ("value", r"([\w-]+)")):
         said = said.replace(rf"\{{{mark}\}}", of)
     pairs = [found.groups() for found in re.finditer(said, context)]
-    asked = [each.get("counted") or each["text"] for each in facts["insertions"] if each["role"] == "asked"]
+    stood = facts.insertions or ()
+    asked = [each.counted or each.text for each in stood if each.role == "asked"]
     haystack: Any = arguments_of(name)["haystack"]
     if name in ESSAYS:
         order = list(range(len(pairs)))
         random.Random(42).shuffle(order)
         unshuffled = dict(zip(order, pairs, strict=True))
         needles = [unshuffled[at] for at in range(len(pairs))]
-        for each in facts["insertions"]:
-            context = context.replace(each["text"], "", 1)
+        for each in stood:
+            context = context.replace(each.text, "", 1)
         haystack = context.split(" ")
-        places = [each["depth"] for each in facts["insertions"]]
+        places = [each.depth for each in stood]
     else:
         at = next(at for at, (_, value) in enumerate(pairs) if value == asked[0])
         needles = [pairs[at], *pairs[:at], *pairs[at + 1 :]]
@@ -154,7 +156,7 @@ def drawn_by(name: str, message: str, facts: dict[str, Any]) -> tuple[Any, list[
     return haystack, drawn, [places, list(queries)]
 
 
-def theirs(name: str, message: str, facts: dict[str, Any]) -> tuple[str, str]:
+def theirs(name: str, message: str, facts: PromptFacts) -> tuple[str, str]:
     """Message and answer prefix of lm-eval's generator for the keys, values, depths and text of a message of ours."""
     arguments, generator = arguments_of(name), dict(prepare())
     haystack, drawn, samples = drawn_by(name, message, facts)
@@ -295,8 +297,8 @@ def test_lengths_spans_and_a_record_that_needs_no_package(tales: str, name: str,
     fields = {"task": "ruler", "axes": dict(at.axes), "seed": seed, "suite": "ruler"}
     said = RulerOptions.model_validate({"tasks": [name], "wording": "ruler"}).model_dump(mode="json")
     asks = Question("ruler", "niah", task="ruler", options=said)
-    record = Record.model_validate({**fields, **RULER.asked(asks, at), **request.facts})
-    assert record.question in tokenizer.decode(request.ids[slice(*request.facts["question_span"])])
+    record = Record.model_validate({**fields, **RULER.asked(asks, at).fields(), **request.facts.fields()})
+    assert record.question in tokenizer.decode(request.ids[slice(*request.facts.question_span)])
     held = [tokenizer.decode(request.ids[slice(*each.span)]) for each in record.insertions or () if each.span]
     assert held == [each.counted or each.text for each in record.insertions or ()]
     assert held[: len(record.expected or ())] == (record.expected if part.has_spans else [])

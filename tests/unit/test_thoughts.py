@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pytest_retrieval_heads.run import _record
+from pytest_retrieval_heads.recording import record_of
 from retrieval_heads.engine.answers import without_thoughts
+from retrieval_heads.engine.results import Answered
 from retrieval_heads.gates import check, parse_gate
-from retrieval_heads.heads.looks import Rows
 from retrieval_heads.heads.score import head_score
 from retrieval_heads.prompts.requests import Request
+from retrieval_heads.runs.answer import Answer
+from retrieval_heads.runs.facts import Expectation, PromptFacts
 from retrieval_heads.runs.place import Place
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import TAGS, Scoring
@@ -83,9 +86,13 @@ class Special(WordTokenizer):
         return "".join(names[token] if token in names else super(Special, self).decode([token]) for token in token_ids)
 
 
-def parted(said: str, ids: list[int], tokenizer: ToyTokenizer, prompt: str = "When?") -> dict[str, Any]:
-    request = Request(tokenizer.encode(prompt), {}, {"needle_span": (0, 1), "question_span": (0, 0)})
-    return without_thoughts({"text": said, "token_ids": ids}, request, TAGS, tokenizer)
+def answer_of(text: str, token_ids: list[int], **more: Any) -> Answer:
+    return Answer(text, token_ids, **{"finish_reason": "stop", **more}, prompt_tokens=9, cached_tokens=0, seconds=0.5)
+
+
+def parted(said: str, ids: list[int], tokenizer: ToyTokenizer, prompt: str = "When?") -> Answer:
+    request = Request(tokenizer.encode(prompt), {}, PromptFacts())
+    return without_thoughts(answer_of(said, ids), request, TAGS, tokenizer)
 
 
 @given(
@@ -101,37 +108,35 @@ def test_nothing_that_was_said_is_lost_and_the_answers_tokens_are_its_own(
     said = f"<think>{thoughts}</think>{space}{answer}"
     ids = tokenizer.encode(said)
     found = parted(said, ids, tokenizer)
-    assert found["thoughts"] + found["text"] == said
-    assert found["text"] == answer.lstrip()
-    own = tokenizer.decode(ids[found["thought_tokens"] :])
+    assert (found.thoughts or "") + found.text == said
+    assert found.text == answer.lstrip()
+    own = tokenizer.decode(ids[found.thought_tokens :])
     # A token that holds the tag's end belongs to the thoughts, and so does white space behind it.
-    assert found["text"].endswith(own.lstrip())
-    assert len(found["text"]) - len(own.lstrip()) <= (1 if kind is WordTokenizer else 0) * len(answer)
-    assert found["token_ids"] == ids
+    assert found.text.endswith(own.lstrip())
+    assert len(found.text) - len(own.lstrip()) <= (1 if kind is WordTokenizer else 0) * len(answer)
+    assert found.token_ids == ids
 
 
 def test_tags_that_are_special_tokens_are_found_by_their_ids() -> None:
     tokenizer = Special()
     ids = [7, *tokenizer.encode("Noon?"), 8, *tokenizer.encode("At dawn.")]
     found = parted("Noon?At dawn.", ids, tokenizer)
-    assert found["text"] == "At dawn."
-    assert found["thoughts"] == "[THINK]Noon?[/THINK]"
-    assert ids[found["thought_tokens"] :] == tokenizer.encode("At dawn.")
+    assert found.text == "At dawn."
+    assert found.thoughts == "[THINK]Noon?[/THINK]"
+    assert ids[found.thought_tokens :] == tokenizer.encode("At dawn.")
 
 
 def test_an_answer_without_thoughts_is_left_as_it_is() -> None:
     tokenizer = WordTokenizer()
-    answer = {"text": FERRY, "token_ids": tokenizer.encode(FERRY)}
-    assert parted(FERRY, answer["token_ids"], tokenizer) == answer
-    assert (
-        without_thoughts({**answer, "text": "a</think>b"}, Request([], {}, {}), (), tokenizer)["text"] == "a</think>b"
-    )
+    answer = answer_of(FERRY, tokenizer.encode(FERRY))
+    assert parted(FERRY, answer.token_ids, tokenizer) == answer
+    tagged = replace(answer, text="a</think>b")
+    assert without_thoughts(tagged, Request([], {}, PromptFacts()), (), tokenizer) == tagged
 
 
 def test_heads_are_scored_on_the_rows_of_the_answer_alone() -> None:
-    facts = {"needle_span": (3, 6), "question_span": (7, 9)}
-    request = Request(list(range(10)), {}, facts)
-    rows = Rows.of(request.rows([100, 101, 102, 103], 3))
+    request = Request(list(range(10)), {}, PromptFacts(needle_span=(3, 6), question_span=(7, 9)))
+    rows = request.rows([100, 101, 102, 103], 3)
     assert rows.answer == (103,)
     assert rows.answer_rows == (12, 13), "the row of the last thought's token predicts it"
     record = Record(needle_span=(3, 6), token_ids=[100, 101, 102, 103], thought_tokens=3)
@@ -141,20 +146,13 @@ def test_heads_are_scored_on_the_rows_of_the_answer_alone() -> None:
 def recorded(answer: dict[str, Any], **scoring: Any) -> Record:
     """The record that an item makes of the engine's result."""
     place = Place((("length", 128), ("depth", 50.0), ("needle", "ferry")))
-    asked = {
-        "needle": FERRY,
-        "needle_name": "ferry",
-        "answer_span": None,
-        "question": QUESTION,
-        "reference": FERRY,
-        "alternatives": [],
-    }
+    asked = Expectation(QUESTION, FERRY, needle=FERRY)
     task = SimpleNamespace(asked=lambda question, place: asked, judge=TheNeedle.judge)
     settings = SimpleNamespace(kind="niah", scoring=Scoring(**scoring))
     suite = SimpleNamespace(settings=settings, task=task, question=SimpleNamespace(task="needle"), name="tale")
     cell = SimpleNamespace(stored=None, id="niah/tale", place=place)
-    said = {"token_ids": [1, 2, 3], "finish_reason": "stop", **answer}
-    return _record(SimpleNamespace(suite=suite, cell=cell), {"status": "done", "answer": said})  # type: ignore[arg-type]
+    said = answer_of(token_ids=[1, 2, 3], **answer)
+    return record_of(suite, cell, Answered(said))  # type: ignore[arg-type]
 
 
 def test_what_is_only_thought_does_not_retrieve() -> None:

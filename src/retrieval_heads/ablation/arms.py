@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.heads.formats import read_ranked
@@ -233,8 +232,3 @@ def _described(shape: Shape) -> str:
         numbers = [layer for _, layer in run]
         runs.append(f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}")
     return f"it has layers {', '.join(runs)}"
-
-
-def as_mask(heads: Sequence[Head], mode: str) -> dict[str, Any]:
-    """A mask as it crosses to the engine and stands in a record."""
-    return {"mode": mode, "heads": [list(head) for head in heads]}

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.intervals import share_interval
 from retrieval_heads.runs.answer import Answer
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.record import finite_mean
 
 QUESTIONS: Sequence[tuple[str, Sequence[str]]] = (
@@ -54,7 +54,7 @@ class Control:
     closed_book: float
 
 
-def measure(ask: Ask, masks: Mapping[str, Mapping[str, Any] | None], haystack: str) -> dict[str, Control]:
+def measure(ask: Ask, masks: Mapping[str, Mask | None], haystack: str) -> dict[str, Control]:
     """Measure every arm, all of them at once.
 
     Args:

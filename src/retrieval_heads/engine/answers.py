@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy
 
 from retrieval_heads.engine.backends.backend import Finished
-from retrieval_heads.engine.packed import pack
+from retrieval_heads.engine.packed import PackedHeads
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.heads.score import head_score
 from retrieval_heads.prompts.prompt import Tokenizer
 from retrieval_heads.prompts.requests import Request
+from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.record import Replay
 from retrieval_heads.scoring.settings import Tags
 from retrieval_heads.scoring.thoughts import opens_thoughts, thoughts_in
 
@@ -23,16 +25,20 @@ _PROMPT_END = 32
 """Tokens of a prompt, a prefill's not counted, among which a template opens the thoughts."""
 
 
-def answer_of(finished: Finished) -> dict[str, Any]:
+def answer_of(finished: Finished) -> Answer:
     """A finished request's answer, without the request's name."""
-    told = ("text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens", "seconds")
-    answer = {name: getattr(finished, name) for name in told}
-    return answer if finished.prompt_logprob is None else {**answer, "prompt_logprob": finished.prompt_logprob}
+    return Answer(
+        text=finished.text,
+        token_ids=finished.token_ids,
+        finish_reason=finished.finish_reason,
+        prompt_tokens=finished.prompt_tokens,
+        cached_tokens=finished.cached_tokens,
+        seconds=finished.seconds,
+        prompt_logprob=finished.prompt_logprob,
+    )
 
 
-def without_thoughts(
-    answer: dict[str, Any], request: Request, tags: Sequence[Tags], tokenizer: Tokenizer
-) -> dict[str, Any]:
+def without_thoughts(answer: Answer, request: Request, tags: Sequence[Tags], tokenizer: Tokenizer) -> Answer:
     """An answer whose text is what stands behind the thoughts, with those as `thoughts` and `thought_tokens`.
 
     Args:
@@ -43,15 +49,15 @@ def without_thoughts(
     """
     if not tags:
         return answer
-    said, ids = (answer.get("thoughts") or "") + answer["text"], answer["token_ids"]
-    prefill = request.facts.get("recipe", {}).get("prefill") or ""
+    said, ids = (answer.thoughts or "") + answer.text, answer.token_ids
+    prefill = (request.facts.recipe and request.facts.recipe.prefill) or ""
     end = tokenizer.decode(request.ids[-_PROMPT_END - len(prefill) :])
     whole = tokenizer.decode(ids) if ids else said
     found = thoughts_in(whole, tags, inside=opens_thoughts(end, prefill, tags))
     if found.are_none:
         return answer
     if found.is_open:
-        return {**answer, "text": "", "thoughts": said, "thought_tokens": len(ids)}
+        return replace(answer, text="", thoughts=said, thought_tokens=len(ids))
     # The first token that ends with the tag or behind it, then white space: a token may hold a space and a word.
     count = bisect_left(range(len(ids)), found.end, key=lambda place: len(tokenizer.decode(ids[:place])))
     while count < len(ids) and len(tokenizer.decode(ids[: count + 1])) <= found.answer:
@@ -63,11 +69,13 @@ def without_thoughts(
         text = (
             said[len(before) :] if said.startswith(before) else tokenizer.decode(ids[count:], skip_special_tokens=True)
         )
-    return {**answer, "text": text.lstrip(), "thoughts": whole[: found.answer], "thought_tokens": count}
+    return replace(answer, text=text.lstrip(), thoughts=whole[: found.answer], thought_tokens=count)
 
 
-def scores_of(finished: Finished, rows: Rows, names: Sequence[str], layers: Sequence[Layer]) -> dict[str, Any]:
-    """What a finished replay says of a cell: `heads` and `replay`.
+def scores_of(
+    finished: Finished, rows: Rows, names: Sequence[str], layers: Sequence[Layer]
+) -> tuple[PackedHeads, Replay]:
+    """What a finished replay says of a cell: every head's scores, and how they were scored.
 
     Args:
         finished: The replay.
@@ -94,11 +102,9 @@ def scores_of(finished: Finished, rows: Rows, names: Sequence[str], layers: Sequ
             raise EngineError(
                 f"the heads were not scored: {name} is no number, for NaN in the queries, keys or decay of {where}"
             )
-    return {
-        "heads": pack(scores, counts),
-        "replay": {
-            "cached_tokens": finished.cached_tokens,
-            "computed_tokens": finished.prompt_tokens - finished.cached_tokens,
-            "seconds": finished.seconds,
-        },
-    }
+    replay = Replay(
+        cached_tokens=finished.cached_tokens,
+        computed_tokens=finished.prompt_tokens - finished.cached_tokens,
+        seconds=finished.seconds,
+    )
+    return PackedHeads.of(scores, counts), replay

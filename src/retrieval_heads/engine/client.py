@@ -23,15 +23,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retrieval_heads.engine.jobs import FreeQuestion
+from pydantic import ValidationError
+
+from retrieval_heads.ablation.arms import MODES
+from retrieval_heads.engine.jobs import Done, FreeQuestion
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Hello, Message, receive, send
-from retrieval_heads.engine.packed import unpack
 from retrieval_heads.engine.private_folder import PrivateFolder
+from retrieval_heads.engine.results import Result, result_of_json
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError, FileError, QuestionError
 from retrieval_heads.files import write_whole
 from retrieval_heads.runs.answer import Answer
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.tasks.task import Cell, Question
 
 _SERVER = "retrieval_heads.engine.process"
@@ -101,22 +105,21 @@ class EngineClient:
         each = [{**cell.to_json(), "key": key} for key, cell in cells.items()]
         self._call({"do": "submit", "question": question.to_json(), "cells": each})
 
-    def result(self, key: str) -> Message:
+    def result(self, key: str) -> Result:
         """Wait for the result of a submitted cell."""
-        found: Message = self._call({"do": "result", "key": key})["result"]
-        return {**found, "heads": unpack(found["heads"])} if found.get("heads") is not None else found
+        return result_of_json(self._call({"do": "result", "key": key})["result"])
 
-    def finished(self, after: int) -> tuple[list[tuple[str, Message]], Message]:
+    def finished(self, after: int) -> tuple[list[tuple[str, Result]], Done]:
         """Wait for results, whichever come first.
 
         Args:
             after: How many are known already.
 
         Returns:
-            Those beyond these, each with its key, as they came; and what the engine has done, as `counters` tells it.
+            Those beyond these, each with its key, as they came; and what the engine has done.
         """
         reply = self._call({"do": "finished", "after": after})
-        return [(key, result) for key, result in reply["results"]], reply["done"]
+        return [(key, result_of_json(result)) for key, result in reply["results"]], Done.of_json(reply["done"])
 
     def ask(
         self,
@@ -124,7 +127,7 @@ class EngineClient:
         *,
         max_tokens: int = 64,
         chat: bool = True,
-        mask: Mapping[str, Any] | None = None,
+        mask: Mask | Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Answer:
         """Ask the shared engine anything.
@@ -144,7 +147,8 @@ class EngineClient:
         sampling = {"temperature": 0.0, **sampling, "max_tokens": max_tokens}
         if type(max_tokens) is not int or max_tokens < 1:
             raise QuestionError(f"ask: max_tokens: a number of tokens is expected, found {max_tokens!r}")
-        for name, value in {**sampling, "mask": mask}.items():
+        mask = _mask_of(mask)
+        for name, value in sampling.items():
             try:
                 json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
             except (TypeError, ValueError, RecursionError):
@@ -152,8 +156,16 @@ class EngineClient:
                     f"ask: {name}: {value!r:.100} does not cross to the engine; texts, finite numbers, true, false, "
                     "lists and mappings do"
                 ) from None
-        question = FreeQuestion(prompt, sampling, bool(chat), mask)
-        return Answer(**self._call(question.to_json())["answer"])
+        messages = prompt if isinstance(prompt, str) else tuple(prompt)
+        return self.answer(FreeQuestion(messages, sampling, bool(chat), mask))
+
+    def answer(self, question: FreeQuestion) -> Answer:
+        """Wait for the answer to a question that no suite asks.
+
+        Raises:
+            EngineError: The engine refused it.
+        """
+        return Answer.of_json(self._call({"do": "ask", "question": question.to_json()})["answer"])
 
     def counters(self) -> Mapping[str, Any]:
         """How much the engine has done: `submitted`, `finished`, its `process`, and the fields of `jobs.Done`."""
@@ -240,7 +252,25 @@ def _grave(address: Address) -> Path:
     return Path(address.path).with_name("ended")
 
 
-def _check_prompt(prompt: Any) -> None:
+def _mask_of(mask: object) -> Mask | None:
+    """What a user says of the heads that are to have no say.
+
+    Raises:
+        QuestionError: It is no mask.
+    """
+    if mask is None or isinstance(mask, Mask):
+        return mask
+    if isinstance(mask, Mapping):
+        with contextlib.suppress(ValidationError):
+            if (made := Mask.of_json(mask)).mode in MODES:
+                return made
+    raise QuestionError(
+        f'ask: mask: such as {{"mode": "zero", "heads": [[18, 7]]}}, with a mode of {", ".join(MODES)}, is expected, '
+        f"found {mask!r:.100}"
+    )
+
+
+def _check_prompt(prompt: object) -> None:
     """Refuse what is neither a text nor a list of messages, before the engine is asked.
 
     Raises:

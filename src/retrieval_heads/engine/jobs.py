@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from retrieval_heads.ablation.arms import NONE
-from retrieval_heads.engine.messages import Message
+from retrieval_heads.engine.results import Result
+from retrieval_heads.plain import Json, Plain
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.tasks.task import Cell, Question
 
 
-@dataclass(frozen=True)
-class FreeQuestion:
+@dataclass(frozen=True, slots=True)
+class FreeQuestion(Plain):
     """A question that no suite asks.
 
     Args:
         prompt: A user's message, or messages with `role` and `content`.
         sampling: Sampling parameters.
         chat: Whether the chat template writes the prompt.
-        mask: Heads that have no say in its answer: `mode`, `heads`.
+        mask: Heads that have no say in its answer.
     """
 
-    prompt: str | Sequence[Mapping[str, str]]
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str | tuple[Mapping[str, str], ...]
+    sampling: Mapping[str, Json] = field(default_factory=dict)
     chat: bool = True
-    mask: Mapping[str, Any] | None = None
-
-    def to_json(self) -> Message:
-        """As it crosses to the engine."""
-        return {"do": "ask", **vars(self)}
-
-    @classmethod
-    def of_json(cls, message: Message) -> FreeQuestion:
-        """One as `to_json` gave it."""
-        return cls(message["prompt"], message["sampling"], message["chat"], message["mask"])
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class CellQuestion:
     @property
     def awaits(self) -> bool:
         """Whether these are heads that another suite of the run finds."""
-        return self.is_masked and bool((self.question.ablate or {}).get("awaits"))
+        return self.is_masked and self.question.ablate is not None and bool(self.question.ablate.awaits)
 
 
 @dataclass
@@ -62,11 +54,11 @@ class Job:
     payload: str
     """What was asked, as canonical JSON: the same key with another payload is a mistake."""
     ask: FreeQuestion | CellQuestion
-    result: Message | None = None
+    result: Result | None = None
 
 
 @dataclass
-class Done:
+class Done(Plain):
     """What the engine has done. Written by the thread that steps it; prompts are those of cells that were asked."""
 
     steps: int = 0

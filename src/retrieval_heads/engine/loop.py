@@ -20,13 +20,14 @@ from retrieval_heads.engine.answers import answer_of, scores_of, without_thought
 from retrieval_heads.engine.backends.backend import Backend, Finished
 from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion
 from retrieval_heads.engine.masks import Masks
-from retrieval_heads.engine.messages import Message
+from retrieval_heads.engine.results import Answered, Unanswered
 from retrieval_heads.engine.server import Server
-from retrieval_heads.engine.stored_answers import result_of
+from retrieval_heads.engine.stored_answers import answer_in, result_of
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.prompts.requests import CellSkipped, Request
 from retrieval_heads.prompts.reuse import Reuse
+from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import Tags
 from retrieval_heads.scoring.thoughts import told_apart
@@ -143,12 +144,12 @@ class Loop:
         try:
             action(argument)
         except CellSkipped as reason:
-            self.server.finish(key, {"status": "skipped", "reason": str(reason)})
+            self.server.finish(key, Unanswered("skipped", str(reason)))
         except RetrievalHeadsError as error:
-            self.server.finish(key, {"status": "error", "reason": str(error)})
+            self.server.finish(key, Unanswered("error", str(error)))
         except Exception as error:  # a mistake of ours or of a user's prompt; the log says where
             traceback.print_exc()
-            self.server.finish(key, {"status": "error", "reason": f"{type(error).__name__}: {error}"})
+            self.server.finish(key, Unanswered("error", f"{type(error).__name__}: {error}"))
 
     def _start(self, key: str) -> None:
         ask = self.server.jobs[key].ask
@@ -157,7 +158,8 @@ class Loop:
             self._send(key, request, partial(self._answered, key, request, ()))
         elif ask.cell.stored is not None:
             record = Record.model_validate(ask.cell.stored)
-            request, answer = self.builder.stored(record), {"text": record.said, "token_ids": record.token_ids}
+            request = self.builder.stored(record)
+            answer = replace(answer_in(record), text=record.said, thoughts=None, thought_tokens=None)
             self._replay(key, request, self._without_thoughts(answer, request, ask.question.scoring.tags))
         else:
             self._start_cell(key, ask)
@@ -174,7 +176,7 @@ class Loop:
         is_traced = question.kind == "detect"
         known = self.earlier.get(key)
         tags = question.scoring.tags
-        if known and known.request == request.facts["request"] and (not is_traced or _is_scored(known, tags)):
+        if known and known.request == request.hash and (not is_traced or _is_scored(known, tags)):
             self.server.finish(key, result_of(known))
             return
         reusable = self.reuse.add(request.prefix, len(request.ids)) if request.prefix else 0
@@ -197,7 +199,7 @@ class Loop:
         assert ablate is not None
         if not self.masks.are_known(ablate):
             return False
-        if ablate["mode"] != "mean":
+        if ablate.mode != "mean":
             return True
         if source not in self.references:
             name, pieces = self.builder.reference(source)
@@ -223,37 +225,39 @@ class Loop:
         self.server.done.count_prompt(finished.prompt_tokens, finished.cached_tokens, reusable)
         then(finished)
 
-    def _without_thoughts(self, answer: Message, request: Request, tags: Sequence[Tags]) -> Message:
+    def _without_thoughts(self, answer: Answer, request: Request, tags: Sequence[Tags]) -> Answer:
         return without_thoughts(answer, request, tags, self.engine.tokenizer)
 
     def _answered(self, key: str, request: Request, tags: Sequence[Tags], finished: Finished) -> None:
         if finished.error is not None:
             raise EngineError(f"the heads were not masked: {finished.error}" if request.mask else finished.error)
-        answer = self._without_thoughts(answer_of(finished), request, tags)
-        self.server.finish(key, {"status": "done", **request.facts, "answer": answer})
+        self.server.finish(key, _answered(request, self._without_thoughts(answer_of(finished), request, tags)))
 
     def _to_replay(self, key: str, request: Request, tags: Sequence[Tags], finished: Finished) -> None:
         if finished.error is not None:
             raise EngineError(finished.error)
         self._replay(key, request, self._without_thoughts(answer_of(finished), request, tags))
 
-    def _replay(self, key: str, request: Request, answer: Message) -> None:
-        said, thoughts = answer["token_ids"], answer.get("thought_tokens") or 0
+    def _replay(self, key: str, request: Request, answer: Answer) -> None:
+        said, thoughts = answer.token_ids, answer.thought_tokens or 0
         if thoughts and len(said) == thoughts:
-            self.server.finish(key, {"status": "done", **request.facts, "answer": answer})
+            self.server.finish(key, _answered(request, answer))
             return
         if not said:
             raise EngineError("the answer has no tokens, so that there is nothing to score heads on")
         rows = request.rows(said, thoughts)
         name = f"{_REPLAY}{key}"
-        self.engine.replay(name, [*request.ids, *said[:-1]], rows, Rows.of(rows).first, of=key)
+        self.engine.replay(name, [*request.ids, *said[:-1]], rows, rows.first, of=key)
         self.fed += len(request.ids)  # of a stored answer; after a generation it is forgotten before more is fed
-        self.in_flight[name] = partial(self._scored, key, request, answer)
+        self.in_flight[name] = partial(self._scored, key, request, answer, rows)
 
-    def _scored(self, key: str, request: Request, answer: Message, finished: Finished) -> None:
-        rows = Rows.of(request.rows(answer["token_ids"], answer.get("thought_tokens") or 0))
-        scores = scores_of(finished, rows, self.engine.scores, self.engine.info.layers or ())
-        self.server.finish(key, {"status": "done", **request.facts, **scores, "answer": answer})
+    def _scored(self, key: str, request: Request, answer: Answer, rows: Rows, finished: Finished) -> None:
+        heads, replay = scores_of(finished, rows, self.engine.scores, self.engine.info.layers or ())
+        self.server.finish(key, replace(_answered(request, answer), heads=heads, replay=replay))
+
+
+def _answered(request: Request, answer: Answer) -> Answered:
+    return Answered(answer, request.facts, request.expected, request.hash, request.answered_by, request.mask)
 
 
 def _is_scored(known: Record, tags: Sequence[Tags]) -> bool:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from retrieval_heads.ablation.arms import Arm, NoSuchDraw, as_mask, heads_of
+from retrieval_heads.ablation.arms import Arm, NoSuchDraw, heads_of
 from retrieval_heads.engine.jobs import CellQuestion, Job
-from retrieval_heads.engine.packed import unpack
+from retrieval_heads.engine.results import Answered
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.detection import aggregate
 from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.requests import CellSkipped
 from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.record import Record
-from retrieval_heads.tasks.task import TASKS
+from retrieval_heads.tasks.task import TASKS, Ablation
 
 
 @dataclass
@@ -32,30 +32,30 @@ class Masks:
     server: Server
     layers: Sequence[Layer]
     maskable: Collection[int] = ()
-    _ranked: dict[tuple[str, ...], Sequence[Head]] = field(default_factory=dict)
+    _ranked: dict[tuple[str, ...], tuple[Head, ...]] = field(default_factory=dict)
 
-    def are_known(self, ablate: Mapping[str, Any]) -> bool:
+    def are_known(self, ablate: Ablation) -> bool:
         """Whether every sample that an ablation waits for has its result.
 
         Args:
-            ablate: The `ablate` part of a suite's question.
+            ablate: Of a suite's question.
 
         Raises:
             EngineError: One of them was not submitted before the ablation, so that nothing says that it ever will be.
         """
-        jobs, awaited = self.server.jobs, ablate.get("awaits", ())
-        for key in awaited:
+        jobs = self.server.jobs
+        for key in ablate.awaits:
             if key not in jobs:
                 raise EngineError(
                     f"the heads to mask are found by cell {key!r} among others, which was not submitted before"
                 )
-        return all(jobs[key].result is not None for key in awaited)
+        return all(jobs[key].result is not None for key in ablate.awaits)
 
-    def choose(self, ablate: Mapping[str, Any], arm: str) -> dict[str, Any] | None:
+    def choose(self, ablate: Ablation, arm: str) -> Mask | None:
         """The mask of an arm; `None` for the unmasked one.
 
         Args:
-            ablate: The `ablate` part of a suite's question.
+            ablate: Of a suite's question.
             arm: The arm's name.
 
         Raises:
@@ -68,14 +68,14 @@ class Masks:
         chosen = Arm.of(arm)
         if not chosen.count:
             return None
-        ranked = [(layer, head) for layer, head in ablate["heads"]] or self.found(tuple(ablate["awaits"]))
+        ranked = ablate.heads or self.found(ablate.awaits)
         try:
-            heads = heads_of(chosen, ranked, shape, ablate["seed"])
+            heads = heads_of(chosen, ranked, shape, ablate.seed)
         except NoSuchDraw as reason:
             raise CellSkipped(str(reason)) from None
-        return as_mask(heads, ablate["mode"])
+        return Mask(ablate.mode, heads)
 
-    def found(self, keys: tuple[str, ...]) -> Sequence[Head]:
+    def found(self, keys: tuple[str, ...]) -> tuple[Head, ...]:
         """The heads that the samples of these keys rank, best first.
 
         Raises:
@@ -84,21 +84,20 @@ class Masks:
         if keys not in self._ranked:
             samples = [_sample(self.server.jobs[key]) for key in keys]
             detection = aggregate(samples, self.layers)
-            self._ranked[keys] = [head for head, _ in detection.ranked()]
+            self._ranked[keys] = tuple(head for head, _ in detection.ranked())
         return self._ranked[keys]
 
 
 def _sample(job: Job) -> Record:
     """What a detection needs to know of a sample: its heads' scores, and whether it counts."""
     assert isinstance(job.ask, CellQuestion)
-    result, question, cell = job.result or {}, job.ask.question, job.ask.cell
-    heads = result.get("heads")
-    passed = False
-    if heads is not None:
-        if cell.stored is not None:
-            passed = bool(cell.stored["passed"])
-        else:
-            task = TASKS.find(question.task)
-            asked = {**task.asked(question, cell.place), **result}
-            passed = task.judge(result["answer"]["text"], asked, question.scoring).passed
-    return Record(heads=unpack(heads) if heads is not None else None, passed=passed)
+    result, question, cell = job.result, job.ask.question, job.ask.cell
+    if not isinstance(result, Answered) or result.heads is None:
+        return Record(passed=False)
+    if cell.stored is not None:
+        passed = bool(cell.stored["passed"])
+    else:
+        task = TASKS.find(question.task)
+        expected = result.expected or task.asked(question, cell.place)
+        passed = task.judge(result.answer.text, expected, question.scoring).passed
+    return Record(heads=result.head_scores, passed=passed)

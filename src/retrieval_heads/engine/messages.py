@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from retrieval_heads.plain import Plain
 
 Message = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Devices:
+@dataclass(frozen=True, slots=True)
+class Devices(Plain):
     """Where a replica computes.
 
     Args:
@@ -28,11 +30,11 @@ class Devices:
 
     name: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    cores: Sequence[int] = ()
+    cores: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Hello:
+@dataclass(frozen=True, slots=True)
+class Hello(Plain):
     """What an engine process is told on its standard input, one line of JSON.
 
     Args:
@@ -58,7 +60,7 @@ class Hello:
     traced: bool = False
     backend: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
-    haystacks: Sequence[str] = ()
+    haystacks: tuple[str, ...] = ()
     earlier: str | None = None
     replicas: int | str = 1
     silence: float | None = None
@@ -70,16 +72,6 @@ class Hello:
     pulse: str = ""
     log: str = ""
     place: Devices | None = None
-
-    def to_json(self) -> Message:
-        """Plain builtins that mean the same."""
-        return asdict(self)
-
-    @classmethod
-    def of_json(cls, data: Message) -> Hello:
-        """One as `to_json` gave it."""
-        place = data.get("place")
-        return cls(**{**data, "place": Devices(**place) if place else None})
 
 
 _LENGTH = struct.Struct(">Q")

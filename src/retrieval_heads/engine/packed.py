@@ -7,37 +7,49 @@ from __future__ import annotations
 import base64
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from retrieval_heads.plain import Plain
+from retrieval_heads.runs.record import HeadScores
 
 if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
-Heads = dict[str, list[list[float]]]
-"""By score, a row of heads for each layer; empty where a layer cannot be scored."""
 
-
-def pack(scores: Mapping[str, NDArray[float64]], counts: Sequence[int]) -> dict[str, Any]:
-    """What `unpack` makes `Heads` of.
+@dataclass(frozen=True, slots=True)
+class PackedHeads(Plain):
+    """Head scores as bytes.
 
     Args:
-        scores: By name, `[scored layers, most heads]`.
+        packed: By score, the 64 bit floats `[scored layers, most heads]` in base64.
         counts: Heads of each layer, 0 where it cannot be scored.
+        most: Heads of the longest layer.
     """
-    packed = {name: base64.b64encode(values.tobytes()).decode() for name, values in scores.items()}
-    most = next(iter(scores.values())).shape[1] if scores else 0
-    return {"packed": packed, "counts": list(counts), "most": most}
 
+    packed: Mapping[str, str]
+    counts: tuple[int, ...]
+    most: int
 
-def unpack(heads: Mapping[str, Any]) -> Heads:
-    """Head scores as lists; those of a stored record are lists already."""
-    if "packed" not in heads:
-        return dict(heads)
-    found = {}
-    for name, packed in heads["packed"].items():
-        values, start, rows = array("d", base64.b64decode(packed)), 0, []
-        for count in heads["counts"]:
-            rows.append(values[start : start + count].tolist())
-            start += heads["most"] if count else 0
-        found[name] = rows
-    return found
+    @classmethod
+    def of(cls, scores: Mapping[str, NDArray[float64]], counts: Sequence[int]) -> PackedHeads:
+        """Pack scores.
+
+        Args:
+            scores: By name, `[scored layers, most heads]`.
+            counts: Heads of each layer, 0 where it cannot be scored.
+        """
+        packed = {name: base64.b64encode(values.tobytes()).decode() for name, values in scores.items()}
+        return cls(packed, tuple(counts), next(iter(scores.values())).shape[1] if scores else 0)
+
+    def lists(self) -> HeadScores:
+        """As records hold them: by score, a row of heads for each layer, empty where a layer cannot be scored."""
+        found = {}
+        for name, packed in self.packed.items():
+            values, start, rows = array("d", base64.b64decode(packed)), 0, []
+            for count in self.counts:
+                rows.append(values[start : start + count].tolist())
+                start += self.most if count else 0
+            found[name] = rows
+        return found

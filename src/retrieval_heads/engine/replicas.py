@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProces
 from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.messages import Devices, Hello
+from retrieval_heads.engine.results import Answered, Result, Unanswered
 from retrieval_heads.engine.routing import ANSWER, Asked, share_out
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.stored_answers import complete_answers
@@ -64,7 +65,7 @@ def _cpu_places(count: int) -> list[Devices]:
         )
     bounds = [number * len(cores) // count for number in range(count + 1)]
     shares = [sorted(cores[start:end]) for start, end in pairwise(bounds)]
-    return [Devices(f"core {','.join(map(str, share))}", cores=share) for share in shares]
+    return [Devices(f"core {','.join(map(str, share))}", cores=tuple(share)) for share in shares]
 
 
 def _where(core: int) -> tuple[int, ...]:
@@ -181,13 +182,13 @@ class Router:
         try:
             while True:
                 results, done = client.finished(known)
-                replica.done = Done(**done)
+                replica.done = done
                 known += len(results)
                 with self.routing:  # before any result: whoever has the last one may ask how much was done
                     self.server.done = Done.sum(one.done for one in self.replicas)
                 for key, result in results:
-                    if (result.get("mask") or {}).get("mode") == "mean":
-                        self.measured.setdefault(result["recipe"]["hash"], replica)
+                    if isinstance(result, Answered) and result.mask is not None and result.mask.mode == "mean":
+                        self.measured.setdefault(result.mask.reference, replica)
                     self.server.finish(key, result)
                 with self.routing:
                     for key, _ in results:
@@ -206,19 +207,22 @@ class Router:
             try:
                 if isinstance(ask, FreeQuestion):
                     self._ask(key, ask)
-                elif ask.awaits and not self.masks.are_known(ask.question.ablate or {}):
+                elif ask.awaits and not self._can_mask(ask.question):
                     self.held.setdefault(ask.question.suite, []).append(key)
                 else:
                     cells.append(key)
             except EngineError as error:  # what it waits for will not come
-                self.server.finish(key, {"status": "error", "reason": str(error)})
+                self.server.finish(key, Unanswered("error", str(error)))
         self._submit(cells)
 
     def _release(self) -> None:
         """Hand on the masked cells whose masks are known by now."""
         for suite, keys in list(self.held.items()):
-            if self.masks.are_known(self._cell(keys[0]).question.ablate or {}):
+            if self._can_mask(self._cell(keys[0]).question):
                 self._submit(self.held.pop(suite))
+
+    def _can_mask(self, question: Question) -> bool:
+        return question.ablate is None or self.masks.are_known(question.ablate)
 
     def _cell(self, key: str) -> CellQuestion:
         ask = self.server.jobs[key].ask
@@ -253,31 +257,30 @@ class Router:
             except RetrievalHeadsError as error:  # no heads were found
                 for key in these:
                     del replica.outstanding[key]
-                    self.server.finish(key, {"status": "error", "reason": str(error)})
+                    self.server.finish(key, Unanswered("error", str(error)))
 
     def _with_heads(self, question: Question) -> Question:
         """The question of cells whose heads another suite has found, with these in place of that suite."""
-        ablate = question.ablate or {}
-        heads = self.masks.found(tuple(ablate["awaits"]))
-        return replace(question, ablate={**ablate, "heads": heads, "awaits": ()})
+        assert question.ablate is not None
+        heads = self.masks.found(question.ablate.awaits)
+        return replace(question, ablate=replace(question.ablate, heads=heads, awaits=()))
 
     def _ask(self, key: str, ask: FreeQuestion) -> None:
         """Ask a free question from a thread of its own: there are no more of them than clients."""
         least = min(self.replicas, key=lambda replica: replica.load)
-        replica = self.measured.get((ask.mask or {}).get("reference", ""), least)
+        replica = self.measured.get(ask.mask.reference, least) if ask.mask else least
         replica.outstanding[key] = ANSWER
         threading.Thread(target=self._answer, args=[key, ask, replica], daemon=True).start()
 
     def _answer(self, key: str, ask: FreeQuestion, replica: Replica) -> None:
         client = EngineClient(replica.address)
         try:
-            answer = client.ask(ask.prompt, chat=ask.chat, mask=ask.mask, **ask.sampling)
-            result = {"status": "done", "answer": asdict(answer)}
+            result: Result = Answered(client.answer(ask))
         except EngineDied as error:
             self._fail(replica, error)
             return
         except EngineError as error:
-            result = {"status": "error", "reason": str(error)}
+            result = Unanswered("error", str(error))
         finally:
             client.close()
         with self.routing:

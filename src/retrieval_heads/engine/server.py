@@ -10,11 +10,13 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion, Job
 from retrieval_heads.engine.messages import OPENING, Message, receive, send
+from retrieval_heads.engine.results import Result, Unanswered
+from retrieval_heads.plain import Json
 from retrieval_heads.redaction import without_secrets
 from retrieval_heads.tasks.task import Cell, Question
 
@@ -33,7 +35,7 @@ class Server:
       Cells that find the heads of an ablation come before those that mask them.
     - `result`: waits for the `result` of a `key`.
     - `finished`: waits for results of more cells than `after`; replies with those beyond.
-    - `ask`: `prompt`, `chat`, `sampling`; waits for the `answer`.
+    - `ask`: a free `question`; waits for the `answer`.
     - `counters`: how much was done.
     """
 
@@ -67,10 +69,10 @@ class Server:
             self.failure = without_secrets(reason)
             self.changed.notify_all()
 
-    def finish(self, key: str, result: Message) -> None:
+    def finish(self, key: str, result: Result) -> None:
         """A job's result; whoever waits for it gets it."""
-        if "reason" in result:
-            result = {**result, "reason": without_secrets(result["reason"])}
+        if isinstance(result, Unanswered):
+            result = replace(result, reason=without_secrets(result.reason))
         with self.changed:
             self.jobs[key].result = result
             if isinstance(self.jobs[key].ask, CellQuestion):
@@ -136,23 +138,24 @@ class Server:
         if message["key"] not in self.jobs:
             return {"error": f"cell {message['key']} was never submitted"}
         result = self._wait(message["key"])
-        return self._fatal() if result is None else {"result": result}
+        return self._fatal() if result is None else {"result": result.to_json()}
 
     def _finished(self, message: Message) -> Message:
         after = message["after"]
         with self.changed:
             self.changed.wait_for(lambda: len(self.answered) > after or self.failure is not None)
-            results = [[key, self.jobs[key].result] for key in self.answered[after:]]
-        return {"results": results, "done": asdict(self.done)} if results else self._fatal()
+            found = [(key, self.jobs[key].result) for key in self.answered[after:]]
+        results: list[Json] = [[key, result.to_json()] for key, result in found if result is not None]
+        return {"results": results, "done": self.done.to_json()} if results else self._fatal()
 
     def _ask(self, message: Message) -> Message:
         with self.changed:
             key = f"ask {len(self.jobs)}"
-            self._take_in(key, "", FreeQuestion.of_json(message))
+            self._take_in(key, "", FreeQuestion.of_json(message["question"]))
         result = self._wait(key)
         if result is None:
             return self._fatal()
-        return {"error": result["reason"]} if "reason" in result else {"answer": result["answer"]}
+        return {"error": result.reason} if isinstance(result, Unanswered) else {"answer": result.answer.to_json()}
 
     def _counters(self, _: Message) -> Message:
         with self.changed:
@@ -161,7 +164,7 @@ class Server:
                 "submitted": len(self.jobs),
                 "finished": finished,
                 "process": os.getpid(),
-                **asdict(self.done),
+                **self.done.to_json(),
             }
 
     def _fatal(self) -> Message:
@@ -171,7 +174,7 @@ class Server:
         self.jobs[key] = Job(payload, ask)
         self.waiting.put(key)
 
-    def _wait(self, key: str) -> Message | None:
+    def _wait(self, key: str) -> Result | None:
         job = self.jobs[key]
         with self.changed:
             self.changed.wait_for(lambda: job.result is not None or self.failure is not None)

@@ -12,16 +12,12 @@ from typing import Any
 
 from retrieval_heads.engine.client import EngineProcess
 from retrieval_heads.engine.jobs import FreeQuestion
-from retrieval_heads.engine.messages import Hello, Message
+from retrieval_heads.engine.messages import Hello
+from retrieval_heads.engine.results import Answered, Result, Unanswered
 from retrieval_heads.engine.server import Server
+from retrieval_heads.runs.answer import Answer
+from retrieval_heads.runs.facts import PromptFacts
 from retrieval_heads.runs.record import Record, read_records
-
-_ANSWER = (
-    *("text", "thoughts", "thought_tokens", "token_ids", "finish_reason"),
-    *("prompt_tokens", "cached_tokens", "seconds"),
-)
-_PROMPT = ("prompt_tokens", "achieved_depth", "needle_span", "question_span", "around", "insertions", "recipe")
-_FACTS = ("request", "answered_by", *_PROMPT, "mask", "heads", "replay")
 
 
 def key_of(record: Record) -> str:
@@ -29,13 +25,42 @@ def key_of(record: Record) -> str:
     return f"{record.suite}::{record.cell}"
 
 
-def result_of(record: Record) -> Message:
+def answer_in(record: Record) -> Answer:
+    """The answer that a record holds."""
+    return Answer(
+        text=record.text,
+        token_ids=record.token_ids,
+        finish_reason=record.finish_reason,
+        prompt_tokens=record.prompt_tokens or 0,
+        cached_tokens=record.cached_tokens or 0,
+        seconds=record.seconds or 0.0,
+        thoughts=record.thoughts,
+        thought_tokens=record.thought_tokens,
+    )
+
+
+def result_of(record: Record) -> Result:
     """What the engine said of a cell, as its record holds it."""
     if record.status in ("skipped", "error"):
-        return {"status": record.status, "reason": record.reason}
-    told = record.model_dump(mode="json", include={*_ANSWER, *_FACTS})
-    facts = {name: told[name] for name in _FACTS if told[name] is not None}
-    return {"status": "done", **facts, "answer": {name: told[name] for name in _ANSWER}}
+        return Unanswered(record.status, record.reason)
+    facts = PromptFacts(
+        prompt_tokens=record.prompt_tokens,
+        recipe=record.recipe,
+        needle_span=record.needle_span,
+        question_span=record.question_span,
+        achieved_depth=record.achieved_depth,
+        around=record.around,
+        insertions=None if record.insertions is None else tuple(record.insertions),
+    )
+    return Answered(
+        answer=answer_in(record),
+        facts=facts,
+        request=record.request,
+        answered_by=record.answered_by,
+        mask=record.mask,
+        heads=record.heads,
+        replay=record.replay,
+    )
 
 
 def complete_answers(path: Path) -> dict[str, Record]:
@@ -79,8 +104,8 @@ class StoredAnswers(EngineProcess):
         while True:
             key = server.waiting.get()
             if isinstance(server.jobs[key].ask, FreeQuestion):
-                server.finish(key, {"reason": "with --rh-rescore there is no engine that could be asked"})
+                server.finish(key, Unanswered("error", "with --rh-rescore there is no engine that could be asked"))
             elif (record := self._stored.get(key)) is None:
-                server.finish(key, {"status": "error", "reason": "the run holds no answer of this cell"})
+                server.finish(key, Unanswered("error", "the run holds no answer of this cell"))
             else:
                 server.finish(key, result_of(record))

@@ -6,9 +6,11 @@ tokens up to p and predicted token p + 1. Positions are tokens of the request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from retrieval_heads.plain import Plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +21,8 @@ Span = tuple[int, int]
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Rows:
+@dataclass(frozen=True, slots=True)
+class Rows(Plain):
     """What is replayed: the rows that predicted an answer, and those of the question before them.
 
     Args:
@@ -40,19 +42,6 @@ class Rows:
     question_span: Span
     more_spans: tuple[Span, ...] = ()
     positions: bool = False
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Rows:
-        """Read them from the plain fields that cross to the worker."""
-        return cls(
-            prompt_tokens=fields["prompt_tokens"],
-            answer=tuple(fields["answer"]),
-            needle_span=(fields["needle_span"][0], fields["needle_span"][1]),
-            needle=tuple(fields["needle"]),
-            question_span=(fields["question_span"][0], fields["question_span"][1]),
-            more_spans=tuple((start, end) for start, end in fields.get("more_spans", ())),
-            positions=bool(fields.get("positions")),
-        )
 
     @property
     def spans(self) -> tuple[Span, ...]:

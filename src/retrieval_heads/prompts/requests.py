@@ -3,64 +3,74 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from retrieval_heads.errors import ConfigError, EngineError, PromptError, UnreadableFile
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.prompts.haystack import AROUND, Haystack, Text, read_text
-from retrieval_heads.prompts.prompt import Frame, PromptBuilder, PromptText, Tokenizer, hash_ids
+from retrieval_heads.prompts.prompt import BuiltPrompt, Frame, PromptBuilder, PromptText, Tokenizer, hash_ids
 from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.prompts.settings import Prompt
 from retrieval_heads.reading import path_of
 from retrieval_heads.reading import read_text as read_source
+from retrieval_heads.runs.facts import Expectation, PromptFacts
+from retrieval_heads.runs.mask import Mask
+from retrieval_heads.runs.record import AnsweredBy, Recipe
 
 
 @dataclass(frozen=True)
 class Request:
-    """A cell's prompt, ready to be sent.
+    """A cell's prompt, ready to be sent. A task gives the fields up to `text`, `tasks.builder` those after it.
 
     Args:
         ids: The prompt's token ids.
         sampling: vLLM's sampling parameters.
-        facts: What the cell's result says of the prompt.
-        mask: The heads that have no say in the answer, as `retrieval_heads.ablation.arms.as_mask` makes them.
+        facts: What the cell's record says of the prompt.
+        expected: The question and what its answer must say, where `Task.asked` could not tell it without the prompt.
         prefix: What of the prompt other cells' prompts may share; of a prompt built from a cell.
         text: What is sent in place of the ids, to a model that takes none (`Writer.takes_text`).
+        mask: The heads that have no say in the answer.
+        hash: Tells it from every other: all of its question, and who is asked (`Record.request`).
+        answered_by: Who is asked.
     """
 
     ids: list[int]
     sampling: dict[str, Any]
-    facts: dict[str, Any]
-    mask: Mapping[str, Any] | None = None
+    facts: PromptFacts
+    expected: Expectation | None = None
     prefix: Prefix | None = None
     text: PromptText | None = None
+    mask: Mask | None = None
+    hash: str = ""
+    answered_by: AnsweredBy | None = None
 
     @property
     def prompt(self) -> list[int] | PromptText:
         """What is sent."""
         return self.ids if self.text is None else self.text
 
-    def rows(self, said: list[int], thoughts: int = 0) -> dict[str, Any]:
-        """What a probe needs to know: the fields of `retrieval_heads.heads.looks.Rows`.
+    def rows(self, said: Sequence[int], thoughts: int = 0) -> Rows:
+        """What head scores read of a replay of it and what the model said.
 
         Args:
             said: All that the model said.
             thoughts: How many tokens of that stand before its answer.
         """
-        start, end = self.facts["needle_span"]
-        others = [each["span"] for each in self.facts.get("insertions", ())[1:] if each["role"] == "asked"]
-        rows = {
-            "prompt_tokens": len(self.ids) + thoughts,
-            "answer": said[thoughts:],
-            "needle_span": [start, end],
-            "needle": [token for first, last in [(start, end), *others] for token in self.ids[first:last]],
-            "question_span": list(self.facts["question_span"]),
-        }
-        if others:
-            rows["more_spans"] = [list(span) for span in others]
-        return rows
+        facts = self.facts
+        assert facts.needle_span is not None, "heads are scored on prompts with spans"
+        assert facts.question_span is not None
+        others = tuple(each.span for each in (facts.insertions or ())[1:] if each.role == "asked" and each.span)
+        return Rows(
+            prompt_tokens=len(self.ids) + thoughts,
+            answer=tuple(said[thoughts:]),
+            needle_span=facts.needle_span,
+            needle=tuple(token for start, end in (facts.needle_span, *others) for token in self.ids[start:end]),
+            question_span=facts.question_span,
+            more_spans=others,
+        )
 
 
 class CellSkipped(Exception):
@@ -133,17 +143,23 @@ class Writer:
         rendered = self.prompts.render(messages, prefill)
         ids = self.prompts.encode_start(rendered)
         self.check_room(len(ids), sampling["max_tokens"])
-        recipe = {
-            "wording": messages,
-            "template_hash": self.prompts.wording_hash(messages, prefill),
-            "prompt_hash": hash_ids(ids),
-            **({"prefill": prefill} if prefill else {}),
-        }
+        recipe = Recipe(
+            wording=messages,
+            template_hash=self.prompts.wording_hash(messages, prefill),
+            prompt_hash=hash_ids(ids),
+            prefill=prefill or None,
+        )
         written = PromptText(tuple(messages), rendered, prefill or "") if self.takes_text else None
-        return Request(ids, dict(sampling), {"prompt_tokens": len(ids), "recipe": recipe}, text=written)
+        return Request(ids, dict(sampling), PromptFacts(len(ids), recipe), text=written)
 
     def document(
-        self, prompt: Prompt, context: str, question: str, said: tuple[int, int] | None, sampling: Mapping[str, Any]
+        self,
+        prompt: Prompt,
+        context: str,
+        question: str,
+        said: tuple[int, int] | None,
+        sampling: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> Request:
         """A question about a text of its own, which no haystack gives; its tokens are spliced as a haystack's are.
 
@@ -154,6 +170,7 @@ class Writer:
             said: The characters of the text that the answer stands in; head scores aim at their tokens. `None`: it
                 stands nowhere.
             sampling: The suite's `generation`, with `max_tokens` in it.
+            options: The task's own settings, for the recipe.
 
         Raises:
             PromptError: The chat template refuses the messages, or those characters have no token.
@@ -166,24 +183,22 @@ class Writer:
         shift = 0 if frame.question_in_head else start + len(tokens.ids)
         begin, end = frame.question_span
         hashed = hashlib.sha256(context.encode()).hexdigest()
-        facts: dict[str, Any] = {
-            "prompt_tokens": len(ids),
-            "question_span": (shift + begin, shift + end),
-            "recipe": {
-                "hash": hashed,
-                "tokens": len(tokens.ids),
-                "wording": frame.wording,
-                "template_hash": frame.hash,
-                "prompt_hash": hash_ids(ids),
-                **({"prefill": frame.prefill} if frame.prefill else {}),
-            },
-        }
+        recipe = Recipe(
+            hash=hashed,
+            tokens=len(tokens.ids),
+            wording=frame.wording,
+            template_hash=frame.hash,
+            prompt_hash=hash_ids(ids),
+            prefill=frame.prefill or None,
+            options=dict(options),
+        )
+        facts = PromptFacts(len(ids), recipe, question_span=(shift + begin, shift + end))
         if said is not None:
             first, last = tokens.span(*said)
             if first == last:
                 raise PromptError(f"{context[slice(*said)]!r} has no tokens in this vocabulary")
-            facts["needle_span"] = (start + first, start + last)
-            facts["around"] = (context[max(0, said[0] - AROUND) : said[0]], context[said[1] : said[1] + AROUND])
+            around = (context[max(0, said[0] - AROUND) : said[0]], context[said[1] : said[1] + AROUND])
+            facts = replace(facts, needle_span=(start + first, start + last), around=around)
         prefix = Prefix(frame.head, hashed, len(tokens.ids), (), frame.tail)
         text = self.prompts.framed_text(frame, context, question) if self.takes_text else None
         return Request(ids, dict(sampling), facts, prefix=prefix, text=text)
@@ -205,11 +220,11 @@ class Writer:
             raise PromptError(f"the stored prompt holds the needle {found} times; once is needed")
         tokens = self.prompts.text(prompt)
         start = prompt.index(said)
-        facts = {
-            "prompt_tokens": len(tokens.ids),
-            "needle_span": tokens.span(start, start + len(said)),
-            "question_span": (0, 0),  # its records do not hold the question: `query` is not measured
-        }
+        facts = PromptFacts(
+            len(tokens.ids),
+            needle_span=tokens.span(start, start + len(said)),
+            question_span=(0, 0),  # its records do not hold the question: `query` is not measured
+        )
         return Request(list(tokens.ids), {}, facts)
 
     def _tokenized(self, text: str) -> Text:
@@ -230,6 +245,32 @@ class Writer:
 
     def _make_frame(self, prompt: str, question: str, example: str) -> Frame:
         return self.prompts.frame(Prompt.model_validate_json(prompt), question, example)
+
+
+def recipe_of(
+    prompt: BuiltPrompt, haystack: Haystack, frame: Frame, options: Mapping[str, Any] | None = None
+) -> Recipe:
+    """What builds a prompt again that stands in a haystack.
+
+    Args:
+        prompt: The prompt.
+        haystack: What its needles stand in.
+        frame: What stands around it.
+        options: The task's own settings.
+    """
+    return Recipe(
+        haystack=haystack.source,
+        hash=haystack.hash,
+        tokens=len(haystack.tokens.ids),
+        offset=prompt.context.offset,
+        insertion=prompt.context.insertion,
+        repeats=prompt.context.repeats,
+        wording=frame.wording,
+        prefill=frame.prefill or None,
+        template_hash=frame.hash,
+        prompt_hash=prompt.hash,
+        options=None if options is None else dict(options),
+    )
 
 
 def _template_text(template: str | None) -> str | None:

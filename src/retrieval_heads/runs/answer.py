@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from retrieval_heads.plain import Plain
+
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Plain):
     """What the model said to one prompt.
 
     Args:
-        text: The answer.
-        token_ids: Its ids, the end-of-sequence token included when it was produced.
+        text: The answer; of a suite's cell what stands behind the model's thoughts.
+        token_ids: The ids of thoughts and answer, the end-of-sequence token included when it was produced.
         finish_reason: `stop` or `length`.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: How many of those the prefix cache gave.
         seconds: From the first work on the request to its last token.
+        thoughts: What was said before the answer, the closing tag included; `None` where that is not told apart.
+        thought_tokens: How many of `token_ids` those are; `None` where it is not known.
         prompt_logprob: Mean log probability of the prompt's tokens, where `prompt_logprobs=0` asked for it.
     """
 
@@ -25,4 +29,6 @@ class Answer:
     prompt_tokens: int
     cached_tokens: int
     seconds: float
+    thoughts: str | None = None
+    thought_tokens: int | None = None
     prompt_logprob: float | None = None

@@ -278,7 +278,7 @@ def question_identity(record: Record) -> Identity:
             "boundary": recipe.boundary or UNKNOWN,
             **{f"task.{key}": value for key, value in _without_path(recipe.options or {}).items()},
             **{key if key == "sampling" else f"sampling.{key}": value for key, value in sampling.items()},
-            **({"mask": record.mask.model_dump(mode="json")} if record.mask else {}),
+            **({"mask": record.mask.to_json()} if record.mask else {}),
             "prompt": recipe.prompt_hash,
         }
     )

@@ -12,12 +12,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.kinds import KINDS
 from retrieval_heads.reading import parse_json, read_text
 from retrieval_heads.redaction import without_values
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value
 from retrieval_heads.runs.predecessor import task_fields
 
@@ -137,17 +146,6 @@ class Replay(BaseModel):
     """From its first step to its last."""
 
 
-class Mask(BaseModel):
-    """Which heads had no say in an answer (ablation)."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    mode: str
-    """How they were masked; see `retrieval_heads.ablation.arms.MODES`."""
-    heads: list[tuple[int, int]]
-    """Each [layer, head]."""
-
-
 _OF_THE_NEEDLE = frozenset({"context_length", "document_depth", "needle", "needle_name"})
 """Fields that records of other tasks do not have."""
 
@@ -215,7 +213,7 @@ class Record(BaseModel):
     """Chooses the offset into the haystack."""
     arm: str = ""
     """Which heads were masked (ablation): `top_10`, `random_10_draw_2`; empty: none."""
-    mask: Mask | None = None
+    mask: Annotated[Mask, PlainSerializer(Mask.to_json)] | None = None
     """The heads of the arm, and how they were masked."""
     text: str = ""
     """The answer; of a reasoning model what stands behind its thoughts."""

@@ -87,8 +87,9 @@ def check_prompts(suite: Suite, tokenizer: Any) -> Iterator[Check]:
             head, tail = tokenizer.decode(list(frame.head)), tokenizer.decode(list(frame.tail))
             yield Check("template", f"{_cut(head)!r} … {_cut(tail, from_end=True)!r}")
             yield _stop(tokenizer, load_generation(model))
-        start, end = request.facts["needle_span"]
-        yield _round_trip(needle, tokenizer.decode(request.ids[start:end]))
+        span = request.facts.needle_span
+        assert span is not None, "a needle's prompt has spans"
+        yield _round_trip(needle, tokenizer.decode(request.ids[slice(*span)]))
         yield _echo(suite, needle)
 
 

@@ -27,6 +27,7 @@ from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.haystack import check_source
 from retrieval_heads.prompts.settings import HaystackSource, Needle, NeedleFile
 from retrieval_heads.reading import path_of
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.folder import read_facts
 from retrieval_heads.runs.origin import Origin, origins
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value, shown
@@ -37,7 +38,7 @@ from retrieval_heads.suites.needle_files import NAME, located, read_needles
 from retrieval_heads.suites.predecessor import SECTIONS, sections_of
 from retrieval_heads.suites.reading import line_of, overlay, read_settings, read_suites, resolve
 from retrieval_heads.suites.settings import Settings
-from retrieval_heads.tasks.task import FILE_HASH, TASKS, THE_NEEDLE, Cell, Question, Task
+from retrieval_heads.tasks.task import FILE_HASH, TASKS, THE_NEEDLE, Ablation, Cell, Question, Task
 
 _SHORT = {LENGTH: "len"}
 """How an item's name writes an axis."""
@@ -236,10 +237,10 @@ def _options(task: Task, settings: Settings, written: _Written) -> dict[str, Any
         raise ConfigError("\n".join(sentences(task.settings, error, str(written.path), text, ("task",)))) from None
 
 
-def _ablate(settings: Settings, heads: tuple[Head, ...]) -> dict[str, Any] | None:
+def _ablate(settings: Settings, heads: tuple[Head, ...]) -> Ablation | None:
     if settings.ablate is None or settings.kind != "ablate":
         return None
-    return {**settings.ablate.model_dump(include={"mode", "seed"}), "heads": heads}
+    return Ablation(settings.ablate.mode, settings.ablate.seed, heads)
 
 
 def _check_gates(settings: Settings, question: Question, cells: Sequence[Cell], written: _Written) -> None:
@@ -625,7 +626,7 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
     if not grid:
         raise ConfigError(f"{written.at('task')}: task: {question.task} asks nothing with these settings")
     can_repeat = len(seeds) > 1 and not task.needs
-    known: set[str] = set()
+    known: set[tuple[str, tuple[Value, ...], Expectation]] = set()
     left_out = 0
     for arm in masks:
         # A seed's cells share the start of their contexts: together they find it in the cache before it is evicted.
@@ -633,7 +634,7 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
             for values in grid:
                 place = Place(tuple(zip(task.axes, values, strict=True)), seed, arm)
                 if can_repeat:
-                    asked = json.dumps([arm, values, task.asked(question, place)])
+                    asked = (arm, values, task.asked(question, place))
                     if asked in known:
                         left_out += 1
                         continue

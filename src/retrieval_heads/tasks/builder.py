@@ -14,11 +14,12 @@ from retrieval_heads.errors import PromptError
 from retrieval_heads.prompts.prompt import PromptBuilder, PromptText, Tokenizer
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.start_token import start_token_fault
+from retrieval_heads.runs.facts import PromptFacts
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.place import Place
-from retrieval_heads.runs.record import Record
+from retrieval_heads.runs.record import AnsweredBy, Recipe, Record
 from retrieval_heads.tasks.task import FILE_HASH, TASKS, THE_NEEDLE, Cell, Question
 
-_SPANS = ("needle_span", "question_span")
 REFERENCE_TOKENS = 4096
 REFERENCE_PIECE = 1024
 
@@ -44,7 +45,7 @@ class CellBuilder:
         takes_text: bool = False,
     ) -> None:
         self._writer = Writer(tokenizer, model, max_model_len, takes_text=takes_text)
-        self._answered_by = dict(answered_by)
+        self._answered_by = AnsweredBy.model_validate(answered_by) if answered_by else None
 
     @property
     def prompts(self) -> PromptBuilder:
@@ -70,7 +71,7 @@ class CellBuilder:
             with contextlib.suppress(PromptError):
                 self._writer.haystack(source)
 
-    def request(self, question: Question, cell: Cell, mask: Mapping[str, Any] | None = None) -> Request:
+    def request(self, question: Question, cell: Cell, mask: Mask | None = None) -> Request:
         """Build a cell's prompt.
 
         Args:
@@ -83,27 +84,25 @@ class CellBuilder:
             PromptError: The prompt cannot be built.
         """
         request = TASKS.find(question.task).request(question, cell.place, self._writer)
-        facts, recipe = dict(request.facts), dict(request.facts["recipe"])
-        if mask is not None and mask["mode"] == "mean":
-            mask = {**mask, "reference": recipe.get("hash", "")}
-        facts["recipe"] = recipe | {
-            "template": self.prompts.template.model_dump(mode="json"),
-            "boundary": question.boundary,
-            "sampling": {key: value for key, value in question.generation.items() if value is not None},
-        }
-        if mask:
-            facts["mask"] = mask
-        if self._answered_by:
-            facts["answered_by"] = self._answered_by
-        facts["request"] = _request_hash(facts, request.sampling)
+        if request.facts.recipe is None:
+            raise PromptError(f"the task {question.task} gives its prompt no recipe")
+        recipe = request.facts.recipe.model_copy(
+            update={
+                "template": self.prompts.template,
+                "boundary": question.boundary,
+                "sampling": {key: value for key, value in question.generation.items() if value is not None},
+            }
+        )
+        if mask is not None and mask.mode == "mean":
+            mask = replace(mask, reference=recipe.hash)
+        facts = replace(request.facts, recipe=recipe)
         if self._writer.takes_text:
             if request.text is None:
                 raise PromptError(f"the task {question.task} writes token ids alone, and the backend takes text")
-            facts = {name: value for name, value in facts.items() if name not in _SPANS}
-            if "insertions" in facts:
-                facts["insertions"] = [{**each, "span": None} for each in facts["insertions"]]
+            facts = _without_spans(facts)
         prefix = request.prefix and replace(request.prefix, salt=_salt(question, cell.place, len(request.ids)))
-        return replace(request, facts=facts, mask=mask, prefix=prefix)
+        made = replace(request, facts=facts, mask=mask, prefix=prefix, answered_by=self._answered_by)
+        return replace(made, hash=_request_hash(recipe, made))
 
     def reference(self, source: str) -> tuple[str, list[list[int]]]:
         """The text whose mean stands in for a masked head's output: its name, and the haystack's first tokens in
@@ -134,19 +133,25 @@ class CellBuilder:
         else:
             messages, text = [], str(prompt)
         if self._writer.takes_text:
-            return Request([], {}, {}, text=PromptText(tuple(messages), text))
-        return Request(self.prompts.encode_start(text), {}, {})
+            return Request([], {}, PromptFacts(), text=PromptText(tuple(messages), text))
+        return Request(self.prompts.encode_start(text), {}, PromptFacts())
 
 
-def _request_hash(facts: Mapping[str, Any], sampling: Mapping[str, Any]) -> str:
+def _request_hash(recipe: Recipe, request: Request) -> str:
     """Tells a request from every other: all of its question, and who is asked."""
-    recipe = facts["recipe"]
-    question = [recipe.get(key, "") for key in ("prompt_hash", "hash", "wording", "boundary", "sampling")]
-    template = [recipe["template"]["hash"], recipe["template"]["kwargs"]]
-    if file_hash := (recipe.get("options") or {}).get(FILE_HASH):
+    question: list[object] = [recipe.prompt_hash, recipe.hash, recipe.wording, recipe.boundary, recipe.sampling]
+    template = recipe.template and [recipe.template.hash, recipe.template.model_dump(mode="json")["kwargs"]]
+    if file_hash := (recipe.options or {}).get(FILE_HASH):
         question.append(file_hash)
-    sent = [question, template, sampling, facts.get("answered_by"), facts.get("mask")]
+    asked = request.answered_by and request.answered_by.model_dump()
+    sent = [question, template, request.sampling, asked, request.mask and request.mask.to_json()]
     return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
+
+
+def _without_spans(facts: PromptFacts) -> PromptFacts:
+    """Where a backend's own tokens lie is not known."""
+    insertions = facts.insertions and tuple(each.model_copy(update={"span": None}) for each in facts.insertions)
+    return replace(facts, needle_span=None, question_span=None, insertions=insertions)
 
 
 def _salt(question: Question, place: Place, prompt_tokens: int) -> tuple[Any, ...] | None:
@@ -154,5 +159,5 @@ def _salt(question: Question, place: Place, prompt_tokens: int) -> tuple[Any, ..
     if question.ablate is None or place.arm in ("", NONE):
         return None
     # A mask of this mode is for one length of prompt.
-    is_uniform = question.ablate["mode"] == "uniform"
+    is_uniform = question.ablate.mode == "uniform"
     return (question.suite, place.arm, prompt_tokens if is_uniform else None)

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from retrieval_heads.errors import ConfigError, PromptError
 from retrieval_heads.prompts.haystack import SENTENCES, Haystack
 from retrieval_heads.prompts.prompt import Frame, Insert
-from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.prompts.requests import Request, Writer, recipe_of
 from retrieval_heads.prompts.reuse import Prefix
+from retrieval_heads.runs.facts import PromptFacts
+from retrieval_heads.runs.record import Insertion
 from retrieval_heads.scoring.settings import MATCHES, METRICS, STRING_MATCH, Scoring
 
 SAYS_ALL: Mapping[str, Any] = {"scoring": {"metric": STRING_MATCH, "threshold": 0.99}}
@@ -82,40 +84,28 @@ def request_of(
     prompt = writer.prompts.build_several(haystack, frame, inserts, length, seed=seed, boundary=boundary)
     context = prompt.context
     first = min(range(len(planned)), key=lambda number: context.starts[number])
-    facts = {
-        "prompt_tokens": length,
-        "achieved_depth": round(prompt.achieved_depth, 4),
-        "needle_span": prompt.needle_span,
-        "question_span": prompt.question_span,
-        "around": context.around,
-        "insertions": [
-            {
-                "role": each.role,
-                "text": each.text,
-                "counted": each.counted,
-                "depth": each.depth,
-                "achieved_depth": round(achieved, 4),
-                "place": place,
-                "span": list(span),
-            }
+    facts = PromptFacts(
+        prompt_tokens=length,
+        recipe=recipe_of(prompt, haystack, frame, options),
+        needle_span=prompt.needle_span,
+        question_span=prompt.question_span,
+        achieved_depth=round(prompt.achieved_depth, 4),
+        around=context.around,
+        insertions=tuple(
+            Insertion(
+                role=each.role,
+                text=each.text,
+                counted=each.counted,
+                depth=each.depth,
+                achieved_depth=round(achieved, 4),
+                place=place,
+                span=span,
+            )
             for each, achieved, place, span in zip(
                 planned, prompt.achieved_depths, context.insertions, prompt.spans, strict=True
             )
-        ],
-        "recipe": {
-            "haystack": haystack.source,
-            "hash": haystack.hash,
-            "tokens": len(haystack.tokens.ids),
-            "offset": context.offset,
-            "insertion": context.insertion,
-            "repeats": context.repeats,
-            "wording": frame.wording,
-            **({"prefill": frame.prefill} if frame.prefill else {}),
-            "template_hash": frame.hash,
-            "prompt_hash": prompt.hash,
-            "options": dict(options),
-        },
-    }
+        ),
+    )
     prefix = Prefix(
         head=frame.head,
         context=(haystack.hash, context.offset),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -12,9 +13,10 @@ from pydantic import Field
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.prompts.haystack import Haystack
 from retrieval_heads.prompts.prompt import BuiltPrompt, Frame, Insert
-from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.prompts.requests import Request, Writer, recipe_of
 from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.prompts.settings import Needle, Prompt
+from retrieval_heads.runs.facts import Expectation, PromptFacts
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement, judge
@@ -50,19 +52,16 @@ class NeedleTask:
         for needle, length, depth in itertools.product(question.needles, question.lengths, question.depths):
             yield length, depth, needle.name or ""
 
-    def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
+    def asked(self, question: Question, place: Place) -> Expectation:
         """The needle, its question and the answers that count."""
         needle = needle_of(question, place)
-        return {
-            "context_length": place.get(LENGTH),
-            "document_depth": place.get(DEPTH),
-            "needle": needle.needle,
-            "needle_name": needle.name,
-            "answer_span": needle.answer_span,
-            "question": needle.question,
-            "reference": needle.reference,
-            "alternatives": needle.references[1:],
-        }
+        return Expectation(
+            question=needle.question,
+            reference=needle.reference,
+            alternatives=needle.references[1:],
+            needle=needle.needle,
+            answer_span=needle.answer_span,
+        )
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
         """A prompt of exactly the length, the needle at its depth, its distractors away from it."""
@@ -106,9 +105,7 @@ class NeedleTask:
         text = None
         if writer.takes_text:
             text = writer.prompts.prompt_text(prompt, haystack, frame, [needle.needle], needle.question)
-        facts = _facts(prompt, haystack, frame)
-        if options:
-            facts["recipe"]["options"] = options
+        facts = _facts(prompt, haystack, frame, options)
         return Request(prompt.ids, sampling, facts, prefix=prefix, text=text)
 
     def rebuilt(self, record: Record, writer: Writer) -> Request:
@@ -126,24 +123,17 @@ class NeedleTask:
             inserts = [Insert(each.text, each.counted, each.depth) for each in stood]
             places = [each.place for each in stood]
         prompt = writer.prompts.rebuild(haystack, frame, inserts, places, record.context_length, recipe)
-        facts = _facts(prompt, haystack, frame) | {"recipe": recipe.model_dump(mode="json")}
+        facts = replace(_facts(prompt, haystack, frame, {}), recipe=recipe)
         if stood is not None:
-            facts["insertions"] = [
-                {**each.model_dump(mode="json"), "span": list(span)}
-                for each, span in zip(stood, prompt.spans, strict=True)
-            ]
+            insertions = (
+                each.model_copy(update={"span": span}) for each, span in zip(stood, prompt.spans, strict=True)
+            )
+            facts = replace(facts, insertions=tuple(insertions))
         return Request(prompt.ids, {}, facts)
 
-    def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
+    def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """Whether it says what only the needle knows; see `retrieval_heads.scoring`."""
-        # Not validated again: stored answers of the predecessor's have needles without a question.
-        needle = Needle.model_construct(
-            needle=asked["needle"],
-            question=asked["question"],
-            answer=[asked["reference"], *asked["alternatives"]],
-            answer_span=asked["answer_span"],
-        )
-        return judge(answer, needle, scoring)
+        return judge(answer, expected, scoring)
 
 
 TheNeedle = NeedleTask()
@@ -169,23 +159,12 @@ def _planned(needle: Needle, depth: float, seed: int, apart: float) -> list[Plan
     ]
 
 
-def _facts(prompt: BuiltPrompt, haystack: Haystack, frame: Frame) -> dict[str, Any]:
-    return {
-        "prompt_tokens": len(prompt.ids),
-        "achieved_depth": round(prompt.achieved_depth, 4),
-        "needle_span": prompt.needle_span,
-        "question_span": prompt.question_span,
-        "around": prompt.context.around,
-        "recipe": {
-            "haystack": haystack.source,
-            "hash": haystack.hash,
-            "tokens": len(haystack.tokens.ids),
-            "offset": prompt.context.offset,
-            "insertion": prompt.context.insertion,
-            "repeats": prompt.context.repeats,
-            "wording": frame.wording,
-            **({"prefill": frame.prefill} if frame.prefill else {}),
-            "template_hash": frame.hash,
-            "prompt_hash": prompt.hash,
-        },
-    }
+def _facts(prompt: BuiltPrompt, haystack: Haystack, frame: Frame, options: Mapping[str, Any]) -> PromptFacts:
+    return PromptFacts(
+        prompt_tokens=len(prompt.ids),
+        recipe=recipe_of(prompt, haystack, frame, options or None),
+        needle_span=prompt.needle_span,
+        question_span=prompt.question_span,
+        achieved_depth=round(prompt.achieved_depth, 4),
+        around=prompt.context.around,
+    )

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.place import DEPTH, LENGTH, Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement, judge_several
@@ -100,11 +101,11 @@ class NeedlesTask:
         check_metric(question.scoring)
         return itertools.product(question.lengths, question.depths)
 
-    def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
+    def asked(self, question: Question, place: Place) -> Expectation:
         """The question, and every value that must be said."""
         drawn = _drawn(NeedlesOptions.model_validate(question.options), place.seed)
-        values = [value for _, value in drawn.asked]
-        return {"question": drawn.question, "reference": ", ".join(values), "expected": values}
+        values = tuple(value for _, value in drawn.asked)
+        return Expectation(drawn.question, ", ".join(values), expected=values)
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
         """A prompt of exactly the length with all needles in it."""
@@ -133,9 +134,9 @@ class NeedlesTask:
         """The prompt of a record, drawn again."""
         return asked_again(self, record, writer)
 
-    def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
+    def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """How many of the values are said; see `retrieval_heads.scoring.matches`."""
-        return judge_several(answer, asked["expected"], asked["question"], scoring)
+        return judge_several(answer, expected.expected or (), expected.question, scoring)
 
 
 NEEDLES = NeedlesTask()

@@ -13,16 +13,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from retrieval_heads.errors import ConfigError, PromptError
+from retrieval_heads.errors import ConfigError
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import Prompt
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.place import DEPTH, Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement
 from retrieval_heads.scoring.settings import EXACT, Scoring
 from retrieval_heads.settings.range import Counts, whole_values
 from retrieval_heads.settings.section import Said, Section, Whole
-from retrieval_heads.tasks.task import Question
+from retrieval_heads.tasks.task import Question, of_recipe
 
 ENTRIES = "entries"
 LARGEST_BOOK = 100_000
@@ -93,11 +94,11 @@ class PhonebookTask:
                     asked.add(at)
                     yield entries, depth
 
-    def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
+    def asked(self, question: Question, place: Place) -> Expectation:
         """The question for a name, and the number."""
         options = PhonebookOptions.model_validate(question.options)
         name, number = _book(options, place)[_at(place)]
-        return {"question": options.question.replace("{name}", name), "reference": number}
+        return Expectation(options.question.replace("{name}", name), number)
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
         """The book's lines, and the question behind them; head scores aim at the asked line."""
@@ -106,13 +107,13 @@ class PhonebookTask:
         start = sum(len(line) + 1 for line in lines[:at])
         sampling = {key: value for key, value in question.generation.items() if value is not None}
         sampling.setdefault("max_tokens", _ANSWER_TOKENS)
-        asked = str(self.asked(question, place)["question"])
+        asked = self.asked(question, place).question
         assert question.prompt is not None
-        request = writer.document(question.prompt, "\n".join(lines), asked, (start, start + len(lines[at])), sampling)
-        said = options.model_dump(mode="json", exclude={ENTRIES})
-        recipe = {**request.facts["recipe"], "options": said}
+        line = (start, start + len(lines[at]))
+        kept = options.model_dump(mode="json", exclude={ENTRIES})
+        request = writer.document(question.prompt, "\n".join(lines), asked, line, sampling, kept)
         depth = round(_percent(at, len(lines)), 4)
-        return replace(request, facts={**request.facts, "achieved_depth": depth, "recipe": recipe})
+        return replace(request, facts=replace(request.facts, achieved_depth=depth))
 
     def rebuilt(self, record: Record, writer: Writer) -> Request:
         """The same lines and question again."""
@@ -128,17 +129,13 @@ class PhonebookTask:
             prompt=Prompt.model_validate({"messages": recipe.wording, "prefill": recipe.prefill}),
         )
         request = self.request(question, record.place, writer)
-        if request.facts["recipe"]["hash"] != recipe.hash:
-            raise PromptError("the phonebook is not the one that the stored answer was given to (its hash differs)")
-        if request.facts["recipe"]["prompt_hash"] != recipe.prompt_hash:
-            raise PromptError("tokenizer, wording or chat template are not those of the stored answer")
-        return replace(request, facts={**request.facts, "recipe": recipe.model_dump(mode="json")})
+        return of_recipe(request, recipe, "phonebook")
 
-    def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
+    def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """Whether the answer's digits, everything else left out, are the number's."""
-        said, expected = _digits(answer), _digits(asked["reference"])
-        passed = said == expected
-        reason = "" if passed else f"the answer's digits are {said or 'none'}, and not {expected}"
+        said, number = _digits(answer), _digits(expected.reference)
+        passed = said == number
+        reason = "" if passed else f"the answer's digits are {said or 'none'}, and not {number}"
         return Judgement({EXACT: float(passed)}, passed, reason)
 
 

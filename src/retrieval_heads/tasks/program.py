@@ -7,7 +7,7 @@ import keyword
 import random
 import string
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from retrieval_heads.errors import ConfigError, PromptError
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import Prompt
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.place import Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement
@@ -22,7 +23,7 @@ from retrieval_heads.scoring.settings import EXACT, Scoring
 from retrieval_heads.settings.range import Counts, whole_values
 from retrieval_heads.settings.section import Said, Section
 from retrieval_heads.tasks.interpreter import value_of
-from retrieval_heads.tasks.task import Question
+from retrieval_heads.tasks.task import Question, of_recipe
 
 KIND, VARIABLES, STEPS = "program", "variables", "steps"
 RECALL: Final = "recall"
@@ -89,10 +90,10 @@ class ProgramTask:
             steps = [0] if kind == RECALL else whole_values(options.steps)
             yield from itertools.product([kind], whole_values(options.variables), steps)
 
-    def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
+    def asked(self, question: Question, place: Place) -> Expectation:
         """The program with the question below it, and the value."""
         made = _program(place)
-        return {"question": f"{made.text}\n{_question(question, made)}", "reference": str(made.value)}
+        return Expectation(f"{made.text}\n{_question(question, made)}", str(made.value))
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
         """The program, and the question for the value of its target."""
@@ -100,9 +101,8 @@ class ProgramTask:
         sampling = {key: value for key, value in question.generation.items() if value is not None}
         sampling.setdefault("max_tokens", _ANSWER_TOKENS)
         assert question.prompt is not None
-        request = writer.document(question.prompt, made.text, _question(question, made), None, sampling)
-        recipe = {**request.facts["recipe"], "options": {"question": question.options["question"]}}
-        return replace(request, facts={**request.facts, "recipe": recipe})
+        kept = {"question": question.options["question"]}
+        return writer.document(question.prompt, made.text, _question(question, made), None, sampling, kept)
 
     def rebuilt(self, record: Record, writer: Writer) -> Request:
         """The same program and question again."""
@@ -116,17 +116,13 @@ class ProgramTask:
             prompt=Prompt.model_validate({"messages": recipe.wording, "prefill": recipe.prefill}),
         )
         request = self.request(question, record.place, writer)
-        if request.facts["recipe"]["hash"] != recipe.hash:
-            raise PromptError("the program is not the one that the stored answer was given to (its hash differs)")
-        if request.facts["recipe"]["prompt_hash"] != recipe.prompt_hash:
-            raise PromptError("tokenizer, wording or chat template are not those of the stored answer")
-        return replace(request, facts={**request.facts, "recipe": recipe.model_dump(mode="json")})
+        return of_recipe(request, recipe, "program")
 
-    def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
+    def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """Whether the answer is the value and nothing else."""
-        said, expected = answer.strip(), asked["reference"]
-        passed = said.isascii() and said.isdecimal() and (said.lstrip("0") or "0") == expected
-        reason = "" if passed else f"the answer is not the value {expected}"
+        said, value = answer.strip(), expected.reference
+        passed = said.isascii() and said.isdecimal() and (said.lstrip("0") or "0") == value
+        reason = "" if passed else f"the answer is not the value {value}"
         return Judgement({EXACT: float(passed)}, passed, reason)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from retrieval_heads.errors import PromptError
+from retrieval_heads.plain import Plain
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import Needle, Prompt
 from retrieval_heads.registry import Registry
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.place import Place, Value
-from retrieval_heads.runs.record import Record
+from retrieval_heads.runs.record import Recipe, Record
 from retrieval_heads.scoring import Judgement
 from retrieval_heads.scoring.settings import Scoring
 from retrieval_heads.settings.section import Section
@@ -21,6 +23,23 @@ THE_NEEDLE = "needle"
 """The task of a suite that names none."""
 FILE_HASH = "file_hash"
 """Among a task's settings, the SHA-256 of the file that its questions are from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation(Plain):
+    """Which heads the arms of an ablation mask.
+
+    Args:
+        mode: How; see `retrieval_heads.ablation.arms.MODES`.
+        seed: Chooses the control draws.
+        heads: Each (layer, head), best first; none where samples of the same run find them.
+        awaits: The keys of those samples.
+    """
+
+    mode: str
+    seed: int = 0
+    heads: tuple[tuple[int, int], ...] = ()
+    awaits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +60,7 @@ class Question:
         generation: Sampling parameters.
         boundary: Where a needle may stand: `sentence`, `token` or `line`.
         scoring: Which score decides.
-        ablate: Of an ablation, `mode`, `seed`, `heads`, and under `awaits` the keys of the samples that find them.
+        ablate: Of an ablation, which heads are masked.
     """
 
     suite: str
@@ -57,16 +76,17 @@ class Question:
     generation: Mapping[str, Any] = field(default_factory=dict)
     boundary: str = "sentence"
     scoring: Scoring = field(default_factory=Scoring)
-    ablate: Mapping[str, Any] | None = None
+    ablate: Ablation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain builtins that mean the same."""
-        plain = {one.name for one in fields(self)} - {"needles", "prompt", "scoring"}
+        plain = {one.name for one in fields(self)} - {"needles", "prompt", "scoring", "ablate"}
         return {
             **{name: value for name, value in vars(self).items() if name in plain},
             "needles": [needle.model_dump() for needle in self.needles],
             "prompt": self.prompt.model_dump() if self.prompt else None,
             "scoring": self.scoring.model_dump(),
+            "ablate": self.ablate.to_json() if self.ablate else None,
         }
 
     @cached_property
@@ -84,6 +104,7 @@ class Question:
             "needles": tuple(Needle.model_construct(**needle) for needle in data["needles"]),
             "prompt": Prompt.model_validate(data["prompt"]) if data["prompt"] else None,
             "scoring": Scoring.model_validate(data["scoring"]),
+            "ablate": Ablation.of_json(data["ablate"]) if data["ablate"] else None,
         }
         return cls(**{**data, **parts})
 
@@ -132,22 +153,22 @@ class Task(Protocol):
         """The grid without its seeds: a value for each axis. No tokenizer is at hand: this is at collection."""
         ...
 
-    def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
-        """What is known of a question before it is sent, as fields of `Record`: `question`, `reference`, and so on.
+    def asked(self, question: Question, place: Place) -> Expectation:
+        """The question in words, and what its answer must say.
 
         A task that needs neither haystack nor needles asks a question once, though several seeds come to the same.
         """
         ...
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
-        """The prompt, with what the record says of it: spans, `recipe`, and any field of `asked` known only now."""
+        """The prompt, with its recipe and spans as `facts`, and `expected` where only the prompt tells it."""
         ...
 
     def rebuilt(self, record: Record, writer: Writer) -> Request:
         """The prompt that a record's recipe describes; refused where another comes out."""
         ...
 
-    def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
+    def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """Scores of an answer by name, 0–1, and whether the one that `scoring` names is enough."""
         ...
 
@@ -175,6 +196,25 @@ TASKS: Registry[Task] = Registry(
 )
 
 
+def of_recipe(request: Request, recipe: Recipe, subject: str) -> Request:
+    """A request that was written again, with the recipe it was written by.
+
+    Args:
+        request: The request.
+        recipe: A record's.
+        subject: What the task asks about, for errors.
+
+    Raises:
+        PromptError: It is not the one that the record's answer was given to.
+    """
+    made = request.facts.recipe
+    if made is None or made.hash != recipe.hash:
+        raise PromptError(f"the {subject} is not the one that the stored answer was given to (its hash differs)")
+    if made.prompt_hash != recipe.prompt_hash:
+        raise PromptError("tokenizer, wording or chat template are not those of the stored answer")
+    return replace(request, facts=replace(request.facts, recipe=recipe))
+
+
 def asked_again(task: Task, record: Record, writer: Writer) -> Request:
     """The request of a record, by a task that draws its question from place and settings: it is drawn again.
 
@@ -195,7 +235,6 @@ def asked_again(task: Task, record: Record, writer: Writer) -> Request:
         boundary=recipe.boundary,
     )
     request = task.request(question, record.place, writer)
-    if request.facts["recipe"]["prompt_hash"] != recipe.prompt_hash:
+    if request.facts.recipe is None or request.facts.recipe.prompt_hash != recipe.prompt_hash:
         raise PromptError("the prompt that comes out is not the one that the stored answer was given to")
-    facts = request.facts | {"recipe": recipe.model_dump(mode="json")}
-    return Request(request.ids, {}, facts, text=request.text)
+    return Request(request.ids, {}, replace(request.facts, recipe=recipe), text=request.text)

@@ -126,7 +126,7 @@ class Probe:
                 continue
             try:
                 if "replay" not in place.state:
-                    place.state["replay"] = Replay(Rows.of(place.extra_args[PROBE]), len(kinds), scores)
+                    place.state["replay"] = Replay(Rows.of_json(place.extra_args[PROBE]), len(kinds), scores)
                 replay = place.state["replay"]
                 part = replay.part(place, int(computed[place.row]), needs_whole_context=needs_whole_context)
             except ValueError as error:

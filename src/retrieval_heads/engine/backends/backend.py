@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.prompts.prompt import PromptText, Tokenizer
 from retrieval_heads.registry import Registry
 from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.suites.settings import DEFAULT_BACKEND
 from retrieval_heads.suites.suite import Suite
 
@@ -160,10 +162,10 @@ class Backend(Protocol):
     def __init__(self, model: str, arguments: Fields, options: Fields, *, traced: bool) -> None:
         """Load what `locate` gave, with the other keys of the `model` section and those of `engine`."""
 
-    def add(self, request: str, prompt: Prompt, sampling: Fields, mask: Fields | None, *, is_replayed: bool) -> None:
+    def add(self, request: str, prompt: Prompt, sampling: Fields, mask: Mask | None, *, is_replayed: bool) -> None:
         """Queue a prompt: `mask` names the heads that have no say; `is_replayed` where `replay` will follow."""
 
-    def replay(self, request: str, ids: Sequence[int], rows: Fields, first_row: int, *, of: str) -> None:
+    def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str) -> None:
         """Score heads on prompt and answer, ahead of what waits; nothing from `first_row` on comes from a cache."""
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:

@@ -17,9 +17,11 @@ from retrieval_heads.engine.backends.arguments import check_arguments, check_sam
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info, Prompt
 from retrieval_heads.engine.backends.versions import SUPPORTED, check_versions, refuse_unsupported
 from retrieval_heads.errors import EngineError
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.hub import check_model
 from retrieval_heads.models import locate_model
 from retrieval_heads.prompts.prompt import PromptText
+from retrieval_heads.runs.mask import Mask
 
 PRIMED_TOKENS = 16
 """Of a prompt, that an answer is decoded after."""
@@ -203,15 +205,13 @@ class Engine(Backend):
             core.request_block_hasher = self._hashes = ReplayHashes(core.request_block_hasher)
         return traced.engine
 
-    def replay(
-        self, request: str, ids: Sequence[int], rows: Mapping[str, Any], first_row: int, *, of: str | None = None
-    ) -> None:
+    def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None = None) -> None:
         """Queue a replay, ahead of everything that waits: one forward over a prompt and its answer, probed.
 
         Args:
             request: Its name.
             ids: Prompt and answer, without the answer's last token.
-            rows: The fields of `retrieval_heads.heads.looks.Rows`.
+            rows: What head scores read of it.
             first_row: The first token that must be computed rather than read from the cache; where a layer's scores
                 need the whole context computed, none is read.
             of: The request that it repeats, if that was added with `is_replayed`.
@@ -224,7 +224,7 @@ class Engine(Backend):
 
         cap = 0 if self.traced.needs_whole_context else first_row
         # Of nnsight's edits none runs for it: the probe runs once a step, for all replays.
-        probed = {"nnsight_edits": [], PROBE: dict(rows), scheduler.MAX_CACHED: cap}
+        probed = {"nnsight_edits": [], PROBE: rows.to_json(), scheduler.MAX_CACHED: cap}
         if of is not None:
             probed[scheduler.HASHED_AS] = of
         self._add(request, ids, {**_NO_ANSWER, "extra_args": probed}, priority=-1)
@@ -236,7 +236,7 @@ class Engine(Backend):
         request: str,
         prompt: Prompt,
         sampling: Mapping[str, Any],
-        mask: Mapping[str, Any] | None = None,
+        mask: Mask | None = None,
         *,
         is_replayed: bool = False,
     ) -> None:
@@ -246,8 +246,7 @@ class Engine(Backend):
             request: Its name.
             prompt: Its prompt's token ids.
             sampling: vLLM's sampling parameters.
-            mask: The heads that have no say in it: `mode`, `heads` as [layer, head], and for the mode `mean` the
-                name of a `reference` that has been measured.
+            mask: The heads that have no say in it; for the mode `mean` its `reference` has been measured.
             is_replayed: Whether a `replay` of it will follow.
 
         Raises:
@@ -285,7 +284,7 @@ class Engine(Backend):
         # Tokens that came from the cache would be missing from the mean: the salt keeps it out.
         self._add(request, ids, {**_NO_ANSWER, "extra_args": edited}, priority=-1, salt=request)
 
-    def _masked(self, mask: Mapping[str, Any], prompt_tokens: int) -> tuple[dict[str, Any], str]:
+    def _masked(self, mask: Mask, prompt_tokens: int) -> tuple[dict[str, Any], str]:
         """The `extra_args` of a masked request, and its cache salt: without one, its keys would be read by requests
         that are masked otherwise or not at all, and theirs by it.
         """
@@ -294,21 +293,19 @@ class Engine(Backend):
         if self._edits is None:
             raise EngineError("this engine cannot mask heads: no suite of kind detect or ablate is selected")
         places = {layer: place for place, layer in enumerate(self.traced.maskable)}
-        if unknown := [layer for layer, _ in mask["heads"] if layer not in places]:
+        if unknown := [layer for layer, _ in mask.heads if layer not in places]:
             raise EngineError(f"the heads of layer {unknown[0]} cannot be masked: it has no output projection")
-        if mask["mode"] == "uniform" and (
-            odd := [layer for layer, _ in mask["heads"] if layer in self.traced.queryless]
-        ):
+        if mask.mode == "uniform" and (odd := [layer for layer, _ in mask.heads if layer in self.traced.queryless]):
             raise EngineError(
                 f"the mode uniform cannot mask heads of layer {odd[0]}: no query makes them see all alike"
             )
         fields = {
-            "mode": mask["mode"],
-            "heads": [[places[layer], head] for layer, head in mask["heads"]],
-            "reference": mask.get("reference", ""),
+            "mode": mask.mode,
+            "heads": [[places[layer], head] for layer, head in mask.heads],
+            "reference": mask.reference,
             "prompt_tokens": prompt_tokens,
         }
-        salted = fields if mask["mode"] == "uniform" else {**fields, "prompt_tokens": 0}
+        salted = fields if mask.mode == "uniform" else {**fields, "prompt_tokens": 0}
         return {"nnsight_edits": [ablate.EDIT], ablate.ARGUMENT: fields}, json.dumps(salted, sort_keys=True)
 
     def _add(

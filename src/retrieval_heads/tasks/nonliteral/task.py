@@ -12,6 +12,7 @@ from pydantic import Field
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.place import DEPTH, LENGTH, Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement
@@ -73,13 +74,13 @@ class NonliteralTask:
         for pair, length, depth in itertools.product(pairs, question.lengths, question.depths):
             yield length, depth, pair.name
 
-    def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
+    def asked(self, question: Question, place: Place) -> Expectation:
         """The question, the drawn name, and those that were not drawn."""
         pair = _pair(question, place)
         name = _drawn(pair, place.seed)
         gold = pair.gold or (name,)
-        others = [each for each in pair.characters if each not in (name, *gold)]
-        return {"question": pair.question, "reference": gold[0], "alternatives": list(gold[1:]), "others": others}
+        others = tuple(each for each in pair.characters if each not in (name, *gold))
+        return Expectation(pair.question, gold[0], tuple(gold[1:]), others=others)
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
         """A prompt of exactly the length, the needle behind the first line end at or after its depth."""
@@ -110,10 +111,9 @@ class NonliteralTask:
         """The prompt of a record, drawn again."""
         return asked_again(self, record, writer)
 
-    def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
+    def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """Whether it names the character, and nobody else; see `retrieval_heads.scoring.names`."""
-        accepted = [asked["reference"], *asked["alternatives"]]
-        return judge_name(answer, accepted, asked.get("others") or (), asked["question"], scoring)
+        return judge_name(answer, expected.references, expected.others or (), expected.question, scoring)
 
     def told(self, records: Sequence[Record]) -> list[str]:
         """The base score and the effective length."""

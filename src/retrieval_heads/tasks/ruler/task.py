@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -14,8 +14,9 @@ from retrieval_heads.prompts.haystack import SENTENCES, Text
 from retrieval_heads.prompts.prompt import Frame, hash_ids
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import PROMPTS, Message, Prompt
+from retrieval_heads.runs.facts import Expectation, PromptFacts
 from retrieval_heads.runs.place import LENGTH, Place, Value
-from retrieval_heads.runs.record import Record
+from retrieval_heads.runs.record import Insertion, Recipe, Record
 from retrieval_heads.scoring import Judgement, judge_several
 from retrieval_heads.scoring.settings import Scoring
 from retrieval_heads.settings.messages import nearest
@@ -83,10 +84,10 @@ class RulerTask:
         load_words()
         return itertools.product(question.lengths, options.tasks)
 
-    def asked(self, question: Question, place: Place) -> Mapping[str, Any]:
+    def asked(self, question: Question, place: Place) -> Expectation:
         """The question, and all that must be said."""
         asked = _Sample.of(question, place).asked
-        return {"question": asked.question, "reference": ", ".join(asked.expected), "expected": list(asked.expected)}
+        return Expectation(asked.question, ", ".join(asked.expected), expected=asked.expected)
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
         """A prompt that leaves room for the answer within the length."""
@@ -106,9 +107,9 @@ class RulerTask:
         """The prompt of a record, drawn again."""
         return asked_again(self, record, writer)
 
-    def judge(self, answer: str, asked: Mapping[str, Any], scoring: Scoring) -> Judgement:
+    def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """How much of what is expected is said; see `retrieval_heads.scoring.matches`."""
-        return judge_several(answer, asked["expected"], asked["question"], scoring)
+        return judge_several(answer, expected.expected or (), expected.question, scoring)
 
 
 RULER = RulerTask()
@@ -204,44 +205,39 @@ def _of_units(sample: _Sample, part: Units, frame: Frame, writer: Writer) -> Req
     filled, text = tokenized(count)
     ids = [*frame.head, *text.ids, *frame.tail]
     start = len(frame.head) + (0 if frame.question_in_head else len(text.ids))
-    facts: dict[str, Any] = {
-        "prompt_tokens": len(ids),
-        "question_span": (start + frame.question_span[0], start + frame.question_span[1]),
-        "recipe": {
-            "haystack": f"package:{PACKAGE}",
-            "hash": load_words().hash,
-            "wording": frame.wording,
-            "prefill": frame.prefill,
-            "template_hash": frame.hash,
-            "prompt_hash": hash_ids(ids),
-            "options": sample.recipe,
-        },
-    }
+    recipe = Recipe(
+        haystack=f"package:{PACKAGE}",
+        hash=load_words().hash,
+        wording=frame.wording,
+        prefill=frame.prefill,
+        template_hash=frame.hash,
+        prompt_hash=hash_ids(ids),
+        options=sample.recipe,
+    )
+    asked_at = (start + frame.question_span[0], start + frame.question_span[1])
+    facts = PromptFacts(len(ids), recipe, question_span=asked_at)
     if filled.counted:
-        facts |= _insertions(filled, text, len(frame.head))
+        insertions = _insertions(filled, text, len(frame.head))
+        first = insertions[0]
+        facts = replace(facts, needle_span=first.span, achieved_depth=first.achieved_depth, insertions=insertions)
     sent = writer.prompts.framed_text(frame, filled.text, sample.asked.question) if writer.takes_text else None
     return Request(ids, sample.sampling, facts, text=sent)
 
 
-def _insertions(filled: Filled, text: Text, before: int) -> dict[str, Any]:
+def _insertions(filled: Filled, text: Text, before: int) -> tuple[Insertion, ...]:
     """Where what is asked for stands in the prompt."""
     spans = [text.span(start, end) for start, end in filled.counted]
-    made: list[dict[str, Any]] = []
+    made = []
     for (start, end), (first, last) in zip(filled.counted, spans, strict=True):
         depth = round(100 * first / len(text.ids), 4)
-        said = filled.text[start:end]
         made.append(
-            {
-                "role": "asked",
-                "text": said,
-                "depth": depth,
-                "achieved_depth": depth,
-                "place": first,
-                "span": [before + first, before + last],
-            }
+            Insertion(
+                role="asked",
+                text=filled.text[start:end],
+                depth=depth,
+                achieved_depth=depth,
+                place=first,
+                span=(before + first, before + last),
+            )
         )
-    return {
-        "achieved_depth": made[0]["achieved_depth"],
-        "needle_span": tuple(made[0]["span"]),
-        "insertions": made,
-    }
+    return tuple(made)

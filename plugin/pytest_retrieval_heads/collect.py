@@ -163,8 +163,8 @@ class CellItem(pytest.Item):
             raise LowScore(printable(record.reason))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """About ten lines on a failed cell, none of them a traceback."""
-        if isinstance(excinfo.value, LowScore) and self.record is not None:
+        """About ten lines on a cell that failed, or scored low and is not what decides; none of them a traceback."""
+        if isinstance(excinfo.value, LowScore | pytest.xfail.Exception) and self.record is not None:
             return as_failure(f"{describe_low(self.record)}\n    engine    {self._run.log}", self.path)
         if isinstance(excinfo.value, CellFailed | AdditionError):
             return as_failure(f"{excinfo.value}\n\n{self._where()}", self.path)

@@ -205,3 +205,15 @@ def test_the_answer_can_be_named_apart_from_the_needle(project: Project) -> None
     assert record.reference == "at dawn"
     assert record.needle_span is not None
     assert record.needle_span[1] - record.needle_span[0] == 1
+
+
+def test_a_low_cell_that_decides_nothing_is_told_as_one_that_fails(project: Project, workers: list[str]) -> None:
+    """And not as a traceback of the plugin and pytest, which takes longer than its answer did."""
+    project.suite(sweep={"context_lengths": [256], "document_depths": [50]})
+    project.behave(wrong_lengths=[256])
+    result = project.run(*workers, "--rh-verdict", "none", "--xfail-tb")
+    result.assert_outcomes(xfailed=1)
+    result.stdout.fnmatch_lines(
+        ["*= XFAILURES =*", "    question  When does the ferry to Oslo leave?", "    engine    *engine.log*"]
+    )
+    result.stdout.no_fnmatch_line("*collect.py:*")

@@ -12,15 +12,16 @@ import rouge_score.rouge_scorer  # noqa: F401
 from project import Project, is_gone
 
 import pytest_retrieval_heads.run  # noqa: F401
+from forks import Server
 from retrieval_heads.scoring import score_answer
 
 score_answer("dawn", "dawn", "?")  # loads what scoring loads late
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, forks: Server) -> Iterator[Project]:
     """A project without a suite; whatever a test does to the engine, nothing of it stays."""
-    made = Project(pytester, monkeypatch)
+    made = Project(pytester, monkeypatch, forks)
     yield made
     for process in made.starts:
         assert is_gone(process), f"engine {process} is still there"

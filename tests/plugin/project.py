@@ -18,6 +18,7 @@ import yaml
 from stand_in_engine import FERRY, REFERENCE, VARIABLE, Behaviour
 
 import toy_tokenizer
+from forks import ADDRESS, Popen, Server
 from retrieval_heads.engine.backends import backend
 from retrieval_heads.registry import Registry
 from retrieval_heads.runs.record import Record, read_records
@@ -47,10 +48,12 @@ class Project:
     Its suite has lengths 128 and 256 at depths 0, 50 and 100: six cells.
     """
 
-    def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, forks: Server) -> None:
         self.pytester = pytester
         self.path = pytester.path
         self._monkeypatch = monkeypatch
+        monkeypatch.setattr(subprocess, "Popen", Popen)
+        monkeypatch.setenv(ADDRESS, forks.address)
         monkeypatch.setattr(backend, "BACKENDS", Registry(backend.GROUP, "backend", {"vllm": REFERENCE}))
         monkeypatch.setenv("PYTHONPATH", PATHS, prepend=os.pathsep)
         # Other people's plugins take two seconds of every start and every worker where no bytecode is written.
@@ -97,7 +100,10 @@ class Project:
         return self.pytester.runpytest_subprocess(*self._arguments(arguments, config, suites), timeout=300)
 
     def popen(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start pytest in a process and session of its own and leave it running; what it prints goes to `printed`."""
+        """Start pytest in a process and session of its own and leave it running; what it prints goes to `printed`.
+
+        It, its workers and its engine are no copies: a signal to its process group reaches whom it would at a user's.
+        """
         command = [sys.executable, "-m", "pytest", *self._arguments(arguments, config=True, suites=True)]
         with (self.path / "printed").open("wb") as printed:
             return subprocess.Popen(
@@ -106,6 +112,7 @@ class Project:
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={key: value for key, value in os.environ.items() if key != ADDRESS},
                 # As from a terminal: what a shell in the background or nohup ignores is inherited.
                 preexec_fn=_hear_signals,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ from retrieval_heads.intervals import shown as interval_shown
 from retrieval_heads.runs.grid import Grid
 from retrieval_heads.runs.place import DEPTH, LENGTH, shown
 from retrieval_heads.runs.record import Record, Status, finite_mean
-from retrieval_heads.tasks.task import TASKS, THE_NEEDLE, Summed
+from retrieval_heads.tasks.task import told_of
 
 _STATUSES = get_args(Status)
 _TITLES = {LENGTH: "tokens", DEPTH: "depth %"}
@@ -62,7 +63,8 @@ def summary(
             heading, lines = "ablation", [*ablating.table(ablated), *totals(mine)]
         else:
             heading = mine[0].task or "needle in a haystack"
-            lines = [*grid(mine, width), *totals(mine), *told(mine)]
+            lines = [*grid(mine, width), *totals(mine)]
+            lines += [line for said in told_of(mine) for line in textwrap.wrap(said, width)]
         reporter.section(printable(f"{heading}: {suite}"), "-")
         for line in lines:
             reporter.write_line(printable(line), red=line.startswith(("broken", "inconclusive")))
@@ -120,12 +122,6 @@ def totals(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def told(records: Sequence[Record]) -> list[str]:
-    """What the task of a suite's records makes of them all."""
-    task = TASKS.find(records[0].task or THE_NEEDLE)
-    return list(task.told(records)) if isinstance(task, Summed) else []
-
-
 def _places(records: Sequence[Record]) -> str:
     """Where records of one reason stand."""
     found = Grid.of(records)
@@ -134,7 +130,7 @@ def _places(records: Sequence[Record]) -> str:
 
 
 def grid(records: Sequence[Record], width: int) -> list[str]:
-    """The first side down (lengths), the second across (depths), the passing metric's mean in each cell.
+    """The passing metric's mean in each cell: lengths down and depths across, tasks down and lengths across.
 
     Args:
         records: Of one suite; needles and seeds are averaged.
@@ -143,10 +139,11 @@ def grid(records: Sequence[Record], width: int) -> list[str]:
     Returns:
         Lines. `-` is a skipped cell, `!` one in error, blank one without a result.
     """
-    found = Grid.of(records)
-    down, across = (_TITLES.get(side, side) for side in found.sides)
-    room = (width - 16) // max(1, len(found.ys))
-    heads = [shown(value) for value in found.ys]
+    found = Grid.of(records).table
+    down, across = (_TITLES.get(side, side) for side in found.axes)
+    edge = max(8, *(len(shown(value)) for value in found.downs))
+    room = (width - 8 - edge) // max(1, len(found.acrosses))
+    heads = [shown(value) for value in found.acrosses]
     if room >= max(5, max(map(len, heads)) + 1):
         column, show = min(room, 8), _digits
     elif room >= max(4, max(map(len, heads)) + 1):
@@ -155,17 +152,17 @@ def grid(records: Sequence[Record], width: int) -> list[str]:
         column, show, heads = 1, _bar, []
     top = "".join(f"{head:>{column}}" for head in heads)
     if not heads:
-        unit = " %" if found.sides[1] == DEPTH else ""
-        top = f"  {found.sides[1]} {shown(found.ys[0])} to {shown(found.ys[-1])}{unit}"
-    lines = [f"{down:>8}{top}{'mean':>8}" if heads else f"{down:>8}{top}"]
+        unit = " %" if found.axes[1] == DEPTH else ""
+        top = f"  {found.axes[1]} {shown(found.acrosses[0])} to {shown(found.acrosses[-1])}{unit}"
+    lines = [f"{down:>{edge}}{top}{'mean':>8}" if heads else f"{down:>{edge}}{top}"]
     if heads and across:
-        lines.insert(0, f"{'':8}{across:>{column * len(heads)}}")
+        lines.insert(0, f"{'':{edge}}{across:>{column * len(heads)}}")
     gap = " " if column == 1 else ""
-    for x in found.xs:
-        row = [found.cells.get((x, y), []) for y in found.ys]
+    for value in found.downs:
+        row = [found.cells.get((value, other), []) for other in found.acrosses]
         figures = "".join(f"{show(cell):>{column}}" for cell in row)
         mean = finite_mean([value for cell in row for value in _values(cell)])
-        lines.append(f"{shown(x):>8}{gap}{figures}{'' if math.isnan(mean) else f'{mean:8.2f}'}")
+        lines.append(f"{shown(value):>{edge}}{gap}{figures}{'' if math.isnan(mean) else f'{mean:8.2f}'}")
     return lines
 
 

@@ -66,6 +66,28 @@ def mean_interval(values: Sequence[float], top: float = 1.0) -> Interval | None:
     return Interval(float(low[0]), float(high[0]))
 
 
+def mean_of_means_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
+    """The interval of the mean of several groups' means, each group counting the same.
+
+    Made of the groups' own intervals (MOVER: Zou & Donner 2008, Statistics in Medicine 27, 1693–1702). Where a group
+    has fewer than `FEWEST` values and all have the same number, it is that of all values as one group, which is wider:
+    it takes the differences between groups for chance. Else `None`.
+
+    Args:
+        groups: Values in [0, 1] of each group.
+    """
+    intervals = [mean_interval(values) for values in groups]
+    if not groups or None in intervals:
+        is_even = len({len(values) for values in groups}) == 1
+        return mean_interval([value for values in groups for value in values]) if is_even else None
+    means = [sum(values) / len(values) for values in groups]
+    mean = sum(means) / len(means)
+    pairs = [(at, each) for at, each in zip(means, intervals, strict=True) if each is not None]
+    below = math.sqrt(sum((at - each.low) ** 2 for at, each in pairs)) / len(pairs)
+    above = math.sqrt(sum((each.high - at) ** 2 for at, each in pairs)) / len(pairs)
+    return Interval(max(0.0, mean - below), min(1.0, mean + above))
+
+
 def mean_intervals(values: NDArray[Any], top: float = 1.0) -> tuple[NDArray[Any], NDArray[Any]]:
     """The intervals of the means of values in [0, `top`].
 

@@ -166,13 +166,19 @@ def _finite(value: float | None) -> float | None:
 
 
 def _grid(title: str, records: Sequence[Record], number: str) -> str:
-    grid = Grid.of(records)
-    x, y = grid.sides
-    unit = " %" if y == DEPTH else ""
+    grid = Grid.of(records).table
+    down, across = grid.axes
+    unit = " %" if across == DEPTH else ""
     metrics = sorted({record.metric for record in records if record.metric})
     metric = number or (metrics[0] if len(metrics) == 1 else "pass metric")
-    rows = [[shown(row), *(_mean(grid.cells.get((row, column), []), number) for column in grid.ys)] for row in grid.xs]
-    header = [f"{x} \\ {y}" if y else x, *(f"{shown(column)}{unit}" if y else metric for column in grid.ys)]
+    rows = [
+        [shown(row), *(_mean(grid.cells.get((row, column), []), number) for column in grid.acrosses)]
+        for row in grid.downs
+    ]
+    header = [
+        f"{down} \\ {across}" if across else down,
+        *(f"{shown(column)}{unit}" if across else metric for column in grid.acrosses),
+    ]
     table = [header, ["---:"] * len(header), *rows]
     caption = f"{_code(title)}: mean {metric}" if title else f"Mean {metric}"
     return f"{caption}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from retrieval_heads.gates.expression import (
@@ -31,6 +31,8 @@ class _Measured:
     blamed: Values
     """The cells that a broken gate names its worst of."""
     where: str = ""
+    groups: Mapping[str, float] = field(default_factory=dict)
+    """The means that an aggregate over an axis is made of."""
 
 
 def check(
@@ -114,7 +116,7 @@ def _over_groups(how: How, over: str, values: Values) -> _Measured:
     means = {group: _mean(members) for group, members in groups.items()}
     found = _aggregate(how, list(means.values()))
     if how not in ("min", "max"):
-        return _Measured(found, values)
+        return _Measured(found, values, groups=means)
     group = next(group for group, mean in means.items() if mean == found)
     return _Measured(found, groups[group], f" at {over} {group}")
 
@@ -159,7 +161,12 @@ def _mean(values: Values) -> float:
 
 
 def _worst(gate: Gate, gaps: list[Gap], measured: _Measured) -> tuple[str, ...]:
-    """Gaps first; then places, because one place may hold several seeds and needles."""
+    """Gaps first; then the groups of an axis, or places, because one place may hold several seeds and needles."""
+    if measured.groups and isinstance(gate.measure, Aggregate):
+        fallen = {name: mean for name, mean in measured.groups.items() if not gate.holds(mean)}
+        least = sorted(fallen, key=lambda name: fallen[name], reverse=not gate.wants_high)
+        named = [f"{gate.measure.over} {name} {plain(fallen[name], gate.limit)}" for name in least]
+        return tuple([*name_gaps(gaps), *named][:WORST_SHOWN])
     places: defaultdict[tuple[Value, ...], Values] = defaultdict(list)
     for record, value in measured.blamed:
         places[record.place.grid].append((record, value))

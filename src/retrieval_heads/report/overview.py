@@ -16,8 +16,9 @@ from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.intervals import mean_interval, shown
 from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.runs.grid import Grid
-from retrieval_heads.runs.place import LENGTH
+from retrieval_heads.runs.place import LENGTH, axis_label
 from retrieval_heads.runs.record import Record, finite_mean
+from retrieval_heads.tasks.task import told_of
 
 _WORDS = ("broken", "inconclusive", "held")
 _IDENTITY = {
@@ -51,8 +52,8 @@ def overview(run: StoredRun) -> dict[str, Any]:
     """What the template shows besides the pictures.
 
     Returns:
-        `title`, `subtitle`, `figures` (each suite's, as name and label, value, note), `gates`, `ablations` (tables),
-        `settings` (name and value) and `config`.
+        `title`, `subtitle`, `figures` (each suite's, as name and label, value, note), `gates`, `ablations` and `grids`
+        (tables), `settings` (name and value) and `config`.
     """
     facts = run.facts or next((table.facts for table in run.heads.values()), {})
     suites: dict[str, list[Record]] = {}
@@ -72,6 +73,11 @@ def overview(run: StoredRun) -> dict[str, Any]:
         "figures": figures,
         "gates": _gates(run.gates),
         "ablations": [_ablation(each) for each in run.ablations],
+        "grids": [
+            _named_rows(records)
+            for records in suites.values()
+            if records[0].kind == "niah" and any(isinstance(y, str) and y for y in Grid.of(records).ys)
+        ],
         "settings": [
             (label, _shown(facts[key])) for key, label in _IDENTITY.items() if facts.get(key) not in (None, "")
         ],
@@ -102,7 +108,7 @@ def _subtitle(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _cells(records: Sequence[Record], baseline: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
     count = Counter[str](record.status for record in records)
-    measured = [record for record in records if record.status in ("pass", "low") and _score(record) is not None]
+    measured = [record for record in records if _is_measured(record)]
     named = {"low": "below the threshold", "skipped": "skipped", "error": "in error"}
     rest = [f"{count[status]:,} {words}" for status, words in named.items() if count[status]]
     yield "retrieved", f"{count['pass']:,} of {len(records):,}", ", ".join(rest)
@@ -134,6 +140,10 @@ def _cells(records: Sequence[Record], baseline: Sequence[Record]) -> Iterator[tu
         number = f"{worst:,}" if isinstance(worst, int) else f"{worst}"
         unit = "tokens, " if grid.sides[0] == LENGTH else ""
         yield f"weakest {grid.sides[0]}", number, f"{unit}mean {means[worst]:.3f}"
+
+
+def _is_measured(record: Record) -> bool:
+    return record.status in ("pass", "low") and _score(record) is not None
 
 
 def _score(record: Record) -> float | None:
@@ -206,6 +216,33 @@ def _closed_book(groups: Sequence[Mapping[str, Any]], controls: Mapping[str, Any
 def _interval(estimate: Mapping[str, float]) -> str:
     text = f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
     return text.replace("-", "−")
+
+
+def _named_rows(records: Sequence[Record]) -> dict[str, Any]:
+    """A suite's scores with their intervals, one row for each name, such as a task's."""
+    measured = [record for record in records if _is_measured(record)]
+    table, rows = Grid.of(records).table, []
+    for down in table.downs:
+        cells = [list(filter(_is_measured, table.cells.get((down, across), ()))) for across in table.acrosses]
+        rows.append([str(down), *map(_mean, cells), _mean([each for cell in cells for each in cell])])
+    down, across = map(axis_label, table.axes)
+    metric = next((record.metric for record in measured), "score").replace("_", " ")
+    return {
+        "suite": records[0].suite,
+        "caption": f"Mean {metric} by {down} and {across}; intervals are 95 %.",
+        "columns": [down, *map(str, table.acrosses), "mean"],
+        "rows": rows,
+        "notes": told_of(measured),
+    }
+
+
+def _mean(records: Sequence[Record]) -> str:
+    if not records:
+        return "–"
+    scores = [_score(record) or 0.0 for record in records]
+    interval = mean_interval(scores)
+    mean = f"{finite_mean(scores):.2f}"
+    return f"{mean} [{interval.low:.2f}, {interval.high:.2f}]" if interval else f"{mean} (n={len(scores)})"
 
 
 def _gates(gates: Mapping[str, Any]) -> dict[str, Any]:

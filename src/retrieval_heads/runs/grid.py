@@ -13,6 +13,23 @@ At = tuple[Value, Value]
 
 
 @dataclass(frozen=True)
+class Table:
+    """A grid as a table of text.
+
+    Args:
+        axes: What goes down, and what goes across; the second is empty where the task has one axis.
+        downs: Values that go down, in order.
+        acrosses: Values that go across, in order.
+        cells: Records by value down and value across.
+    """
+
+    axes: tuple[str, str]
+    downs: list[Value]
+    acrosses: list[Value]
+    cells: Mapping[At, list[Record]]
+
+
+@dataclass(frozen=True)
 class Grid:
     """The records of a suite.
 
@@ -38,6 +55,14 @@ class Grid:
             cells.setdefault(at(record), []).append(record)
         x, y = (*sides, "", "")[:2]
         return cls((x, y), in_order(place[0] for place in cells), in_order(place[1] for place in cells), cells)
+
+    @property
+    def table(self) -> Table:
+        """x goes down, as lengths do; but names on y do, which are longer than numbers."""
+        if not any(isinstance(y, str) and y for y in self.ys):
+            return Table(self.sides, self.xs, self.ys, self.cells)
+        (x, y), cells = self.sides, {(y, x): held for (x, y), held in self.cells.items()}
+        return Table((y, x), self.ys, self.xs, cells)
 
 
 def at(record: Record) -> At:

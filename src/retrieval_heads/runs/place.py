@@ -41,7 +41,7 @@ class Place:
     def grid(self) -> tuple[Value, ...]:
         """The values that a picture's two sides are, x first: those on the first two axes of numbers.
 
-        Axes of names tell pictures apart. A task of names alone has the first of them for x.
+        A task of fewer has its first axes of names for the other sides; those that are left tell pictures apart.
         """
         return tuple(value for _, value in self._sides)
 
@@ -52,8 +52,9 @@ class Place:
 
     @property
     def _sides(self) -> tuple[tuple[str, Value], ...]:
-        numbers = tuple((name, value) for name, value in self.axes if not isinstance(value, str))
-        return numbers[:2] or self.axes[:1]
+        numbers = [axis for axis in self.axes if not isinstance(axis[1], str)]
+        names = [axis for axis in self.axes if isinstance(axis[1], str)]
+        return (*numbers, *names)[:2]
 
     @property
     def facets(self) -> tuple[tuple[str, Value], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from retrieval_heads.tasks.ruler.fit import most_that_fit
 from retrieval_heads.tasks.ruler.niah import InText
 from retrieval_heads.tasks.ruler.part import Asked, Filled, Units
 from retrieval_heads.tasks.ruler.parts import NAMES, part_of, wording_of
+from retrieval_heads.tasks.ruler.total import sentences
 from retrieval_heads.tasks.ruler.words import PACKAGE, load_words
 from retrieval_heads.tasks.task import Question, asked_again
 
@@ -110,6 +111,10 @@ class RulerTask:
     def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """How much of what is expected is said; see `retrieval_heads.scoring.matches`."""
         return judge_several(answer, expected.expected or (), expected.question, scoring)
+
+    def told(self, records: Sequence[Record]) -> list[str]:
+        """The total of each length, and the effective length where all of RULER's tasks were asked."""
+        return sentences(records)
 
 
 RULER = RulerTask()

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from retrieval_heads.errors import ConfigError
+from retrieval_heads.errors import ConfigError, UnreadableFile
 from retrieval_heads.reading import parse_json, read_bytes
 
 SUFFIXES: Final = (".jsonl", ".csv", ".tsv")
@@ -113,12 +113,16 @@ def read_table(path: Path) -> Table:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{path}: a table is expected as {', '.join(SUFFIXES)}")
-    content = read_bytes(path)
-    return _parsed(path, content)
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise UnreadableFile(f"{path}: cannot be read ({error.strerror})") from None
+    return _parsed(path, (state.st_mtime_ns, state.st_size))
 
 
 @lru_cache(maxsize=4)
-def _parsed(path: Path, content: bytes) -> Table:
+def _parsed(path: Path, _state: tuple[int, int]) -> Table:
+    content = read_bytes(path)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

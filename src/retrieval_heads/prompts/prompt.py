@@ -240,6 +240,16 @@ class PromptBuilder:
             self._rendered[said] = render_limited(lambda: self._apply(messages))
         return self._rendered[said]
 
+    def render_once(self, messages: list[dict[str, str]]) -> str:
+        """As `render`, of messages that come only once: what the template writes is not kept.
+
+        Raises:
+            PromptError: The chat template refuses the messages.
+        """
+        if not self._template:
+            return self._rendered_turns(messages)
+        return render_limited(lambda: self._apply(messages))
+
     def _apply(self, messages: list[dict[str, str]]) -> str:
         text: str = self.tokenizer.apply_chat_template(
             messages,
@@ -252,7 +262,12 @@ class PromptBuilder:
 
     def encode_start(self, text: str) -> list[int]:
         """Token ids of a rendered prompt; the tokenizer's own first token is added where no template wrote it."""
-        return [*self._first_tokens(text), *tokenize_with(self.tokenizer, read_special=True)(text)[0]]
+        return self.tokens_at_start(text)[0]
+
+    def tokens_at_start(self, text: str) -> tuple[list[int], Text]:
+        """The same, and the text's tokens alone with their characters."""
+        tokens = Text.of(text, tokenize_with(self.tokenizer, read_special=True))
+        return [*self._first_tokens(text), *tokens.ids], tokens
 
     def build(
         self,

@@ -29,6 +29,7 @@ class Expectation(OfRecord):
         alternatives: Further answers that are accepted; a score is that of the best one.
         expected: All that the answer must say, of a task that asks for several things; `reference` is them as one text.
         others: What would be a wrong answer of the same kind, of a task whose answer is one of several names.
+        answer_prefix: The letters that the answer must begin with, of a task that asks for some; `reference` begins so.
         needle: The inserted text as the suite gives it, where there is one.
         answer_span: The part of the needle that must be said, where the suite gives one.
     """
@@ -38,6 +39,7 @@ class Expectation(OfRecord):
     alternatives: tuple[str, ...] = ()
     expected: tuple[str, ...] | None = None
     others: tuple[str, ...] | None = None
+    answer_prefix: str | None = None
     needle: str = ""
     answer_span: str | None = None
 

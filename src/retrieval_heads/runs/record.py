@@ -209,6 +209,8 @@ class Record(BaseModel):
     """All that the answer must say, of a task that asks for several things; `reference` is them as one text."""
     others: list[str] | None = None
     """What would be a wrong answer of the same kind, of a task whose answer is one of several names."""
+    answer_prefix: str | None = None
+    """The letters that the answer must begin with, of a task that asks for some."""
     seed: int = 0
     """Chooses the offset into the haystack."""
     arm: str = ""

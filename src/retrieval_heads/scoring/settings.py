@@ -39,7 +39,10 @@ CONTAINS, ONE_NAME = "contains", "one_name"
 NAMES: tuple[str, ...] = (ONE_NAME, CONTAINS)
 """Scores of tasks whose answer is one of several names; see `retrieval_heads.scoring.names`."""
 
-EVERY_METRIC = (*METRICS, EXACT, *MATCHES, *NAMES)
+RATIO = "ratio"
+"""How near an answer is to a text that it must say again; see `retrieval_heads.scoring.prefixed`."""
+
+EVERY_METRIC = (*METRICS, EXACT, *MATCHES, *NAMES, RATIO)
 
 
 class Tags(Section):

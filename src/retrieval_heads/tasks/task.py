@@ -187,6 +187,8 @@ TASKS: Registry[Task] = Registry(
     "task",
     {
         THE_NEEDLE: "retrieval_heads.tasks.needle:TheNeedle",
+        "mrcr": "retrieval_heads.tasks.mrcr.task:MRCR",
+        "mrcr_file": "retrieval_heads.tasks.mrcr.task:MRCR_FILE",
         "needles": "retrieval_heads.tasks.needles:NEEDLES",
         "nonliteral": "retrieval_heads.tasks.nonliteral.task:NONLITERAL",
         "phonebook": "retrieval_heads.tasks.phonebook:PHONEBOOK",

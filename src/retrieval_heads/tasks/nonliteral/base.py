@@ -26,7 +26,8 @@ class BaseScore:
     Args:
         base: The mean over pairs of each pair's best mean at a length of at most 1,024 tokens.
         means: The mean over pairs at each length.
-        effective: The longest length up to which every mean is at least 0.85 of the base; 0 for none.
+        effective: The longest length up to which every mean is at least 0.85 of the base, those that the base is of
+            not counted; 0 for none.
     """
 
     base: float
@@ -53,9 +54,10 @@ def base_score(records: Iterable[Record]) -> BaseScore | None:
     overall = {length: finite_mean(list(means[length].values())) for length in sorted(means)}
     effective = 0
     for length, mean in overall.items():
-        if base <= 0 or mean < SHARE * base - _SLACK:
+        if base > 0 and mean >= SHARE * base - _SLACK:
+            effective = length
+        elif length > LONGEST_BASE:
             break
-        effective = length
     return BaseScore(base, overall, effective)
 
 

@@ -49,6 +49,7 @@ PHASES: dict[str, Callable[[Bench], None]] = {
     "windows": phases.windows,
     "replicas": several_gpus.replicas,
     "ranks": several_gpus.ranks,
+    "ranks_bfloat16": several_gpus.ranks_bfloat16,
     "both": several_gpus.both,
     "big": several_gpus.big,
     "paper": phases.paper,

@@ -15,6 +15,8 @@ from typing import Any
 import numpy
 
 from retrieval_heads.engine.backends.vllm import Engine
+from retrieval_heads.heads.looks import Rows
+from retrieval_heads.runs.mask import Mask
 
 LENGTHS = (2048, 4096, 6144, 8192)
 EACH = 2
@@ -39,10 +41,8 @@ def main(model: str, dtype: str, ranks: str, out: str) -> None:
     draw = random.Random(0).randrange
     prompts = {f"{n}": [draw(100, 40_000) for _ in range(length)] for n, length in enumerate(LENGTHS * EACH)}
     layers = [layer.heads for layer in engine.info.layers]
-    mask = {
-        "mode": "zero",
-        "heads": [[layer, head] for layer in range(0, len(layers), 2) for head in range(0, layers[layer], 3)],
-    }
+    masked = [(layer, head) for layer in range(0, len(layers), 2) for head in range(0, layers[layer], 3)]
+    mask = Mask("zero", tuple(masked))
     for name, ids in prompts.items():
         engine.add(name, ids, GREEDY)
     for name in list(prompts)[:MASKED]:
@@ -81,15 +81,8 @@ def finish(engine: Engine) -> dict[str, Any]:
 
 def replay(engine: Engine, name: str, ids: list[int], answer: list[int]) -> None:
     start, end = len(ids) // 2, len(ids) // 2 + 64
-    question = [len(ids) - 40, len(ids) - 10]
-    rows: dict[str, Any] = {
-        "prompt_tokens": len(ids),
-        "answer": answer,
-        "needle_span": [start, end],
-        "needle": ids[start:end],
-        "question_span": question,
-        "positions": True,
-    }
+    question = (len(ids) - 40, len(ids) - 10)
+    rows = Rows(len(ids), tuple(answer), (start, end), tuple(ids[start:end]), question, positions=True)
     engine.replay(name, [*ids, *answer[:-1]], rows, question[0])
 
 

@@ -31,25 +31,33 @@ def replicas(bench: Bench) -> None:
 
 
 def ranks(bench: Bench) -> None:
-    """Answers, masked answers and the argmax of every head and row on 1, 2, 4 and 8 ranks, weights read from a file.
+    """In float32, on Qwen3-0.6B's shape: answers, masked answers, the argmax of every head and row, on 1 to 8 ranks."""
+    _ranks(bench, "float32", "qwen3-0.6b", QWEN3_0_6B)
 
-    Dummy weights would be others on each rank. How far one rank is from itself when replays go one by one, or when
-    nothing of them is cached, is what bfloat16's noise comes to.
+
+def ranks_bfloat16(bench: Bench) -> None:
+    """The same in bfloat16, on Qwen3-8B's shape."""
+    _ranks(bench, "bfloat16", "qwen3-8b", QWEN3_8B)
+
+
+def _ranks(bench: Bench, dtype: str, name: str, shape: dict[str, Any]) -> None:
+    """Weights are read from a file: dummy ones would be others on each rank.
+
+    How far one rank is from itself when replays go one by one, or when nothing of them is cached, is the noise.
     """
     _several(bench)
-    for dtype, name, shape in (("float32", "qwen3-0.6b", QWEN3_0_6B), ("bfloat16", "qwen3-8b", QWEN3_8B)):
-        bench.stop()
-        model = bench.random_model(name, shape, dtype)
-        found = {}
-        for counts in _side_by_side(bench):
-            with ThreadPoolExecutor() as pool:
-                asked = {count: pool.submit(_on_ranks, bench, model, dtype, gpus) for count, gpus in counts.items()}
-            found.update({count: run.result() for count, run in asked.items()})
-        first = found[min(found)]
-        for way in ("alone", "cold"):
-            bench.tell("ranks", dtype=dtype, ranks=min(found), against=f"itself, {way}", **_apart(first, first, way))
-        for count in sorted(found)[1:]:
-            bench.tell("ranks", dtype=dtype, ranks=count, against=f"{min(found)}", **_apart(first, found[count]))
+    bench.stop()
+    model = bench.random_model(name, shape, dtype)
+    found = {}
+    for counts in _side_by_side(bench):
+        with ThreadPoolExecutor() as pool:
+            asked = {count: pool.submit(_on_ranks, bench, model, dtype, gpus) for count, gpus in counts.items()}
+        found.update({count: run.result() for count, run in asked.items()})
+    first = found[min(found)]
+    for way in ("alone", "cold"):
+        bench.tell("ranks", dtype=dtype, ranks=min(found), against=f"itself, {way}", **_apart(first, first, way))
+    for count in sorted(found)[1:]:
+        bench.tell("ranks", dtype=dtype, ranks=count, against=f"{min(found)}", **_apart(first, found[count]))
 
 
 def _side_by_side(bench: Bench) -> Iterator[dict[int, list[int]]]:

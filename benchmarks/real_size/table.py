@@ -221,7 +221,7 @@ ROWS: list[tuple[str, str, str, Callable[[Found], str | None]]] = [
     ("start", "engine start to first result", "reported", _start),
     ("long growth", "exponents of time", "reported", _growth),
     ("replicas", "throughput of 2, 4 and 8 replicas to one", "≥ 1.95, 3.8, 7.4", _replicas),
-    ("ranks", "head scores of several ranks to one", "the same", _ranks),
+    ("ranks ranks_bfloat16", "head scores of several ranks to one", "the same", _ranks),
     ("both", "two replicas of several ranks, detection to the sweep", "reported", _both),
     ("big", "70 billion parameters, detection to the sweep", "≤ 1.03", _big),
 ]

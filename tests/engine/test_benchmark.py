@@ -93,6 +93,7 @@ def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -
         **done,
         "replicas": ("not run", "1 GPU is needed, 0 are there"),
         "ranks": two_gpus,
+        "ranks_bfloat16": two_gpus,
         "both": four_gpus,
         "big": two_gpus,
         "predecessor": ("not run", "no environment of its own was named: --predecessor PYTHON"),

@@ -10,10 +10,10 @@ import pytest
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.tasks.ruler import harness
-from retrieval_heads.tasks.ruler.parts import NAMES, part_of, wording_of
+from retrieval_heads.tasks.ruler.parts import NAMES, OF_FILES, part_of, wording_of
 from retrieval_heads.tasks.ruler.wording import OWN_NIAH, fill
 
-READERS = (harness.read_niah, harness.read_vt, harness.read_cwe, harness.read_fwe)
+READERS = (harness.read_niah, harness.read_vt, harness.read_cwe, harness.read_fwe, harness.read_qa)
 FILES = {
     "niah_utils": 'TEMPLATE = """Some {type_needle_v} are.\\n{context}\\nWhat are all {type_needle_v} of {query}?"""',
     "prepare_niah": """
@@ -35,6 +35,10 @@ def generate_input_output():
     noise = "Noise.\\n"
 """,
     "cwe_utils": 'CONFIG = {"template": "List.\\n{context}\\nWhich?", "answer_prefix": " These:"}',
+    "qa_utils": """
+CONFIG = {"template": "Read.\\n{context}\\nAnswer: {query}", "answer_prefix": "Said:"}
+DOCUMENT_PROMPT = "{i}. {document}"
+""",
     "fwe_utils": 'CONFIG = {"template": "Text {context}\\nWhich?", "answer_prefix": " These:"}',
 }
 
@@ -66,6 +70,9 @@ def test_texts_are_read_and_no_code_is_run(package: Path) -> None:
     vt = harness.read_vt()
     assert (vt.first, vt.hop, vt.noise) == ("SET {name} = {value}", "SET {name} = SET {of} ", "Noise.")
     assert harness.read_cwe().phrases.prefill == " These:"
+    qa = harness.read_qa()
+    assert (qa.phrases.message, qa.phrases.question) == ("Read.\n{context}\nAnswer: {question}", "{query}")
+    assert qa.document == "{i}. {document}"
     assert part_of("niah_single_2", "ruler").asked(0, 1024).message == "A number is.\n{context}\n{question}"
 
 
@@ -108,7 +115,7 @@ def test_without_the_package_the_extra_is_told(package: Path, monkeypatch: pytes
     for name in NAMES:
         with pytest.raises(ConfigError, match=r"not installed; try: pip install 'pytest-retrieval-heads\[lm-eval\]'"):
             wording_of(name, "ruler")
-        assert part_of(name).asked(0, 1024).question, "our own need no package"
+        assert name in OF_FILES or part_of(name).asked(0, 1024).question, "our own need no package"
 
 
 def test_a_recipes_texts_are_those_of_its_task(package: Path) -> None:

@@ -24,15 +24,15 @@ from retrieval_heads.tasks.ruler.cwe import CommonWords
 from retrieval_heads.tasks.ruler.fit import most_that_fit
 from retrieval_heads.tasks.ruler.fwe import FrequentWords
 from retrieval_heads.tasks.ruler.niah import niah
-from retrieval_heads.tasks.ruler.parts import NAMES, part_of
+from retrieval_heads.tasks.ruler.parts import NAMES, OF_FILES, part_of
 from retrieval_heads.tasks.ruler.task import RULER, RulerOptions
 from retrieval_heads.tasks.ruler.vt import VariableTracking
 from retrieval_heads.tasks.ruler.wording import OWN_CWE, OWN_FWE, OWN_NIAH, OWN_VT
 from retrieval_heads.tasks.task import Cell, Question
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
 
-ALL = sorted(NAMES)
-PARTS = {name: part_of(name) for name in NAMES}
+ALL = sorted(set(NAMES) - OF_FILES.keys())
+PARTS = {name: part_of(name) for name in ALL}
 NIAH, VT, CWE, FWE = niah(OWN_NIAH), VariableTracking(OWN_VT), CommonWords(OWN_CWE), FrequentWords(OWN_FWE)
 IN_TEXT = [name for name in ALL if name.startswith("niah") and name not in ("niah_multikey_2", "niah_multikey_3")]
 SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "ri", "so", "tu"]

@@ -2,7 +2,7 @@
 
 from retrieval_heads.scoring.judge import Judgement, judge, score_answer
 from retrieval_heads.scoring.key_words import KeyWords, best_key_words, key_words, key_words_of
-from retrieval_heads.scoring.matches import judge_several, matches
+from retrieval_heads.scoring.matches import judge_any, judge_several, matches
 from retrieval_heads.scoring.rouge import load_rouge, tokens, words_of
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "KeyWords",
     "best_key_words",
     "judge",
+    "judge_any",
     "judge_several",
     "key_words",
     "key_words_of",

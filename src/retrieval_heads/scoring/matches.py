@@ -36,6 +36,26 @@ def matches(answer: str, expected: Sequence[str]) -> dict[str, float]:
     }
 
 
+def judge_any(answer: str, accepted: Sequence[str], scoring: Scoring) -> Judgement:
+    """Judge an answer that must say one of several texts: RULER's string_match_part, whatever score decides.
+
+    Args:
+        answer: What the model said.
+        accepted: What it may say.
+        scoring: Which of the scores of `matches` decides.
+
+    Returns:
+        Those scores, each that of the text which is matched best.
+    """
+    each = [matches(answer, [one]) for one in accepted]
+    scores = {name: max(found[name] for found in each) for name in each[0]}
+    value = scores[scoring.metric]
+    if value > scoring.threshold:
+        return Judgement(scores, True, "")
+    reason = f"{scoring.metric} {value:.3f} is not above {scoring.threshold:g}"
+    return Judgement(scores, False, f"{reason}: the answer says none of {', '.join(accepted)}")
+
+
 def judge_several(answer: str, expected: Sequence[str], question: str, scoring: Scoring) -> Judgement:
     """Judge an answer that must say each of several texts.
 

@@ -28,7 +28,10 @@ class CommonWords(Units):
     answer_tokens = 120
     has_spans = False
     unit = "words"
-    fewest = COMMON + 1
+
+    def fewest(self, seed: int) -> int:
+        """The common words and another."""
+        return COMMON + 1
 
     def asked(self, seed: int, length: int) -> Asked:
         """The question, and the ten words."""

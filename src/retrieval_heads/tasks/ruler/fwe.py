@@ -30,8 +30,10 @@ class FrequentWords(Units):
     answer_tokens = 50
     has_spans = False
     unit = "words"
-    fewest = 150
-    """With fewer the third of the answers is hardly more frequent than the next word."""
+
+    def fewest(self, seed: int) -> int:
+        """With fewer the third of the answers is hardly more frequent than the next word."""
+        return 150
 
     def asked(self, seed: int, length: int) -> Asked:
         """The question, and the words of ranks 2 to 4."""

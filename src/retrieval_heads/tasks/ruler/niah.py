@@ -137,7 +137,10 @@ class InPassages(_Needles, Units):
     """A needle on a line among whole passages of noise."""
 
     unit = "passages"
-    fewest = 1
+
+    def fewest(self, seed: int) -> int:
+        """One."""
+        return 1
 
     def filled(self, seed: int, length: int, count: int) -> Filled:
         """So many passages, and the needle before one of them."""
@@ -154,7 +157,10 @@ class AmongNeedles(_Needles, Units):
     """A needle among others like it, and nothing else."""
 
     unit = "needles"
-    fewest = 1
+
+    def fewest(self, seed: int) -> int:
+        """The one that is asked for."""
+        return 1
 
     def filled(self, seed: int, length: int, count: int) -> Filled:
         """So many needles, the one that is asked for at its depth."""

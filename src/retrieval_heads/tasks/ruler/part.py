@@ -86,8 +86,10 @@ class Units(Part, Protocol):
 
     unit: str
     """What a unit is called."""
-    fewest: int
-    """Units that the task needs at least."""
+
+    def fewest(self, seed: int) -> int:
+        """Units that a sample needs at least."""
+        ...
 
     def filled(self, seed: int, length: int, count: int) -> Filled:
         """The text of so many units.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.settings.section import Section
-from retrieval_heads.tasks.ruler import harness, wording
+from retrieval_heads.tasks.ruler import harness, qa, wording
 from retrieval_heads.tasks.ruler.cwe import CommonWords
 from retrieval_heads.tasks.ruler.fwe import FrequentWords
 from retrieval_heads.tasks.ruler.niah import InText, niah
@@ -31,24 +32,39 @@ class _Family:
     Args:
         own: Ours.
         read: Reads RULER's.
-        made: The tasks in a wording, by their names.
+        made: The tasks in a wording, by their names; where they ask of a file, with it.
     """
 
     own: Section
     read: Callable[[], Section]
-    made: Callable[[Any], Mapping[str, InText | Units]]
+    made: Callable[[Any, str], Mapping[str, InText | Units]]
 
 
-_NIAH = _Family(wording.OWN_NIAH, harness.read_niah, niah)
+def _over_documents(name: str, said: Any, file: str) -> Mapping[str, InText | Units]:
+    return {name: qa.OverDocuments(name, said, _READERS[name](file))}
+
+
+_NIAH = _Family(wording.OWN_NIAH, harness.read_niah, lambda said, _: niah(said))
+_READERS = {"qa_1": qa.read_squad, "qa_2": qa.read_hotpotqa}
 _FAMILIES: dict[str, _Family] = {
     **dict.fromkeys(niah(wording.OWN_NIAH), _NIAH),
-    "vt": _Family(wording.OWN_VT, harness.read_vt, lambda said: {"vt": VariableTracking(said)}),
-    "cwe": _Family(wording.OWN_CWE, harness.read_cwe, lambda said: {"cwe": CommonWords(said)}),
-    "fwe": _Family(wording.OWN_FWE, harness.read_fwe, lambda said: {"fwe": FrequentWords(said)}),
+    "vt": _Family(wording.OWN_VT, harness.read_vt, lambda said, _: {"vt": VariableTracking(said)}),
+    "cwe": _Family(wording.OWN_CWE, harness.read_cwe, lambda said, _: {"cwe": CommonWords(said)}),
+    "fwe": _Family(wording.OWN_FWE, harness.read_fwe, lambda said, _: {"fwe": FrequentWords(said)}),
+    **{
+        name: _Family(
+            wording.OWN_QA,
+            harness.read_qa,
+            partial(_over_documents, name),
+        )
+        for name in _READERS
+    },
 }
 
 NAMES = tuple(_FAMILIES)
 """In RULER's order."""
+OF_FILES = {"qa_1": "squad", "qa_2": "hotpotqa"}
+"""The settings that say which file the tasks are of that have one."""
 
 
 def wording_of(name: str, said: Said) -> Section:
@@ -70,10 +86,15 @@ def wording_of(name: str, said: Said) -> Section:
         raise ConfigError(f"{key}: {first['msg']}; {name} takes {RULERS}, or what a recipe of it holds") from None
 
 
-def part_of(name: str, said: Said = None) -> InText | Units:
+def part_of(name: str, said: Said = None, file: str = "") -> InText | Units:
     """A task by its name.
 
+    Args:
+        name: One of `NAMES`.
+        said: Its wording.
+        file: Of those of `OF_FILES`, what is asked of.
+
     Raises:
-        ConfigError: Its texts cannot be read.
+        ConfigError: Its texts or its file cannot be read.
     """
-    return _FAMILIES[name].made(wording_of(name, said))[name]
+    return _FAMILIES[name].made(wording_of(name, said), file)[name]

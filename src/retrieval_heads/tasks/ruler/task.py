@@ -7,35 +7,48 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from retrieval_heads.errors import ConfigError, PromptError
 from retrieval_heads.prompts.haystack import SENTENCES, Text
 from retrieval_heads.prompts.prompt import Frame, hash_ids
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import PROMPTS, Message, Prompt
+from retrieval_heads.reading import path_of
 from retrieval_heads.runs.facts import Expectation, PromptFacts
 from retrieval_heads.runs.place import LENGTH, Place, Value
 from retrieval_heads.runs.record import Insertion, Recipe, Record
-from retrieval_heads.scoring import Judgement, judge_several
-from retrieval_heads.scoring.settings import Scoring
+from retrieval_heads.scoring import Judgement, judge_any, judge_several
+from retrieval_heads.scoring.settings import MATCHES, Scoring
 from retrieval_heads.settings.messages import nearest
-from retrieval_heads.settings.section import Section, Whole
+from retrieval_heads.settings.section import PathText, Section, Whole
 from retrieval_heads.tasks.insertions import SAYS_ALL, as_sentences, check_metric, request_of
 from retrieval_heads.tasks.ruler.fit import most_that_fit
 from retrieval_heads.tasks.ruler.niah import InText
 from retrieval_heads.tasks.ruler.part import Asked, Filled, Units
-from retrieval_heads.tasks.ruler.parts import NAMES, part_of, wording_of
+from retrieval_heads.tasks.ruler.parts import NAMES, OF_FILES, part_of, wording_of
+from retrieval_heads.tasks.ruler.qa import OverDocuments
 from retrieval_heads.tasks.ruler.total import sentences
 from retrieval_heads.tasks.ruler.words import PACKAGE, load_words
 from retrieval_heads.tasks.task import Question, asked_again
 
 
+def _absolute(value: str) -> str:
+    return str(path_of(value).absolute())
+
+
+_File = Annotated[PathText, AfterValidator(_absolute)]
+
+
 class RulerOptions(Section):
     """Which of RULER's tasks are asked."""
 
-    tasks: list[str] = Field(default=list(NAMES), min_length=1)
-    """By their names; all where it is left out."""
+    tasks: list[str] = Field(default=[name for name in NAMES if name not in OF_FILES], min_length=1)
+    """By their names; where it is left out all, but of `qa_1` and `qa_2` those whose files are given."""
+    squad: _File | None = None
+    """A file of SQuAD's, such as its dev set of version 2.0: what `qa_1` asks of."""
+    hotpotqa: _File | None = None
+    """A file of HotpotQA's, such as its dev set of the distractor setting: what `qa_2` asks of."""
     wording: Literal["own", "ruler"] | dict[str, Any] | None = None
     """`own`, ours; `ruler`, RULER's as the package lm-eval holds them. A record's recipe holds the texts themselves."""
     answer_tokens: Annotated[Whole, Field(ge=1)] | None = None
@@ -54,6 +67,13 @@ class RulerOptions(Section):
             if name in tasks[:at]:
                 raise ValueError(f"{name} is given twice")
         return tasks
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_files(cls, said: Any) -> Any:
+        if not isinstance(said, dict) or "tasks" in said:
+            return said
+        return {**said, "tasks": [name for name in NAMES if name not in OF_FILES or said.get(OF_FILES[name])]}
 
     @field_validator("wording")
     @classmethod
@@ -76,7 +96,12 @@ class RulerTask:
         options = RulerOptions.model_validate(question.options)
         if question.prompt != PROMPTS["book"]:
             raise ConfigError("prompt: the tasks of ruler have wordings of their own; leave it out")
-        parts = {name: part_of(name, options.wording) for name in options.tasks}
+        for name in options.tasks:
+            if name in OF_FILES and getattr(options, OF_FILES[name]) is None:
+                raise ConfigError(f"task.{OF_FILES[name]}: {name} asks of a file of yours; none is given")
+            if name in OF_FILES and (metric := question.scoring.metric) not in MATCHES:
+                raise ConfigError(f"scoring.metric: {name} has no {metric}; it has {', '.join(MATCHES)}")
+        parts = {name: part_of(name, options.wording, _file_of(name, options, question)) for name in options.tasks}
         without = [name for name, part in parts.items() if not part.has_spans]
         if question.kind != "niah" and without:
             raise ConfigError(f"kind: {question.kind} takes prompts with spans, and {', '.join(without)} has none")
@@ -88,6 +113,8 @@ class RulerTask:
     def asked(self, question: Question, place: Place) -> Expectation:
         """The question, and all that must be said."""
         asked = _Sample.of(question, place).asked
+        if place.get("task") in OF_FILES:
+            return Expectation(asked.question, asked.expected[0], asked.alternatives)
         return Expectation(asked.question, ", ".join(asked.expected), expected=asked.expected)
 
     def request(self, question: Question, place: Place, writer: Writer) -> Request:
@@ -109,8 +136,12 @@ class RulerTask:
         return asked_again(self, record, writer)
 
     def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
-        """How much of what is expected is said; see `retrieval_heads.scoring.matches`."""
-        return judge_several(answer, expected.expected or (), expected.question, scoring)
+        """How much of what is expected is said, or whether one of the accepted answers is; see
+        `retrieval_heads.scoring.matches`.
+        """
+        if expected.expected is None:
+            return judge_any(answer, expected.references, scoring)
+        return judge_several(answer, expected.expected, expected.question, scoring)
 
     def told(self, records: Sequence[Record]) -> list[str]:
         """The total of each length, and the effective length where all of RULER's tasks were asked."""
@@ -149,7 +180,7 @@ class _Sample:
         assert isinstance(name, str)
         assert isinstance(length, int)
         options = RulerOptions.model_validate(question.options)
-        part = part_of(name, options.wording)
+        part = part_of(name, options.wording, _file_of(name, options, question))
         sampling = {key: value for key, value in question.generation.items() if value is not None}
         sampling["max_tokens"] = options.answer_tokens or part.answer_tokens
         return cls(name, length, place.seed, part, part.asked(place.seed, length), options, sampling)
@@ -162,10 +193,17 @@ class _Sample:
     @property
     def recipe(self) -> dict[str, Any]:
         """The settings that draw it again: what other tasks are asked beside it says nothing of it."""
-        said: dict[str, Any] = {"tasks": [self.name], "words": load_words().hash}
+        said: dict[str, Any] = {"tasks": [self.name], "words": load_words().hash, "squad": None, "hotpotqa": None}
+        if self.name in OF_FILES:  # where it stands and what it holds are the recipe's haystack and hash
+            said["words"] = None
         if self.options.wording is not None:
             said["wording"] = wording_of(self.name, self.options.wording).model_dump(mode="json")
         return self.options.model_copy(update=said).model_dump(mode="json")
+
+
+def _file_of(name: str, options: RulerOptions, question: Question) -> str:
+    """What a task of a file asks of; of a record, which names it as its haystack, that."""
+    return (getattr(options, OF_FILES[name]) or question.source) if name in OF_FILES else ""
 
 
 def _in_text(sample: _Sample, part: InText, frame: Frame, question: Question, writer: Writer) -> Request:
@@ -200,19 +238,24 @@ def _of_units(sample: _Sample, part: Units, frame: Frame, writer: Writer) -> Req
         filled = part.filled(sample.seed, sample.length, count)
         return filled, Text.of(filled.text, writer.prompts.tokenize)
 
-    count = most_that_fit(lambda count: len(tokenized(count)[1].ids), part.fewest, sample.room - len(frame))
+    fewest = part.fewest(sample.seed)
+    count = most_that_fit(lambda count: len(tokenized(count)[1].ids), fewest, sample.room - len(frame))
     if count is None:
-        least = len(frame) + len(tokenized(part.fewest)[1].ids) + sample.sampling["max_tokens"]
+        least = len(frame) + len(tokenized(fewest)[1].ids) + sample.sampling["max_tokens"]
         raise PromptError(
-            f"a length of {sample.length} tokens is too short for {sample.name}: {part.fewest} {part.unit}, question "
+            f"a length of {sample.length} tokens is too short for {sample.name}: {fewest} {part.unit}, question "
             f"and answer take {least}"
         )
     filled, text = tokenized(count)
     ids = [*frame.head, *text.ids, *frame.tail]
     start = len(frame.head) + (0 if frame.question_in_head else len(text.ids))
+    if isinstance(part, OverDocuments):
+        source, hashed = part.documents.path, part.documents.hash
+    else:
+        source, hashed = f"package:{PACKAGE}", load_words().hash
     recipe = Recipe(
-        haystack=f"package:{PACKAGE}",
-        hash=load_words().hash,
+        haystack=source,
+        hash=hashed,
         wording=frame.wording,
         prefill=frame.prefill,
         template_hash=frame.hash,

@@ -36,7 +36,10 @@ class VariableTracking(Units):
     answer_tokens = 30
     has_spans = True
     unit = "passages"
-    fewest = HOPS + 1
+
+    def fewest(self, seed: int) -> int:
+        """One before which each assignment stands."""
+        return HOPS + 1
 
     def asked(self, seed: int, length: int) -> Asked:
         """The question, and the five variables."""
@@ -61,8 +64,8 @@ class VariableTracking(Units):
 
         if self.wording.example_tokens is None:
             return worked(_EXAMPLE_PASSAGES)
-        most = most_that_fit(lambda count: tokens_of(worked(count)), self.fewest, self.wording.example_tokens)
-        return worked(most or self.fewest)
+        most = most_that_fit(lambda count: tokens_of(worked(count)), HOPS + 1, self.wording.example_tokens)
+        return worked(most or HOPS + 1)
 
     def filled(self, seed: int, length: int, count: int) -> Filled:
         """So many passages of noise with the assignments between them."""

@@ -22,7 +22,7 @@ LENGTHS = (2048, 4096, 6144, 8192)
 EACH = 2
 ANSWER, MASKED = 32, 4
 GREEDY = {"temperature": 0.0, "ignore_eos": True, "max_tokens": ANSWER}
-SCORES = 4
+SCORES = 5
 
 
 def main(model: str, dtype: str, ranks: str, out: str) -> None:

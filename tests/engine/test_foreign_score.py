@@ -202,7 +202,8 @@ def test_each_row_of_a_recurrence_does_too(size: int) -> None:
     ]
     (found,) = replayed([context], Remembered(), modules, [0], size)
     names = [score.name for score in scores_of([Remembered()])]
-    assert names == ["copy", "copy_reference", "mass", "query", "copy_by_value", foreign_score.SCORE.name]
+    own = ["copy", "copy_reference", "mass", "query", "mass_distractors", "copy_by_value"]
+    assert names == [*own, foreign_score.SCORE.name]
     for layer, module in enumerate(modules):
         shares = [
             score_rows_gated_delta(

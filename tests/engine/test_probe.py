@@ -38,7 +38,9 @@ def rows(*answer: int, question_span: tuple[int, int] = (20, 23)) -> Rows:
 
 
 CPU = torch.device("cpu")
-SCORES = scores_of_kinds([SoftmaxAttention()])
+EVERY_SCORE = scores_of_kinds([SoftmaxAttention()])
+SCORES = tuple(score for score in EVERY_SCORE if score.name != "mass_distractors")
+"""Those that a prompt without distractors has."""
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +208,23 @@ def test_several_needles_count_together_and_a_request_with_one_beside_them_as_it
     assert copy == copy_reference == pytest.approx(2 / 3), "8 of the first and 5 of the second; 12 is in neither"
     assert (mass, query) == pytest.approx((0.75, 0.75)), "0.25 on the first and 0.5 on the second"
     torch.testing.assert_close(found[1], figures([scored(alone, argmax=[10, 11])], [alone], SCORES)[0])
+
+
+def test_distractors_have_a_mass_of_their_own_and_a_request_without_them_has_none() -> None:
+    distractors = ((14, 16), (17, 18))
+    with_two = Rows(PROMPT, (8, 5, 6), (10, 12), (7, 8), (20, 21), distractor_spans=distractors)
+    alone = rows(7, 8)
+    # The answer's three rows at each distractor, behind all rows at the needle.
+    looks = [scored(with_two, argmax=[11, 15, 10], weight=0.25), _weighed(3, 0.125), _weighed(3, 0.5)]
+    layer = probe.joined([*looks, scored(alone, argmax=[10, 11])])
+    found = figures([layer], [with_two, alone], EVERY_SCORE)
+    copy, _, mass, query, on_distractors = found[0, :, 0, 0].tolist()
+    assert copy == pytest.approx(1 / 2), "8, which the first row emits; a distractor's token is no hit"
+    assert (mass, query, on_distractors) == pytest.approx((0.25, 0.25, 0.625))
+    torch.testing.assert_close(found[1, :4], figures([scored(alone, argmax=[10, 11])], [alone], SCORES)[0])
+    names = [score.name for score in EVERY_SCORE]
+    heads, _ = scores_of(finished(found[1].numpy()), alone, names, [Layer("layers.0", 0, heads=found.shape[3])])
+    assert set(heads.lists()) == {"copy", "copy_reference", "mass", "query"}
 
 
 def _weighed(count: int, weight: float) -> RowScores:

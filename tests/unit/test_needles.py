@@ -175,8 +175,12 @@ def test_head_scores_aim_at_all_that_is_asked(tales: str) -> None:
     assert head_score("mass").looks(rows) == [Look(rows.answer_rows, span) for span in spans]
     assert head_score("copy").looks(rows) == [Look(rows.answer_rows, spans[0])]
     assert Rows.of_json(json.loads(json.dumps(rows.to_json()))) == rows, "as it crosses to the worker"
+    others = [each.span for each in (request.facts.insertions or ())[3:] if each.span]
+    assert len(others) == 2
+    assert head_score("mass_distractors").looks(rows) == [Look(rows.answer_rows, span) for span in others]
     one = asked(question(tales), place(900), WordTokenizer()).rows([5, 6])
     assert not one.more_spans
+    assert not head_score("mass_distractors").looks(one)
 
 
 def judged(answer: str, expected: list[str], metric: str = "string_match", threshold: float = 0.99) -> Any:

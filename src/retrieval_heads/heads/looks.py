@@ -32,6 +32,7 @@ class Rows(Plain):
         needle: The needle's token ids; of several needles that are asked for, those of all, in the order of `spans`.
         question_span: The question; empty where it is not known.
         more_spans: The other needles that are asked for, where there are several.
+        distractor_spans: Texts that are like the needle and are not asked for.
         positions: Hand back each answer row's argmax as well: for tests, since that grows with the answer.
     """
 
@@ -41,6 +42,7 @@ class Rows(Plain):
     needle: tuple[int, ...]
     question_span: Span
     more_spans: tuple[Span, ...] = ()
+    distractor_spans: tuple[Span, ...] = ()
     positions: bool = False
 
     @property

@@ -30,11 +30,21 @@ class Mass(HeadScore):
 
 def on_all_spans(seen: Seen) -> Tensor:
     """The mean over rows of their weight on all needles that are asked for, `[layers, requests, heads]`."""
+    return over_spans(seen, [len(rows.spans) for rows in seen.requests])
+
+
+def over_spans(seen: Seen, counts: Sequence[int]) -> Tensor:
+    """The mean over rows of their weight on several spans together, `[layers, requests, heads]`.
+
+    Args:
+        seen: What the rows saw, each row once for each span.
+        counts: Of each request, how many spans it looks at.
+    """
     mean = seen.mean(seen.weight)
-    if not any(rows.more_spans for rows in seen.requests):
+    if all(count == 1 for count in counts):
         return mean
-    # Each row stands there once for each needle, and the mean is over all of them.
-    return mean * seen.ints([[len(rows.spans)] for rows in seen.requests])
+    # Each row stands there once for each span, and the mean is over all of them.
+    return mean * seen.ints([[count] for count in counts])
 
 
 SCORE = Mass()

@@ -71,7 +71,8 @@ GROUP: Final = "retrieval_heads.head_scores"
 """Of entry points."""
 
 BUILT_IN: Final = {
-    name: f"retrieval_heads.heads.{name}:SCORE" for name in ("copy", "copy_reference", "mass", "query", "copy_by_value")
+    name: f"retrieval_heads.heads.{name}:SCORE"
+    for name in ("copy", "copy_reference", "mass", "query", "mass_distractors", "copy_by_value")
 }
 """Our own, each in the file of its name, in the order in which they are told."""
 

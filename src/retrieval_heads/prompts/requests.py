@@ -62,7 +62,8 @@ class Request:
         facts = self.facts
         assert facts.needle_span is not None, "heads are scored on prompts with spans"
         assert facts.question_span is not None
-        others = tuple(each.span for each in (facts.insertions or ())[1:] if each.role == "asked" and each.span)
+        stood = (facts.insertions or ())[1:]
+        others = tuple(each.span for each in stood if each.role == "asked" and each.span)
         return Rows(
             prompt_tokens=len(self.ids) + thoughts,
             answer=tuple(said[thoughts:]),
@@ -70,6 +71,7 @@ class Request:
             needle=tuple(token for start, end in (facts.needle_span, *others) for token in self.ids[start:end]),
             question_span=facts.question_span,
             more_spans=others,
+            distractor_spans=tuple(each.span for each in stood if each.role == "distractor" and each.span),
         )
 
 

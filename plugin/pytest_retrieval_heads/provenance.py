@@ -102,4 +102,4 @@ def _changed(recipe: Recipe, now: Mapping[str, Any]) -> list[Difference]:
 
 
 def _told(differing: Sequence[Difference]) -> str:
-    return "; ".join(one.told() for one in differing)
+    return "; ".join(one.sentence() for one in differing)

@@ -18,7 +18,7 @@ from retrieval_heads.intervals import shown as interval_shown
 from retrieval_heads.runs.grid import Grid
 from retrieval_heads.runs.place import DEPTH, LENGTH, shown
 from retrieval_heads.runs.record import Record, Status, finite_mean
-from retrieval_heads.tasks.task import told_of
+from retrieval_heads.tasks.task import totals_of
 
 _STATUSES = get_args(Status)
 _TITLES = {LENGTH: "tokens", DEPTH: "depth %"}
@@ -64,7 +64,7 @@ def summary(
         else:
             heading = mine[0].task or "needle in a haystack"
             lines = [*grid(mine, width), *totals(mine)]
-            lines += [line for said in told_of(mine) for line in textwrap.wrap(said, width)]
+            lines += [line for said in totals_of(mine) for line in textwrap.wrap(said, width)]
         reporter.section(printable(f"{heading}: {suite}"), "-")
         for line in lines:
             reporter.write_line(printable(line), red=line.startswith(("broken", "inconclusive")))

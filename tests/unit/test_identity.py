@@ -56,7 +56,7 @@ def engine(arguments: dict[str, Any] | None = None, *, traced: bool = False, **e
 
 
 def told(part: str, then: Identity, now: Identity) -> list[str]:
-    return [one.told() for one in differences(part, then, now)]
+    return [one.sentence() for one in differences(part, then, now)]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_is_unknown_equals_nothing_not_even_itself() -> None:
     assert first.models.keys().isdisjoint(second.models)
     assert first.engines.keys() == second.engines.keys()
     assert told("model", model(), Identity.of_json("torn")) != []
-    assert [one.told() for one in differences("model", None, model())] == ["model: unknown then, toy now"]
+    assert [one.sentence() for one in differences("model", None, model())] == ["model: unknown then, toy now"]
 
 
 class TestFolder:
@@ -279,7 +279,7 @@ def record(answered_by: dict[str, str] | None = None, **recipe: Any) -> Record:
 )
 def test_what_differs_between_two_questions_is_named(change: dict[str, Any], named: str) -> None:
     found = question_differences(record(), record(**change, prompt_hash="2" * 64))
-    assert [one.told() for one in found] == [named]
+    assert [one.sentence() for one in found] == [named]
 
 
 def test_why_cells_are_asked_again_is_one_line_with_counts() -> None:
@@ -319,7 +319,7 @@ def test_identities_come_back_from_json() -> None:
 )
 def test_settings_that_name_another_model_than_answered(now: dict[str, Any], named: list[str]) -> None:
     found = argument_differences({"model": "toy", "quantization": "fp8"}, now, {"toy"})
-    assert [one.told() for one in found][: max(1, len(named))] == named
+    assert [one.sentence() for one in found][: max(1, len(named))] == named
 
 
 class TestOrigin:

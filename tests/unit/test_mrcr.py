@@ -177,7 +177,7 @@ def test_a_files_rows_are_asked_with_spans_of_the_asked_reply_and_those_like_it(
     assert CellBuilder(tokenizer, {}, {}, 1 << 20).stored(record).ids == ids
     other = built(suite, suite.cells[1].place, tokenizer)[1]
     assert [each.text for each in other.insertions or ()] == ["A tapir walks by night.", "A tapir swims at noon."]
-    assert MRCR_FILE.told([replace_ratio(record, 0.5), replace_ratio(other, 1.0)]) == [
+    assert MRCR_FILE.totals([replace_ratio(record, 0.5), replace_ratio(other, 1.0)]) == [
         "mean ratio by prompt tokens up to 64: 0.750 (n=2)"
     ]
 

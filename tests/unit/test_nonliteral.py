@@ -22,7 +22,7 @@ from retrieval_heads.scoring.rouge import rouge_scores, words_in_line
 from retrieval_heads.scoring.settings import Scoring
 from retrieval_heads.suites.suite import Suite, load_suite
 from retrieval_heads.tasks.builder import CellBuilder
-from retrieval_heads.tasks.nonliteral.base import base_score, told
+from retrieval_heads.tasks.nonliteral.base import base_score, totals
 from retrieval_heads.tasks.nonliteral.own import CHARACTERS, OWN
 from retrieval_heads.tasks.nonliteral.sets import own_set
 from retrieval_heads.tasks.nonliteral.task import NONLITERAL
@@ -280,4 +280,4 @@ def test_base_score_and_effective_length_as_the_paper_defines_them() -> None:
     )
     assert longer is not None
     assert longer.effective == 2000
-    assert told([scored(2000, "a_onehop", 1)]) == ["no base score: no length of at most 1024 tokens was measured"]
+    assert totals([scored(2000, "a_onehop", 1)]) == ["no base score: no length of at most 1024 tokens was measured"]

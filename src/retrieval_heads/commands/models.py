@@ -58,7 +58,7 @@ def _check(asked: str) -> None:
         raise
     except Exception as error:  # vLLM's and transformers' own, of many kinds
         raise EngineError(f"{asked}: {plain_reason(error)}") from None
-    for line in told(name, layers):
+    for line in layer_lines(name, layers):
         print(printable(line))
     if not any(layer.heads for layer in layers):
         sys.exit(1)
@@ -78,7 +78,7 @@ def _model_of(asked: str) -> tuple[str, dict[str, Any]]:
     return (str(path) if path.is_dir() else asked), {}
 
 
-def told(name: str, layers: Sequence[Layer]) -> Iterator[str]:
+def layer_lines(name: str, layers: Sequence[Layer]) -> Iterator[str]:
     """What is said of a model's layers, alike ones together."""
     from retrieval_heads.tracing.layer_kinds import KINDS
 

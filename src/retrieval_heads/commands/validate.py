@@ -88,7 +88,7 @@ def _show(suite: Suite) -> bool:
         checks += _checks("prompts", lambda: _prompt_checks(suite, model))
     for check in checks:
         mark = "WRONG: " if check.is_wrong else "warning: " if check.is_doubtful else ""
-        _line(check.name, f"{mark}{check.told}")
+        _line(check.name, f"{mark}{check.text}")
     return any(check.is_wrong for check in checks)
 
 

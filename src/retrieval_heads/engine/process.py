@@ -30,9 +30,9 @@ from retrieval_heads.suites.settings import DEFAULT_BACKEND
 def main() -> None:
     """Serve until standard input ends."""
     write_stacks_on_signal()
-    told = json.loads(sys.stdin.buffer.readline())
-    keep_secret(told)
-    hello = Hello.of_json(told)
+    opening = json.loads(sys.stdin.buffer.readline())
+    keep_secret(opening)
+    hello = Hello.of_json(opening)
     pulse = Pulse(Path(hello.pulse))
     if hello.place is not None:
         _stay_at(hello.place)

@@ -134,5 +134,5 @@ def _quoted(then: str, now: str) -> Iterator[str]:
 
 def _told(one: Difference, recipe: Recipe) -> str:
     if one.field == "question.haystack" and recipe.haystack == "pydoc":
-        return f"{one.told('in the baseline')} (pydoc is Python's own help, which changes with its version)"
-    return one.told("in the baseline")
+        return f"{one.sentence('in the baseline')} (pydoc is Python's own help, which changes with its version)"
+    return one.sentence("in the baseline")

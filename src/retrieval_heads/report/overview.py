@@ -18,7 +18,7 @@ from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.runs.grid import Grid
 from retrieval_heads.runs.place import LENGTH, axis_label
 from retrieval_heads.runs.record import Record, finite_mean
-from retrieval_heads.tasks.task import told_of
+from retrieval_heads.tasks.task import totals_of
 
 _WORDS = ("broken", "inconclusive", "held")
 _IDENTITY = {
@@ -232,7 +232,7 @@ def _named_rows(records: Sequence[Record]) -> dict[str, Any]:
         "caption": f"Mean {metric} by {down} and {across}; intervals are 95 %.",
         "columns": [down, *map(str, table.acrosses), "mean"],
         "rows": rows,
-        "notes": told_of(measured),
+        "notes": totals_of(measured),
     }
 
 

@@ -8,7 +8,7 @@ from retrieval_heads.errors import ResultsError
 from retrieval_heads.runs.grid import Grid
 from retrieval_heads.runs.place import axis_label, shown
 from retrieval_heads.runs.record import Record, finite_mean
-from retrieval_heads.tasks.task import told_of
+from retrieval_heads.tasks.task import totals_of
 
 _NONE = "-"
 
@@ -51,7 +51,7 @@ def _table(heading: str, records: Sequence[Record]) -> Iterator[str]:
         for name, *values in rows:
             padded = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
             yield "  ".join([name.ljust(widths[0]), *padded])
-    yield from told_of(answered)
+    yield from totals_of(answered)
     left_out = len(records) - len(answered)
     note = f"; {left_out:,} without an answer left out" if left_out else ""
     yield f"overall {_mean(answered)} (n={len(answered):,}){note}"

@@ -141,7 +141,7 @@ class Difference:
     then: str
     now: str
 
-    def told(self, then: str = "then", now: str = "now") -> str:
+    def sentence(self, then: str = "then", now: str = "now") -> str:
         """Such as "model.quantization: none then, fp8 now"."""
         return f"{self.field}: {self.then} {then}, {self.now} {now}"
 
@@ -362,7 +362,7 @@ def why_asked_again(
         ]
         if given and [one.field for one in asked] == ["question.prompt"]:
             asked = []  # another tokenizer
-        reasons.update([one.told() for one in (*given, *asked)] or ["what was sent is not the same"])
+        reasons.update([one.sentence() for one in (*given, *asked)] or ["what was sent is not the same"])
     return reasons.most_common()
 
 

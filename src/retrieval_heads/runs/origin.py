@@ -70,7 +70,7 @@ class Origin:
                 [f"model.name: {hub} then, {model} now"] if hub and not _is_folder(model) and hub != model else []
             )
         else:
-            differing = [one.told() for one in differences("model", self.model, loaded)]
+            differing = [one.sentence() for one in differences("model", self.model, loaded)]
         if differing:
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise ConfigError(

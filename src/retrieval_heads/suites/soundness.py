@@ -27,7 +27,7 @@ class Check:
     """One thing looked at, and what was found."""
 
     name: str
-    told: str
+    text: str
     is_wrong: bool = False
     is_doubtful: bool = False
 
@@ -43,11 +43,11 @@ def check_answers(suite: Suite) -> Iterator[Check]:
         for saying in needle.sayings:
             words = key_words_of(saying, needle.question)
             if scoring.metric == KEY_WORDS and len(words) < _FEWEST_KEY_WORDS:
-                told = f"{needle.name}: {saying!r} has {len(words)} key word ({', '.join(words)}): a lucky word passes"
-                yield Check("expected", told, is_doubtful=True)
+                text = f"{needle.name}: {saying!r} has {len(words)} key word ({', '.join(words)}): a lucky word passes"
+                yield Check("expected", text, is_doubtful=True)
         if said := next(_passing(sentences, needle, scoring), None):
-            told = f"{needle.name}: the haystack itself says what passes ({scoring.metric}): {_cut(said)!r}"
-            yield Check("distractor", told, is_doubtful=True)
+            text = f"{needle.name}: the haystack itself says what passes ({scoring.metric}): {_cut(said)!r}"
+            yield Check("distractor", text, is_doubtful=True)
 
 
 def _sentences(source: str) -> list[str]:
@@ -105,8 +105,8 @@ def _stop(tokenizer: Any, generation: Any) -> Check:
     ids = getattr(generation, "eos_token_id", None)
     ids = ids if isinstance(ids, list) else [ids]
     every = {each for each in [*ids, getattr(tokenizer, "eos_token_id", None)] if each is not None}
-    told = ", ".join(_named(tokenizer, each) for each in sorted(every))
-    return Check("stop tokens", told or "none: every answer runs to max_tokens", is_wrong=not every)
+    text = ", ".join(_named(tokenizer, each) for each in sorted(every))
+    return Check("stop tokens", text or "none: every answer runs to max_tokens", is_wrong=not every)
 
 
 def _named(tokenizer: Any, token: int) -> str:
@@ -123,10 +123,10 @@ def _round_trip(needle: Needle, decoded: str) -> Check:
 def _echo(suite: Suite, needle: Needle) -> Check:
     scoring = suite.settings.scoring
     value = score_answer(needle.question, needle.references, needle.question, needle.sayings)[scoring.metric]
-    told = (
+    text = (
         f"{needle.name}: the question alone scores {value:.2f} ({scoring.metric}, {scoring.threshold:g} must be passed)"
     )
-    return Check("echo", told, is_wrong=value > scoring.threshold)
+    return Check("echo", text, is_wrong=value > scoring.threshold)
 
 
 def _cut(text: str, *, from_end: bool = False) -> str:

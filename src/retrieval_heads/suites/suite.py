@@ -402,11 +402,11 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
         parts = {"run": f"{number}", "needle": needles[_digest(record)].name, "seed": f"{record.seed}"}
         prefix = "".join(f"{key}_{parts[key]}-" for key, is_shown in several.items() if is_shown)
         steps = "-".join(_step(axis, value) for axis, value in record.place.axes if axis != NEEDLE)
-        told = record.cell.partition("/")[2] or f"stored/{_digest(record)}/{steps}"
+        name = record.cell.partition("/")[2] or f"stored/{_digest(record)}/{steps}"
         cells.append(
             Cell(
                 name=f"{prefix}{steps}",
-                id=f"detect/{told}" + (f"/run_{number}" if several["run"] else ""),
+                id=f"detect/{name}" + (f"/run_{number}" if several["run"] else ""),
                 place=_renamed(record.place, parts["needle"]),
                 stored=record.to_json(),
             )

@@ -174,10 +174,10 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class Summed(Protocol):
+class HasTotals(Protocol):
     """What a task may have besides: figures of a whole run that its source defines."""
 
-    def told(self, records: Sequence[Record]) -> list[str]:
+    def totals(self, records: Sequence[Record]) -> list[str]:
         """A line each, from the records of one suite."""
         ...
 
@@ -198,11 +198,11 @@ TASKS: Registry[Task] = Registry(
 )
 
 
-def told_of(records: Sequence[Record]) -> list[str]:
+def totals_of(records: Sequence[Record]) -> list[str]:
     """What their task makes of all records of a suite; nothing where it is not installed here."""
     name = records[0].task or THE_NEEDLE if records else ""
     task = TASKS.find(name) if name in TASKS.names else None
-    return list(task.told(records)) if isinstance(task, Summed) else []
+    return list(task.totals(records)) if isinstance(task, HasTotals) else []
 
 
 def of_recipe(request: Request, recipe: Recipe, subject: str) -> Request:

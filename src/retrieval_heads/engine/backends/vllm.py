@@ -452,8 +452,8 @@ def _mean_logprob(ids: Sequence[int], logprobs: Sequence[Any] | None) -> float |
     """Over a prompt's tokens but the first, which nothing predicts."""
     if not logprobs:
         return None
-    told = [each[token].logprob for token, each in zip(ids, logprobs, strict=True) if each is not None]
-    return sum(told) / len(told) if told else None
+    known = [each[token].logprob for token, each in zip(ids, logprobs, strict=True) if each is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _last_line(error: Any) -> str | None:

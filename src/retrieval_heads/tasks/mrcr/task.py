@@ -166,7 +166,7 @@ class MrcrFileTask:
         """How near the answer is to the row's; see `retrieval_heads.scoring.prefixed`."""
         return judge_prefixed(answer, expected.reference, expected.answer_prefix or "", scoring)
 
-    def told(self, records: Sequence[Record]) -> list[str]:
+    def totals(self, records: Sequence[Record]) -> list[str]:
         """The mean by the length of the prompt, in bins that end at powers of two, as the dataset's page has it."""
         bins: defaultdict[int, list[float]] = defaultdict(list)
         for record in records:

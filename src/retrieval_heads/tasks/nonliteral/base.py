@@ -61,7 +61,7 @@ def base_score(records: Iterable[Record]) -> BaseScore | None:
     return BaseScore(base, overall, effective)
 
 
-def told(records: Sequence[Record]) -> list[str]:
+def totals(records: Sequence[Record]) -> list[str]:
     """The base score and the effective length in a line."""
     found = base_score(records)
     if found is None:

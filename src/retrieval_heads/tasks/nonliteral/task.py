@@ -20,7 +20,7 @@ from retrieval_heads.scoring.names import judge_name
 from retrieval_heads.scoring.settings import METRICS, NAMES, ONE_NAME, Scoring
 from retrieval_heads.settings.section import Number, Said, Section, SuiteFile
 from retrieval_heads.tasks.insertions import Planned, drawn_away, request_of
-from retrieval_heads.tasks.nonliteral.base import PAIR, told
+from retrieval_heads.tasks.nonliteral.base import PAIR, totals
 from retrieval_heads.tasks.nonliteral.sets import CHARACTER, NeedleSet, Pair, own_set, read_set
 from retrieval_heads.tasks.task import FILE_HASH, Question, asked_again
 
@@ -115,9 +115,9 @@ class NonliteralTask:
         """Whether it names the character, and nobody else; see `retrieval_heads.scoring.names`."""
         return judge_name(answer, expected.references, expected.others or (), expected.question, scoring)
 
-    def told(self, records: Sequence[Record]) -> list[str]:
+    def totals(self, records: Sequence[Record]) -> list[str]:
         """The base score and the effective length."""
-        return told(records)
+        return totals(records)
 
 
 NONLITERAL = NonliteralTask()

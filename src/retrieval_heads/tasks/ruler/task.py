@@ -143,7 +143,7 @@ class RulerTask:
             return judge_any(answer, expected.references, scoring)
         return judge_several(answer, expected.expected, expected.question, scoring)
 
-    def told(self, records: Sequence[Record]) -> list[str]:
+    def totals(self, records: Sequence[Record]) -> list[str]:
         """The total of each length, and the effective length where all of RULER's tasks were asked."""
         return sentences(records)
 

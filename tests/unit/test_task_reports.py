@@ -11,6 +11,7 @@ import pytest
 
 from retrieval_heads.cli import main
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.plots.phonebook import phonebook_figure
 from retrieval_heads.plots.tasks import lines_figure, program_figure
 from retrieval_heads.report.text import text_report
 from retrieval_heads.runs.record import Record, parse_record
@@ -145,6 +146,19 @@ def test_lines_over_a_phonebook_take_the_colours_that_are_given() -> None:
     assert drawn == {"#112233": [1, 1, 0], "red": [1, 0, 0]}
 
 
+def test_a_phonebooks_columns_have_as_many_cells_as_depths_and_none_is_empty() -> None:
+    lines = [json.loads(line) for line in phonebook_lines([5, 9], right=5).splitlines()]
+    middle = {**lines[0], "entry_pos": 2, "depth_percent": 50, "correct": False}
+    found = records("\n".join(map(json.dumps, [*lines, middle])))
+    axes = phonebook_figure(found).axes[0]
+    assert [mesh.get_array().ravel().tolist() for mesh in axes.collections] == [[1, 0, 1], [0, 0]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "9"]
+    assert axes.get_ylim() == (1, 0)
+    # Snapped: 50 % is as near to 0 as to 100, and goes to the lesser.
+    grid = phonebook_figure(found, depths=[100, 0]).axes[0]
+    assert grid.collections[0].get_array().reshape(2, 2).tolist() == [[0.5, 0], [1, 0]]
+
+
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
@@ -175,6 +189,9 @@ def test_what_can_be_typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     main(["visualize", "lines", "--results", "book", "book2/results.jsonl", "--labels", "a", "b", "--output", "l.png"])
     assert {"code.png", "code.svg"} <= {path.name for path in (folder / "out").iterdir()}
     assert (folder / "l.png").exists()
+    main(["visualize", "phonebook", "--results", "book", "book2", "--output", "p.png", "--mode", "grid"])
+    main(["visualize", "phonebook", "--results", "book", "--output", "p.png"])
+    assert (folder / "p.svg").exists()
 
 
 @pytest.mark.parametrize(
@@ -183,6 +200,9 @@ def test_what_can_be_typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("report none.jsonl", "none.jsonl: no such file or folder"),
         ("visualize code-eval --results book", "no record of a program is there"),
         ("visualize code-eval --results code --vmin 1", "--vmin 1 and --vmax 1: two numbers are expected"),
+        ("visualize phonebook --results code", "no record of a phonebook is there"),
+        ("visualize phonebook --results book --depths 5", "--depths: they are the rows of --mode grid"),
+        ("visualize phonebook --results book --mode grid --depths 101", "--depths: depths in percent are expected"),
         ("visualize lines --results book book2 --labels a", "--labels: 1 are given for 2 results"),
         ("visualize lines --results book book2 --labels a a", "--labels: a name is given twice"),
         ("visualize lines --results book --colors reddish", "--colors 'reddish': a colour is expected"),

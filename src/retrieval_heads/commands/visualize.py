@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -161,6 +161,48 @@ class VisualizeCodeEval:
 
 
 @dataclass(frozen=True)
+class VisualizePhonebook:
+    """Draw the accuracy of a phonebook, entries across and depth down; several runs are averaged.
+
+    Example: retrieval-heads visualize phonebook --results reports/latest/results.jsonl --mode grid --depths 0 50 100
+    """
+
+    results: tuple[Path, ...]
+    """One or more results.jsonl (the predecessor's as well) or run folders."""
+    mode: Literal["normalized", "grid"] = "normalized"
+    """`normalized`: a count of entries has as many cells as depths were asked; `grid`: depths are snapped to rows."""
+    output: Path = Path("phonebook_heatmap.png")
+    """The picture; .png and .svg are both written."""
+    depths: tuple[float, ...] | None = None
+    """The rows of `grid`, in percent; 0, 10, ... 100 where they are left out."""
+    title: str = ""
+    """Heading, such as the model's name."""
+    vmin: float = 0.0
+    """The accuracy of the first colour."""
+    vmax: float = 1.0
+    """That of the last."""
+
+    def run(self) -> None:
+        """Draw, and print what was written."""
+        from retrieval_heads.plots import phonebook_heatmap
+
+        _check_output(self.output)
+        _check_limits(self.vmin, self.vmax)
+        depths = self.depths
+        if depths is not None and self.mode != "grid":
+            raise ConfigError("--depths: they are the rows of --mode grid")
+        if depths is not None and not (depths and all(0 <= depth <= 100 for depth in depths)):
+            raise ConfigError("--depths: depths in percent are expected, from 0 to 100")
+        if self.mode == "grid" and depths is None:
+            depths = tuple(range(0, 101, 10))
+        runs = [load_run(path) for path in self.results]
+        _refuse_foreign([self.output], None)
+        title = self.title or _title(runs[0], runs[0].name)
+        records = [record for run in runs for record in run.records]
+        _tell(phonebook_heatmap(records, self.output, depths=depths, title=title, limits=(self.vmin, self.vmax)))
+
+
+@dataclass(frozen=True)
 class VisualizeLines:
     """Overlay several models over programs, or over a phonebook, one line each.
 
@@ -202,7 +244,8 @@ class VisualizeLines:
 
 @dataclass(frozen=True)
 class Visualize:
-    """Draw pictures and report.html from stored results: `visualize niah`, `detect`, `code-eval` or `lines`.
+    """Draw pictures and report.html from stored results: `visualize niah`, `detect`, `code-eval`, `phonebook` or
+    `lines`.
 
     Example: retrieval-heads visualize niah --results reports/latest/results.jsonl
     """
@@ -222,6 +265,7 @@ def visualize(arguments: Sequence[str], program: str) -> None:
         "niah": VisualizeNiah,
         "detect": VisualizeDetect,
         "code-eval": VisualizeCodeEval,
+        "phonebook": VisualizePhonebook,
         "lines": VisualizeLines,
     }
     tyro.extras.subcommand_cli_from_dict(kinds, prog=program, args=list(arguments), description=Visualize.__doc__).run()

@@ -8,6 +8,7 @@ from retrieval_heads.plots.curves import profiles, score_distribution
 from retrieval_heads.plots.difference import difference_map
 from retrieval_heads.plots.heads import head_heatmap
 from retrieval_heads.plots.niah import niah_heatmap
+from retrieval_heads.plots.phonebook import phonebook_heatmap
 from retrieval_heads.plots.tasks import program_heatmap, task_lines
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "difference_map",
     "head_heatmap",
     "niah_heatmap",
+    "phonebook_heatmap",
     "profiles",
     "program_heatmap",
     "score_distribution",

@@ -338,7 +338,9 @@ class Bench:
             if suite.settings.kind == "detect":
                 self._check_heads(result)
         counted = ("prompt_tokens", "cached_tokens", "reusable_tokens", "steps", "step_seconds", "feed_gap_seconds")
-        return Took(seconds, {name: after[name] - before[name] for name in counted}, results)
+        return Took(
+            seconds, {name: getattr(after.done, name) - getattr(before.done, name) for name in counted}, results
+        )
 
     def memory(self) -> float:
         """MB in use: of the GPU, or on a CPU by the engine's processes."""
@@ -347,7 +349,7 @@ class Bench:
 
             free, total = torch.cuda.mem_get_info()
             return float(total - free) / 1e6
-        engine = psutil.Process(self._client.counters()["process"])
+        engine = psutil.Process(self._client.counters().process)
         return sum(one.memory_info().rss for one in [engine, *engine.children(recursive=True)]) / 1e6
 
     def gpus(self) -> int:
@@ -364,7 +366,7 @@ class Bench:
 
     def host_memory(self) -> float:
         """MB that the plugin's engine takes of the host, with all that it started; what they share is counted once."""
-        engine = psutil.Process(self._client.counters()["process"])
+        engine = psutil.Process(self._client.counters().process)
         return sum(one.memory_full_info().pss for one in [engine, *engine.children(recursive=True)]) / 1e6
 
     def with_one_killed(self, suite: Suite) -> dict[str, Any]:
@@ -373,9 +375,9 @@ class Bench:
         """
         cells = {f"{suite.path.stem}/{cell.id}": cell for cell in suite.cells}
         counters = self._client.counters()
-        engine, before = psutil.Process(counters["process"]), counters["finished"]
+        engine, before = psutil.Process(counters.process), counters.finished
         self._client.submit(suite.question, cells)
-        while self._client.counters()["finished"] < before + len(cells) // 3:
+        while self._client.counters().finished < before + len(cells) // 3:
             time.sleep(0.05)
         replica = max(engine.children(), key=lambda one: one.create_time())
         killed = time.monotonic()
@@ -385,7 +387,8 @@ class Bench:
         reasons = set()
         for key in cells:
             try:
-                status = self._client.result(key)["status"]
+                result = self._client.result(key)
+                status = "done" if isinstance(result, Answered) else result.status
             except EngineDied as error:
                 status = "engine died"
                 reasons.add(str(error).splitlines()[0])

@@ -19,7 +19,7 @@ from retrieval_heads.gates.settings import Expect
 from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.haystack import read_text
 from retrieval_heads.runs.answer import Answer
-from retrieval_heads.runs.folder import RunFolder
+from retrieval_heads.runs.folder import Facts, RunFolder
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.settings import Settings
@@ -46,7 +46,7 @@ class AblationOutcome:
     path: Path | None
 
 
-def check_heads(suites: Mapping[str, Mapping[str, Any]], info: Mapping[str, Any]) -> None:
+def check_heads(suites: Mapping[str, Mapping[str, object]], info: Facts) -> None:
     """See that the heads which suites name are heads of the engine's model.
 
     Args:
@@ -73,7 +73,7 @@ def finish(
     settings: Settings,
     records: Sequence[Record],
     controls: Mapping[str, Control],
-    facts: Mapping[str, Any],
+    facts: Facts,
     folder: RunFolder,
     suffix: str,
     *,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pytest_retrieval_heads.detection import DetectionOutcome
 from pytest_retrieval_heads.plan import Plan
@@ -22,6 +21,7 @@ from retrieval_heads.gates import (
 )
 from retrieval_heads.kinds import KINDS
 from retrieval_heads.reading import path_of
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.record import Record
 
 
@@ -60,7 +60,7 @@ def save_baselines(
     plan: Plan,
     records: Sequence[Record],
     detections: Sequence[DetectionOutcome],
-    facts: Mapping[str, Any],
+    facts: Facts,
 ) -> tuple[list[Path], list[str]]:
     """Store the run as a baseline: a file beside the suites of each folder.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from retrieval_heads.ablation.arms import named
 from retrieval_heads.errors import ResultsError, RetrievalHeadsError
@@ -19,6 +18,7 @@ from retrieval_heads.heads.score import RANKING, head_score
 from retrieval_heads.heads.table import Head
 from retrieval_heads.heads.top_heads import overlap, top_heads
 from retrieval_heads.intervals import Interval, shown
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.settings import Settings
@@ -54,7 +54,7 @@ class DetectionOutcome:
 
 
 def finish(
-    suite: str, settings: Settings, records: Sequence[Record], facts: Mapping[str, Any], folder: Path, suffix: str
+    suite: str, settings: Settings, records: Sequence[Record], facts: Facts, folder: Path, suffix: str
 ) -> DetectionOutcome:
     """Aggregate a suite's samples and write its head files.
 
@@ -75,7 +75,7 @@ def finish(
     return DetectionOutcome(suite, detection, expected, None, paths)
 
 
-def identity_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(facts: Facts) -> dict[str, object]:
     """What a file of figures says of the model and engine that they were measured on."""
     return {name: facts[name] for name in _IDENTITY if name in facts}
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +12,7 @@ from pytest_retrieval_heads.provenance import check_rescored
 from retrieval_heads.engine.stored_answers import StoredAnswers
 from retrieval_heads.errors import ConfigError, ResultsError, RetrievalHeadsError, UnreadableFile
 from retrieval_heads.reading import path_of
-from retrieval_heads.runs.folder import RunFolder, read_facts
+from retrieval_heads.runs.folder import Facts, RunFolder, read_facts
 from retrieval_heads.runs.record import read_records
 
 
@@ -47,7 +45,7 @@ def own_folder(options: Options, output_dir: str | None) -> Path | None:
     return (options.base / path_of(output_dir)).resolve() if output_dir else None
 
 
-def stored_answers(options: Options, output_dir: str | None) -> tuple[StoredAnswers, Mapping[str, Any]]:
+def stored_answers(options: Options, output_dir: str | None) -> tuple[StoredAnswers, Facts]:
     """The answers that are scored again in place of an engine's, and what `run.json` says of them.
 
     Raises:
@@ -65,7 +63,7 @@ def stored_answers(options: Options, output_dir: str | None) -> tuple[StoredAnsw
         raise pytest.UsageError(f"rh: --rh-rescore: {error}") from None
 
 
-def check_answers_fit(run: Path, plan: Plan, options: Options, facts: Mapping[str, Any]) -> None:
+def check_answers_fit(run: Path, plan: Plan, options: Options, facts: Facts) -> None:
     """See that a run's answers are those of the plan's model to its questions, as far as `--rh-allow-changed` asks.
 
     Args:

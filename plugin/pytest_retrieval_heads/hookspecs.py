@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retrieval_heads.runs.record import Record
 
 
-def pytest_rh_engine_ready(info: Mapping[str, Any]) -> None:
+def pytest_rh_engine_ready(info: Mapping[str, object]) -> None:
     """The session's engine has loaded its model, and is asked from now on.
 
     Called once, in the process that launched it: pytest's own, or xdist's controller. A run that is scored again has
@@ -28,7 +28,7 @@ def pytest_rh_engine_ready(info: Mapping[str, Any]) -> None:
     """
 
 
-def pytest_rh_record(record: Record, item: pytest.Item) -> Mapping[str, Any] | None:
+def pytest_rh_record(record: Record, item: pytest.Item) -> Mapping[str, object] | None:
     """A cell was answered and scored, and its record is about to be written.
 
     Called for every record, also of cells that were skipped, are in error, or were answered by an earlier run; under

@@ -5,7 +5,7 @@ That is the plain pytest process, or under xdist the controller, which itself co
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +28,7 @@ from pytest_retrieval_heads.termination import Termination
 from pytest_retrieval_heads.user_hooks import call_hook
 from retrieval_heads.engine.client import Address, EngineProcess
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError
+from retrieval_heads.plain import Fields
 from retrieval_heads.redaction import without_secrets
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.settings import Settings
@@ -47,7 +48,7 @@ class Host:
     """
 
     def __init__(
-        self, config: pytest.Config, options: Options, settings: Settings, over_suites: Sequence[Mapping[str, Any]]
+        self, config: pytest.Config, options: Options, settings: Settings, over_suites: Sequence[Fields]
     ) -> None:
         self._config = config
         self._options = options

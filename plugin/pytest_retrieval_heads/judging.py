@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pytest_retrieval_heads.baselines import baseline_file, shrinkage_of
 from pytest_retrieval_heads.detection import DetectionOutcome
@@ -34,6 +33,7 @@ from retrieval_heads.gates import (
 )
 from retrieval_heads.gates.expression import nearest
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import EVERY_METRIC
 from retrieval_heads.suites.settings import Settings
@@ -123,9 +123,7 @@ class Judge:
                 raise ConfigError(f"{suite}: the verdict is gates, but there are none and no --rh-baseline is given")
         return judge
 
-    def verdict(
-        self, records: Sequence[Record], detections: Sequence[DetectionOutcome], facts: Mapping[str, Any]
-    ) -> Verdict:
+    def verdict(self, records: Sequence[Record], detections: Sequence[DetectionOutcome], facts: Facts) -> Verdict:
         """Judge a finished run.
 
         Args:
@@ -209,7 +207,7 @@ class Judge:
         )
         return verdict + Verdict((), notes=tuple(agreement(suite, heads, before)))
 
-    def _compare(self, suite: str, records: Sequence[Record], facts: Mapping[str, Any]) -> Comparison:
+    def _compare(self, suite: str, records: Sequence[Record], facts: Facts) -> Comparison:
         try:
             return set_against(
                 records,

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from retrieval_heads.files import write_whole
 from retrieval_heads.hub import length_limit
+from retrieval_heads.plain import Fields
 from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.place import LENGTH
 from retrieval_heads.suites.reading import overlay, read_settings, resolve
@@ -61,15 +61,15 @@ class Plan:
         beside: The cells of suites that lie in the same folders and were not collected.
     """
 
-    model: dict[str, Any]
-    engine: dict[str, Any]
-    suites: dict[str, dict[str, Any]]
+    model: dict[str, object]
+    engine: dict[str, object]
+    suites: dict[str, dict[str, object]]
     files: dict[str, str]
     haystacks: list[str]
     cells: dict[str, list[str]]
     traced: bool
     output_dir: str | None
-    origins: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    origins: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     misfit: str | None = None
     error: str | None = None
     nodes: dict[str, str] = field(default_factory=dict)
@@ -166,7 +166,7 @@ class Plan:
         write_whole(path, json.dumps(without_values(asdict(self))).encode(), is_private=True)
 
     @classmethod
-    def load(cls, path: Path, over_suites: Sequence[Mapping[str, Any]]) -> Plan:
+    def load(cls, path: Path, over_suites: Sequence[Fields]) -> Plan:
         """Read a saved plan; the model's secrets are read where they were written.
 
         Args:
@@ -192,7 +192,7 @@ class Plan:
         """The `engine` section as settings."""
         return Settings.model_validate({"engine": self.engine}).engine
 
-    def resolved(self) -> Mapping[str, Any]:
+    def resolved(self) -> Mapping[str, object]:
         """What `config.yaml` says: one suite's settings, or each suite's by name."""
         if len(self.suites) == 1:
             return next(iter(self.suites.values()))

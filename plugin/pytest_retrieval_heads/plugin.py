@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -96,7 +96,7 @@ def run_of(config: pytest.Config) -> Run:
     from pytest_retrieval_heads.run import RUN, Run
     from retrieval_heads.errors import ConfigError
 
-    run: Any = config.stash.get(RUN, None)
+    run = config.stash.get(RUN, None)
     if run is None:
         try:
             run = Run(config)
@@ -104,4 +104,4 @@ def run_of(config: pytest.Config) -> Run:
             raise pytest.UsageError(f"rh: {error}") from None
         config.stash[RUN] = run
         config.pluginmanager.register(run, "rh-run")
-    return run  # type: ignore[no-any-return]
+    return run

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pytest_retrieval_heads.plan import Plan
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.prompts.haystack import read_text
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.identity import Difference, Identities, Identity, argument_differences, differences
 from retrieval_heads.runs.origin import Origin
 from retrieval_heads.runs.record import Recipe, Record
@@ -31,7 +31,7 @@ def check_answers(plan: Plan, loaded: Identities | None = None) -> list[str]:
     model = next(iter(loaded.models.values())) if loaded and loaded.models else None
     warnings = []
     for suite, told in plan.origins.items():
-        from_model = plan.suites[suite].get("from_model")
+        from_model = Settings.model_validate(plan.suites[suite]).from_model
         for origin in map(Origin.of_json, told):
             try:
                 warning = origin.check(model, str(plan.model["model"]), from_model)
@@ -42,7 +42,7 @@ def check_answers(plan: Plan, loaded: Identities | None = None) -> list[str]:
     return warnings
 
 
-def check_rescored(plan: Plan, records: Sequence[Record], facts: Mapping[str, Any], allow_changed: bool) -> None:
+def check_rescored(plan: Plan, records: Sequence[Record], facts: Facts, allow_changed: bool) -> None:
     """See that the answers which are scored again are those of the settings' model, to the suites' questions.
 
     Args:
@@ -77,7 +77,7 @@ def check_rescored(plan: Plan, records: Sequence[Record], facts: Mapping[str, An
                 )
 
 
-def _asked(settings: Settings) -> dict[str, Any]:
+def _asked(settings: Settings) -> dict[str, object]:
     """What a suite asks, as far as it can be told without a model."""
     source = settings.haystack and (settings.haystack.source or settings.haystack.haystack_dir)
     haystack = {"haystack": hashlib.sha256(read_text(str(source)).encode()).hexdigest()} if source else {}
@@ -89,7 +89,7 @@ def _asked(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _changed(recipe: Recipe, now: Mapping[str, Any]) -> list[Difference]:
+def _changed(recipe: Recipe, now: Mapping[str, object]) -> list[Difference]:
     """What differs of a question, as far as its record says it."""
     then = {
         "haystack": recipe.hash,

@@ -29,7 +29,7 @@ def record_of(suite: Suite, cell: Cell, result: Result) -> Record:
         result: What came of it.
     """
     if cell.stored is not None:
-        return _traced(suite, cell, result)
+        return _traced(suite, cell, cell.stored, result)
     expected, scoring = suite.task.asked(suite.question, cell.place), suite.settings.scoring
     told: Fields = {}
     if isinstance(result, Answered):
@@ -52,12 +52,12 @@ def record_of(suite: Suite, cell: Cell, result: Result) -> Record:
     )
 
 
-def _traced(suite: Suite, cell: Cell, result: Result) -> Record:
+def _traced(suite: Suite, cell: Cell, stored: Record, result: Result) -> Record:
     """The record of a stored answer, which keeps its scores; new are the heads'."""
     told = _heads(result) if isinstance(result, Answered) else _unanswered(result)
     return Record.model_validate(
         {
-            **(cell.stored or {}),
+            **dict(stored),
             "kind": "detect",
             "suite": suite.name,
             "cell": cell.id,

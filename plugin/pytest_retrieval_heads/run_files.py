@@ -15,7 +15,7 @@ from pytest_retrieval_heads.plan import Plan
 from retrieval_heads import __version__
 from retrieval_heads.errors import FileError
 from retrieval_heads.redaction import without_secrets, without_values
-from retrieval_heads.runs.folder import RunFolder, read_facts
+from retrieval_heads.runs.folder import Facts, RunFolder, read_facts
 from retrieval_heads.runs.identity import Identities, why_asked_again
 from retrieval_heads.runs.record import Record, Status
 
@@ -82,7 +82,7 @@ class RunFiles:
     def _arguments(self) -> list[str]:
         return [without_secrets(argument) for argument in self._options.arguments]
 
-    def _facts_of(self, plan: Plan) -> dict[str, Any]:
+    def _facts_of(self, plan: Plan) -> dict[str, object]:
         facts = {
             "began": time.strftime(_TIME),
             "retrieval_heads": __version__,
@@ -96,7 +96,7 @@ class RunFiles:
             facts["identities"] = self.earlier.to_json()
         return facts
 
-    def engine_is_ready(self, info: Mapping[str, Any]) -> float:
+    def engine_is_ready(self, info: Facts) -> float:
         """Note which engine answers from now on.
 
         Args:
@@ -158,7 +158,7 @@ class RunFiles:
             self.complaints.append(str(reason))
             self.unwritten += 1
 
-    def finish(self, plan: Plan, exit_status: int, counters: Mapping[str, Any]) -> None:
+    def finish(self, plan: Plan, exit_status: int, counters: Mapping[str, object]) -> None:
         """Write how the run ended.
 
         Args:

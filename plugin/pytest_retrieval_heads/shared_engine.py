@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +17,7 @@ from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProces
 from retrieval_heads.engine.messages import Hello
 from retrieval_heads.errors import ConfigError, EngineError
 from retrieval_heads.redaction import without_values
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.identity import Identities
 
 
@@ -57,7 +56,7 @@ class SharedEngine:
         """Give out the stored answers."""
         self.process.launch(Hello({}), self.log)
 
-    def start(self, plan: Plan) -> Mapping[str, Any] | None:
+    def start(self, plan: Plan) -> Facts | None:
         """Launch the engine, where that was not done or tried, and wait until the model is loaded.
 
         An engine that does not start is no end: `failure` says why, and every test that needed it will.
@@ -147,19 +146,25 @@ class SharedEngine:
         assert self.failure is not None
         return self.failure
 
-    def counters(self) -> dict[str, Any]:
+    def counters(self) -> dict[str, object]:
         """What the engine did, as `retrieval_heads.engine.jobs.Done` counts it; nothing where none can tell."""
         client = EngineClient(self.process.address)
         try:
             client.connect(patience=0)
-            counters = client.counters()
+            done = client.counters().done
         except EngineDied:
             return {}
         finally:
             client.close()
-        if not counters["steps"]:
+        if not done.steps:
             return {}
-        share = counters["feed_gap_seconds"] / (counters["feed_gap_seconds"] + counters["step_seconds"])
-        whole = {name: counters[name] for name in ("prompt_tokens", "cached_tokens", "reusable_tokens", "steps")}
-        seconds = {name: round(counters[name], 3) for name in ("step_seconds", "feed_gap_seconds")}
-        return {**whole, **seconds, "feed_gap_share": round(share, 5)}
+        share = done.feed_gap_seconds / (done.feed_gap_seconds + done.step_seconds)
+        return {
+            "prompt_tokens": done.prompt_tokens,
+            "cached_tokens": done.cached_tokens,
+            "reusable_tokens": done.reusable_tokens,
+            "steps": done.steps,
+            "step_seconds": round(done.step_seconds, 3),
+            "feed_gap_seconds": round(done.feed_gap_seconds, 3),
+            "feed_gap_share": round(share, 5),
+        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
@@ -15,6 +15,7 @@ from retrieval_heads.gates import Verdict
 from retrieval_heads.gates import lines as gate_lines
 from retrieval_heads.intervals import mean_interval
 from retrieval_heads.intervals import shown as interval_shown
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.grid import Grid
 from retrieval_heads.runs.place import DEPTH, LENGTH, shown
 from retrieval_heads.runs.record import Record, Status, finite_mean
@@ -85,7 +86,7 @@ def summary(
         reporter.write_line(printable(f"{name:<{longest}}  {path}"))
 
 
-def done(facts: Mapping[str, Any]) -> list[str]:
+def done(facts: Facts) -> list[str]:
     """What the prefix cache gave, and how long the engine waited for us, in one line; none where no cell was asked.
 
     Args:

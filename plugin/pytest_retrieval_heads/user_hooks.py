@@ -6,7 +6,6 @@ import math
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,7 +29,7 @@ def with_additions(record: Record, item: pytest.Item) -> Record:
     Raises:
         AdditionError: It is no plain JSON, or two hooks use the same name.
     """
-    extra: dict[str, Any] = {}
+    extra: dict[str, object] = {}
     for addition in item.ihook.pytest_rh_record(record=record, item=item):
         if not isinstance(addition, Mapping):
             raise AdditionError(f"pytest_rh_record: a mapping or None is expected, found {_kind(addition)}")
@@ -66,7 +65,7 @@ def call_hook(config: pytest.Config, name: str, **arguments: object) -> str | No
     return None
 
 
-def _plain(value: Any, place: str, depth: int) -> Any:
+def _plain(value: object, place: str, depth: int) -> object:
     """A value of builtins alone, as JSON gives it back.
 
     Args:

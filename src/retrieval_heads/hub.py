@@ -12,13 +12,12 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from retrieval_heads.errors import EngineError
 from retrieval_heads.models import PACKAGED, check_folder, packaged_folder
+from retrieval_heads.plain import Fields
 
 _PATIENCE = 8.0
 """Seconds that the hub has for its answer, name resolution and connection included."""
@@ -34,7 +33,7 @@ class _Answer:
     why: str = ""
 
 
-def check_model(model: Mapping[str, Any]) -> bool:
+def check_model(model: Fields) -> bool:
     """See that there is a model of the name that the settings say, and a chat template where they name its file.
 
     Args:
@@ -70,7 +69,7 @@ def check_model(model: Mapping[str, Any]) -> bool:
     raise EngineError(f"model.model: {answer.why}{_nearest(name)}")
 
 
-def length_limit(model: Mapping[str, Any]) -> int | None:
+def length_limit(model: Fields) -> int | None:
     """How many tokens of prompt and answer the model takes, as far as settings or a config.json on disk tell.
 
     Args:

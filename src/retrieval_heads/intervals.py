@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from numpy import float32, float64
     from numpy.typing import NDArray
 
 COVERAGE: Final = 0.95
@@ -88,7 +89,7 @@ def mean_of_means_interval(groups: Sequence[Sequence[float]]) -> Interval | None
     return Interval(max(0.0, mean - below), min(1.0, mean + above))
 
 
-def mean_intervals(values: NDArray[Any], top: float = 1.0) -> tuple[NDArray[Any], NDArray[Any]]:
+def mean_intervals(values: NDArray[float64], top: float = 1.0) -> tuple[NDArray[float64], NDArray[float64]]:
     """The intervals of the means of values in [0, `top`].
 
     Gaffke's bounds (Gaffke 2005; Learned-Miller & Thomas 2019): the upper end is the 97.5 % quantile of the mean of the
@@ -154,19 +155,19 @@ def shown(interval: Interval | None, digits: int = 3) -> str:
 
 
 @lru_cache(maxsize=4)
-def _weights(samples: int, draws: int) -> NDArray[Any]:
+def _weights(samples: int, draws: int) -> NDArray[float32]:
     """`[draws, samples + 1]`, uniform on the simplex: single precision, whose error is far below a draw's."""
     import numpy as np
 
     spacings = np.random.default_rng(_SEED).standard_exponential((draws, samples + 1), dtype=np.float32)
-    weights: NDArray[Any] = spacings / spacings.sum(1, keepdims=True)
+    weights: NDArray[float32] = spacings / spacings.sum(1, keepdims=True)
     return weights
 
 
-def _quantile(means: NDArray[Any], tail: float) -> NDArray[Any]:
+def _quantile(means: NDArray[float32], tail: float) -> NDArray[float64]:
     """The order statistic outside of the quantile, so that drawing widens the interval and does not narrow it."""
     import numpy as np
 
     place = math.floor(tail * (len(means) + 1)) - 1 if tail < 0.5 else math.ceil(tail * (len(means) + 1)) - 1
-    found: NDArray[Any] = np.partition(means, place, axis=0)[place].astype(float)
+    found: NDArray[float64] = np.partition(means, place, axis=0)[place].astype(float)
     return found

@@ -10,6 +10,10 @@ from pydantic import JsonValue, TypeAdapter
 Json = JsonValue
 """Anything that JSON holds."""
 JsonObject = dict[str, Json]
+Fields = Mapping[str, Any]
+"""An open section of a user's settings, plain JSON by name: whoever it is handed to knows its keys (the engine those of
+`model` and `generation`, a task its own).
+"""
 
 
 class Plain:

@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from retrieval_heads.errors import UnreadableFile
 
@@ -90,7 +90,7 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, object]:
     """The one object of a JSON file.
 
     Raises:
@@ -102,7 +102,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
-def parse_json(text: str, where: str, expected: str = "a JSON object") -> Any:
+def parse_json(text: str, where: str, expected: str = "a JSON object") -> object:
     """A document of JSON.
 
     Args:
@@ -147,7 +147,7 @@ def _is_deeper(text: str, most: int) -> bool:
     return False
 
 
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from retrieval_heads.errors import ConfigError, UnreadableFile
 from retrieval_heads.reading import parse_json, read_bytes
@@ -32,7 +32,7 @@ class Row:
     path: Path
     number: int
     line: int
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
 
     @property
     def where(self) -> str:
@@ -180,12 +180,12 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     return names
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower() if value is not None else "null"
     kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
     return kinds.get(type(value), f"the number {value!r}")
 
 
-def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
     return ", ".join(names) or "none"

@@ -27,7 +27,7 @@ def test_an_answer(rh_engine):
 
 
 def test_silence(rh_engine):
-    os.kill(rh_engine.counters()["process"], signal.SIGSTOP)
+    os.kill(rh_engine.counters().process, signal.SIGSTOP)
     with pytest.raises(EngineError, match=r"no step and no other sign of life for 20 s \\(engine.silence\\)"):
         rh_engine.ask("And of Italy?")
 """

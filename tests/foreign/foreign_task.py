@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from pydantic import Field
 
@@ -32,7 +31,7 @@ class Sums:
     settings = SumOptions
     needs: frozenset[str] = frozenset()
     has_spans = False
-    defaults: Mapping[str, Any] = {}
+    defaults: Mapping[str, object] = {}
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
         """Every count of terms by every count of digits."""

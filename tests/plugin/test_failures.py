@@ -233,7 +233,7 @@ class TestMidRun:
             import os, signal
 
             def test_kill(rh_engine):
-                os.kill(rh_engine.counters()["process"], signal.SIGKILL)
+                os.kill(rh_engine.counters().process, signal.SIGKILL)
                 rh_engine.ask("anything")
 
             def test_mine():
@@ -252,7 +252,7 @@ class TestMidRun:
             import os, signal
 
             def test_crash(rh_engine):
-                os.kill(rh_engine.counters()["process"], signal.SIGKILL)
+                os.kill(rh_engine.counters().process, signal.SIGKILL)
                 os._exit(1)
             """
         )

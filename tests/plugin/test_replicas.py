@@ -108,8 +108,8 @@ class TestAsking:
                 with pytest.raises(EngineError, match="no such sampling parameter"):
                     rh_engine.ask("When?", temprature=1)
                 counted = rh_engine.counters()
-                assert counted["submitted"] == 14
-                assert counted["finished"] >= 2
+                assert counted.submitted == 14
+                assert counted.finished >= 2
             """
         )
         two.run("test_mine.py").assert_outcomes(passed=13)

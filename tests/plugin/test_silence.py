@@ -53,7 +53,7 @@ def test_an_engine_that_stops_with_nothing_to_do_is_noticed(project: Project) ->
         from retrieval_heads.errors import EngineError
 
         def test_stopped(rh_engine):
-            os.kill(rh_engine.counters()["process"], signal.SIGSTOP)
+            os.kill(rh_engine.counters().process, signal.SIGSTOP)
             with pytest.raises(EngineError, match="no step and no other sign of life"):
                 rh_engine.ask("anything")
         """

@@ -127,11 +127,11 @@ def test_what_the_engine_did_is_counted(asking: Asking) -> None:
     clock = Clock()
     asking.client.submit(PLAIN, cells(range(3)))
     asking.results(Engine(clock), Builder(clock), "012", clock=clock)
-    done = asking.client.counters()
-    assert (done["steps"], done["prompt_tokens"], done["cached_tokens"]) == (3, 150, 16)
-    assert done["reusable_tokens"] == 2 * 32, "whole blocks of the 40 tokens that two of three found there"
-    assert done["feed_gap_seconds"] == 3 * BUILDING
-    assert done["step_seconds"] == 3 * STEPPING
+    done = asking.client.counters().done
+    assert (done.steps, done.prompt_tokens, done.cached_tokens) == (3, 150, 16)
+    assert done.reusable_tokens == 2 * 32, "whole blocks of the 40 tokens that two of three found there"
+    assert done.feed_gap_seconds == 3 * BUILDING
+    assert done.step_seconds == 3 * STEPPING
 
 
 def test_the_first_prompts_run_while_the_last_are_built(asking: Asking) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from retrieval_heads.engine.routing import ANSWER, Asked, computed_tokens, share_out
 from retrieval_heads.runs.place import Place
+from retrieval_heads.runs.record import Recipe, Record
 from retrieval_heads.suites.suite import load_suite
 from retrieval_heads.tasks.task import Cell, Question
 
@@ -77,11 +78,12 @@ def test_stored_answers_go_by_the_recipe_of_their_prompt() -> None:
     question = Question("tales", "detect")
     place = Place((("length", 1000), ("depth", 50.0), ("needle", "ferry")))
 
-    def prefix(**recipe: object) -> str:
-        return Asked.of(question, Cell("", "", place, {"recipe": recipe}), 40_000).prefix
+    def prefix(haystack: str, **context: int) -> str:
+        recipe = Recipe(haystack=haystack, wording=[], template_hash="", prompt_hash="", **context)
+        return Asked.of(question, Cell("", "", place, Record(recipe=recipe)), 40_000).prefix
 
-    assert prefix(haystack="pydoc", offset=0) == prefix(haystack="pydoc", offset=0, insertion=7)
-    assert len({prefix(haystack="pydoc", offset=0), prefix(haystack="pydoc", offset=9), prefix(haystack="tales")}) == 3
+    assert prefix("pydoc", offset=0) == prefix("pydoc", offset=0, insertion=7)
+    assert len({prefix("pydoc", offset=0), prefix("pydoc", offset=9), prefix("tales")}) == 3
 
 
 def test_a_cell_that_does_not_fit_costs_nothing_but_its_answer(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import variance
-from typing import Any
 
 from retrieval_heads.ablation.arms import NONE, Arm, borrowed
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.intervals import Interval, difference_interval, share_interval
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.place import Value
 from retrieval_heads.runs.record import Record, finite_mean
 
@@ -142,7 +142,7 @@ def effect_of(records: Sequence[Record], until: float = 0.5) -> Effect:
     )
 
 
-def to_json(effect: Effect, facts: Mapping[str, Any]) -> dict[str, Any]:
+def to_json(effect: Effect, facts: Facts) -> dict[str, object]:
     """The content of `ablation.json`: plain builtins, after what the run's facts say."""
     return {
         "schema": SCHEMA,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.settings.yaml_reading import NotYaml, parse
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _LISTS = (
     *("sweep.context_lengths", "sweep.document_depths", "sweep.seeds"),
@@ -16,7 +19,7 @@ _LISTS = (
 )
 
 
-def split_settings(arguments: Sequence[str], options: type[Any]) -> tuple[list[str], list[str]]:
+def split_settings(arguments: Sequence[str], options: type[DataclassInstance]) -> tuple[list[str], list[str]]:
     """Tell a command's own options from flags that set settings.
 
     Args:
@@ -86,7 +89,7 @@ def _written(key: str, values: Sequence[str]) -> str:
 def _scalar(value: str) -> str:
     """The value as YAML; a text that YAML would take for more than it says is quoted."""
     try:
-        read: Any = parse(value, "a setting")
+        read: object = parse(value, "a setting")
     except NotYaml:
         read = {}
     is_meant = not isinstance(read, dict | list) or value.lstrip().startswith(("{", "["))

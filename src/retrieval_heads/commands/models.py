@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from retrieval_heads.engine.backends.versions import SUPPORTED
 from retrieval_heads.engine.backends.vllm import plain_reason
@@ -64,7 +63,7 @@ def _check(asked: str) -> None:
         sys.exit(1)
 
 
-def _model_of(asked: str) -> tuple[str, dict[str, Any]]:
+def _model_of(asked: str) -> tuple[str, dict[str, object]]:
     path = Path(asked).expanduser()
     if is_yaml(path):
         model = resolve(read_settings(path), str(path)).model
@@ -84,7 +83,7 @@ def layer_lines(name: str, layers: Sequence[Layer]) -> Iterator[str]:
 
     scored = [layer for layer in layers if layer.heads]
     yield f"{name}: heads of {len(scored)} of {len(layers)} layers can be scored"
-    alike: dict[tuple[Any, ...], list[int]] = {}
+    alike: dict[tuple[str, int, int | None], list[int]] = {}
     for layer in layers:
         alike.setdefault((layer.kind, layer.heads, layer.sliding_window), []).append(layer.number)
     for (kind, heads, window), numbers in alike.items():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from retrieval_heads.errors import ResultsError, printable
+from retrieval_heads.plain import Fields
 from retrieval_heads.report import pick_records
 from retrieval_heads.runs.folder import read_facts
 from retrieval_heads.runs.record import Record, read_records
@@ -50,10 +51,11 @@ class Reconstruct:
         # Exact where it goes into a file or a pipe; a terminal obeys what a needle may hold.
         print(printable(text) if sys.stdout.isatty() else text)
 
-    def _model(self, folder: Path, record: Record) -> Mapping[str, Any]:
-        model: Mapping[str, Any] = read_facts(folder).get("engine_args") or {}
+    def _model(self, folder: Path, record: Record) -> Fields:
+        model: Fields = read_facts(folder).get("engine_args") or {}
         if self.config is not None:
-            model = read_settings(self.config).get("model") or {}
+            said = read_settings(self.config).get("model")
+            model = said if isinstance(said, dict) else {}
         if not model.get("model"):
             raise ResultsError(
                 f"{folder / 'run.json'}: names no model; give --config FILE with `model: {{model: NAME}}`"

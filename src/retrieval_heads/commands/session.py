@@ -129,7 +129,7 @@ def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[
         kind = "niah"
     of_run = read_suites(session.config) if session.config else {}
     is_suite = is_whole_suite(data) or bool(of_run)
-    kinds = sorted({suite["kind"] for suite in of_run.values()}) or [data.get("kind", "niah")]
+    kinds = sorted({str(suite["kind"]) for suite in of_run.values()}) or [str(data.get("kind", "niah"))]
     if is_suite and kind not in kinds:
         raise ConfigError(f"{session.config} is a config of kind {', '.join(kinds)}; call retrieval-heads {kinds[0]}")
     suites = list(session.suites)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -14,6 +14,7 @@ from retrieval_heads.commands.flags import assignments, split_settings
 from retrieval_heads.engine.backends.backend import check_suite
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
 from retrieval_heads.kinds import KINDS
+from retrieval_heads.plain import Fields
 from retrieval_heads.runs.place import LENGTH, NEEDLE, in_order
 from retrieval_heads.suites.cost import earlier_run, plan_suite
 from retrieval_heads.suites.reading import is_whole_suite, overrides, read_settings, read_suites
@@ -56,7 +57,7 @@ def validate(arguments: Sequence[str], program: str) -> None:
         sys.exit(1)
 
 
-def _suites(asked: Validate, sets: Mapping[str, Any]) -> list[Suite]:
+def _suites(asked: Validate, sets: Fields) -> list[Suite]:
     config = read_settings(asked.config) if asked.config else {}
     named = list(asked.suites)
     if not named and asked.config and (is_whole_suite(config) or read_suites(asked.config)):
@@ -92,7 +93,7 @@ def _show(suite: Suite) -> bool:
     return any(check.is_wrong for check in checks)
 
 
-def _backend_checks(suite: Suite, model: Mapping[str, Any]) -> list[Check]:
+def _backend_checks(suite: Suite, model: Fields) -> list[Check]:
     try:
         backend = check_suite(suite)
     except ConfigError as error:
@@ -105,7 +106,7 @@ def _backend_checks(suite: Suite, model: Mapping[str, Any]) -> list[Check]:
     return checks
 
 
-def _prompt_checks(suite: Suite, model: Mapping[str, Any]) -> Iterator[Check]:
+def _prompt_checks(suite: Suite, model: Fields) -> Iterator[Check]:
     from retrieval_heads.prompts.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)

@@ -21,12 +21,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from retrieval_heads.ablation.arms import MODES
-from retrieval_heads.engine.jobs import Done, FreeQuestion
+from retrieval_heads.engine.jobs import Counters, Done, FreeQuestion
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Hello, Message, receive, send
 from retrieval_heads.engine.private_folder import PrivateFolder
@@ -34,7 +33,9 @@ from retrieval_heads.engine.results import Result, result_of_json
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError, FileError, QuestionError
 from retrieval_heads.files import write_whole
+from retrieval_heads.plain import Json
 from retrieval_heads.runs.answer import Answer
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.tasks.task import Cell, Question
 
@@ -83,13 +84,13 @@ class EngineClient:
         """
         self._idle.append(self._taken(patience))
 
-    def wait_ready(self) -> Mapping[str, Any]:
+    def wait_ready(self) -> Facts:
         """Wait until the model is loaded; what the engine says of itself (model, dtype, device, versions).
 
         Raises:
             EngineError: It could not be loaded.
         """
-        info: Mapping[str, Any] = self._call({"do": "ready"})["info"]
+        info: Facts = self._call({"do": "ready"})["info"]
         return info
 
     def submit(self, question: Question, cells: Mapping[str, Cell]) -> None:
@@ -127,8 +128,8 @@ class EngineClient:
         *,
         max_tokens: int = 64,
         chat: bool = True,
-        mask: Mask | Mapping[str, Any] | None = None,
-        **sampling: Any,
+        mask: Mask | Mapping[str, object] | None = None,
+        **sampling: Json,
     ) -> Answer:
         """Ask the shared engine anything.
 
@@ -167,9 +168,9 @@ class EngineClient:
         """
         return Answer.of_json(self._call({"do": "ask", "question": question.to_json()})["answer"])
 
-    def counters(self) -> Mapping[str, Any]:
-        """How much the engine has done: `submitted`, `finished`, its `process`, and the fields of `jobs.Done`."""
-        return self._call({"do": "counters"})
+    def counters(self) -> Counters:
+        """How much the engine has done."""
+        return Counters.of_json(self._call({"do": "counters"}))
 
     def close(self) -> None:
         """Hang up. A call that is under way in another thread ends as it would have."""
@@ -362,7 +363,7 @@ class EngineProcess:
         self._watchdog = Watchdog(self._process.pid, pulse, limits, log)
         self._watchdog.watch(self._give_up)
 
-    def wait_ready(self) -> Mapping[str, Any]:
+    def wait_ready(self) -> Facts:
         """Wait until the model is loaded.
 
         Raises:

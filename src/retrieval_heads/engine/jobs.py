@@ -89,3 +89,20 @@ class Done(Plain):
         self.prompt_tokens += tokens
         self.cached_tokens += cached
         self.reusable_tokens += reusable
+
+
+@dataclass(frozen=True, slots=True)
+class Counters(Plain):
+    """How much was asked of an engine and done.
+
+    Args:
+        submitted: Cells and free questions.
+        finished: Those that have a result.
+        process: Its process id.
+        done: What the engine has done; of several replicas, together.
+    """
+
+    submitted: int
+    finished: int
+    process: int
+    done: Done

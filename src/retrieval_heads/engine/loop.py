@@ -157,7 +157,7 @@ class Loop:
             request = replace(self.builder.ask(ask.prompt, chat=ask.chat), sampling=dict(ask.sampling), mask=ask.mask)
             self._send(key, request, partial(self._answered, key, request, ()))
         elif ask.cell.stored is not None:
-            record = Record.model_validate(ask.cell.stored)
+            record = ask.cell.stored
             request = self.builder.stored(record)
             answer = replace(answer_in(record), text=record.said, thoughts=None, thought_tokens=None)
             self._replay(key, request, self._without_thoughts(answer, request, ask.question.scoring.tags))

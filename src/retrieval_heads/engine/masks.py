@@ -95,7 +95,7 @@ def _sample(job: Job) -> Record:
     if not isinstance(result, Answered) or result.heads is None:
         return Record(passed=False)
     if cell.stored is not None:
-        passed = bool(cell.stored["passed"])
+        passed = bool(cell.stored.passed)
     else:
         task = TASKS.find(question.task)
         expected = result.expected or task.asked(question, cell.place)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from retrieval_heads.plain import Plain
+from retrieval_heads.plain import Fields, Plain
 
 Message = dict[str, Any]
 
@@ -56,10 +56,10 @@ class Hello(Plain):
         place: Where a replica computes.
     """
 
-    model: Mapping[str, Any]
+    model: Fields
     traced: bool = False
     backend: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Fields = field(default_factory=dict)
     haystacks: tuple[str, ...] = ()
     earlier: str | None = None
     replicas: int | str = 1

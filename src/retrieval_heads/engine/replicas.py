@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
 
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion
@@ -27,11 +26,12 @@ from retrieval_heads.engine.routing import ANSWER, Asked, share_out
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.stored_answers import complete_answers
 from retrieval_heads.errors import ConfigError, EngineError, RetrievalHeadsError
+from retrieval_heads.plain import Fields
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.tasks.task import Question
 
 
-def places(replicas: int | str, model: Mapping[str, Any], gpus: Sequence[str] | None) -> list[Devices]:
+def places(replicas: int | str, model: Fields, gpus: Sequence[str] | None) -> list[Devices]:
     """Where the replicas of a model compute.
 
     Args:
@@ -114,7 +114,7 @@ class Router:
 
     server: Server
     replicas: Sequence[Replica]
-    info: Mapping[str, Any]
+    info: Fields
     earlier: frozenset[str] = frozenset()
     held: dict[str, list[str]] = field(default_factory=dict)
     """Masked cells by suite, while what they mask is not known."""

@@ -60,8 +60,8 @@ class Asked:
         if cell.stored is None:
             start = [question.source, place.seed, question.prompt and question.prompt.model_dump()]
         else:
-            recipe = cell.stored.get("recipe") or {}
-            start = [recipe.get("haystack"), recipe.get("offset"), recipe.get("wording")]
+            recipe = cell.stored.recipe
+            start = [recipe and recipe.haystack, recipe and recipe.offset, recipe and recipe.wording]
         if place.arm not in ("", NONE):  # a mask's cache is its own
             start += [question.suite, place.arm]
         return cls(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion, Job
+from retrieval_heads.engine.jobs import CellQuestion, Counters, Done, FreeQuestion, Job
 from retrieval_heads.engine.messages import OPENING, Message, receive, send
 from retrieval_heads.engine.results import Result, Unanswered
 from retrieval_heads.plain import Json
@@ -160,12 +160,7 @@ class Server:
     def _counters(self, _: Message) -> Message:
         with self.changed:
             finished = sum(job.result is not None for job in self.jobs.values())
-            return {
-                "submitted": len(self.jobs),
-                "finished": finished,
-                "process": os.getpid(),
-                **self.done.to_json(),
-            }
+            return Counters(len(self.jobs), finished, os.getpid(), self.done).to_json()
 
     def _fatal(self) -> Message:
         return {"error": self.failure, "is_fatal": True}

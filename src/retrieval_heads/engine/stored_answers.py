@@ -6,9 +6,8 @@ Imports neither torch nor vllm.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from retrieval_heads.engine.client import EngineProcess
 from retrieval_heads.engine.jobs import FreeQuestion
@@ -17,6 +16,7 @@ from retrieval_heads.engine.results import Answered, Result, Unanswered
 from retrieval_heads.engine.server import Server
 from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.facts import PromptFacts
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.record import Record, read_records
 
 
@@ -78,7 +78,7 @@ class StoredAnswers(EngineProcess):
         facts: What that run's `run.json` says.
     """
 
-    def __init__(self, records: Iterable[Record], facts: Mapping[str, Any]) -> None:
+    def __init__(self, records: Iterable[Record], facts: Facts) -> None:
         super().__init__()
         self._stored = {key_of(record): record for record in records}
         self._facts = facts

@@ -25,6 +25,7 @@ from retrieval_heads.heads.formats import read_table
 from retrieval_heads.heads.formats.figures import checked_score, is_known_share
 from retrieval_heads.heads.formats.heads import SCHEMA as HEADS_SCHEMA
 from retrieval_heads.reading import parse_json, read_object, read_text
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.identity import Identities, Identity, shown
 from retrieval_heads.runs.record import Record, check_bounds, first_mistake, read_records
 
@@ -144,7 +145,7 @@ def load_baseline(path: Path) -> Baseline:
     return Baseline(tuple(read_records(file)), meta, dict(_run_heads(file.parent)), file)
 
 
-def meta_of(facts: Mapping[str, Any]) -> dict[str, str]:
+def meta_of(facts: Facts) -> dict[str, str]:
     """What measured a run, as a header holds it: `META_KEYS`, and what else tells its model and its engine.
 
     Args:
@@ -232,10 +233,11 @@ def _record(line: str, where: str) -> Record:
 
 
 def _kept_fields(record: Record) -> dict[str, Any]:
-    data = record.to_json() | {"cell": cell_name(record)}
     if record.recipe is not None:
         source = PurePath(record.recipe.haystack)
-        data["recipe"]["haystack"] = source.name if source.is_absolute() else str(source)  # no path of this machine
+        name = source.name if source.is_absolute() else str(source)  # no path of this machine
+        record = record.model_copy(update={"recipe": record.recipe.model_copy(update={"haystack": name})})
+    data = record.to_json() | {"cell": cell_name(record)}
     return {name: data[name] for name in _KEPT if data.get(name, "") not in ("", [])}
 
 

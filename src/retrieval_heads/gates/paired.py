@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from numpy import float64
     from numpy.typing import NDArray
 
 LEVEL: Final = 0.05
@@ -107,7 +108,7 @@ def _enumerated(sizes: Sequence[float], least: float) -> float:
     return float(reached.sum()) / 2.0 ** len(sizes)
 
 
-def _signed_sums(sizes: Sequence[float]) -> NDArray[Any]:
+def _signed_sums(sizes: Sequence[float]) -> NDArray[float64]:
     import numpy as np
 
     sums = np.zeros(1)

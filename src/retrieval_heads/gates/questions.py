@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from retrieval_heads.gates.pairing import Pair
 from retrieval_heads.gates.verdict import Outcome
@@ -86,7 +86,7 @@ def compare_questions(pairs: Sequence[Pair], before: Mapping[str, str], now: Map
     return Questions(tuple(changes.most_common()), changed, len(pairs), tuple(unknown))
 
 
-def _asked(record: Record, is_named_alike: bool, pair: Pair) -> dict[str, Any]:
+def _asked(record: Record, is_named_alike: bool, pair: Pair) -> dict[str, object]:
     """The fields of a record's question that another model's run must share."""
     fields = {key: value for key, value in question_identity(record).fields.items() if key != "mask"}
     recipes = pair.baseline.recipe, pair.current.recipe

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -30,7 +30,7 @@ class Expect(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _drops(cls, data: Any) -> Any:
+    def _drops(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
         said = {key: value for key, value in data.items() if not _DROP.match(str(key))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.score import RANKING, HeadScore, head_scores
@@ -15,6 +15,7 @@ from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import HeadScores, Record
 
 if TYPE_CHECKING:
+    from numpy import float64
     from numpy.typing import NDArray
 
 RETRIEVAL_THRESHOLD = 0.1
@@ -119,7 +120,7 @@ def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
     )
 
 
-def _stacked(records: Sequence[Record], score: str) -> NDArray[Any]:
+def _stacked(records: Sequence[Record], score: str) -> NDArray[float64]:
     """`[samples, layers, heads]`, NaN beyond a layer's heads."""
     import numpy as np
 
@@ -127,7 +128,7 @@ def _stacked(records: Sequence[Record], score: str) -> NDArray[Any]:
     return np.array([rectangle(heads[score]) for heads in stacked], dtype=np.float64)
 
 
-def _estimate(values: NDArray[Any], greatest: float) -> Estimate:
+def _estimate(values: NDArray[float64], greatest: float) -> Estimate:
     return Estimate(values.mean(0), *mean_intervals(values, greatest))
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrieval_heads.heads.score import RANKING
 from retrieval_heads.heads.top_heads import TopHeads, top_heads
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.layers import Layer
 
 if TYPE_CHECKING:
+    from numpy import float64
     from numpy.typing import NDArray
 
 DIGITS = 6
@@ -28,10 +30,10 @@ Ranked = tuple[Head, float]
 class Estimate:
     """A score of every head over the counted samples, each `[layers, heads]`; NaN beyond a layer's heads."""
 
-    mean: NDArray[Any]
-    low: NDArray[Any]
+    mean: NDArray[float64]
+    low: NDArray[float64]
     """Lower end of the 95 % interval of the mean (`retrieval_heads.intervals`); NaN for too few samples."""
-    high: NDArray[Any]
+    high: NDArray[float64]
     """Its upper end."""
 
 
@@ -55,7 +57,7 @@ class HeadTable:
     counted: int | None = None
     measured: int | None = None
     stability: float | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
     @property
     def ranking(self) -> str:

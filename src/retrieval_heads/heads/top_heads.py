@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 _SAME: Final = 5e-7
 """Scores this close tie: head files keep six digits."""
@@ -20,7 +20,7 @@ class TopHeads:
     across the last place: which of them is in and which is out would be chance.
     """
 
-    heads: frozenset[Any]
+    heads: frozenset[object]
     asked: int
     """How many best heads were asked for."""
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from retrieval_heads.errors import PromptError
+from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.haystack import Context, Haystack, Text, Tokenize
 from retrieval_heads.prompts.rendering import render_limited
 from retrieval_heads.prompts.settings import Needle, Prompt
@@ -156,7 +157,7 @@ class PromptBuilder:
 
     tokenizer: Tokenizer
     chat_template: str | None
-    template_kwargs: Mapping[str, Any]
+    template_kwargs: Fields
     _rendered: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What the template wrote, by the messages: rendering takes a process of its own."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 from retrieval_heads.errors import ConfigError, EngineError, PromptError, UnreadableFile
 from retrieval_heads.heads.looks import Rows
+from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.haystack import AROUND, Haystack, Text, read_text
 from retrieval_heads.prompts.prompt import BuiltPrompt, Frame, PromptBuilder, PromptText, Tokenizer, hash_ids
 from retrieval_heads.prompts.reuse import Prefix
@@ -38,7 +38,7 @@ class Request:
     """
 
     ids: list[int]
-    sampling: dict[str, Any]
+    sampling: Fields
     facts: PromptFacts
     expected: Expectation | None = None
     prefix: Prefix | None = None
@@ -89,9 +89,7 @@ class Writer:
         takes_text: Whether the model is sent text, and no token ids.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, model: Mapping[str, Any], max_model_len: int, *, takes_text: bool = False
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, model: Fields, max_model_len: int, *, takes_text: bool = False) -> None:
         template = _template_text(model.get("chat_template"))
         self.prompts = PromptBuilder(tokenizer, template, model.get("chat_template_kwargs") or {})
         """Builds prompts around a context."""
@@ -129,7 +127,7 @@ class Writer:
                 f"{self.max_model_len}"
             )
 
-    def message(self, text: str, sampling: Mapping[str, Any], prefill: str | None = None) -> Request:
+    def message(self, text: str, sampling: Fields, prefill: str | None = None) -> Request:
         """A question that is one user's message, with no haystack and no spans.
 
         Args:
@@ -160,8 +158,8 @@ class Writer:
         context: str,
         question: str,
         said: tuple[int, int] | None,
-        sampling: Mapping[str, Any],
-        options: Mapping[str, Any],
+        sampling: Fields,
+        options: Fields,
     ) -> Request:
         """A question about a text of its own, which no haystack gives; its tokens are spliced as a haystack's are.
 
@@ -249,9 +247,7 @@ class Writer:
         return self.prompts.frame(Prompt.model_validate_json(prompt), question, example)
 
 
-def recipe_of(
-    prompt: BuiltPrompt, haystack: Haystack, frame: Frame, options: Mapping[str, Any] | None = None
-) -> Recipe:
+def recipe_of(prompt: BuiltPrompt, haystack: Haystack, frame: Frame, options: Fields | None = None) -> Recipe:
     """What builds a prompt again that stands in a haystack.
 
     Args:

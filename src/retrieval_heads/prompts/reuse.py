@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class Reuse:
     """
 
     block: int
-    _heads: set[Any] = field(default_factory=set)
-    _deepest: dict[Any, int] = field(default_factory=dict)
-    _longest: dict[Any, int] = field(default_factory=dict)
-    _whole: set[Any] = field(default_factory=set)
+    _heads: set[object] = field(default_factory=set)
+    _deepest: dict[object, int] = field(default_factory=dict)
+    _longest: dict[object, int] = field(default_factory=dict)
+    _whole: set[object] = field(default_factory=set)
 
     def add(self, prefix: Prefix, tokens: int) -> int:
         """Remember a prompt; how many of its tokens the prompts before it left in the cache.

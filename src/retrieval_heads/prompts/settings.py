@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -30,12 +30,12 @@ class HaystackSource(Section):
         return self
 
 
-def _answers(value: Any) -> Any:
+def _answers(value: object) -> object:
     """One answer, or a list of those that are accepted; a list of one is that one."""
     listed = value if isinstance(value, list) else [value]
     if value is not None and not (listed and all(isinstance(each, str) for each in listed)):
         raise ValueError(f"expected a text or a list of texts, numbers in quotes; found {value!r}")
-    if value is not None and not all(each.strip() for each in listed):
+    if value is not None and not all(str(each).strip() for each in listed):
         raise ValueError("answer is empty")
     if twice := [each for at, each in enumerate(listed) if each in listed[:at]]:
         raise ValueError(f"{twice[0]!r} is given twice")
@@ -163,7 +163,7 @@ PROMPTS: dict[str, Prompt] = {
 """Prompts by name. `document` is the predecessor's."""
 
 
-def named_prompt(value: Any) -> Any:
+def named_prompt(value: object) -> object:
     """A prompt by its name, or a text that holds `{context}` as its only message."""
     if not isinstance(value, str):
         return value

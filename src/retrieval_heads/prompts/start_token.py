@@ -8,12 +8,13 @@ the same files sends the same. It is said loudly instead, by `validate` and by t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from retrieval_heads.prompts.prompt import Tokenizer
 
 REMEDY = "name a template that writes it under model.chat_template, or mend bos_token in the tokenizer's files"
 
 
-def start_tokens(ids: Sequence[int], tokenizer: Any) -> int:
+def start_tokens(ids: Sequence[int], tokenizer: object) -> int:
     """How many start tokens a prompt begins with."""
     bos = getattr(tokenizer, "bos_token_id", None)
     count = 0
@@ -22,7 +23,7 @@ def start_tokens(ids: Sequence[int], tokenizer: Any) -> int:
     return count
 
 
-def start_token_fault(ids: Sequence[int], tokenizer: Any, template: str | None) -> str:
+def start_token_fault(ids: Sequence[int], tokenizer: Tokenizer, template: str | None) -> str:
     """What is wrong with a prompt's first token; empty where nothing is.
 
     Args:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from retrieval_heads.errors import EngineError
 from retrieval_heads.hub import check_model
 from retrieval_heads.models import locate_model
+from retrieval_heads.plain import Fields
+from retrieval_heads.prompts.prompt import Tokenizer
 
 _BYTES = {"float32": 4, "float": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 
 
-def load_tokenizer(model: Mapping[str, Any]) -> Any:
+def load_tokenizer(model: Fields) -> Tokenizer:
     """The tokenizer that the engine would use.
 
     Args:
@@ -21,10 +22,11 @@ def load_tokenizer(model: Mapping[str, Any]) -> Any:
     Raises:
         EngineError: transformers is not installed, or has no tokenizer of that name.
     """
-    return _load("AutoTokenizer", model, str(model.get("tokenizer") or model["model"]))
+    tokenizer: Tokenizer = _load("AutoTokenizer", model, str(model.get("tokenizer") or model["model"]))
+    return tokenizer
 
 
-def load_generation(model: Mapping[str, Any]) -> Any:
+def load_generation(model: Fields) -> object:
     """The model's generation config, which names the tokens that end an answer; `None` where it has none."""
     try:
         return _load("GenerationConfig", model, model["model"])
@@ -32,7 +34,7 @@ def load_generation(model: Mapping[str, Any]) -> Any:
         return None
 
 
-def kv_bytes_per_token(model: Mapping[str, Any]) -> int:
+def kv_bytes_per_token(model: Fields) -> int:
     """Bytes that one token takes in the KV cache when every layer keeps it: an upper bound.
 
     Raises:
@@ -52,7 +54,7 @@ def kv_bytes_per_token(model: Mapping[str, Any]) -> int:
     return int(2 * layers * kv_heads * size * _BYTES.get(kind, 2))
 
 
-def _load(kind: str, model: Mapping[str, Any], name: str) -> Any:
+def _load(kind: str, model: Fields, name: str) -> Any:
     is_offline = check_model({**model, "model": name})
     try:
         import transformers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from retrieval_heads import colours
 from retrieval_heads.errors import ResultsError
@@ -21,7 +20,7 @@ MAX_TEXT = 20_000
 """Characters of an answer that the page holds; `results.jsonl` has them all."""
 
 
-def content(run: StoredRun) -> dict[str, Any]:
+def content(run: StoredRun) -> dict[str, object]:
     """Everything that the page's scripts read.
 
     Raises:
@@ -44,10 +43,10 @@ def content(run: StoredRun) -> dict[str, Any]:
     }
 
 
-def _suite(records: Sequence[Record], before: Mapping[tuple[str, str], Record]) -> dict[str, Any]:
+def _suite(records: Sequence[Record], before: Mapping[tuple[str, str], Record]) -> dict[str, object]:
     metrics = sorted({name for record in records for name in record.scores})
     own = next((record.metric for record in records if record.metric), metrics[0] if metrics else "")
-    questions: dict[tuple[Any, ...], int] = {}
+    questions: dict[tuple[object, ...], int] = {}
     rows = []
     for record in records:
         asked = (
@@ -74,7 +73,7 @@ def _suite(records: Sequence[Record], before: Mapping[tuple[str, str], Record]) 
     }
 
 
-def _record(record: Record, question: int, metrics: Sequence[str], before: Record | None) -> dict[str, Any]:
+def _record(record: Record, question: int, metrics: Sequence[str], before: Record | None) -> dict[str, object]:
     x, y = at(record)
     said = {
         "question": question,
@@ -86,7 +85,7 @@ def _record(record: Record, question: int, metrics: Sequence[str], before: Recor
         "characters": len(record.text),
     }
     # What is absent takes no room; a page of 10,000 records has to be small.
-    more: dict[str, Any] = {
+    more: dict[str, object] = {
         "achieved": record.achieved_depth,
         "seed": record.seed or None,
         "arm": record.arm or None,
@@ -127,7 +126,7 @@ def _scores(record: Record, metrics: Sequence[str]) -> list[float | None]:
     return [round(record.scores[name], 4) if name in record.scores else None for name in metrics]
 
 
-def _heads(name: str, table: HeadTable) -> dict[str, Any]:
+def _heads(name: str, table: HeadTable) -> dict[str, object]:
     return {
         "name": name,
         "ranking": table.ranking,

@@ -15,6 +15,7 @@ from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
 from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.intervals import mean_interval, shown
 from retrieval_heads.report.stored_run import StoredRun
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.grid import Grid
 from retrieval_heads.runs.place import LENGTH, axis_label
 from retrieval_heads.runs.record import Record, finite_mean
@@ -96,7 +97,7 @@ def _unmasked(records: Sequence[Record]) -> Sequence[Record]:
     return [record for record in records if record.arm in ("", NONE)] or records
 
 
-def _subtitle(facts: Mapping[str, Any]) -> Iterator[str]:
+def _subtitle(facts: Facts) -> Iterator[str]:
     for key in ("dtype", "device", "engine"):
         if facts.get(key):
             yield str(facts[key])
@@ -268,7 +269,7 @@ def _gates(gates: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from retrieval_heads.errors import ResultsError
@@ -67,13 +66,13 @@ def render(run: StoredRun) -> str:
     return page
 
 
-def embedded(data: Mapping[str, Any]) -> str:
+def embedded(data: Mapping[str, object]) -> str:
     """JSON that can stand in a `<script>` element: no tag, no entity, no line separator and no lone surrogate in it."""
     return json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=FunctionLoader(_asset),
         autoescape=True,

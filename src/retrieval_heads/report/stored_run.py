@@ -15,7 +15,7 @@ from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.formats import read_table
 from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.reading import read_object, read_text
-from retrieval_heads.runs.folder import read_facts
+from retrieval_heads.runs.folder import Facts, read_facts
 from retrieval_heads.runs.record import Record, first_mistake, read_records
 
 
@@ -30,7 +30,7 @@ class _Group(BaseModel):
     cells: int
     accuracy: _Interval
     drop: _Interval | None
-    masks: dict[str, Any] | list[str]
+    masks: dict[str, object] | list[str]
     draws: dict[str, float]
 
 
@@ -41,7 +41,7 @@ class _Ablation(BaseModel):
     mode: str
     groups: list[_Group]
     excess: dict[str, _Interval] | None = None
-    controls: dict[str, dict[str, Any]] | None = None
+    controls: dict[str, dict[str, object]] | None = None
     notes: list[str] | None = None
 
 
@@ -77,10 +77,10 @@ class StoredRun:
 
     name: str
     records: Sequence[Record] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     heads: Mapping[str, HeadTable] = field(default_factory=dict)
-    ablations: Sequence[Mapping[str, Any]] = ()
-    gates: Mapping[str, Any] = field(default_factory=dict)
+    ablations: Sequence[Mapping[str, object]] = ()
+    gates: Mapping[str, object] = field(default_factory=dict)
     config: str = ""
     baseline: Sequence[Record] = ()
 
@@ -150,7 +150,7 @@ def read_ablations(folder: Path) -> list[Mapping[str, Any]]:
     return [_checked(_Ablation, content, file) for file, content in found]
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, object]:
     return read_object(file) if os.path.lexists(file) else {}
 
 
@@ -158,7 +158,7 @@ def _read_text(file: Path) -> str:
     return read_text(file) if os.path.lexists(file) else ""
 
 
-def _checked(form: type[BaseModel], content: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+def _checked(form: type[BaseModel], content: Mapping[str, object], file: Path) -> Mapping[str, object]:
     """A file's content, which has the form that the page draws."""
     try:
         form.model_validate(content)

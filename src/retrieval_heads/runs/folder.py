@@ -27,6 +27,8 @@ _MARK = f"{SCHEMA} run\n"
 """What a run's `.lock` says; those of 0.1.0 are empty."""
 _OF_PREDECESSOR = re.compile(r"(results.*\.jsonl|detected.*\.json|(detect_)?heatmap.*\.(png|svg)|report\.(txt|html))$")
 """What PyPI's `retrieval-heads` leaves in its `output_dir`."""
+Facts = Mapping[str, Any]
+"""What `run.json` holds; `read_facts` checks what is read of it."""
 _FACTS: Mapping[str, type] = {"model": str, "engine_args": dict, "layers": list, "suites": dict}
 _KINDS: Mapping[type, str] = {str: "a text", dict: "an object", list: "a list"}
 """What `run.json` must hold where it holds these."""
@@ -170,16 +172,16 @@ class RunFolder:
         except OSError as error:
             self.complaints.append(f"{self._latest}: the link to this run cannot be made ({error.strerror})")
 
-    def write_config(self, settings: Mapping[str, Any]) -> None:
+    def write_config(self, settings: Mapping[str, object]) -> None:
         """Write `config.yaml`: what the files and options came to, without secrets."""
         text = yaml.safe_dump(without_values(dict(settings)), sort_keys=False, allow_unicode=True)
         self._write("config.yaml", text)
 
-    def write_run(self, facts: Mapping[str, Any]) -> None:
+    def write_run(self, facts: Mapping[str, object]) -> None:
         """Write `run.json`, whole or not at all."""
         self.write_json("run.json", facts)
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
+    def write_json(self, name: str, content: Mapping[str, object]) -> Path:
         """Write a file of JSON without secrets, whole or not at all.
 
         Raises:
@@ -341,7 +343,7 @@ def _start_of(file: Path) -> str | None:
         return None
 
 
-def read_facts(run: Path) -> Mapping[str, Any]:
+def read_facts(run: Path) -> Facts:
     """What a run folder's `run.json` says; nothing where the run was killed before it was written.
 
     Raises:
@@ -349,7 +351,7 @@ def read_facts(run: Path) -> Mapping[str, Any]:
     """
     if not os.path.lexists(run / "run.json"):
         return {}
-    facts = read_object(run / "run.json")
+    facts: Facts = read_object(run / "run.json")
     for key, kind in _FACTS.items():
         if key in facts and not isinstance(facts[key], kind):
             raise ResultsError(f"{run / 'run.json'}: {key}: {_KINDS[kind]} is expected, found {facts[key]!r}")

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from retrieval_heads.runs.fingerprint import fingerprints
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.record import Record
 
 UNKNOWN: Final = None
@@ -102,7 +103,7 @@ class Identity:
         name: For people: the model as the settings name it.
     """
 
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
     name: str = ""
 
     @cached_property
@@ -115,12 +116,12 @@ class Identity:
         """Whether every field could be told."""
         return all(value is not UNKNOWN for value in self.fields.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As `run.json` holds it."""
         return {"name": self.name, "fields": dict(self.fields)} if self.name else {"fields": dict(self.fields)}
 
     @classmethod
-    def of_json(cls, data: Any) -> Identity:
+    def of_json(cls, data: object) -> Identity:
         """What `to_json` made; of anything else an identity of which nothing is known."""
         if not isinstance(data, Mapping) or not isinstance(data.get("fields"), Mapping):
             return cls({"identity": UNKNOWN})
@@ -165,13 +166,13 @@ class Identities:
         models, engines = ({one.key if one.is_known else f"{one.key}-{run}": one} for one in (model, engine))
         return cls(models, engines)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As `run.json` holds them, under `identities`."""
         parts = {"models": self.models, "engines": self.engines}
         return {part: {key: one.to_json() for key, one in known.items()} for part, known in parts.items()}
 
     @classmethod
-    def of_facts(cls, facts: Mapping[str, Any]) -> Identities:
+    def of_facts(cls, facts: Facts) -> Identities:
         """Those of a `run.json`; none in one of a version before there were any."""
         told = facts.get("identities")
         told = told if isinstance(told, Mapping) else {}
@@ -211,8 +212,8 @@ def weights_of(location: str) -> Mapping[str, str] | None:
 def model_identity(
     name: str,
     files: Mapping[str, str] | None,
-    arguments: Mapping[str, Any],
-    loaded: Mapping[str, Any],
+    arguments: Mapping[str, object],
+    loaded: Mapping[str, object],
     revision: str | None,
 ) -> Identity:
     """The identity of a model that was loaded.
@@ -233,7 +234,7 @@ def model_identity(
 
 
 def engine_identity(
-    arguments: Mapping[str, Any], environment: Mapping[str, str], *, engine: str, device: str, traced: bool
+    arguments: Mapping[str, object], environment: Mapping[str, str], *, engine: str, device: str, traced: bool
 ) -> Identity:
     """The identity of an engine.
 
@@ -284,7 +285,7 @@ def question_identity(record: Record) -> Identity:
     )
 
 
-def _without_path(options: Mapping[str, Any]) -> dict[str, Any]:
+def _without_path(options: Mapping[str, object]) -> dict[str, object]:
     """A task's settings without the path of a file whose hash stands beside it: the file may lie elsewhere."""
     left_out = {"file"} if "file_hash" in options else set()
     return {key: value for key, value in options.items() if value is not None and key not in left_out}
@@ -310,7 +311,7 @@ def differences(part: str, then: Identity | None, now: Identity | None) -> list[
 
 
 def argument_differences(
-    then: Mapping[str, Any], now: Mapping[str, Any], answered: Collection[str]
+    then: Mapping[str, object], now: Mapping[str, object], answered: Collection[str]
 ) -> list[Difference]:
     """What two `model` sections say differently of which model answers.
 
@@ -373,7 +374,7 @@ def asked_again_line(cells: int, reasons: Sequence[tuple[str, int]]) -> str:
     return f"{cells} {'answer was' if cells == 1 else 'answers were'} asked again: {told}{more}"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A field's value for people."""
     if value is UNKNOWN:
         return "unknown"
@@ -388,9 +389,9 @@ def _is_same_place(one: str, other: str) -> bool:
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
-def _said(arguments: Mapping[str, Any], *, of_the_model: bool, with_files: bool = True) -> dict[str, Any]:
+def _said(arguments: Mapping[str, object], *, of_the_model: bool, with_files: bool = True) -> dict[str, object]:
     """The arguments of one side; the model's with what the files hold that they name: adapters, a tokenizer."""
-    said: dict[str, Any] = {}
+    said: dict[str, object] = {}
     for key, value in arguments.items():
         is_the_models = bool(_OF_THE_MODEL.search(key))
         if key in _WITHOUT_EFFECT or value is None or value in ({}, []) or is_the_models != of_the_model:
@@ -403,7 +404,7 @@ def _said(arguments: Mapping[str, Any], *, of_the_model: bool, with_files: bool 
     return said
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -434,5 +435,5 @@ def _version(library: str) -> str | None:
         return None
 
 
-def _canonical(value: Any) -> str:
+def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from retrieval_heads.errors import ResultsError
 
@@ -31,14 +30,14 @@ class Layer:
     kind: str = "attention"
 
 
-def read_layer(layer: Any, where: str) -> Layer:
+def read_layer(layer: object, where: str) -> Layer:
     """A layer as `run.json` and `heads.json` hold it.
 
     Raises:
         ResultsError: It is none.
     """
     try:
-        made = Layer(**layer)
+        made = Layer(**layer if isinstance(layer, dict) else {})
     except TypeError:
         raise ResultsError(f"{where}: layers: {layer!r} is no layer; path, number and heads are expected") from None
     is_text = isinstance(made.path, str) and isinstance(made.kind, str)

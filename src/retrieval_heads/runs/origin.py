@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.plain import Fields
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.identity import Identities, Identity, differences
 from retrieval_heads.runs.record import Record
 
@@ -31,13 +32,13 @@ class Origin:
     model: Identity | None
     is_predecessors: bool = False
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain builtins, for another process."""
         told = {"file": self.file, "name": self.name, "is_predecessors": self.is_predecessors}
         return {**told, "model": self.model.to_json() if self.model else None}
 
     @classmethod
-    def of_json(cls, data: Mapping[str, Any]) -> Origin:
+    def of_json(cls, data: Fields) -> Origin:
         """What `to_json` made."""
         return cls(**{**data, "model": Identity.of_json(data["model"]) if data["model"] else None})
 
@@ -80,7 +81,7 @@ class Origin:
         return None
 
 
-def origins(file: str, records: Iterable[Record], facts: Mapping[str, Any]) -> Iterator[Origin]:
+def origins(file: str, records: Iterable[Record], facts: Facts) -> Iterator[Origin]:
     """Who gave the answers of a file's records.
 
     Args:

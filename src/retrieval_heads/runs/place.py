@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from retrieval_heads.plain import Plain
 
 Value = int | float | str
 
@@ -15,7 +16,7 @@ _LABELS = {LENGTH: "context length (tokens)", DEPTH: "needle depth (%)"}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Place(Plain):
     """A question's place; it comes back with the answer.
 
     Args:
@@ -27,11 +28,6 @@ class Place:
     axes: tuple[tuple[str, Value], ...]
     seed: int = 0
     arm: str = ""
-
-    @classmethod
-    def of_json(cls, data: Mapping[str, Any]) -> Place:
-        """One as `dataclasses.asdict` and JSON leave it."""
-        return cls(tuple((name, value) for name, value in data["axes"]), data["seed"], data["arm"])
 
     def get(self, axis: str) -> Value | None:
         """The value on an axis; `None` where the task has no such axis."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +17,7 @@ class _Judged(BaseModel):
     correct: Annotated[bool, Field(strict=True)]
     prompt: str | None = None
 
-    def judged(self) -> dict[str, Any]:
+    def judged(self) -> dict[str, object]:
         """Its judgement: the whole answer is the expected one, or it is not."""
         return {
             "metric": "exact",
@@ -38,7 +38,7 @@ class _Phonebook(_Judged):
     text: str
     token_ids: list[_Count]
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, object]:
         steps = self.phonebook_length - 1
         return {
             "task": "phonebook",
@@ -60,7 +60,7 @@ class _CodeEval(_Judged):
     output: str
     experiment_type: str
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, object]:
         kind = self.experiment_type.partition(":")[2].lower()
         return {
             "task": "program",
@@ -71,7 +71,7 @@ class _CodeEval(_Judged):
         }
 
 
-def task_fields(data: Mapping[str, Any]) -> dict[str, Any] | None:
+def task_fields(data: Mapping[str, object]) -> dict[str, object] | None:
     """A record of another experiment than needles, in our fields; `None` for needles.
 
     Raises:

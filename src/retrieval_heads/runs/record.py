@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -62,7 +62,7 @@ class Template(BaseModel):
 
     hash: str
     """SHA-256 of its text."""
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, object] = {}
     """What it was given (`model.chat_template_kwargs`)."""
     is_given: bool = False
     """Whether the settings name it; else it is the model's own."""
@@ -106,9 +106,9 @@ class Recipe(BaseModel):
     """The chat template alone; `None` in records of before there were identities."""
     boundary: str = ""
     """Where the needle may stand, as the suite says; empty in records of before."""
-    sampling: dict[str, Any] | None = None
+    sampling: dict[str, object] | None = None
     """The suite's `generation`; `None` in records of before."""
-    options: dict[str, Any] | None = None
+    options: dict[str, object] | None = None
     """The settings of a task that is not the needle."""
 
 
@@ -255,7 +255,7 @@ class Record(BaseModel):
     """How the heads were scored (detection)."""
     seconds: float | None = None
     """From the engine's first work on the request to its last token, other requests beside it."""
-    extra: dict[str, Any] | None = None
+    extra: dict[str, object] | None = None
     """What a user's `pytest_rh_record` added; `None` for nothing."""
 
     @property
@@ -274,7 +274,7 @@ class Record(BaseModel):
         axes = ((LENGTH, self.context_length), (DEPTH, self.document_depth), (NEEDLE, needle))
         return Place(axes, self.seed, self.arm)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The record as plain builtins, as files hold it."""
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         if self.task is not None:
@@ -335,7 +335,7 @@ class _Bounds(BaseModel):
         return self
 
 
-def check_bounds(data: Mapping[str, Any], where: str) -> None:
+def check_bounds(data: Mapping[str, object], where: str) -> None:
     """Refuse figures that no cell can have.
 
     Args:
@@ -441,7 +441,7 @@ def _is_torn(line: str) -> bool:
     return False
 
 
-def _from_predecessor(data: dict[str, Any]) -> dict[str, Any]:
+def _from_predecessor(data: dict[str, object]) -> dict[str, object]:
     """Its needle is the reference, and its ROUGE-L is the score that counts (pass above 0.5)."""
     needle, score = data.get("needle"), data.get("rougeL")
     if not isinstance(needle, str) or not isinstance(score, int | float | None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -66,7 +66,7 @@ TAGS: tuple[Tags, ...] = tuple(
 """Of the families whose tags are known: those of vLLM's reasoning parsers."""
 
 
-def _listed_tags(value: Any) -> Any:
+def _listed_tags(value: object) -> object:
     if value is False:
         return []
     if value is True or isinstance(value, str):

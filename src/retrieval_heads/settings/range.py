@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -41,7 +41,7 @@ class Range(Section):
         return [self.min + width * step / self.intervals for step in range(self.intervals + 1)]
 
 
-def branch_of(value: Any) -> str:
+def branch_of(value: object) -> str:
     """What was written, a range or a list: only the mistakes of that branch are told."""
     return "Range" if isinstance(value, dict | Range) else "list[]"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -24,12 +24,12 @@ class OpenSection(Section):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+    def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
         """What a traceback or a failed assertion shows: no secret."""
         return ((name, value) for name, value in super().__repr_args__() if not is_secret_key(name))
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """A number is written as one: YAML's `true` would be taken for a 1."""
     if isinstance(value, bool):
         raise ValueError(f"a number is expected, found {str(value).lower()}")

@@ -6,7 +6,7 @@ import codecs
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
@@ -67,7 +67,7 @@ def decode(content: bytes, where: str) -> str:
         raise ConfigError(f"{where}: cannot be read ({error})") from None
 
 
-def parse(text: str, where: str) -> Any:
+def parse(text: str, where: str) -> object:
     """The one document of a YAML text, as plain builtins.
 
     Args:
@@ -262,7 +262,7 @@ def _refuse_twins(loader: _Loader, document: yaml.Node, where: str) -> None:
     for path, node in _nodes(document):
         if not isinstance(node, yaml.MappingNode):
             continue
-        lines: dict[Any, int] = {}
+        lines: dict[object, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEYS:
                 continue  # no key of ours; `_refuse_values` says so

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
+from retrieval_heads.prompts.prompt import Tokenizer
 from retrieval_heads.prompts.reuse import Reuse
 from retrieval_heads.reading import read_object
 from retrieval_heads.runs.record import read_records
@@ -73,7 +73,7 @@ class Plan:
             )
 
 
-def plan_suite(suite: Suite, tokenizer: Any, earlier: EarlierRun | None = None) -> Plan:
+def plan_suite(suite: Suite, tokenizer: Tokenizer, earlier: EarlierRun | None = None) -> Plan:
     """Build every prompt and add up.
 
     Args:
@@ -123,12 +123,12 @@ def earlier_run(reports: Path, model: str) -> EarlierRun | None:
             if facts.get("model") != model or facts.get("status") != "finished" or facts.get("reused_cells"):
                 continue
             records = read_records(file.with_name("results.jsonl"))
-            seconds = float(facts["answer_seconds"])
+            seconds, block = float(str(facts["answer_seconds"])), facts.get("block_size")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RetrievalHeadsError):
             continue  # another run may tell
         tokens = sum((record.prompt_tokens or 0) - (record.cached_tokens or 0) for record in records)
         if tokens and seconds > 0:
-            return EarlierRun(file.parent, tokens / seconds, facts.get("block_size"))
+            return EarlierRun(file.parent, tokens / seconds, block if isinstance(block, int) else None)
     return None
 
 

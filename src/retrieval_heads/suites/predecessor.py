@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,9 +29,9 @@ class CodeEval(Section):
     prompt_template: Said | None = None
     """With `{context}` and `{target_var}` in it, once each."""
 
-    def sections(self) -> dict[str, Any]:
+    def sections(self) -> dict[str, object]:
         """What it means here."""
-        task: dict[str, Any] = {
+        task: dict[str, object] = {
             "name": "program",
             "kinds": [kind.lower() for kind in self.task_types],
             "variables": sorted(set(whole_values(self.num_vars))),
@@ -60,9 +60,9 @@ class Phonebook(Section):
     store_context: bool = True
     """Read for the predecessor's sake: a record holds what rebuilds its prompt."""
 
-    def sections(self) -> dict[str, Any]:
+    def sections(self) -> dict[str, object]:
         """What it means here."""
-        task: dict[str, Any] = {
+        task: dict[str, object] = {
             "name": "phonebook",
             "entries": sorted(set(whole_values(self.lengths))),
             "size": self.phonebook_size,
@@ -71,7 +71,7 @@ class Phonebook(Section):
         }
         if self.question is not None:
             task["question"] = self.question
-        sweep: dict[str, Any] = {"seeds": [_SEED if self.seed is None else self.seed]}
+        sweep: dict[str, object] = {"seeds": [_SEED if self.seed is None else self.seed]}
         if self.depths is not None:
             sweep["document_depths"] = sorted(set(whole_values(self.depths)))
         return {"task": task, "sweep": sweep}
@@ -80,7 +80,7 @@ class Phonebook(Section):
 SECTIONS: Mapping[str, type[CodeEval] | type[Phonebook]] = {"code_eval": CodeEval, "phonebook": Phonebook}
 
 
-def sections_of(data: Mapping[str, Any]) -> dict[str, Any]:
+def sections_of(data: Mapping[str, object]) -> dict[str, object]:
     """What the predecessor's section in settings means here; nothing where there is none.
 
     Args:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,12 +25,12 @@ _SHARED = ("model", "engine", "output_dir")
 """What all suites of a run have in common, and so a run's config lays over others."""
 
 
-def is_whole_suite(data: Mapping[str, Any]) -> bool:
+def is_whole_suite(data: Mapping[str, object]) -> bool:
     """Whether a config file says what to ask, and so is a suite itself."""
     return any(section in data for section in ("haystack", "from_results", *SECTIONS))
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, object]:
     """Read and validate one YAML file on its own.
 
     Returns:
@@ -47,7 +46,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return _validated(data, path, text)
 
 
-def read_suites(path: Path) -> dict[str, dict[str, Any]]:
+def read_suites(path: Path) -> dict[str, dict[str, object]]:
     """The suites that the `config.yaml` of a run of several holds, by kind and name; none of any other file.
 
     Raises:
@@ -57,7 +56,7 @@ def read_suites(path: Path) -> dict[str, dict[str, Any]]:
     return _suites_of_run(data, path, text) if "suites" in data else {}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str]:
+def _read(path: Path) -> tuple[dict[str, object], str]:
     """A file's mapping, and its text."""
     if not os.path.lexists(path):
         raise ConfigError(f"{path}: no such file")
@@ -68,7 +67,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     return data, text
 
 
-def _suites_of_run(data: Mapping[str, Any], path: Path, text: str) -> dict[str, dict[str, Any]]:
+def _suites_of_run(data: Mapping[str, object], path: Path, text: str) -> dict[str, dict[str, object]]:
     suites = data["suites"]
     at = f"{path}:{yaml_reading.line_of(text, ['suites'])}"
     if len(data) > 1 or not isinstance(suites, dict) or not suites:
@@ -84,7 +83,7 @@ def _suites_of_run(data: Mapping[str, Any], path: Path, text: str) -> dict[str, 
     return read
 
 
-def _validated(data: dict[str, Any], path: Path, text: str, under: tuple[str, ...] = ()) -> dict[str, Any]:
+def _validated(data: dict[str, object], path: Path, text: str, under: tuple[str, ...] = ()) -> dict[str, object]:
     """The data with its short forms written out."""
     normal = _normal(data, str(path))
     keep_secret(normal)
@@ -100,13 +99,13 @@ def line_of(path: Path, *keys: str) -> int | None:
     return yaml_reading.line_of(decode(read_bytes(path), str(path)), keys)
 
 
-def overrides(assignments: Sequence[str]) -> dict[str, Any]:
+def overrides(assignments: Sequence[str]) -> dict[str, object]:
     """Turn `--rh-set section.key=value` into settings; a value is read as YAML.
 
     Raises:
         ConfigError: An assignment has no `=`, a value that is no YAML, or a key that is not accepted.
     """
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for assignment in assignments:
         keep_assignment_secret(assignment)
         key, found, text = assignment.partition("=")
@@ -125,9 +124,10 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--rh-set {assignment}: {text!r} is not valid YAML") from None
         if value is None and len(parts) == 1:
             raise ConfigError(f"--rh-set {assignment}: null is no value of a section; leave it out")
-        for part in reversed(parts):
-            value = {part: value}
-        settings = overlay(settings, _normal(value, "--rh-set"))
+        nested = {parts[-1]: value}
+        for part in reversed(parts[:-1]):
+            nested = {part: nested}
+        settings = overlay(settings, _normal(nested, "--rh-set"))
     keep_secret(settings)
     try:
         Settings.model_validate(settings)
@@ -136,7 +136,7 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
     """Lay one mapping over another: mappings are merged key by key, anything else is replaced."""
     merged = dict(below)
     for key, value in above.items():
@@ -145,7 +145,7 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def resolve(data: Mapping[str, Any], where: str) -> Settings:
+def resolve(data: Mapping[str, object], where: str) -> Settings:
     """Validate laid-over settings as a whole.
 
     Raises:
@@ -157,7 +157,7 @@ def resolve(data: Mapping[str, Any], where: str) -> Settings:
         raise ConfigError("\n".join(sentences(Settings, error, where, ""))) from None
 
 
-def _normal(data: dict[str, Any], where: str) -> dict[str, Any]:
+def _normal(data: dict[str, object], where: str) -> dict[str, object]:
     """Short forms written out, so that files can be merged key by key; an empty section says nothing."""
     normal = {key: value for key, value in data.items() if value is not None}
     if {"results_files", "from_results"} <= normal.keys():

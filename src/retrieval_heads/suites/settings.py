@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -63,7 +63,7 @@ class Model(OpenSection):
     """A folder, a hub name, or a name that needs no hub (`retrieval_heads.models`)."""
     chat_template: Said | None = None
     """A Jinja file, or the template itself; the tokenizer's own where it is left out."""
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, object] = {}
     """Given to the template, such as `{enable_thinking: false}`."""
 
     @model_validator(mode="after")
@@ -77,7 +77,7 @@ class Model(OpenSection):
         return self
 
     @property
-    def engine_args(self) -> dict[str, Any]:
+    def engine_args(self) -> dict[str, object]:
         """The keys that the backend gets."""
         return dict(self.model_extra or {})
 
@@ -96,28 +96,31 @@ class Engine(Section):
 
     @field_validator("replicas", mode="before")
     @classmethod
-    def _some(cls, replicas: Any) -> Any:
-        if replicas != "auto" and (type(replicas) is not int or replicas < 1):
+    def _some(cls, replicas: object) -> object:
+        if replicas == "auto":
+            return replicas
+        if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
             raise ValueError(f"expected auto or a number of engines, 1 or more; found {replicas!r}")
-        if replicas != "auto" and replicas > MOST_REPLICAS:
+        if replicas > MOST_REPLICAS:
             raise ValueError(f"{replicas} engines; a run has at most {MOST_REPLICAS}")
         return replicas
 
     @field_validator("silence", "start_limit", mode="before")
     @classmethod
-    def _seconds(cls, limit: Any) -> Any:
-        if limit is not None and (type(limit) not in (int, float) or not 0 < limit < math.inf):
+    def _seconds(cls, limit: object) -> object:
+        is_number = isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit < math.inf
+        if limit is not None and not is_number:
             raise ValueError(f"expected a number of seconds above 0, or null for no limit; found {limit!r}")
         return limit
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """What it says to the backend alone."""
         return dict(self.model_extra or {})
 
     @model_serializer(mode="wrap")
-    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        said: dict[str, Any] = dump(self)
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        said: dict[str, object] = dump(self)
         if said.get("kind") == DEFAULT_BACKEND:
             del said["kind"]
         return said
@@ -127,7 +130,7 @@ class OtherEngine(Engine, OpenSection):
     """One that is not the default's: every other key belongs to the backend."""
 
 
-def _engine_branch(value: Any) -> str:
+def _engine_branch(value: object) -> str:
     kind = value.get("kind", DEFAULT_BACKEND) if isinstance(value, dict) else getattr(value, "kind", DEFAULT_BACKEND)
     return "Engine" if kind == DEFAULT_BACKEND or not isinstance(kind, str) else "OtherEngine"
 
@@ -174,7 +177,7 @@ class Generation(Section):
     temperature: Annotated[Number, Field(ge=0)] = 0.0
 
 
-def _plain_haystack(value: Any) -> Any:
+def _plain_haystack(value: object) -> object:
     return {"source": value} if isinstance(value, str) else value
 
 
@@ -187,7 +190,7 @@ class TaskOptions(Section):
     """As `retrieval_heads.tasks.task.TASKS` knows it."""
 
 
-def _plain_task(value: Any) -> Any:
+def _plain_task(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -199,11 +202,11 @@ def _parsed_gate(text: str) -> str:
     return text
 
 
-def _plain_list(value: Any) -> Any:
+def _plain_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _needles_branch(value: Any) -> str:
+def _needles_branch(value: object) -> str:
     return "NeedleFile" if isinstance(value, dict | NeedleFile) else "list[]"
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import regex
 
 from retrieval_heads.prompts.haystack import read_text
+from retrieval_heads.prompts.prompt import Tokenizer
 from retrieval_heads.prompts.settings import Needle
 from retrieval_heads.prompts.start_token import start_token_fault, start_tokens
 from retrieval_heads.runs.place import NEEDLE
@@ -63,7 +63,7 @@ def _passing(sentences: list[str], needle: Needle, scoring: Scoring) -> Iterator
             yield sentence
 
 
-def check_prompts(suite: Suite, tokenizer: Any) -> Iterator[Check]:
+def check_prompts(suite: Suite, tokenizer: Tokenizer) -> Iterator[Check]:
     """Look at the first prompt of each needle, and at what an echo of its question would score.
 
     Args:
@@ -93,7 +93,7 @@ def check_prompts(suite: Suite, tokenizer: Any) -> Iterator[Check]:
         yield _echo(suite, needle)
 
 
-def _first_token(ids: list[int], tokenizer: Any, template: str | None) -> Check:
+def _first_token(ids: list[int], tokenizer: Tokenizer, template: str | None) -> Check:
     bos = getattr(tokenizer, "bos_token_id", None)
     if fault := start_token_fault(ids, tokenizer, template):
         return Check("first token", fault, is_wrong=True)
@@ -101,7 +101,7 @@ def _first_token(ids: list[int], tokenizer: Any, template: str | None) -> Check:
     return Check("first token", f"{count} × {_named(tokenizer, bos)}" if bos is not None else "no such token")
 
 
-def _stop(tokenizer: Any, generation: Any) -> Check:
+def _stop(tokenizer: Tokenizer, generation: object) -> Check:
     ids = getattr(generation, "eos_token_id", None)
     ids = ids if isinstance(ids, list) else [ids]
     every = {each for each in [*ids, getattr(tokenizer, "eos_token_id", None)] if each is not None}
@@ -109,7 +109,7 @@ def _stop(tokenizer: Any, generation: Any) -> Check:
     return Check("stop tokens", text or "none: every answer runs to max_tokens", is_wrong=not every)
 
 
-def _named(tokenizer: Any, token: int) -> str:
+def _named(tokenizer: Tokenizer, token: int) -> str:
     return f"{tokenizer.decode([token])} ({token})"
 
 

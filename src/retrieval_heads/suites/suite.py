@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -86,7 +85,7 @@ class Suite:
         """The haystack's source; a folder as an absolute path."""
         return self.question.source
 
-    def resolved(self) -> dict[str, Any]:
+    def resolved(self) -> dict[str, object]:
         """The settings as plain builtins that mean the same wherever they are read: a haystack's folder is absolute."""
         said = self.settings.model_dump(mode="json", exclude_none=True)
         if not self.settings.from_results:
@@ -107,7 +106,9 @@ class Suite:
         return said
 
 
-def load_suite(path: Path, config: Mapping[str, Any] | None = None, sets: Mapping[str, Any] | None = None) -> Suite:
+def load_suite(
+    path: Path, config: Mapping[str, object] | None = None, sets: Mapping[str, object] | None = None
+) -> Suite:
     """Read a suite file and expand it into cells.
 
     Args:
@@ -126,7 +127,7 @@ def load_suite(path: Path, config: Mapping[str, Any] | None = None, sets: Mappin
 
 
 def load_suites(
-    path: Path, config: Mapping[str, Any] | None = None, sets: Mapping[str, Any] | None = None
+    path: Path, config: Mapping[str, object] | None = None, sets: Mapping[str, object] | None = None
 ) -> dict[str, Suite]:
     """The suites of a file: the one that it is, under an empty key, or those of a run's `config.yaml` by their ids.
 
@@ -145,7 +146,11 @@ def load_suites(
 
 
 def _load(
-    path: Path, own: dict[str, Any], config: Mapping[str, Any], sets: Mapping[str, Any], under: tuple[str, ...] = ()
+    path: Path,
+    own: dict[str, object],
+    config: Mapping[str, object],
+    sets: Mapping[str, object],
+    under: tuple[str, ...] = (),
 ) -> Suite:
     if own.get("kind", "niah") != config.get("kind", own.get("kind", "niah")):
         # A config that is a suite of another kind says nothing of what this one asks.
@@ -166,7 +171,7 @@ def _load(
     return Suite(question.suite, path, settings, question, cells, heads)
 
 
-def _in_our_sections(said: Mapping[str, Any], written: _Written) -> dict[str, Any]:
+def _in_our_sections(said: Mapping[str, object], written: _Written) -> dict[str, object]:
     """Settings in which no section of the predecessor's is left; what else they say lies over it."""
     try:
         ours = sections_of(said)
@@ -176,10 +181,11 @@ def _in_our_sections(said: Mapping[str, Any], written: _Written) -> dict[str, An
     return overlay(ours, {key: value for key, value in said.items() if key not in SECTIONS})
 
 
-def _task(said: Mapping[str, Any], written: _Written) -> Task:
+def _task(said: Mapping[str, object], written: _Written) -> Task:
     """What the sections that were laid over each other ask."""
+    task = said.get("task")
     try:
-        return TASKS.find(said.get("task", {}).get("name", THE_NEEDLE))
+        return TASKS.find(task.get("name", THE_NEEDLE) if isinstance(task, dict) else THE_NEEDLE)
     except ConfigError as error:
         raise ConfigError(f"{written.at('task')}: task: {error}") from None
 
@@ -227,7 +233,7 @@ def _question(name: str, settings: Settings, heads: tuple[Head, ...], written: _
     )
 
 
-def _options(task: Task, settings: Settings, written: _Written) -> dict[str, Any]:
+def _options(task: Task, settings: Settings, written: _Written) -> dict[str, object]:
     """The task's own settings, read by its own schema."""
     given = dict(settings.task.model_extra or {}) if settings.task else {}
     try:
@@ -263,8 +269,8 @@ class _Written:
     """Where a key was written, for errors: a line of the suite's file, or what was laid over it."""
 
     path: Path
-    config: Mapping[str, Any]
-    sets: Mapping[str, Any]
+    config: Mapping[str, object]
+    sets: Mapping[str, object]
     under: tuple[str, ...] = ()
 
     def at(self, *keys: str) -> str:
@@ -275,7 +281,7 @@ class _Written:
         return f"{self.path}:{line}" if line else str(self.path)
 
 
-def _holds(layer: Any, keys: Sequence[str]) -> bool:
+def _holds(layer: object, keys: Sequence[str]) -> bool:
     return not keys or (isinstance(layer, Mapping) and keys[0] in layer and _holds(layer[keys[0]], keys[1:]))
 
 
@@ -408,7 +414,7 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
                 name=f"{prefix}{steps}",
                 id=f"detect/{name}" + (f"/run_{number}" if several["run"] else ""),
                 place=_renamed(record.place, parts["needle"]),
-                stored=record.to_json(),
+                stored=record,
             )
         )
     names = Counter(cell.name for cell in cells)
@@ -495,8 +501,8 @@ def _digest(asked: Needle | Record) -> str:
 
 
 def _needles(
-    settings: Settings, options: Mapping[str, Any], written: _Written
-) -> tuple[tuple[Needle, ...], dict[str, Any]]:
+    settings: Settings, options: Mapping[str, object], written: _Written
+) -> tuple[tuple[Needle, ...], dict[str, object]]:
     """The needles, and the task's settings with the hash of the file that they are from, if any."""
     haystack = settings.haystack or HaystackSource()
     text, question = haystack.needle, haystack.retrieval_question

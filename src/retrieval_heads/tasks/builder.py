@@ -11,6 +11,7 @@ from typing import Any
 
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.errors import PromptError
+from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.prompt import PromptBuilder, PromptText, Tokenizer
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.start_token import start_token_fault
@@ -38,7 +39,7 @@ class CellBuilder:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        model: Mapping[str, Any],
+        model: Fields,
         answered_by: Mapping[str, str],
         max_model_len: int,
         *,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from retrieval_heads.errors import ConfigError, PromptError
+from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.haystack import SENTENCES, Haystack
 from retrieval_heads.prompts.prompt import Frame, Insert
 from retrieval_heads.prompts.requests import Request, Writer, recipe_of
@@ -16,7 +17,7 @@ from retrieval_heads.runs.facts import PromptFacts
 from retrieval_heads.runs.record import Insertion
 from retrieval_heads.scoring.settings import MATCHES, METRICS, STRING_MATCH, Scoring
 
-SAYS_ALL: Mapping[str, Any] = {"scoring": {"metric": STRING_MATCH, "threshold": 0.99}}
+SAYS_ALL: Mapping[str, object] = {"scoring": {"metric": STRING_MATCH, "threshold": 0.99}}
 """What decides where a suite does not say: an answer says everything that is expected."""
 
 
@@ -55,11 +56,11 @@ def request_of(
     planned: Sequence[Planned],
     question: str,
     length: int,
-    sampling: Mapping[str, Any],
+    sampling: Fields,
     *,
     seed: int,
     boundary: str,
-    options: Mapping[str, Any],
+    options: Fields,
 ) -> Request:
     """A prompt of exactly `length` tokens with several texts in it, those that are asked for first in `planned`.
 

@@ -6,11 +6,12 @@ import itertools
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.haystack import Haystack
 from retrieval_heads.prompts.prompt import BuiltPrompt, Frame, Insert
 from retrieval_heads.prompts.requests import Request, Writer, recipe_of
@@ -43,7 +44,7 @@ class NeedleTask:
     settings: type[Section] = NeedleOptions
     needs = frozenset({"haystack", "needles"})
     has_spans = True
-    defaults: Mapping[str, Any] = {}
+    defaults: Mapping[str, object] = {}
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
         """Every needle by every length by every depth."""
@@ -144,7 +145,7 @@ def needle_of(question: Question, place: Place) -> Needle:
     return question.by_name[str(place.get(NEEDLE))]
 
 
-def _said_options(question: Question, needle: Needle) -> dict[str, Any]:
+def _said_options(question: Question, needle: Needle) -> Fields:
     """What the recipe says beside haystack and wording; nothing of a needle alone that a suite itself holds."""
     said = {"apart": question.options.get("apart", NeedleOptions().apart)} if needle.distractors else {}
     return said | {name: value for name, value in question.options.items() if name == FILE_HASH}
@@ -159,7 +160,7 @@ def _planned(needle: Needle, depth: float, seed: int, apart: float) -> list[Plan
     ]
 
 
-def _facts(prompt: BuiltPrompt, haystack: Haystack, frame: Frame, options: Mapping[str, Any]) -> PromptFacts:
+def _facts(prompt: BuiltPrompt, haystack: Haystack, frame: Frame, options: Fields) -> PromptFacts:
     return PromptFacts(
         prompt_tokens=len(prompt.ids),
         recipe=recipe_of(prompt, haystack, frame, options or None),

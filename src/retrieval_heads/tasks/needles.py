@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -94,7 +94,7 @@ class NeedlesTask:
     settings: type[Section] = NeedlesOptions
     needs = frozenset({"haystack"})
     has_spans = True
-    defaults: Mapping[str, Any] = SAYS_ALL
+    defaults: Mapping[str, object] = SAYS_ALL
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
         """Every length by every depth."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -77,7 +77,7 @@ class PhonebookTask:
     settings: type[Section] = PhonebookOptions
     needs: frozenset[str] = frozenset()
     has_spans = True
-    defaults: Mapping[str, Any] = {
+    defaults: Mapping[str, object] = {
         "prompt": "{context}\n\n{question}",
         "generation": {"max_tokens": _ANSWER_TOKENS},
         "scoring": {"metric": EXACT},

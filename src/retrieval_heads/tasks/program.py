@@ -8,7 +8,7 @@ import random
 import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -76,7 +76,7 @@ class ProgramTask:
     settings: type[Section] = ProgramOptions
     needs: frozenset[str] = frozenset()
     has_spans = False
-    defaults: Mapping[str, Any] = {
+    defaults: Mapping[str, object] = {
         "prompt": "{context}\n{question}",
         "generation": {"max_tokens": _ANSWER_TOKENS, "stop": ["\n", ".", " "]},
         "scoring": {"metric": EXACT},

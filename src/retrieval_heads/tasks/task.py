@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
+
+from pydantic import WrapValidator
 
 from retrieval_heads.errors import PromptError
-from retrieval_heads.plain import Plain
+from retrieval_heads.plain import Fields, Plain
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import Needle, Prompt
 from retrieval_heads.registry import Registry
@@ -42,8 +44,12 @@ class Ablation(Plain):
     awaits: tuple[str, ...] = ()
 
 
+_AsItIs = Annotated[Needle, WrapValidator(lambda needle, _: Needle.model_construct(**needle))]
+"""Not validated again: stored answers of the predecessor's have needles without a question."""
+
+
 @dataclass(frozen=True)
-class Question:
+class Question(Plain):
     """What all cells of a suite have in common; it crosses to the engine process as JSON.
 
     Args:
@@ -66,51 +72,26 @@ class Question:
     suite: str
     kind: str
     task: str = THE_NEEDLE
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Fields = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
     depths: tuple[float, ...] = ()
     source: str = ""
     haystack: str = ""
-    needles: tuple[Needle, ...] = ()
+    needles: tuple[_AsItIs, ...] = ()
     prompt: Prompt | None = None
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    generation: Fields = field(default_factory=dict)
     boundary: str = "sentence"
     scoring: Scoring = field(default_factory=Scoring)
     ablate: Ablation | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain builtins that mean the same."""
-        plain = {one.name for one in fields(self)} - {"needles", "prompt", "scoring", "ablate"}
-        return {
-            **{name: value for name, value in vars(self).items() if name in plain},
-            "needles": [needle.model_dump() for needle in self.needles],
-            "prompt": self.prompt.model_dump() if self.prompt else None,
-            "scoring": self.scoring.model_dump(),
-            "ablate": self.ablate.to_json() if self.ablate else None,
-        }
 
     @cached_property
     def by_name(self) -> Mapping[str, Needle]:
         """The needles by their names."""
         return {needle.name or "": needle for needle in self.needles}
 
-    @classmethod
-    def of_json(cls, data: Mapping[str, Any]) -> Question:
-        """One as `to_json` gave it."""
-        parts = {
-            "lengths": tuple(data["lengths"]),
-            "depths": tuple(data["depths"]),
-            # Not validated again: stored answers of the predecessor's have needles without a question.
-            "needles": tuple(Needle.model_construct(**needle) for needle in data["needles"]),
-            "prompt": Prompt.model_validate(data["prompt"]) if data["prompt"] else None,
-            "scoring": Scoring.model_validate(data["scoring"]),
-            "ablate": Ablation.of_json(data["ablate"]) if data["ablate"] else None,
-        }
-        return cls(**{**data, **parts})
-
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Plain):
     """One question to ask."""
 
     name: str
@@ -118,17 +99,8 @@ class Cell:
     id: str
     """Names the question asked, whichever model answers: pairs a run with another model's."""
     place: Place
-    stored: Mapping[str, Any] | None = None
+    stored: Record | None = None
     """The record whose answer is traced in place of asking."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain builtins that mean the same."""
-        return asdict(self)
-
-    @classmethod
-    def of_json(cls, data: Mapping[str, Any]) -> Cell:
-        """One as `to_json` gave it."""
-        return cls(data["name"], data["id"], Place.of_json(data["place"]), data.get("stored"))
 
 
 class Task(Protocol):
@@ -146,7 +118,7 @@ class Task(Protocol):
     """The suite's sections that must be given, of `haystack` and `needles`; the others must not."""
     has_spans: bool
     """Whether `request` tells the token spans that head scores aim at; else no suite can detect or ablate on it."""
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, object]
     """What a suite's sections hold where it says nothing: `{"scoring": {"metric": "exact"}}`."""
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from retrieval_heads.plain import Fields
 from retrieval_heads.tracing.worker import runner
 
 EDIT = "rh_mask"
@@ -126,9 +126,9 @@ def add_reference(layers: int, layer: int, output: Tensor) -> None:
     sums.tokens += len(rows)
 
 
-def _argument(edit: str) -> Mapping[str, Any]:
+def _argument(edit: str) -> Fields:
     from nnsight.intervention.interleaver import Mediator
 
     name: str = runner().input_batch.req_ids[Mediator.current(edit).row]
-    fields: Mapping[str, Any] = runner().requests[name].sampling_params.extra_args[ARGUMENT]
+    fields: Fields = runner().requests[name].sampling_params.extra_args[ARGUMENT]
     return fields

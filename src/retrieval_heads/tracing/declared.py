@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch.nn import Module
+
 SCORED = frozenset(
     (
         "alibi_slopes",
@@ -128,7 +130,7 @@ WITHOUT_EFFECT = frozenset(
 KNOWN = SCORED | UNSCORED.keys() | WITHOUT_EFFECT
 
 
-def unscored_feature(module: Any) -> str | None:
+def unscored_feature(module: Module) -> str | None:
     """What a layer, or the implementation behind it, declares that changes weights and is not scored."""
     for name, feature in UNSCORED.items():
         for value in (getattr(module.impl, name, None), getattr(module, name, None)):
@@ -137,7 +139,7 @@ def unscored_feature(module: Any) -> str | None:
     return None
 
 
-def why_refused(module: Any) -> str | None:
+def why_refused(module: Module) -> str | None:
     """Why a decoder layer of class `Attention` cannot be scored, behind that name; `None` where it can."""
     if feature := unscored_feature(module):
         return feature

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from numpy import float32
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
@@ -195,7 +196,7 @@ class _Seen(Seen):
         self._grid = grid
         self._layers = layers
         self._index, self._counts = grid.rectangle(looks)
-        self._made: dict[Callable[[Seen], Any], Any] = {}
+        self._made: dict[Callable[[Seen], object], Any] = {}
 
     @property
     def counts(self) -> Tensor:
@@ -261,9 +262,9 @@ class Arriving:
     place: int
     count: int
 
-    def arrived(self) -> NDArray[Any]:
+    def arrived(self) -> NDArray[float32]:
         """Wait for them; `[figures, layers, heads]`."""
-        found: NDArray[Any] = self.together.arrived()[self.place, : self.count].numpy()
+        found: NDArray[float32] = self.together.arrived()[self.place, : self.count].numpy()
         return found
 
 

@@ -9,10 +9,10 @@ back; the order found is what the real cache is read with. Checked on vLLM 0.26.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from retrieval_heads.tracing.rows import FP8
 
@@ -59,7 +59,7 @@ class KeyOrder:
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
 
-def key_order(attention: Any) -> KeyOrder:
+def key_order(attention: Module) -> KeyOrder:
     """Find the order of a layer's keys by writing keys that say where they stand.
 
     Args:
@@ -105,7 +105,7 @@ def key_order(attention: Any) -> KeyOrder:
     return KeyOrder((block_size, size), _grid(offsets[0], block_size, size), offsets[0])
 
 
-def key_scales(attention: Any) -> Tensor | None:
+def key_scales(attention: Module) -> Tensor | None:
     """What the keys in a layer's cache are multiplied by, float32, `[1]` or `[kv_heads]`; `None` where by nothing.
 
     A checkpoint's calibrated scales, or those that vLLM came to at its start. The CPU's kernel writes and reads with

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from retrieval_heads.tracing.attention import scorer
 from retrieval_heads.tracing.attention_torch import score_rows, score_rows_dense
@@ -21,7 +22,14 @@ from retrieval_heads.tracing.gated_delta import recurrence, score_rows_gated_del
 from retrieval_heads.tracing.keys import KeyOrder, key_order, key_scales
 from retrieval_heads.tracing.rows import RowScores, Stretch, joined
 
-_orders: dict[tuple[Any, ...], KeyOrder] = {}
+if TYPE_CHECKING:
+    from nnsight.intervention.envoy import Envoy
+    from vllm.v1.attention.backend import AttentionMetadata
+
+Memory = dict[str, Any]
+"""What a kind keeps of a request in one layer from step to step: its own affair."""
+
+_orders: dict[tuple[object, ...], KeyOrder] = {}
 _checked: set[int] = set()
 
 
@@ -113,9 +121,9 @@ class Taken:
         memories: What the kind keeps of the layer from step to step, of each scored stretch's request.
     """
 
-    module: Any
+    module: Module
     rows: Tensor
-    memories: Sequence[dict[str, Any]] = ()
+    memories: Sequence[Memory] = ()
 
 
 class LayerKind(Protocol):
@@ -132,22 +140,22 @@ class LayerKind(Protocol):
     has_queries: bool
     """Whether a query of zeros sees all tokens alike, which the mask `uniform` lives on."""
 
-    def refusal(self, module: Any) -> str | None:
+    def refusal(self, module: Module) -> str | None:
         """Why this module cannot be scored; `None` where it can; a module of another class is not asked."""
 
-    def heads(self, module: Any) -> int:
+    def heads(self, module: Module) -> int:
         """Query heads (value heads of a recurrence), of this rank."""
 
-    def value_size(self, module: Any) -> int:
+    def value_size(self, module: Module) -> int:
         """Features of a head at the input of the output projection."""
 
-    def window(self, module: Any) -> int | None:
+    def window(self, module: Module) -> int | None:
         """Keys that a row sees; `None` is all."""
 
-    def read(self, envoy: Any) -> tuple[Tensor, ...]:
+    def read(self, envoy: Envoy) -> tuple[Tensor, ...]:
         """Wait for the layer inside a traced block; what `take` is given of all tokens of the forward."""
 
-    def take(self, module: Any, values: tuple[Tensor, ...], batch: Batch, memories: Sequence[dict[str, Any]]) -> Tensor:
+    def take(self, module: Module, values: tuple[Tensor, ...], batch: Batch, memories: Sequence[Memory]) -> Tensor:
         """The wanted rows' queries, as a copy: vLLM's kernels go on to write where they lie.
 
         Args:
@@ -157,7 +165,7 @@ class LayerKind(Protocol):
             memories: What this kind keeps of the layer from step to step, of each part.
         """
 
-    def queries(self, envoy: Any) -> Tensor:
+    def queries(self, envoy: Envoy) -> Tensor:
         """Wait for the layer inside a traced block; a view of this step's queries, `[tokens, heads, head_size]`, that
         the layer goes on to read. Only where it `has_queries`.
         """
@@ -173,15 +181,15 @@ class _Softmax:
     is_signed = False
     has_queries = True
 
-    def queries(self, envoy: Any) -> Tensor:
+    def queries(self, envoy: Envoy) -> Tensor:
         """See `LayerKind`."""
         raise NotImplementedError
 
-    def read(self, envoy: Any) -> tuple[Tensor, ...]:
+    def read(self, envoy: Envoy) -> tuple[Tensor, ...]:
         """The queries."""
         return (self.queries(envoy),)
 
-    def take(self, module: Any, values: tuple[Tensor, ...], batch: Batch, memories: Sequence[dict[str, Any]]) -> Tensor:
+    def take(self, module: Module, values: tuple[Tensor, ...], batch: Batch, memories: Sequence[Memory]) -> Tensor:
         """The queries."""
         return values[0].index_select(0, batch.rows)
 
@@ -192,7 +200,7 @@ class SoftmaxAttention(_Softmax):
     name = "attention"
     how = "softmax over the paged keys; window, soft cap, sinks and ALiBi as the layer has them"
 
-    def refusal(self, module: Any) -> str | None:
+    def refusal(self, module: Module) -> str | None:
         """Attention of an encoder, or over an encoder's output, sees other keys than a decoder's; and what the layer's
         implementation declares has to be what is scored.
         """
@@ -203,20 +211,20 @@ class SoftmaxAttention(_Softmax):
         refused = why_refused(module)
         return f"Attention {refused}" if refused else None
 
-    def heads(self, module: Any) -> int:
+    def heads(self, module: Module) -> int:
         """Query heads."""
         return int(module.num_heads)
 
-    def value_size(self, module: Any) -> int:
+    def value_size(self, module: Module) -> int:
         """Features of a value."""
         return int(module.head_size_v)
 
-    def window(self, module: Any) -> int | None:
+    def window(self, module: Module) -> int | None:
         """The sliding window."""
         window: int | None = module.sliding_window
         return window
 
-    def queries(self, envoy: Any) -> Tensor:
+    def queries(self, envoy: Envoy) -> Tensor:
         """The queries."""
         query: Tensor = envoy.inputs[0][0]
         return query.view(query.shape[0], -1, envoy._module.head_size)
@@ -269,7 +277,7 @@ class SoftmaxAttention(_Softmax):
 
 
 def _score_packed(
-    module: Any, order: KeyOrder, rows: Tensor, block_ids: Tensor, stretch: Stretch, **options: Any
+    module: Module, order: KeyOrder, rows: Tensor, block_ids: Tensor, stretch: Stretch, **options: Any
 ) -> RowScores:
     """One request's rows of one layer, against keys that have to be brought into order first."""
     window, block_size = options["sliding_window"], order.shape[0]
@@ -295,7 +303,7 @@ class LatentAttention(_Softmax):
     name = "latent attention"
     how = "softmax in the latent space: each head's query times its W_UK against the cached latents"
 
-    def refusal(self, module: Any) -> str | None:
+    def refusal(self, module: Module) -> str | None:
         """A sparse index lets a row see some keys alone; quantised latents are packed in other ways; and with context
         parallelism a rank has some of the keys.
         """
@@ -307,20 +315,20 @@ class LatentAttention(_Softmax):
             return f"MLAAttention with a cache of {module.kv_cache_dtype}"
         return None
 
-    def heads(self, module: Any) -> int:
+    def heads(self, module: Module) -> int:
         """Query heads."""
         return int(module.num_heads)
 
-    def value_size(self, module: Any) -> int:
+    def value_size(self, module: Module) -> int:
         """Features of a value."""
         return int(module.v_head_dim)
 
-    def window(self, module: Any) -> int | None:
+    def window(self, module: Module) -> int | None:
         """The sliding window."""
         window: int | None = getattr(module, "sliding_window", None)
         return window
 
-    def queries(self, envoy: Any) -> Tensor:
+    def queries(self, envoy: Envoy) -> Tensor:
         """The queries."""
         module, query = envoy._module, envoy.inputs[0][0]
         return query.view(query.shape[0], -1, module.qk_nope_head_dim + module.qk_rope_head_dim)
@@ -337,7 +345,7 @@ class LatentAttention(_Softmax):
             for one in taken
         ]
 
-    def _score(self, module: Any, rows: Tensor, row: int, stretch: Stretch) -> RowScores:
+    def _score(self, module: Module, rows: Tensor, row: int, stretch: Stretch) -> RowScores:
         cache = module.kv_cache.unsqueeze(1)
         blocks = _latent_blocks(_metadata(module), row)
         return score_rows(
@@ -365,7 +373,7 @@ class GatedDelta:
     is_signed = True
     has_queries = False
 
-    def refusal(self, module: Any) -> str | None:
+    def refusal(self, module: Module) -> str | None:
         """A formula for one decay a head and SiLU fits no other layer."""
         heads = module.num_v_heads // module.tp_size
         fits = (
@@ -376,23 +384,23 @@ class GatedDelta:
         )
         return None if fits else f"{type(module).__name__} of another form"
 
-    def heads(self, module: Any) -> int:
+    def heads(self, module: Module) -> int:
         """Value heads."""
         return int(module.num_v_heads // module.tp_size)
 
-    def value_size(self, module: Any) -> int:
+    def value_size(self, module: Module) -> int:
         """Features of a value."""
         return int(module.head_v_dim)
 
-    def window(self, module: Any) -> int | None:
+    def window(self, module: Module) -> int | None:
         """None: what decays, decays gradually."""
         return None
 
-    def read(self, envoy: Any) -> tuple[Tensor, ...]:
+    def read(self, envoy: Envoy) -> tuple[Tensor, ...]:
         """What the two projections give."""
         return envoy.in_proj_qkvz.output[0], envoy.in_proj_ba.output[0]
 
-    def take(self, module: Any, values: tuple[Tensor, ...], batch: Batch, memories: Sequence[dict[str, Any]]) -> Tensor:
+    def take(self, module: Module, values: tuple[Tensor, ...], batch: Batch, memories: Sequence[Memory]) -> Tensor:
         """The queries; keys, decay and strength of all of the step's tokens go into the memories."""
         taken = []
         for part, memory in zip(batch.parts, memories, strict=True):
@@ -401,7 +409,7 @@ class GatedDelta:
         rows = torch.cat(taken) if taken else values[0].new_empty((0, 1, 1))
         return rows.repeat_interleave(module.num_v_heads // module.num_k_heads, dim=1)
 
-    def _remember(self, module: Any, values: Sequence[Tensor], memory: dict[str, Any]) -> Tensor:
+    def _remember(self, module: Module, values: Sequence[Tensor], memory: Memory) -> Tensor:
         """Put a request's tokens into its memory; their queries, `[tokens, k_heads, head_k_dim]`."""
         mixed, b, a = projected(module, *values)
         earlier = memory.get("earlier")
@@ -426,7 +434,7 @@ class GatedDelta:
             memory.setdefault(name, []).append(part)
         return found.q
 
-    def queries(self, envoy: Any) -> Tensor:
+    def queries(self, envoy: Envoy) -> Tensor:
         """There are none that see all alike."""
         raise NotImplementedError("no query of a gated delta layer sees all tokens alike")
 
@@ -442,7 +450,7 @@ class GatedDelta:
             for one in taken
         ]
 
-    def _score(self, rows: Tensor, stretch: Stretch, memory: dict[str, Any]) -> RowScores:
+    def _score(self, rows: Tensor, stretch: Stretch, memory: Memory) -> RowScores:
         for name in ("keys", "log_decay", "strength"):
             memory[name] = [torch.cat(memory[name])]
         keys, log_decay, strength = (memory[name][0] for name in ("keys", "log_decay", "strength"))
@@ -466,13 +474,13 @@ KINDS = {kind.name: kind for kind in REGISTRY.values()}
 """By the name that head files give them."""
 
 
-def kind_of(module: Any) -> LayerKind | None:
+def kind_of(module: Module) -> LayerKind | None:
     """The kind of a layer that can be scored."""
     kind = REGISTRY.get(type(module).__name__) if _mixes_tokens(module) else None
     return kind if kind is not None and kind.refusal(module) is None else None
 
 
-def why_unscored(module: Any) -> str | None:
+def why_unscored(module: Module) -> str | None:
     """What a layer is that mixes tokens and cannot be scored; `None` for any other module."""
     if not _mixes_tokens(module):
         return None
@@ -480,13 +488,13 @@ def why_unscored(module: Any) -> str | None:
     return (kind.refusal(module) if kind else None) or type(module).__name__
 
 
-def _mixes_tokens(module: Any) -> bool:
+def _mixes_tokens(module: Module) -> bool:
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
     return isinstance(module, AttentionLayerBase)
 
 
-def projected(module: Any, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def projected(module: Module, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A gated delta layer's q, k and v before their convolution, `[tokens, channels]`, and b and a,
     `[tokens, v_heads]`, of this rank.
 
@@ -503,18 +511,18 @@ def projected(module: Any, qkvz: Tensor, ba: Tensor) -> tuple[Tensor, Tensor, Te
     return qkvz[:, :width], ba[:, :heads], ba[:, heads:]
 
 
-def conv_weight(module: Any) -> Tensor:
+def conv_weight(module: Module) -> Tensor:
     """A gated delta layer's convolution, `[channels, width]`; on CPU vLLM may pack the weight and keep a plain copy."""
     plain = getattr(module.conv1d, "_cpu_unpacked_conv_weight", None)
     weight: Tensor = module.conv1d.weight if plain is None else plain
     return weight.view(weight.shape[0], -1)
 
 
-def _of_rank(module: Any, features: Tensor, width: int) -> Tensor:
+def _of_rank(module: Module, features: Tensor, width: int) -> Tensor:
     return features if features.shape[-1] == width else features[:, module.tp_rank * width :][:, :width]
 
 
-def _check(modules: Sequence[Any]) -> None:
+def _check(modules: Sequence[Module]) -> None:
     """Refuse here what the weightless copy, by which layers are chosen, did not declare: it has no other ranks, and
     what a step's metadata says comes with the step.
     """
@@ -530,7 +538,7 @@ def _check(modules: Sequence[Any]) -> None:
         raise ValueError("in this step rows see their prompt beside their window (R-SWA)")
 
 
-def _metadata(module: Any) -> Any:
+def _metadata(module: Module) -> AttentionMetadata:
     from vllm.forward_context import get_forward_context
 
     return get_forward_context().attn_metadata[module.layer_name]
@@ -538,7 +546,7 @@ def _metadata(module: Any) -> Any:
 
 def _alike(taken: Sequence[Taken]) -> list[list[int]]:
     """The layers that can be scored together: one block table, one kind of cache, one mask."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for layer, one in enumerate(taken):
         module, cache, impl = one.module, one.module.kv_cache, one.module.impl
         key = (
@@ -557,7 +565,7 @@ def _unstacked(scores: RowScores) -> Iterator[RowScores]:
         yield RowScores(scores.argmax[layer], scores.logsumexp[layer], scores.span_logsumexp[layer])
 
 
-def _order(module: Any) -> KeyOrder:
+def _order(module: Module) -> KeyOrder:
     cache = module.kv_cache
     key = (type(module.impl), cache.shape[1:], cache.dtype, module.dtype, getattr(module, "isa", None))
     if key not in _orders:
@@ -565,7 +573,7 @@ def _order(module: Any) -> KeyOrder:
     return _orders[key]
 
 
-def _key_scales(modules: Sequence[Any]) -> Tensor | None:
+def _key_scales(modules: Sequence[Module]) -> Tensor | None:
     """The scales of alike layers' keys, `[layers]`, or `[layers, kv_heads]` where a layer has them by head."""
     scales = [scale for module in modules if (scale := key_scales(module)) is not None]
     if not scales:
@@ -574,12 +582,12 @@ def _key_scales(modules: Sequence[Any]) -> Tensor | None:
     return torch.stack([scale.expand(widest) for scale in scales]).squeeze(1)
 
 
-def _scaled(keys: Tensor, module: Any) -> Tensor:
+def _scaled(keys: Tensor, module: Module) -> Tensor:
     scales = key_scales(module)
     return keys if scales is None else keys.float() * scales[:, None]
 
 
-def _latent_blocks(metadata: Any, row: int) -> Tensor:
+def _latent_blocks(metadata: AttentionMetadata, row: int) -> Tensor:
     """A request's blocks; vLLM keeps those of decodes, which stand first in a batch, and of prefills apart."""
     decodes = metadata.num_decodes
     part = metadata.decode if row < decodes else metadata.prefill
@@ -587,7 +595,7 @@ def _latent_blocks(metadata: Any, row: int) -> Tensor:
     return blocks
 
 
-def into_latent_space(module: Any, rows: Tensor) -> Tensor:
+def into_latent_space(module: Module, rows: Tensor) -> Tensor:
     """`[rows, heads, latent + rotated]` of queries `[rows, heads, nope + rotated]`."""
     plain, rotated = rows.split([module.qk_nope_head_dim, module.qk_rope_head_dim], dim=-1)
     plain = plain.transpose(0, 1).contiguous()

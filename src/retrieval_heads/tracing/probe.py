@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from retrieval_heads.heads.looks import Look, Rows
 from retrieval_heads.heads.score import HeadScore
 from retrieval_heads.tracing.figures import Arriving, OnItsWay, figures, looks_of, scored_looks, scores_of
-from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Part, Taken
+from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Memory, Part, Taken
 from retrieval_heads.tracing.rows import RowScores, Stretch, joined
 from retrieval_heads.tracing.worker import PROBE, Scheduled, runner
 
@@ -46,7 +46,7 @@ class Replay:
     looks: tuple[Look, ...] = field(init=False)
     parts: list[list[list[RowScores]]] = field(init=False)
     """Of each look and each step that scored rows of it, each layer's, while rows are wanted still."""
-    memories: list[dict[str, Any]] = field(init=False)
+    memories: list[Memory] = field(init=False)
     """What the kind of each layer keeps of it from step to step."""
     covered: int = field(init=False)
     computed: int = 0
@@ -135,7 +135,7 @@ class Probe:
                 found.append((replay, part))
         return cls(kinds, found, runner().device)
 
-    def take(self, layer: int, module: Any, values: tuple[Tensor, ...]) -> None:
+    def take(self, layer: int, module: Module, values: tuple[Tensor, ...]) -> None:
         """Keep what is wanted of this step's tokens in a layer.
 
         Args:

@@ -14,11 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from nnsight.intervention.envoy import Envoy
 from nnsight.modeling.vllm import VLLM
+from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from retrieval_heads.errors import EngineError
+from retrieval_heads.plain import Fields
 from retrieval_heads.runs.layers import Layer, layer_number
 from retrieval_heads.tracing import ablate
 from retrieval_heads.tracing.figures import scores_of
@@ -41,7 +44,7 @@ class _GraphedVLLM(_TracedVLLM):
         from nnsight.modeling.vllm.engines.engine import NNsightLLMEngine
         from vllm import LLM
 
-        llm: Any = LLM(repo_id, worker_cls=self._WORKER_CLS, **arguments)
+        llm = LLM(repo_id, worker_cls=self._WORKER_CLS, **arguments)
         llm.llm_engine.__class__ = NNsightLLMEngine
         return llm
 
@@ -55,7 +58,7 @@ class _UnloadedVLLM(_TracedVLLM):
             return super()._load_meta(repo_id, **arguments)
 
 
-def with_graphs(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+def with_graphs(arguments: Fields) -> Fields | None:
     """vLLM's arguments of a traced engine on CUDA whose decode steps are CUDA graphs; `None` where none are wanted.
 
     Nearly all steps of a sweep's end decode and nothing else. Launched kernel by kernel, one of Qwen3-8B's shape takes
@@ -70,7 +73,7 @@ def with_graphs(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**asked, "compilation_config": {**compilation, "mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 
 
-def layers_of(model: str, arguments: Mapping[str, Any]) -> list[Layer]:
+def layers_of(model: str, arguments: Fields) -> list[Layer]:
     """A checkpoint's layers in the model's order, by its config alone: no weights are read.
 
     Args:
@@ -92,7 +95,7 @@ class TracedModel:
         EngineError: No layer of the model can be scored.
     """
 
-    def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, arguments: Fields) -> None:
         for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
             if int(arguments.get(name) or 1) > 1:
                 raise EngineError(
@@ -101,12 +104,12 @@ class TracedModel:
                 )
         graphed = with_graphs(arguments) if current_platform.is_cuda() else None
         eager = {key: value for key, value in arguments.items() if key != "enforce_eager"}
-        self.model: Any = (
+        self.model: VLLM = (
             _TracedVLLM(model, dispatch=True, **eager)
             if graphed is None
             else _GraphedVLLM(model, dispatch=True, **graphed)
         )
-        self.engine: Any = self.model.vllm_entrypoint.llm_engine
+        self.engine: LLMEngine = self.model.vllm_entrypoint.llm_engine
         began = time.perf_counter()
         scored, unscored = _scored_layers(self.model)
         if not scored:
@@ -133,9 +136,9 @@ class TracedModel:
                 _install_mask(self.model, maskable)
         self.install_seconds = time.perf_counter() - began
 
-    def step(self) -> list[Any]:
+    def step(self) -> list[RequestOutput]:
         """vLLM's step, without nnsight's collecting of every finished request, edited or not."""
-        outputs: list[Any] = LLMEngine.step(self.engine)
+        outputs: list[RequestOutput] = LLMEngine.step(self.engine)
         return outputs
 
     def collect(self, finished: Sequence[str]) -> dict[str, tuple[dict[str, Any], Any]]:
@@ -151,7 +154,7 @@ class TracedModel:
         return found
 
 
-def _install(model: Any, layers: list[tuple[Any, LayerKind]]) -> None:
+def _install(model: VLLM, layers: list[tuple[Envoy, LayerKind]]) -> None:
     """Install the probe: the block runs once in each step that holds replays (`worker.Conducted`)."""
     kinds = [kind for _, kind in layers]
     with model.edit(name=PROBE) as (_, _):
@@ -164,7 +167,7 @@ def _install(model: Any, layers: list[tuple[Any, LayerKind]]) -> None:
         probe.finish()
 
 
-def _install_mask(model: Any, layers: list[tuple[Any, LayerKind, Any]]) -> None:
+def _install_mask(model: VLLM, layers: list[tuple[Envoy, LayerKind, Envoy]]) -> None:
     """Install the mask and the reference.
 
     Args:
@@ -191,7 +194,7 @@ def _install_mask(model: Any, layers: list[tuple[Any, LayerKind, Any]]) -> None:
                 add_reference(len(layers), layer, projection.input)
 
 
-def _projection(model: Any, envoy: Any, kind: LayerKind) -> Any:
+def _projection(model: VLLM, envoy: Envoy, kind: LayerKind) -> Envoy | None:
     """The module that maps a layer's heads to the hidden state: a row-parallel projection of as many features as the
     heads have together, in the smallest module round the attention that holds one; `None` where it is not one alone.
     """
@@ -212,7 +215,7 @@ def _projection(model: Any, envoy: Any, kind: LayerKind) -> Any:
     return None
 
 
-def _scored_layers(model: Any) -> tuple[list[tuple[Any, LayerKind]], dict[str, str]]:
+def _scored_layers(model: VLLM) -> tuple[list[tuple[Envoy, LayerKind]], dict[str, str]]:
     """The layers that can be scored with their kinds, in the model's order, and what the others are, by path."""
     scored, others = [], {}
     for envoy in model.modules():
@@ -223,7 +226,7 @@ def _scored_layers(model: Any) -> tuple[list[tuple[Any, LayerKind]], dict[str, s
     return sorted(scored, key=lambda layer: layer_number(layer[0].path)), others
 
 
-def _layers(scored: list[tuple[Any, LayerKind]], unscored: Mapping[str, str]) -> list[Layer]:
+def _layers(scored: list[tuple[Envoy, LayerKind]], unscored: Mapping[str, str]) -> list[Layer]:
     """Every layer in the model's order. Modules are built for one rank whatever the engine's parallelism, so the head
     counts are the model's.
     """
@@ -235,7 +238,7 @@ def _layers(scored: list[tuple[Any, LayerKind]], unscored: Mapping[str, str]) ->
     return sorted(layers, key=lambda layer: layer.number)
 
 
-def _no_weight_processing() -> AbstractContextManager[Any]:
+def _no_weight_processing() -> AbstractContextManager[object]:
     """On CPU an MoE's weights are packed as they are loaded, which nnsight's weightless copy cannot be."""
     if not current_platform.is_cpu():
         return nullcontext()

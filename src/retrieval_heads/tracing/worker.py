@@ -8,7 +8,7 @@ nnsight 0.8.1.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from nnsight.modeling.vllm.model_runners.GPUModelRunner import NNsightGPUModelRu
 from nnsight.modeling.vllm.workers.GPUWorker import NNsightGPUWorker
 from nnsight.tracing.tracer import _saves
 from vllm.platforms import current_platform
+
+from retrieval_heads.plain import Fields
 
 PROBE = "rh_probe"
 """The edit that scores replays, and the key of a replay's `extra_args` that says what to score."""
@@ -42,7 +44,7 @@ class Scheduled:
         tokens: How many.
     """
 
-    extra_args: Mapping[str, Any]
+    extra_args: Fields
     state: dict[str, Any]
     row: int
     start: int
@@ -54,7 +56,7 @@ class _Replay:
     """A replay whose figures nobody has collected yet."""
 
     name: Request
-    extra_args: Mapping[str, Any]
+    extra_args: Fields
     state: dict[str, Any] = field(default_factory=dict)
 
 

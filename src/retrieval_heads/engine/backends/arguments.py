@@ -9,11 +9,12 @@ import ast
 import difflib
 import functools
 import importlib.util
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from retrieval_heads.errors import EngineError
+from retrieval_heads.plain import Fields
 
 _ENGINE: Final = ("engine/arg_utils.py", "EngineArgs")
 _SAMPLING: Final = ("sampling_params.py", "SamplingParams")
@@ -25,7 +26,7 @@ _OURS: Final = frozenset({"model", "chat_template", "chat_template_kwargs"})
 """Keys of the `model` section that no vLLM hears of."""
 
 
-def check_arguments(model: Mapping[str, Any]) -> None:
+def check_arguments(model: Fields) -> None:
     """See that vLLM takes the engine arguments of the settings; nothing where it is not installed, or is written in
     another way than known: the engine will tell.
 
@@ -39,7 +40,7 @@ def check_arguments(model: Mapping[str, Any]) -> None:
         refuse_unknown("model", (key for key in model if key not in _OURS), accepted, "engine argument in vLLM")
 
 
-def check_sampling(generation: Mapping[str, Any]) -> None:
+def check_sampling(generation: Fields) -> None:
     """See that vLLM takes the sampling parameters of a suite; nothing where that cannot be told without it.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.heads.looks import Rows
+from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.prompt import PromptText, Tokenizer
 from retrieval_heads.registry import Registry
 from retrieval_heads.runs.layers import Layer
@@ -22,8 +23,6 @@ from retrieval_heads.suites.suite import Suite
 
 Prompt = Sequence[int] | PromptText
 """Token ids, or the text where a backend takes that (`Capabilities.takes`)."""
-Fields = Mapping[str, Any]
-"""Plain JSON by name."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.hub import check_model
 from retrieval_heads.models import locate_model
+from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.prompt import PromptText
 from retrieval_heads.runs.mask import Mask
 
@@ -53,17 +54,17 @@ class Engine(Backend):
         check_versions(traced=traced)
 
     @classmethod
-    def check_arguments(cls, model: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def check_arguments(cls, model: Fields, options: Fields) -> None:
         """See that vLLM takes the engine arguments among the keys of the `model` section."""
         check_arguments(model)
 
     @classmethod
-    def check_sampling(cls, generation: Mapping[str, Any]) -> None:
+    def check_sampling(cls, generation: Fields) -> None:
         """See that vLLM takes the sampling parameters of a suite."""
         check_sampling(generation)
 
     @classmethod
-    def check_model(cls, model: Mapping[str, Any]) -> bool:
+    def check_model(cls, model: Fields) -> bool:
         """See that there is a folder, packaged model or model of the hub of that name."""
         return check_model(model)
 
@@ -98,8 +99,8 @@ class Engine(Backend):
     def __init__(
         self,
         model: str,
-        arguments: Mapping[str, Any],
-        options: Mapping[str, Any] | None = None,
+        arguments: Fields,
+        options: Fields | None = None,
         *,
         traced: bool = False,
     ) -> None:
@@ -181,7 +182,7 @@ class Engine(Backend):
             },
         )
 
-    def _traced(self, model: str, arguments: Mapping[str, Any]) -> Any:
+    def _traced(self, model: str, arguments: Fields) -> Any:
         from vllm.platforms import current_platform
 
         from retrieval_heads.tracing.traced import TracedModel
@@ -235,7 +236,7 @@ class Engine(Backend):
         self,
         request: str,
         prompt: Prompt,
-        sampling: Mapping[str, Any],
+        sampling: Fields,
         mask: Mask | None = None,
         *,
         is_replayed: bool = False,
@@ -312,7 +313,7 @@ class Engine(Backend):
         self,
         request: str,
         ids: Sequence[int],
-        sampling: Mapping[str, Any],
+        sampling: Fields,
         *,
         priority: int = 0,
         salt: str | None = None,
@@ -419,7 +420,7 @@ def primed_stream(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool)
     return DecodeStream(ids=last, skip_special_tokens=skip_special_tokens)
 
 
-def _finished(output: Any, queued: float | None, saves: Mapping[str, Any] | None = None, error: Any = None) -> Finished:
+def _finished(output: Any, queued: float | None, saves: Fields | None = None, error: Any = None) -> Finished:
     try:
         return _read(output, queued, saves, error)
     except Exception as unreadable:  # of this request alone: the others go on
@@ -428,7 +429,7 @@ def _finished(output: Any, queued: float | None, saves: Mapping[str, Any] | None
         return Finished(output.request_id, "", [], "", 0, 0, 0.0, error=why)
 
 
-def _read(output: Any, queued: float | None, saves: Mapping[str, Any] | None, error: Any) -> Finished:
+def _read(output: Any, queued: float | None, saves: Fields | None, error: Any) -> Finished:
     answer, times = output.outputs[0], output.metrics
     if times is not None:
         seconds = times.last_token_ts - times.scheduled_ts

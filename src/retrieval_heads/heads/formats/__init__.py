@@ -15,11 +15,12 @@ from retrieval_heads.heads.formats import detected, head_score, heads
 from retrieval_heads.heads.formats.figures import Nonsense
 from retrieval_heads.heads.table import HeadTable, Ranked, rank
 from retrieval_heads.reading import parse_json, read_text
+from retrieval_heads.runs.folder import Facts
 
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError)
 
 
-def write_heads(detection: Detection, folder: Path, facts: Mapping[str, Any], suffix: str = "") -> list[Path]:
+def write_heads(detection: Detection, folder: Path, facts: Facts, suffix: str = "") -> list[Path]:
     """Write a detection in every form that is read elsewhere.
 
     Args:

@@ -11,6 +11,7 @@ from retrieval_heads.heads.detection import Detection
 from retrieval_heads.heads.formats.figures import Nonsense, checked_score, is_known_share
 from retrieval_heads.heads.score import RANKING, head_scores
 from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, Ranked, rectangle
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.layers import Layer, read_layer
 
 SCHEMA = "retrieval-heads-heads/1"
@@ -73,7 +74,7 @@ def table_in(data: Mapping[str, Any]) -> HeadTable:
     )
 
 
-def contents(detection: Detection, facts: Mapping[str, Any]) -> dict[str, Any]:
+def contents(detection: Detection, facts: Facts) -> dict[str, Any]:
     """What the file holds of a detection, by its name.
 
     Args:
@@ -114,7 +115,7 @@ def _checked_rows(rows: Any, layers: Sequence[Layer], where: str) -> list[list[f
     ]
 
 
-def _everything(detection: Detection, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _everything(detection: Detection, facts: Facts) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         **facts,

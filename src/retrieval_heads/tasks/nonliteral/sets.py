@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -170,7 +169,7 @@ def _parsed(path: Path, _state: tuple[int, int]) -> NeedleSet:
     return NeedleSet(pairs, hashlib.sha256(content).hexdigest())
 
 
-def _entry(data: Any, where: str) -> _Entry:
+def _entry(data: object, where: str) -> _Entry:
     if isinstance(data, dict) and isinstance(data.get("id"), str):
         where = f"{where} ({data['id']})"
     try:

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ from retrieval_heads.tasks.nonliteral.base import PAIR, totals
 from retrieval_heads.tasks.nonliteral.sets import CHARACTER, NeedleSet, Pair, own_set, read_set
 from retrieval_heads.tasks.task import FILE_HASH, Question, asked_again
 
+_ANSWER_TOKENS = 192
 _MIDDLE = (20.0, 80.0)
 """Percent of the haystack between which distractors stand."""
 
@@ -50,10 +51,10 @@ class NonliteralTask:
     settings: type[Section] = NonliteralOptions
     needs = frozenset({"haystack"})
     has_spans = True
-    defaults: Mapping[str, Any] = {
+    defaults: Mapping[str, object] = {
         "boundary": "line",
         "prompt": "{context}\n\n{question}",
-        "generation": {"max_tokens": 192},
+        "generation": {"max_tokens": _ANSWER_TOKENS},
         "scoring": {"metric": ONE_NAME},
     }
 
@@ -91,7 +92,7 @@ class NonliteralTask:
         prompt = pair.prompt if options.wording == "set" else question.prompt
         assert prompt is not None
         sampling = {key: value for key, value in question.generation.items() if value is not None}
-        sampling.setdefault("max_tokens", self.defaults["generation"]["max_tokens"])
+        sampling.setdefault("max_tokens", _ANSWER_TOKENS)
         said = options.model_dump(mode="json", exclude={"questions"}, exclude_none=True)
         file_hash = _set(options).hash
         return request_of(

@@ -77,7 +77,7 @@ class RulerOptions(Section):
 
     @field_validator("wording")
     @classmethod
-    def _own(cls, wording: Any) -> Any:
+    def _own(cls, wording: object) -> object:
         return None if wording == "own" else wording
 
 
@@ -88,7 +88,7 @@ class RulerTask:
     settings: type[Section] = RulerOptions
     needs = frozenset({"haystack"})
     has_spans = True
-    defaults: Mapping[str, Any] = SAYS_ALL
+    defaults: Mapping[str, object] = SAYS_ALL
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
         """Every length by every task."""

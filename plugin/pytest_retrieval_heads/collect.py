@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from pytest_retrieval_heads.config_file import ConfigFile
 from pytest_retrieval_heads.failure import as_failure
 from pytest_retrieval_heads.plan import SelectedCell
 from pytest_retrieval_heads.user_hooks import AdditionError, with_additions
@@ -16,7 +17,7 @@ from retrieval_heads.errors import RetrievalHeadsError, printable
 from retrieval_heads.runs.place import Value, shown
 from retrieval_heads.runs.record import Record, Span
 from retrieval_heads.suites.settings import Settings
-from retrieval_heads.suites.suite import Suite, load_suites
+from retrieval_heads.suites.suite import Suite
 from retrieval_heads.tasks.task import Cell
 
 
@@ -24,12 +25,8 @@ class Asker(Protocol):
     """What suites and their items need of the session's run."""
 
     @property
-    def config_data(self) -> dict[str, Any]:
-        """The keys of the config file."""
-
-    @property
-    def sets(self) -> dict[str, Any]:
-        """The keys of `--rh-set`."""
+    def file(self) -> ConfigFile:
+        """The session's config."""
 
     @property
     def log(self) -> str:
@@ -76,7 +73,7 @@ class SuiteFile(pytest.File):
         if self._is_replaced:
             return
         try:
-            suites = load_suites(self.path, self._run.config_data, self._run.sets)
+            suites = self._run.file.suites_in(self.path)
             for suite in suites.values():
                 self._run.check(suite)
         except RetrievalHeadsError as error:

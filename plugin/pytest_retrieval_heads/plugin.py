@@ -62,7 +62,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile 
 
     if is_named:
         return run_of(config).collect_file(parent, file_path)
-    if not is_suite(file_path) or run_of(config).is_mere_config(file_path):
+    if not is_suite(file_path) or run_of(config).file.is_mere_config(file_path):
         return None
     return run_of(config).collect_file(parent, file_path)
 

@@ -5,18 +5,18 @@ That is the plain pytest process, and under xdist each worker: equal clients of 
 
 from __future__ import annotations
 
-import json
-import os
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pytest_retrieval_heads import reporting
 from pytest_retrieval_heads.collect import CellItem, SuiteFile, selected_cells
-from pytest_retrieval_heads.failure import NO_MODEL, NoModel, as_failure
+from pytest_retrieval_heads.config_file import ConfigFile
+from pytest_retrieval_heads.failure import NO_MODEL, NoModel
 from pytest_retrieval_heads.host import COLLECTED, Host
 from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.options import Options
@@ -27,13 +27,10 @@ from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.engine.results import Unanswered
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.hub import length_limit
-from retrieval_heads.redaction import without_values
-from retrieval_heads.runs.record import Record, dump_record
+from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import load_rouge
-from retrieval_heads.suites.reading import is_whole_suite, overlay, overrides, read_settings, read_suites, resolve
-from retrieval_heads.suites.recognition import is_suite, is_yaml, kind_said
 from retrieval_heads.suites.settings import Settings
-from retrieval_heads.suites.suite import Suite, load_suites
+from retrieval_heads.suites.suite import Suite
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()
 
@@ -44,15 +41,7 @@ class Run:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._options = Options.of(config)
-        path = self._options.config_file
-        self._config_path = Path(path).absolute() if path else None
-        self.config_data = read_settings(self._config_path) if self._config_path else {}
-        asked = read_suites(self._config_path) if self._config_path else {}
-        if not asked and is_whole_suite(self.config_data):
-            asked = {"": self.config_data}
-        self._asked_kinds = {str(suite.get("kind", "niah")) for suite in asked.values()}
-        """The kinds of suite that the config asks itself."""
-        self.sets = overrides(self._options.sets)
+        self.file = ConfigFile(self._options)
         self._collected: dict[str, Suite] = {}
         self._last_failed = LastFailed(config)
         self._limit: int | None = None
@@ -61,31 +50,25 @@ class Run:
         if hasattr(config, "workerinput"):
             address = Address(**config.workerinput["rh"])
         else:
-            self.host = Host(config, self._options, self.settings, [self.config_data, self.sets])
+            self.host = Host(config, self._options, self.settings, [self.file.data, self.file.sets])
             address = self.host.address
         self._plan_file = Path(address.path).with_name("plan.json")
         self.client = EngineClient(address)
-        if self._asked_kinds:
-            self._collect_config()
+        self.file.be_collected(config)
 
     @property
     def settings(self) -> Settings:
         """The settings of config and overrides, without any suite's."""
-        return resolve(overlay(self.config_data, self.sets), str(self._config_path or "--rh-set"))
+        return self.file.settings
 
     @property
     def log(self) -> str:
         """Where the engine writes, for failure texts."""
         return self.host.log if self.host else "engine.log in the run's folder"
 
-    def is_mere_config(self, path: Path) -> bool:
-        """Whether a file is the config, and none that says itself what to ask."""
-        return path == self._config_path and not self._asked_kinds
-
     def collect_file(self, parent: pytest.Collector, path: Path) -> SuiteFile:
-        """A suite file's collector; a config that holds a haystack stands in place of the suites of its kind."""
-        is_replaced = path != self._config_path and kind_said(path) in self._asked_kinds
-        collector: SuiteFile = SuiteFile.from_parent(parent, path=path, run=self, is_replaced=is_replaced)
+        """A suite file's collector."""
+        collector: SuiteFile = SuiteFile.from_parent(parent, path=path, run=self, is_replaced=self.file.replaces(path))
         return collector
 
     def check(self, suite: Suite) -> None:
@@ -201,18 +184,7 @@ class Run:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Put the record on the report, as plain builtins: it crosses from worker to controller."""
         report = yield
-        if isinstance(item, CellItem) and call.when == "call":
-            vars(report).update(rh=json.loads(dump_record(item.record)) if item.record else None)
-        if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, EngineDied):
-            # No answer is no verdict on a test. pytest and JUnit XML call that an error, and know it of setups alone.
-            report.when = "setup" if call.when == "call" else report.when
-            reason = str(call.excinfo.value)
-            report.longrepr = as_failure(reason, item.path)
-            vars(report).update(rh_died=reason)
-        elif report.failed and call.excinfo is not None and isinstance(call.excinfo.value, NoModel):
-            # Of a setup pytest asks no item how its failure is told.
-            report.longrepr = as_failure(str(call.excinfo.value), item.path)
-        _take_out_secrets(report)
+        reporting.complete(report, item, call)
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -248,18 +220,10 @@ class Run:
             is_engine_asked=any("rh_engine" in getattr(item, "fixturenames", ()) for item in items),
             needs_model=self._needs_model,
         )
-        return plan and plan.before_deselection(self._collected.values(), self._beside())
-
-    def _beside(self) -> Iterator[Suite]:
-        """Suites in the folders of those collected that a path, `--ignore` or `--lf` kept out; for a baseline alone."""
-        if not self._options.is_compared:
-            return
-        known = {suite.path for suite in self._collected.values()}
-        for folder in dict.fromkeys(path.parent for path in known):
-            for path in sorted(folder.iterdir()):
-                if path not in known and is_yaml(path) and is_suite(path):
-                    with suppress(RetrievalHeadsError):  # one that cannot be read now is nobody's cells
-                        yield from load_suites(path, self.config_data, self.sets).values()
+        collected = self._collected.values()
+        # For a baseline alone.
+        beside = self.file.suites_beside(collected) if self._options.is_compared else ()
+        return plan and plan.before_deselection(collected, beside)
 
     def _submit(self, suite: Suite, selected: Sequence[SelectedCell]) -> None:
         question = suite.question
@@ -268,29 +232,7 @@ class Run:
             question = replace(question, ablate=replace(question.ablate, awaits=awaits))
         self.client.submit(question, {one.key: one.cell for one in cells_of(suite, selected)})
 
-    def _collect_config(self) -> None:
-        """Have pytest collect the config file itself, alone where no other path was asked for."""
-        path = str(self._config_path)
-        args = self._config.args
-        if any(os.path.abspath(arg.partition("::")[0]) == path for arg in args):  # noqa: PTH100 - as pytest does
-            return
-        if self._config.args_source is not pytest.Config.ArgsSource.ARGS:
-            args.clear()
-        args.append(path)
-
 
 def _load_scores() -> None:
     with suppress(Exception):  # the first answer that is scored tries again, and says what is wrong
         load_rouge()
-
-
-def _take_out_secrets(report: pytest.TestReport) -> None:
-    """Of every test of the session: a user's own may print or compare what `rh_config` holds."""
-    if isinstance(report.longrepr, tuple):
-        path, line, reason = report.longrepr
-        report.longrepr = (path, line, without_values(reason))
-    elif report.longrepr is not None:
-        text = str(report.longrepr)
-        if (clean := without_values(text)) != text:
-            report.longrepr = clean
-    report.sections = [(name, without_values(text)) for name, text in report.sections]

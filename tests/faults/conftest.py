@@ -1,9 +1,8 @@
-"""The project in which nothing is wrong, made once, and the process that runs cases."""
+"""The project in which nothing is wrong, made once, and what runs a case."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,30 +14,23 @@ sys.path += [str(Path(__file__).parents[1] / "plugin")]
 
 import fault_project
 from fault_case import Case, Outcome, faults
-from fault_process import Children
+from fault_process import run
+
+from forks import Server
 
 CASES = "malformed inputs"
 
 
 @pytest.fixture(scope="session")
-def children() -> Iterator[Children]:
-    os.environ.update(fault_project.environment())
-    made = Children()
-    yield made
-    made.end()
-
-
-@pytest.fixture(scope="session")
-def good(children: Children, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def good(forks: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project with a finished run in it, which the stand-in engine answered."""
     made = tmp_path_factory.mktemp("project")
     fault_project.make(made / "seed")
     before = made / "seed"
     for kind, output in (("niah", "run"), ("detect", "detected")):
         options = [f"suites/{kind}", "--rh-config", "config.yaml", "--rh-set", f"output_dir={output}"]
-        outcome = children.run(
-            Case("pytest", ["-q", *options, "--rh-save-baseline", "main"]), made / kind, before, keep=True
-        )
+        case = Case("pytest", ["-q", *options, "--rh-save-baseline", "main"])
+        outcome = run(case, made / kind, before, forks, keep=True)
         assert outcome.status == 0, outcome.text
         before = made / kind
     folder = before
@@ -57,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def check(
-    children: Children, good: Path, folders: Iterator[Path], request: pytest.FixtureRequest
+    forks: Server, good: Path, folders: Iterator[Path], request: pytest.FixtureRequest
 ) -> Iterator[Callable[[Case], None]]:
     """Run a case, and fail with everything about it where its outcome is not as it must be."""
     count = 0
@@ -65,7 +57,7 @@ def check(
     def checked(case: Case) -> None:
         nonlocal count
         count += 1
-        outcome: Outcome = children.run(case, next(folders), good)
+        outcome: Outcome = run(case, next(folders), good, forks)
         if found := faults(case, outcome):
             shown = {name: str(content)[:300] for name, content in case.files.items()}
             wrong = "; ".join(found)

@@ -1,13 +1,11 @@
-"""Runs cases: a process that has everything loaded forks for each, with limits of time and memory.
+"""Runs cases: each is a process with limits of time and memory, a copy of one that has everything loaded (`forks`).
 
-Run as `python -m fault_process`: reads a line of JSON for each case, writes one with its outcome.
+Run as `python -c "import fault_process; fault_process.main()" CASE`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import importlib
 import json
 import os
 import resource
@@ -15,11 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +22,7 @@ from fault_case import Case, Outcome, Special
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from forks import ADDRESS, Popen, Server
 from toy_tokenizer import WordTokenizer
 
 SECONDS = 300.0
@@ -39,56 +34,55 @@ MEMORY = 3 << 30
 _PRINTED = "printed"
 
 
-class Children:
-    """The process that forks; started with the first case, started again when it is gone."""
+def run(case: Case, folder: Path, good: Path, forks: Server, *, keep: bool = False) -> Outcome:
+    """Make the project wrong as the case says, and run its command there."""
+    shutil.copytree(good, folder, symlinks=True)
+    for name, content in case.files.items():
+        _write(folder / name, content)
+    told = json.dumps({"do": case.do, "arguments": list(case.arguments), "seconds": case.seconds})
+    with (folder / _PRINTED).open("wb") as printed:
+        process = Popen(
+            [sys.executable, "-c", "import fault_process; fault_process.main()", told],
+            cwd=folder,
+            env=_environment(forks),
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    status, ended = _ended(process)
+    text = (folder / _PRINTED).read_bytes().decode(errors="replace")
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(status, ended, text)
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def run(self, case: Case, folder: Path, good: Path, *, keep: bool = False) -> Outcome:
-        """Make the project wrong as the case says, and run its command there."""
-        shutil.copytree(good, folder, symlinks=True)
-        for name, content in case.files.items():
-            _write(folder / name, content)
-        said = {"do": case.do, "arguments": list(case.arguments), "folder": str(folder), "seconds": case.seconds}
-        process = self._started()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(said).encode() + b"\n")
-        process.stdin.flush()
-        reply = json.loads(process.stdout.readline())
-        text = (folder / _PRINTED).read_bytes().decode(errors="replace")
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        return Outcome(reply["status"], reply["ended"], text)
+def _environment(forks: Server) -> dict[str, str]:
+    """As in a terminal of 200 columns, without colours, and with no plugin of other people's."""
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent / "plugin"), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GITHUB_"))},
+        **fault_project.environment(),
+        ADDRESS: forks.address,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+    }
 
-    def end(self) -> None:
-        """No more cases."""
-        if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait()
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            here = Path(__file__).parent
-            paths = [str(here), str(here.parent / "plugin"), str(here.parent), os.environ.get("PYTHONPATH", "")]
-            # As in a terminal of 200 columns, without colours, and with no plugin of other people's.
-            environment = {
-                **{key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GITHUB_"))},
-                "PYTHONPATH": os.pathsep.join(paths),
-                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "COLUMNS": "200",
-                "NO_COLOR": "1",
-            }
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "fault_process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-            )
-        return self._process
+def _ended(process: Any) -> tuple[int | None, str]:
+    """A case's exit status, or why it has none."""
+    try:
+        status = process.wait(SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None, "hang"
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it may have left
+    return (None, signal.Signals(-status).name) if status < 0 else (status, "")
 
 
 def _write(path: Path, content: Any) -> None:
@@ -111,74 +105,11 @@ def _write(path: Path, content: Any) -> None:
 
 
 def main() -> None:
-    """Fork for each case."""
-    _load()
-    for line in sys.stdin.buffer:
-        said = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _live(said)
-        print(json.dumps(_wait(child)), flush=True)
-
-
-def _load() -> None:
-    """What every case would load for itself."""
-    for name in (
-        "pytest",
-        "pytest_retrieval_heads.plugin",
-        "pytest_retrieval_heads.run",
-        "retrieval_heads.cli",
-        "retrieval_heads.plots",
-        "retrieval_heads.suites.soundness",
-        "retrieval_heads.prompts.requests",
-        "rouge_score.rouge_scorer",
-        "seaborn",
-        "yaml",
-    ):
-        importlib.import_module(name)
-    from retrieval_heads.scoring import score_answer
-
-    score_answer("dawn", "dawn", "?")
-    _warm_up()
-    gc.freeze()
-
-
-def _warm_up() -> None:
-    """Everything that is imported late, imported by commands over the project in which nothing is wrong."""
-    here = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nothing:
-        fault_project.make(Path(folder))
-        os.chdir(folder)
-        with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-            for kind in ("niah", "detect", "ablate"):
-                _status({"do": "cli", "arguments": ["validate", f"suites/{kind}", "--config", "config.yaml"]})
-            _status({"do": "cli", "arguments": ["visualize", "detect", "--results", "heads/heads.json"]})
-            _status({"do": "pytest", "arguments": fault_project.NIAH})
-        os.chdir(here)
-
-
-def _live(said: dict[str, Any]) -> None:
     """One case, in a process of its own."""
-    status = 70
-    try:
-        os.setsid()
-        os.chdir(said["folder"])
-        printed = os.open(_PRINTED, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for number, target in ((nothing, 0), (printed, 1), (printed, 2)):
-            os.dup2(number, target)
-        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, m) for n, m in ((0, "r"), (1, "w"), (2, "w")))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
-        status = _status(said)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
+    sys.exit(_status(json.loads(sys.argv[1])))
 
 
 class Words(WordTokenizer):
@@ -256,27 +187,3 @@ def _ask(keywords: dict[str, Any]) -> int:
         print(error)
         return 1
     return 0
-
-
-def _wait(child: int) -> dict[str, Any]:
-    give_up = time.monotonic() + SECONDS
-    pause = 0.001
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() > give_up:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return asdict(Outcome(None, "hang", ""))
-        time.sleep(pause)
-        pause = min(pause * 1.3, 0.02)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)  # what it may have left
-    if os.WIFSIGNALED(status):
-        return asdict(Outcome(None, signal.Signals(os.WTERMSIG(status)).name, ""))
-    return asdict(Outcome(os.WEXITSTATUS(status), "", ""))
-
-
-if __name__ == "__main__":
-    main()

@@ -21,9 +21,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import forked
 import yaml
 
 _HERE = Path(__file__).parent
@@ -31,6 +30,7 @@ sys.path += [str(_HERE.parent / "plugin"), str(_HERE.parent)]
 
 from stand_in_engine import FERRY, VARIABLE, Behaviour  # noqa: E402
 
+from forks import ADDRESS, Forked, Popen, Server  # noqa: E402
 from retrieval_heads.runs.record import Record, parse_record  # noqa: E402
 
 ANSWERED = ("pass", "low")
@@ -47,7 +47,7 @@ backend.BACKENDS = Registry(backend.GROUP, "backend", {"vllm": "stand_in_engine:
 sys.modules.setdefault("scipy", None)  # nltk, which stems words, takes a second for it; nothing here uses it
 """
 
-Process = subprocess.Popen[bytes] | forked.Forked
+Process = subprocess.Popen[bytes] | Forked
 Target = Literal["pytest", "group", "worker", "engine"]
 TARGETS: tuple[Target, ...] = ("pytest", "group", "worker", "engine")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -97,11 +97,11 @@ class KillLoop:
         seed: Draws what is killed, how and when.
         engine: `stand-in` or `real`.
         cells: Of the suite.
-        forks: Whether sessions and stand-in engines are copies of this process (`forked`); workers never are.
+        forks: Makes sessions and stand-in engines copies; workers never are: they share their session's process group.
     """
 
     def __init__(
-        self, folder: Path, *, seed: int, engine: str = "stand-in", cells: int = 24, forks: bool = False
+        self, folder: Path, *, seed: int, engine: str = "stand-in", cells: int = 24, forks: Server | None = None
     ) -> None:
         self.folder = folder
         self.tally = Tally()
@@ -110,8 +110,7 @@ class KillLoop:
         self._cells = cells
         self._forks = forks
         self._distributed = 0.1 if forks else 0.3
-        # A copy of this process shows the environment with which this one was started.
-        self._mark = os.environ[MARK] if forks else str(folder)
+        self._mark = str(folder)
         self._run = 0
         self._seen: dict[str, tuple[str, str]] = {}
         """Of the run at hand: request and answer of each cell that was on disk after an earlier kill."""
@@ -128,7 +127,7 @@ class KillLoop:
             (self.folder / "tales").mkdir()
             tale = "Once upon a time there was a boat. It sailed far away. Nobody saw it again.\n" * 20
             (self.folder / "tales" / "a.txt").write_text(tale)
-            (self.folder / "conftest.py").write_text(_CONFTEST + (forked.CONFTEST if self._forks else ""))
+            (self.folder / "conftest.py").write_text(_CONFTEST)
         else:
             model = {"model": "SmolLM2-135M-Instruct", "max_model_len": 1024, "enforce_eager": True}
             haystack, needle = "pydoc", FERRY
@@ -244,20 +243,15 @@ class KillLoop:
         }
         for variable in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "CI", "GITHUB_STEP_SUMMARY"):
             environment.pop(variable, None)
+        options: dict[str, Any] = {"cwd": self.folder, "env": environment, "start_new_session": True}
+        if self._forks:
+            environment[ADDRESS] = self._forks.address
+        else:
+            # As from a terminal: whoever runs this in the background has Ctrl-C ignored, which is inherited.
+            options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         with (self.folder / "printed").open("wb") as printed:
-            if self._forks:
-                return forked.session(arguments, self.folder, environment, printed.fileno())
-            return subprocess.Popen(
-                [sys.executable, "-m", "pytest", *arguments],
-                cwd=self.folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                # As from a terminal: whoever runs this in the background has Ctrl-C ignored, which is inherited.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
+            options |= {"stdin": subprocess.DEVNULL, "stdout": printed, "stderr": subprocess.STDOUT}
+            return Popen([sys.executable, "-m", "pytest", *arguments], **options)
 
     def _wait_for(self, session: Process, records: int) -> None:
         give_up = time.monotonic() + PATIENCE
@@ -288,10 +282,8 @@ class KillLoop:
         if target in ("pytest", "group"):
             return [session.pid]
         others = [(process, command) for process, command in self._alive() if process != session.pid]
-        if self._forks:
-            engines = [process for process, command in others if "kill_loop" in command]
-        else:
-            engines = [process for process, command in others if "engine" in command.partition("\0-m\0")[2]]
+        marks = ("fork_server", "retrieval_heads.engine.process")  # of a copy, and of a process of its own
+        engines = [process for process, command in others if any(mark in command for mark in marks)]
         workers = [process for process, command in others if process not in engines and "tracker" not in command]
         return (engines if target == "engine" else workers)[:1] or [session.pid]
 
@@ -299,8 +291,9 @@ class KillLoop:
         """Processes of this loop's sessions, however far from them by now, with their command lines."""
         found = []
         mark = f"{MARK}={self._mark}".encode()
+        own = {os.getpid(), *([self._forks.process] if self._forks else [])}
         for process in Path("/proc").iterdir():
-            if not process.name.isdigit() or int(process.name) == os.getpid():
+            if not process.name.isdigit() or int(process.name) in own:
                 continue
             try:
                 if mark not in (process / "environ").read_bytes().split(b"\0"):
@@ -356,14 +349,11 @@ def main() -> None:
     parser.add_argument("--engine", choices=["stand-in", "real"], default="stand-in")
     parser.add_argument("--fork", action="store_true", help="start sessions as copies of one process: faster")
     options = parser.parse_args()
-    folder = Path(os.environ.get(MARK) or tempfile.mkdtemp(prefix="kill-loop-"))
-    if options.fork and MARK not in os.environ:
-        os.environ[MARK] = str(folder)
-        os.execv(sys.executable, [sys.executable, *sys.argv])
-    if options.fork:
-        forked.preload()
+    folder = Path(tempfile.mkdtemp(prefix="kill-loop-"))
+    os.environ[MARK] = str(folder)  # a copy shows the environment with which the server was started
+    forks = Server() if options.fork else None
     cells = 24 if options.engine == "stand-in" else 12
-    loop = KillLoop(folder, seed=options.seed, engine=options.engine, cells=cells, forks=options.fork)
+    loop = KillLoop(folder, seed=options.seed, engine=options.engine, cells=cells, forks=forks)
     began = time.monotonic()
     try:
         for number in range(options.rounds):
@@ -373,6 +363,8 @@ def main() -> None:
         loop.finish()
     except Lost as error:
         sys.exit(f"round {loop.tally.rounds} of seed {options.seed}, in {folder}: {error}")
+    if forks:
+        forks.end()
     print("\n".join([*loop.tally.lines(), f"{time.monotonic() - began:.0f} s"]))
     shutil.rmtree(folder)
 

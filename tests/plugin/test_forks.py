@@ -72,6 +72,24 @@ def told(launch: Callable[..., Any], **options: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("command", [["-u", "there/telling.py"], ["-m", "there.telling"], ["-mthere.telling"]])
+def test_a_script_and_a_module_find_what_they_would(
+    launch: Callable[..., Any], tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "there").mkdir()
+    code = "import __main__, sys; print(__name__, __file__, __main__.__file__, sys.argv, sys.path[0], what, sep='\\n')"
+    (tmp_path / "there" / "telling.py").write_text(f"what = 3\n{code}")
+    found = []
+    for popen in (Popen, subprocess.Popen):
+        process = popen([sys.executable, *command, "x"], stdout=subprocess.PIPE)
+        assert isinstance(process, Forked) == (popen is Popen)
+        assert process.stdout is not None
+        with process.stdout as printed:
+            found.append(printed.read().decode().replace(str(tmp_path / "there"), "there"))
+        assert process.wait(60) == 0
+    assert found[0] == found[1] != ""
+
+
 def test_it_is_as_a_new_process(launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("RH_ANY", "\udce4 any")
@@ -177,7 +195,8 @@ def test_one_whose_asker_is_gone_ends_by_itself(launch: Callable[..., Any]) -> N
     [
         (["true"], {}),
         ([sys.executable, "-I", "-c", "pass"], {}),
-        ([sys.executable, "script.py"], {}),
+        ([sys.executable, "-"], {"stdin": subprocess.DEVNULL}),
+        ([sys.executable], {"stdin": subprocess.DEVNULL}),
         ([sys.executable, "-c", "pass"], {"preexec_fn": os.getpid}),
         ([sys.executable, "-c", "pass"], {"text": True}),
         ([sys.executable, "-c", "pass"], {"env": {"PYTHONOPTIMIZE": "1"}}),
@@ -188,7 +207,6 @@ def test_one_whose_asker_is_gone_ends_by_itself(launch: Callable[..., Any]) -> N
 def test_what_a_copy_cannot_be_is_a_new_process(
     launch: Callable[..., Any], tmp_path: Path, command: list[str], options: dict[str, Any]
 ) -> None:
-    (tmp_path / "script.py").touch()
     (tmp_path / "shadows" / "yaml").mkdir(parents=True)
     (tmp_path / "shadows" / "yaml" / "__init__.py").touch()
     if "env" in options:

@@ -165,8 +165,10 @@ def _status(said: dict[str, Any]) -> int:
 def _ask(keywords: dict[str, Any]) -> int:
     """Ask a server whose engine answers everything; what is no JSON stands as `{"python": EXPRESSION}`."""
     from retrieval_heads.engine.client import Address, EngineClient
+    from retrieval_heads.engine.results import Answered
     from retrieval_heads.engine.server import Server
     from retrieval_heads.errors import RetrievalHeadsError
+    from retrieval_heads.runs.answer import Answer
 
     for key, value in keywords.items():
         if isinstance(value, dict) and "python" in value:
@@ -174,11 +176,11 @@ def _ask(keywords: dict[str, Any]) -> int:
     server = Server("key")
     server.listen("engine.sock")
     server.started({})
-    answer = {"text": "dawn", "token_ids": [1], "finish_reason": "stop", "prompt_tokens": 1, "cached_tokens": 0}
+    answer = Answer("dawn", token_ids=[1], finish_reason="stop", prompt_tokens=1, cached_tokens=0, seconds=0.1)
 
     def serve() -> None:
         while True:
-            server.finish(server.waiting.get(), {"answer": {**answer, "seconds": 0.1}})
+            server.finish(server.waiting.get(), Answered(answer))
 
     threading.Thread(target=serve, daemon=True).start()
     try:

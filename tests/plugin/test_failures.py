@@ -306,7 +306,7 @@ class TestBrokenSuites:
         ("keys", "sentence"),
         [
             ({"kind": "nia"}, "bad.yaml:1: kind: input should be *, found 'nia'"),
-            ({"haystack": "nowhere"}, "bad.yaml:2: haystack: no folder 'nowhere'; expected a folder of .txt files"),
+            ({"haystack": "nowhere"}, "bad.yaml:2: haystack: no folder 'nowhere'; expected a folder of .txt files, *"),
             ({"sweep": {"context_lengths": []}}, "bad.yaml:7: sweep.context_lengths: the grid is empty; *"),
             ({"sweep": {"document_depths": [0, 101]}}, "bad.yaml:9: sweep.document_depths.1: *, found 101"),
         ],

@@ -336,7 +336,8 @@ def read_text(source: str) -> str:
         return _row_text(source)
     where, pattern = (source, _TEXTS) if Path(source).is_dir() else _parted(source)
     folder = _package_folder(where) if where.startswith("package:") else Path(where)
-    files = sorted(file for file in folder.glob(pattern) if not file.is_dir())
+    # A pattern such as src/** also meets folders; one that is called x.txt is told as what cannot be read.
+    files = sorted(file for file in folder.glob(pattern) if pattern == _TEXTS or not file.is_dir())
     if not files:
         raise ConfigError(f"no {_kind(pattern)} file in {where!r}")
     texts = []

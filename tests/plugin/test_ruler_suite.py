@@ -84,3 +84,19 @@ def test_bad_input_is_named_at_collection(project: Project, keys: dict[str, Any]
     result = project.run("--co")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines([sentence])
+
+
+def test_heads_are_scored_on_stored_answers_where_there_are_spans(project: Project) -> None:
+    asked = {"name": "ruler", "tasks": ["niah_multiquery", "vt", "cwe"]}
+    ruler(project, verdict="none", task=asked, sweep={"context_lengths": [3000]})
+    project.behave(tokenizer="bytes")
+    project.behave(answer=everything_expected(project), retrieval_heads=[[1, 2]], tokenizer="bytes")
+    assert project.run().ret == 0
+    stored = {"kind": "detect", "from_results": str(project.latest.resolve()), "verdict": "none"}
+    project.write("suites/niah/ruler.yaml", stored)
+    result = project.run("-v")
+    result.assert_outcomes(passed=2, skipped=1)
+    result.stdout.fnmatch_lines(["*detect?len_3000-task_vt?*"])
+    scored = {str(record.place.get("task")): record for record in project.records()}
+    assert all(scored[name].heads["copy"][1][2] == 1 for name in ("niah_multiquery", "vt"))  # type: ignore[index]
+    assert scored["cwe"].reason == "its answer stands at no one place that heads could be scored on"

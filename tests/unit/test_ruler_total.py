@@ -16,7 +16,7 @@ from retrieval_heads.report.overview import overview
 from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.report.text import text_report
 from retrieval_heads.runs.grid import Grid
-from retrieval_heads.runs.record import Record
+from retrieval_heads.runs.record import Recipe, Record
 from retrieval_heads.tasks.ruler.parts import NAMES
 from retrieval_heads.tasks.ruler.total import effective_length, sentences, totals
 
@@ -109,7 +109,10 @@ def test_tasks_are_rows_and_lengths_columns_everywhere() -> None:
     assert shown[1].split() == ["task", "4096", "8192", "mean"]
     assert [line.split()[0] for line in shown[2:]] == list(NAMES[:11])
     assert next(line.split() for line in shown if "vt" in line) == ["vt", "0.00", "0.00", "0.00"]
-    (panel,), _ = panels(measured_samples([each for each in held if each.seed == 0], None))
+    texts = {task: {"haystack": task, "wording": [], "template_hash": "", "prompt_hash": ""} for task in NAMES}
+    of_texts = [each.model_copy(update={"recipe": Recipe(**texts[str(each.place.get("task"))])}) for each in held]
+    (panel,), note = panels(measured_samples(of_texts, None))
+    assert note == "mean over 6 seeds"
     assert (panel.sides, panel.xs, panel.ys) == (("length", "task"), list(LENGTHS), list(NAMES[:11]))
     assert "mean of 11 tasks at 8192 tokens: 0.0" in text_report(held)
     assert "| vt | 0.00 | 0.00 |" in to_markdown(check([], held, [each.cell for each in held]), held)

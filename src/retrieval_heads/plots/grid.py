@@ -115,7 +115,12 @@ def panels(samples: Sequence[Sample]) -> tuple[list[Panel], str]:
     """
     further = dict.fromkeys(axis for s in samples for axis, _ in s.record.place.facets if axis not in _FACETS)
     facets = [name for name in (*_FACETS, *further) if len({_facet(s.record, name) for s in samples}) > 1]
+    if "haystack" in facets and _is_told_by_place(samples):
+        facets.remove("haystack")
     dropped = []
+    if "seed" in facets and any(isinstance(side, str) for s in samples for side in s.record.place.grid):
+        facets.remove("seed")  # rows of names are tasks, and their seeds are samples
+        dropped.append("seed")
     for name in ("seed", "haystack", "question", "needle", "arm", "suite"):
         if len({_key(s.record, facets) for s in samples}) <= MAX_PANELS:
             break
@@ -133,6 +138,14 @@ def panels(samples: Sequence[Sample]) -> tuple[list[Panel], str]:
         mates = [s for s in samples if s.record.suite == suite or "suite" not in facets]
         made.append(_panel(title, members, mates))
     return made, _note(samples, dropped, by_panel.values())
+
+
+def _is_told_by_place(samples: Sequence[Sample]) -> bool:
+    """Whether what is asked says which text it is asked of, as RULER's tasks do."""
+    if any(s.record.task is None for s in samples):
+        return False
+    places = {(s.record.suite, s.record.place.axes) for s in samples}
+    return len(places) == len({(s.record.suite, s.record.place.axes, _facet(s.record, "haystack")) for s in samples})
 
 
 _FACETS = ("suite", "arm", "needle", "question", "haystack", "seed")

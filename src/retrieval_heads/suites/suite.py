@@ -400,7 +400,7 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
         needles.setdefault(_digest(record), needle)
     several = {
         "run": len(settings.from_results) > 1,
-        "needle": len(needles) > 1,
+        "needle": len(needles) > 1 and any(record.task is None for _, record in asked),
         "seed": len({record.seed for _, record in asked}) > 1,
     }
     cells = []

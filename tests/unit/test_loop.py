@@ -249,3 +249,46 @@ def test_vllm_can_fork_its_workers_while_the_launcher_is_watched() -> None:
     finally:
         os.killpg(watched.pid, signal.SIGKILL)
         watched.communicate()
+
+
+class SlowAhead:
+    """Builds the prompts of odd cells elsewhere; a test says when each is there."""
+
+    reach = 3
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+        self.offered: list[str] = []
+        self.asked: list[tuple[str, float]] = []
+        self.ready: set[str] = set()
+        self.taken: list[str] = []
+        self.most = 0
+
+    def offer(self, key: str, asked: Any) -> None:
+        self.offered.append(key)
+        self.most = max(self.most, len(self.offered) - len(self.taken))
+
+    def is_ready(self, key: str, seconds: float) -> bool:
+        self.asked.append((key, seconds))
+        if int(key) % 2 == 0 or key in self.ready:
+            return True
+        self.ready.add(key)  # by the next time
+        return False
+
+    def take(self, key: str) -> Request | None:
+        self.taken.append(key)
+        return self.builder.request(None, SimpleNamespace(place=Place((), int(key))), None) if int(key) % 2 else None
+
+
+def test_prompts_built_elsewhere_keep_their_order_and_are_waited_for_only_when_idle(asking: Asking) -> None:
+    engine, builder = Engine(), Builder()
+    ahead = SlowAhead(builder)
+    asking.client.submit(PLAIN, cells(range(1, 8)))
+    results = asking.results(engine, builder, [str(key) for key in range(1, 8)], ahead=ahead)
+    assert all(isinstance(result, Answered) for result in results.values())
+    assert ahead.offered == [str(key) for key in range(1, 8)]
+    assert ahead.most == ahead.reach, "no more than that wait to be taken, however many cells there are"
+    turns = list(dict.fromkeys(key for key, _ in ahead.asked))
+    assert turns == ahead.offered, "in the order in which they were asked"
+    assert dict(ahead.asked[:1]) == {"1": 1.0}, "with nothing to do it waits, a second at most"
+    assert any(seconds == 0 for _, seconds in ahead.asked), "while the engine has work it does not"

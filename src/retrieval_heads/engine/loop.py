@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from retrieval_heads.engine.ahead import Ahead
 from retrieval_heads.engine.answers import answer_of, scores_of, without_thoughts
 from retrieval_heads.engine.backends.backend import Backend, Finished
 from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion
@@ -75,14 +76,19 @@ class Loop:
     """Masked cells by suite, while what they mask is not known."""
     released: deque[str] = field(default_factory=deque)
     """Those of them that can start now."""
+    upcoming: deque[str] = field(default_factory=deque)
+    """Jobs that are next, taken from the server's queue so that their prompts can be built ahead."""
     fed: int = 0
     """Tokens to compute that were handed to the engine since its last step, as far as prompts tell."""
+    ahead: Ahead | None = None
+    """Builds prompts in other processes; left out, as many as there are cores to spare."""
     references: dict[str, Reference] = field(default_factory=dict)
     """By haystack, what masks of mode `mean` put in place of heads."""
 
     def __post_init__(self) -> None:
         self.masks = Masks(self.server, self.engine.info.layers or (), self.engine.info.maskable_layers or ())
         self.reuse = Reuse(self.engine.info.block_size)
+        self._ahead = self.ahead or Ahead(self.builder)
 
     def run(self) -> None:
         """Step for ever."""
@@ -102,7 +108,8 @@ class Loop:
                 self.beat()
             if not self.in_flight:
                 self.beat()
-                since = None
+                # A prompt that is still being built is waited for, and counted.
+                since = (since or clock()) if self.upcoming else None
                 continue
             began = clock()
             found = self.engine.step()
@@ -137,7 +144,27 @@ class Loop:
                     self.released.extend(self.held.pop(suite))
         if self.released:
             return self.released.popleft()
+        if self._ahead.reach:
+            self._look_ahead()
+            if not self.upcoming or not self._ahead.is_ready(self.upcoming[0], 0 if self.in_flight else _REST):
+                raise queue.Empty
+            return self.upcoming.popleft()
+        if self.upcoming:
+            return self.upcoming.popleft()
         return self.server.waiting.get(block=not self.in_flight, timeout=_REST)
+
+    def _look_ahead(self) -> None:
+        """Take the next jobs from the queue; waits for the first, only when there is nothing else to do."""
+        while len(self.upcoming) < self._ahead.reach:
+            is_idle = not self.in_flight and not self.upcoming
+            try:
+                key = self.server.waiting.get(block=is_idle, timeout=_REST)
+            except queue.Empty:
+                return
+            self.upcoming.append(key)
+            ask = self.server.jobs[key].ask
+            if isinstance(ask, CellQuestion):
+                self._ahead.offer(key, ask)
 
     def _guarded(self, key: str, action: Callable[[Any], None], argument: Any) -> None:
         """Do what may go wrong for one job alone: it is told, and the others go on."""
@@ -159,6 +186,8 @@ class Loop:
         elif ask.cell.stored is not None:
             record = ask.cell.stored
             request = self.builder.stored(record)
+            if request.facts.needle_span is None:
+                raise CellSkipped("its answer stands at no one place that heads could be scored on")
             answer = replace(answer_in(record), text=record.said, thoughts=None, thought_tokens=None)
             self._replay(key, request, self._without_thoughts(answer, request, ask.question.scoring.tags))
         else:
@@ -172,7 +201,7 @@ class Loop:
                 return
             assert question.ablate is not None
             mask = self.masks.choose(question.ablate, cell.place.arm)
-        request = self.builder.request(question, cell, mask)
+        request = self._ahead.take(key) or self.builder.request(question, cell, mask)
         is_traced = question.kind == "detect"
         known = self.earlier.get(key)
         tags = question.scoring.tags

@@ -166,6 +166,11 @@ class PromptBuilder:
         """Text to ids and character offsets, special tokens neither added nor read from the text."""
         return tokenize_with(self.tokenizer, read_special=False)
 
+    def count(self, text: str) -> int:
+        """How many tokens `tokenize` makes of a text, in half its time: without their offsets."""
+        split = {"split_special_tokens": True} if getattr(self.tokenizer, "is_fast", False) else {}
+        return len(self.tokenizer(text, add_special_tokens=False, **split).input_ids)
+
     @cached_property
     def template(self) -> Template:
         """The chat template, for records."""

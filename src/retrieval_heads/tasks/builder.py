@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from retrieval_heads.ablation.arms import NONE
@@ -46,7 +47,13 @@ class CellBuilder:
         takes_text: bool = False,
     ) -> None:
         self._writer = Writer(tokenizer, model, max_model_len, takes_text=takes_text)
+        self._made_of = tokenizer, dict(model), dict(answered_by), max_model_len, takes_text
         self._answered_by = AnsweredBy.model_validate(answered_by) if answered_by else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """One in another process is made anew: no haystack crosses."""
+        *arguments, takes_text = self._made_of
+        return partial(CellBuilder, takes_text=takes_text), tuple(arguments)
 
     @property
     def prompts(self) -> PromptBuilder:

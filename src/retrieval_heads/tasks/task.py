@@ -146,6 +146,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class OwnTexts(Protocol):
+    """What a task may have besides: prompts that share no haystack, which the engine builds ahead."""
+
+    def has_own_text(self, question: Question, place: Place) -> bool:
+        """Whether the text of a place's prompt is drawn for it alone."""
+        ...
+
+
+@runtime_checkable
 class HasTotals(Protocol):
     """What a task may have besides: figures of a whole run that its source defines."""
 

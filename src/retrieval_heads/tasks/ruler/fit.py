@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+_PROBE = 32
+"""Units more than the fewest, of which the length of a unit is learnt."""
+
 
 def most_that_fit(tokens_of: Callable[[int], int], fewest: int, room: int) -> int | None:
     """The greatest count of units whose text fits; `None` where the fewest do not.
 
-    Texts are nearly as long as they have units, so that each next count is guessed from the slope: four or five texts
-    are tokenized, however many units there are.
+    Texts are nearly as long as they have units, so that each next count is guessed from the units' length so far: some
+    four long texts are tokenized, however many units there are.
 
     Args:
         tokens_of: Tokens of the text of a count.
         fewest: The least count.
         room: Tokens.
     """
-    low, taken = fewest, tokens_of(fewest)
-    if taken > room:
+    first = tokens_of(fewest)
+    if first > room:
         return None
-    high, above = 2 * low, tokens_of(2 * low)
-    while above <= room:
-        low, taken, high = high, above, max(high + 1, high * room // max(above, 1) + 2)
-        above = tokens_of(high)
-    while high - low > 1:
-        guess = low + (room - taken) * (high - low) // max(1, above - taken)
-        guess = min(max(guess, low + 1), high - 1)
-        count = tokens_of(guess)
-        if count <= room:
-            low, taken = guess, count
+    low, high, count, tokens = fewest, None, fewest + _PROBE, tokens_of(fewest + _PROBE)
+    while True:
+        if tokens <= room:
+            low = count
         else:
-            high, above = guess, count
-    return low
+            high = count
+        if high == low + 1:
+            return low
+        each = max((tokens - first) / (count - fewest), 0.01)
+        guess = max(low + 1, count + int((room - tokens) // each))
+        count = guess if high is None else min(guess, high - 1)
+        tokens = tokens_of(count)

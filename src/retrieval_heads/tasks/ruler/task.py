@@ -13,6 +13,7 @@ from retrieval_heads.errors import ConfigError, PromptError
 from retrieval_heads.prompts.haystack import SENTENCES, Text
 from retrieval_heads.prompts.prompt import Frame, hash_ids
 from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.prompts.settings import PROMPTS, Message, Prompt
 from retrieval_heads.reading import path_of
 from retrieval_heads.runs.facts import Expectation, PromptFacts
@@ -123,8 +124,7 @@ class RulerTask:
         if sample.options.words not in (None, load_words().hash):
             raise PromptError(f"the word lists of {PACKAGE} are not those of task.words (their hash differs)")
         asked = sample.asked
-        tokens_of = lambda text: len(writer.prompts.tokenize(text)[0])  # noqa: E731
-        example = sample.part.example(place.seed, sample.length, tokens_of)
+        example = sample.part.example(place.seed, sample.length, writer.prompts.count)
         wording = Prompt(messages=[Message(content=asked.message)], prefill=asked.prefill)
         frame = writer.frame(wording, asked.question, example)
         if isinstance(sample.part, InText):
@@ -142,6 +142,10 @@ class RulerTask:
         if expected.expected is None:
             return judge_any(answer, expected.references, scoring)
         return judge_several(answer, expected.expected, expected.question, scoring)
+
+    def has_own_text(self, question: Question, place: Place) -> bool:
+        """Whether it is made of units, and no running text."""
+        return not isinstance(_Sample.of(question, place).part, InText)
 
     def totals(self, records: Sequence[Record]) -> list[str]:
         """The total of each length, and the effective length where all of RULER's tasks were asked."""
@@ -234,19 +238,19 @@ def _of_units(sample: _Sample, part: Units, frame: Frame, writer: Writer) -> Req
     """A text of as many whole units as fit."""
     writer.check_room(sample.room, sample.sampling["max_tokens"])
 
-    def tokenized(count: int) -> tuple[Filled, Text]:
-        filled = part.filled(sample.seed, sample.length, count)
-        return filled, Text.of(filled.text, writer.prompts.tokenize)
+    def tokens_of(count: int) -> int:
+        return writer.prompts.count(part.filled(sample.seed, sample.length, count).text)
 
     fewest = part.fewest(sample.seed)
-    count = most_that_fit(lambda count: len(tokenized(count)[1].ids), fewest, sample.room - len(frame))
+    count = most_that_fit(tokens_of, fewest, sample.room - len(frame))
     if count is None:
-        least = len(frame) + len(tokenized(fewest)[1].ids) + sample.sampling["max_tokens"]
+        least = len(frame) + tokens_of(fewest) + sample.sampling["max_tokens"]
         raise PromptError(
             f"a length of {sample.length} tokens is too short for {sample.name}: {fewest} {part.unit}, question "
             f"and answer take {least}"
         )
-    filled, text = tokenized(count)
+    filled = part.filled(sample.seed, sample.length, count)
+    text = Text.of(filled.text, writer.prompts.tokenize)
     ids = [*frame.head, *text.ids, *frame.tail]
     start = len(frame.head) + (0 if frame.question_in_head else len(text.ids))
     if isinstance(part, OverDocuments):
@@ -269,7 +273,8 @@ def _of_units(sample: _Sample, part: Units, frame: Frame, writer: Writer) -> Req
         first = insertions[0]
         facts = replace(facts, needle_span=first.span, achieved_depth=first.achieved_depth, insertions=insertions)
     sent = writer.prompts.framed_text(frame, filled.text, sample.asked.question) if writer.takes_text else None
-    return Request(ids, sample.sampling, facts, text=sent)
+    prefix = Prefix(frame.head, recipe.prompt_hash, len(text.ids), (), frame.tail)
+    return Request(ids, sample.sampling, facts, prefix=prefix, text=sent)
 
 
 def _insertions(filled: Filled, text: Text, before: int) -> tuple[Insertion, ...]:

@@ -6,7 +6,6 @@ That is the plain pytest process, or under xdist the controller, which itself co
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -141,7 +140,7 @@ class Host:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a worker where the engine will listen."""
-        node.workerinput["rh"] = asdict(self.address)
+        node.workerinput["rh"] = self.address.to_json()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

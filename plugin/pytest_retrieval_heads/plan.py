@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 
 from retrieval_heads.files import write_whole
 from retrieval_heads.hub import length_limit
-from retrieval_heads.plain import Fields
+from retrieval_heads.plain import Fields, Plain
 from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.place import LENGTH
 from retrieval_heads.suites.reading import overlay, read_settings, resolve
@@ -40,7 +40,7 @@ class SelectedCell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Plain):
     """The engine that a session needs and the cells that it will ask.
 
     Args:
@@ -163,7 +163,7 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write the plan whole or not at all, without secrets; every worker writes the same."""
-        write_whole(path, json.dumps(without_values(asdict(self))).encode(), is_private=True)
+        write_whole(path, json.dumps(without_values(self.to_json())).encode(), is_private=True)
 
     @classmethod
     def load(cls, path: Path, over_suites: Sequence[Fields]) -> Plan:
@@ -176,7 +176,7 @@ class Plan:
         Raises:
             ConfigError: A suite changed since, and cannot be read.
         """
-        plan = cls(**json.loads(path.read_text(encoding="utf-8")))
+        plan = cls.of_json(json.loads(path.read_text(encoding="utf-8")))
         if plan.error is not None:
             return plan
         suite = next((read_settings(Path(file)) for file in plan.files.values()), {})

@@ -48,7 +48,7 @@ class Run:
         """What the model takes, where no selected cell fits and so none is asked."""
         self.host: Host | None = None
         if hasattr(config, "workerinput"):
-            address = Address(**config.workerinput["rh"])
+            address = Address.of_json(config.workerinput["rh"])
         else:
             self.host = Host(config, self._options, self.settings, [self.file.data, self.file.sets])
             address = self.host.address

@@ -33,7 +33,7 @@ from retrieval_heads.engine.results import Result, result_of_json
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError, FileError, QuestionError
 from retrieval_heads.files import write_whole
-from retrieval_heads.plain import Json
+from retrieval_heads.plain import Json, Plain
 from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.mask import Mask
@@ -52,7 +52,7 @@ class EngineDied(EngineError):
 
 
 @dataclass(frozen=True)
-class Address:
+class Address(Plain):
     """Where an engine listens, and the key that it asks for; plain builtins, so that it crosses to workers."""
 
     path: str

@@ -84,6 +84,22 @@ def test_a_click_opens_the_record_with_matched_words_and_the_needle_in_its_text(
     assert page.run("return document.querySelector('.place i').style.left") == "50%"
 
 
+def test_thoughts_are_folded_and_the_texts_of_a_context_are_listed(page: Page, report: Any) -> None:
+    stood = [
+        {"role": role, "text": f"the {role} text", "depth": depth, "achieved_depth": depth, "place": 3, "span": [3, 5]}
+        for role, depth in (("asked", 10.0), ("distractor", 72.5))
+    ]
+    page.open(
+        report(sample_run([sample_record(thoughts="<think>In a hat?</think>", thought_tokens=2, insertions=stood)]))
+    )
+    page.point(page.cell(0, 0, 0), click=True)
+    assert page.one("#record summary").text == "Thoughts before the answer: 2 tokens, not scored"
+    assert "In a hat?" not in page.one("#record").text
+    page.one("#record summary").click()
+    assert "<think>In a hat?</think>" in page.one("#record").text
+    assert "distractor 72.5 % the distractor text" in page.one("#record").text
+
+
 def test_the_keyboard_alone_reaches_and_opens_a_cell(page: Page, report: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -29,6 +29,8 @@ NEEDLE = Needle(
 )
 WORDING = Prompt.model_validate({"messages": [{"content": "<book>\n{context}\n</book>\n{question}"}]})
 DEPTHS = (37, 5, 80, 50)
+DISTRACTORS = ((100, 120), (300, 331))
+"""Two runs of the haystack's tokens, in the place of texts that are like the needle."""
 TRACKED = "nnsight_request_count"
 
 
@@ -114,7 +116,8 @@ def build(engine: Engine, lengths: Iterable[int]) -> Iterable[BuiltPrompt]:
 
 def replay(engine: Engine, length: int, prompt: BuiltPrompt, answer: list[int], of: str | None = None) -> None:
     needle = tuple(prompt.ids[slice(*prompt.needle_span)])
-    rows = Rows(len(prompt.ids), tuple(answer), prompt.needle_span, needle, prompt.question_span, positions=True)
+    spans = {"needle_span": prompt.needle_span, "question_span": prompt.question_span}
+    rows = Rows(len(prompt.ids), tuple(answer), needle=needle, **spans, distractor_spans=DISTRACTORS, positions=True)
     engine.replay(f"{length}", [*prompt.ids, *answer[:-1]], rows, prompt.question_span[0], of=of)
 
 

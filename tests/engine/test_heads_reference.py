@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from probe_run import DISTRACTORS
 from reference import Reference, attention_rows, head_scores
 
 from retrieval_heads.models import locate_model
@@ -18,6 +19,8 @@ from retrieval_heads.models import locate_model
 pytestmark = pytest.mark.engine
 
 HERE = Path(__file__).parent
+SCORES = 5
+"""Before the positions of the answer's rows."""
 ENGINES = {
     "float32-block32": ("float32", "32", [512, 4096]),
     "float32-block128": ("float32", "128", [1024]),
@@ -62,7 +65,7 @@ def reference_of(found: dict[str, Any]) -> Reference:
 
 def positions(found: dict[str, Any]) -> torch.Tensor:
     """Argmax positions, `[layers, heads, answer rows]`."""
-    argmax: torch.Tensor = found["scores"][4:].long().permute(1, 2, 0)
+    argmax: torch.Tensor = found["scores"][SCORES:].long().permute(1, 2, 0)
     return argmax
 
 
@@ -99,6 +102,9 @@ def test_copy_is_equal_and_weights_are_close_for_every_head(probed: Any, engine:
     torch.testing.assert_close(found["scores"][1], expected["copy_reference"], rtol=0, atol=1e-6)
     torch.testing.assert_close(found["scores"][2], expected["mass"], rtol=0, atol=1e-4)
     torch.testing.assert_close(found["scores"][3], expected["query"], rtol=0, atol=1e-4)
+    weights = expected_rows(found)
+    on_distractors = sum(weights[..., first:last].sum(-1) for first, last in DISTRACTORS)
+    torch.testing.assert_close(found["scores"][4], on_distractors.mean(-1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1024])

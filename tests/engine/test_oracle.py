@@ -90,7 +90,7 @@ def test_the_planted_heads_copy_and_no_other_does(runs: Any, design: str, prompt
 @pytest.mark.parametrize(("design", "prompt"), SEEN)
 def test_every_head_looks_where_it_was_built_to_look(runs: Any, design: str, prompt: str) -> None:
     asked, built = PROMPTS[prompt], DESIGNS[design]
-    positions = runs[design]["replays"][prompt]["head_scores"][4:].long()
+    positions = runs[design]["replays"][prompt]["head_scores"][len(runs[design]["scores"]) :].long()
     assert len(positions) == len(asked.needle)
     expected = {
         (row, layer, head): look

@@ -178,7 +178,7 @@ def test_a_file_in_nolimas_format_is_asked_as_it_says(folder: Path) -> None:
     assert prompt.startswith("<|user|>Answer from the text.<|end|>\n<|user|>Read this:\nOnce upon a time.")
     assert prompt.endswith("Question: Who has been to Prague?<|end|>\n<|assistant|>")
     assert CellBuilder(tokenizer, {}, {}, 1 << 20).stored(record).ids == ids
-    direct = suite_of(folder, [ENTRY], {"questions": ["direct"]})
+    direct = suite_of(folder, [{**ENTRY, "distractors": None}], {"questions": ["direct"]})
     assert len(direct.cells) == 2
 
 

@@ -153,6 +153,19 @@ def test_the_predecessors_prompt_gives_the_text_around_its_needle() -> None:
     assert suite["records"][0]["around"] == ("Once. \n", "\nTwice.")
 
 
+def test_thoughts_and_several_texts_of_a_context_are_told_apart_from_the_answer() -> None:
+    stood = [
+        {"role": role, "text": f" {role} ", "depth": 50, "achieved_depth": 49.96, "place": 3, "span": [3, 5]}
+        for role in ("asked", "distractor")
+    ]
+    told = sample_record(thoughts="<think>Where?</think>", thought_tokens=2, insertions=stood)
+    (suite,) = content(sample_run([told, sample_record(1024, insertions=stood[:1])], heads={}))["suites"]
+    first, second = suite["records"]
+    assert (first["thoughts"], first["thoughtTokens"], first["answerTokens"]) == ("<think>Where?</think>", 2, 1)
+    assert first["inserted"] == [("asked", "asked", 50.0), ("distractor", "distractor", 50.0)]
+    assert not {"thoughts", "thoughtTokens", "inserted"} & second.keys()
+
+
 def test_a_run_folder_is_read_whole(tmp_path: Path) -> None:
     write_records(tmp_path, sample_records([512, 1024], [0, 50]))
     (tmp_path / "run.json").write_text('{"model": "toy"}')

@@ -18,6 +18,8 @@ from retrieval_heads.runs.record import Record
 
 MAX_TEXT = 20_000
 """Characters of an answer that the page holds; `results.jsonl` has them all."""
+MAX_INSERTED = 300
+"""Characters of each of several texts in a context."""
 
 
 def content(run: StoredRun) -> dict[str, object]:
@@ -92,6 +94,7 @@ def _record(record: Record, question: int, metrics: Sequence[str], before: Recor
         "reason": record.reason or None,
         "baseline": _scores(before, metrics) if before else None,
         "around": record.around or _around(record),
+        "inserted": _inserted(record),
         "finish": record.finish_reason or None,
         "promptTokens": record.prompt_tokens,
         "answerTokens": record.answer_tokens or None,
@@ -106,6 +109,14 @@ def _record(record: Record, question: int, metrics: Sequence[str], before: Recor
     if record.recipe:
         more["haystack"] = {"source": record.recipe.haystack, "offset": record.recipe.offset}
     return said | {key: value for key, value in more.items() if value is not None}
+
+
+def _inserted(record: Record) -> list[tuple[str, str, float]] | None:
+    """Of a record with several texts in its context, the role of each, the text and where it stands, in percent."""
+    stood = record.insertions or []
+    if len(stood) < 2:
+        return None
+    return [(each.role, each.text.strip()[:MAX_INSERTED], round(each.achieved_depth, 1)) for each in stood]
 
 
 def _around(record: Record) -> tuple[str, str] | None:

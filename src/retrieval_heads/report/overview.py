@@ -54,7 +54,7 @@ def overview(run: StoredRun) -> dict[str, Any]:
 
     Returns:
         `title`, `subtitle`, `figures` (each suite's, as name and label, value, note), `gates`, `ablations` and `grids`
-        (tables), `settings` (name and value) and `config`.
+        (tables), `totals` (of suites without such a table, name and lines), `settings` (name and value) and `config`.
     """
     facts = run.facts or next((table.facts for table in run.heads.values()), {})
     suites: dict[str, list[Record]] = {}
@@ -68,23 +68,28 @@ def overview(run: StoredRun) -> dict[str, Any]:
         if suite.removeprefix("detect/") not in run.heads or not suite.startswith("detect/")
     ]
     figures += [(f"{name}: heads", list(_heads(table))) for name, table in run.heads.items()]
+    by_name = [each for each in suites.values() if each[0].kind == "niah" and _has_names(each)]
+    totals = [(_titled(suite), totals_of(list(filter(_is_measured, records)))) for suite, records in suites.items()]
+    shown_with_rows = {_titled(each[0].suite_id) for each in by_name}
     return {
         "title": model or run.name,
         "subtitle": [part for part in (", ".join(filter(None, names)), *_subtitle(facts)) if part],
         "figures": figures,
         "gates": _gates(run.gates),
         "ablations": [_ablation(each) for each in run.ablations],
-        "grids": [
-            _named_rows(records)
-            for records in suites.values()
-            if records[0].kind == "niah" and any(isinstance(y, str) and y for y in Grid.of(records).ys)
-        ],
+        "grids": [_named_rows(records) for records in by_name],
+        "totals": [(name, lines) for name, lines in totals if lines and name not in shown_with_rows],
         "settings": [
             (label, _shown(facts[key])) for key, label in _IDENTITY.items() if facts.get(key) not in (None, "")
         ],
         "config": run.config,
         "is_compared": bool(run.baseline),
     }
+
+
+def _has_names(records: Sequence[Record]) -> bool:
+    """Whether an axis of names is a side of a suite's grid."""
+    return any(isinstance(y, str) and y for y in Grid.of(records).ys)
 
 
 def _titled(suite: str) -> str:

@@ -23,15 +23,31 @@ def text_report(records: Sequence[Record]) -> str:
         ResultsError: There is no answer among them.
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
+    suites: dict[tuple[str, str], list[Record]] = {}
     for record in records:
+        suites.setdefault((record.suite_id if record.suite else record.task or "niah", record.arm), []).append(record)
         names = [f"{axis_label(axis)} {shown(value)}" for axis, value in record.place.facets if record.task]
         heading = (record.suite_id if record.suite else record.task or "niah", *names, record.arm)
         groups.setdefault(heading, []).append(record)
     if not any(_value(record) is not None for record in records):
         raise ResultsError("there is no answer among the records")
-    return "\n\n".join(
-        "\n".join(_table(" · ".join(filter(None, heading)), members)) for heading, members in groups.items()
-    )
+    blocks = []
+    for heading, members in groups.items():
+        whole = suites[heading[0], heading[-1]]
+        lines = list(_table(" · ".join(filter(None, heading)), members))
+        if len(members) == len(whole):
+            lines[-1:-1] = _totals(whole)
+        blocks.append("\n".join(lines))
+    for heading, whole in suites.items():
+        # Of a suite with several tables its totals stand behind all of them.
+        is_one = any(len(members) == len(whole) for key, members in groups.items() if (key[0], key[-1]) == heading)
+        if not is_one and (lines := _totals(whole)):
+            blocks.append("\n".join([f"{' · '.join(filter(None, heading))}: totals", *lines]))
+    return "\n\n".join(blocks)
+
+
+def _totals(records: Sequence[Record]) -> list[str]:
+    return totals_of([record for record in records if _value(record) is not None])
 
 
 def _table(heading: str, records: Sequence[Record]) -> Iterator[str]:
@@ -51,7 +67,6 @@ def _table(heading: str, records: Sequence[Record]) -> Iterator[str]:
         for name, *values in rows:
             padded = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
             yield "  ".join([name.ljust(widths[0]), *padded])
-    yield from totals_of(answered)
     left_out = len(records) - len(answered)
     note = f"; {left_out:,} without an answer left out" if left_out else ""
     yield f"overall {_mean(answered)} (n={len(answered):,}){note}"

@@ -50,6 +50,7 @@ function recordBody(suite, record) {
   if (record.characters) part("Answer", answerText(record), answerNote(record));
   else if (record.status === "pass" || record.status === "low") part("Answer", make("p", { className: "note", textContent: "The answer is empty." }));
   if (asked.needle) part("Needle in its context", ...needlePlace(asked, record));
+  if (record.inserted) part("Texts in the context", insertedTexts(record));
   if (record.scores.some((value) => value !== null)) part("Scores", scoreTable(suite, record));
   part("Request", facts(record, asked));
   return parts;
@@ -125,6 +126,15 @@ function needlePlace(asked, record) {
     after ? `${tail}${after} …` : "",
   );
   return [bar, make("p", { className: "note", textContent: where.join("; ") }), around];
+}
+
+/** What stands in a context with several texts: those that are asked for first. */
+function insertedTexts(record) {
+  const rows = record.inserted.map(([role, words, depth]) =>
+    make("tr", {}, make("td", { textContent: role }), make("td", { textContent: `${plain(depth)} %` }), make("td", { dir: "auto", textContent: words })),
+  );
+  const heads = ["Role", "Depth", "Text"].map((textContent) => make("th", { scope: "col", textContent }));
+  return make("div", { className: "scroll" }, make("table", { className: "scores" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)));
 }
 
 /** A row for each kind of score, with all words and without the question's. */

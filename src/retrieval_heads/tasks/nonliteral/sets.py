@@ -81,17 +81,24 @@ def read_set(path: Path) -> NeedleSet:
     return _parsed(path, (state.st_mtime_ns, state.st_size))
 
 
-class _Test(BaseModel):
+class _Said(BaseModel):
+    """A part of the file; what is null is not said."""
+
     model_config = ConfigDict(extra="ignore", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, data: object) -> object:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class _Test(_Said):
     input_args: list[str] = []
     gold_answers: list[str] | str = []
 
 
-class _Entry(BaseModel):
+class _Entry(_Said):
     """An entry of the file: one needle, and what is put into its places by each test."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     id: str = Field(min_length=1)
     needle: str = Field(min_length=1)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from retrieval_heads.engine.ahead import Ahead
 from retrieval_heads.engine.answers import answer_of, scores_of, without_thoughts
@@ -36,6 +36,7 @@ from retrieval_heads.tasks.builder import CellBuilder
 from retrieval_heads.tasks.task import Question
 
 Then = Callable[[Finished], None]
+Argument = TypeVar("Argument")
 
 _REPLAY = "replay "
 _REST = 1.0  # seconds that an engine with nothing to do waits for a job before it tells that it is alive
@@ -166,7 +167,7 @@ class Loop:
             if isinstance(ask, CellQuestion):
                 self._ahead.offer(key, ask)
 
-    def _guarded(self, key: str, action: Callable[[Any], None], argument: Any) -> None:
+    def _guarded(self, key: str, action: Callable[[Argument], None], argument: Argument) -> None:
         """Do what may go wrong for one job alone: it is told, and the others go on."""
         try:
             action(argument)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.errors import PromptError
@@ -50,7 +49,7 @@ class CellBuilder:
         self._made_of = tokenizer, dict(model), dict(answered_by), max_model_len, takes_text
         self._answered_by = AnsweredBy.model_validate(answered_by) if answered_by else None
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """One in another process is made anew: no haystack crosses."""
         *arguments, takes_text = self._made_of
         return partial(CellBuilder, takes_text=takes_text), tuple(arguments)
@@ -129,14 +128,16 @@ class CellBuilder:
         """
         return TASKS.find(record.task or THE_NEEDLE).rebuilt(record, self._writer)
 
-    def ask(self, prompt: Any, *, chat: bool) -> Request:
+    def ask(self, prompt: str | Sequence[Mapping[str, str]], *, chat: bool) -> Request:
         """The prompt of a free question: a user's message or messages, or with `chat` off the text itself.
 
         Raises:
             PromptError: The chat template refuses the messages.
         """
         if chat:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            messages = (
+                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(one) for one in prompt]
+            )
             text = self.prompts.render(messages)
         else:
             messages, text = [], str(prompt)
@@ -162,7 +163,7 @@ def _without_spans(facts: PromptFacts) -> PromptFacts:
     return replace(facts, needle_span=None, question_span=None, insertions=insertions)
 
 
-def _salt(question: Question, place: Place, prompt_tokens: int) -> tuple[Any, ...] | None:
+def _salt(question: Question, place: Place, prompt_tokens: int) -> tuple[object, ...] | None:
     """Tells apart the masks of cells, which `Engine.add` keeps apart in the prefix cache."""
     if question.ablate is None or place.arm in ("", NONE):
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Final, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.heads.looks import Rows
@@ -20,6 +20,9 @@ from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.suites.settings import DEFAULT_BACKEND
 from retrieval_heads.suites.suite import Suite
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 Prompt = Sequence[int] | PromptText
 """Token ids, or the text where a backend takes that (`Capabilities.takes`)."""
@@ -75,9 +78,9 @@ class Info:
     layers: tuple[Layer, ...] | None = None
     maskable_layers: tuple[int, ...] | None = None
     start_seconds: Mapping[str, float] = field(default_factory=dict)
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As `run.json` holds it."""
         said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("layers", "more")}
         if self.layers is not None:
@@ -109,7 +112,7 @@ class Finished:
     prompt_tokens: int
     cached_tokens: int
     seconds: float
-    head_scores: Any = None
+    head_scores: ArrayLike | None = None
     prompt_logprob: float | None = None
     error: str | None = None
 

@@ -283,6 +283,15 @@ def test_alternatives_of_an_answer_count_when_it_is_scored_again(tmp_path: Path)
     assert figures == {"drop of key_words": 1.0, "drop of pass_rate": 1.0}
 
 
+def test_thoughts_in_a_baselines_answer_do_not_count_when_it_is_scored_again(tmp_path: Path) -> None:
+    file = tmp_path / "b.jsonl"
+    answers: dict[str, Any] = {"reference": "at dawn", "text": "<think>At dawn?</think>Noon."}
+    save_baseline(run(**answers), META, file)
+    now = run(**{**answers, "text": "Noon."}, metric="rougeL_recall_novel", scores={"rougeL_recall_novel": 0.0})
+    verdict = set_against(now, load_baseline(file), max_drop=parse_max_drop("0"), meta=META).judged()
+    assert {outcome.figures["baseline"] for outcome in verdict.outcomes} == {0.0}
+
+
 def test_a_saved_baseline_keeps_question_and_answer_and_no_path(tmp_path: Path) -> None:
     file = tmp_path / "b.jsonl"
     save_baseline(run(), META, file)

@@ -26,7 +26,7 @@ from retrieval_heads.tasks.builder import CellBuilder
 from retrieval_heads.tasks.mrcr.conversation import drawn, tokens_of
 from retrieval_heads.tasks.mrcr.task import MRCR, MRCR_FILE
 from retrieval_heads.tasks.mrcr.writing import alike, ordinal, others, prefix
-from retrieval_heads.tasks.task import TASKS, Cell, Question
+from retrieval_heads.tasks.task import TASKS, Cell, OwnTexts, Question
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
 
 # Two poems about tapirs, and a riddle between them.
@@ -116,6 +116,12 @@ def test_the_requests_that_are_alike_stand_in_their_order_among_others(seed: int
     replies = [reply for said, reply in itertools.pairwise(talk.messages) if said["content"] == same[0].request]
     assert [reply["content"] for reply in replies] == [turn.reply for turn in same]
     assert (talk.asked, set(talk.like)) == (same[0].reply, {turn.reply for turn in same[1:]})
+
+
+def test_its_prompts_are_built_ahead() -> None:
+    question, place = Question("talk", "niah"), Place((("length", 9000), ("requests", 2), ("asked", 1)))
+    assert isinstance(MRCR, OwnTexts)
+    assert MRCR.has_own_text(question, place)
 
 
 def test_other_turns_are_never_the_same_request_and_differ_until_all_were_written() -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.gates.pairing import Pair
 from retrieval_heads.runs.record import Record
+from retrieval_heads.scoring.settings import TAGS
+from retrieval_heads.scoring.thoughts import told_apart
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ def _scored_again(record: Record, by: Record) -> Record | None:
         return None
     from retrieval_heads.scoring import score_answer
 
+    # Baselines of before 0.2.0 hold a reasoning model's thoughts in its answer.
+    _, answer = told_apart(record.thoughts, record.text, TAGS)
     try:
-        scores = score_answer(record.text, (record.reference, *by.alternatives), record.question, by.sayings)
+        scores = score_answer(answer, (record.reference, *by.alternatives), record.question, by.sayings)
     except RetrievalHeadsError:
         return None
     if by.metric not in scores:

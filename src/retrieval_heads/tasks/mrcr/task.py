@@ -113,6 +113,10 @@ class MrcrTask:
         question = Question(record.suite, record.kind, options=record.recipe.options or {})
         return of_recipe(self.request(question, record.place, writer), record.recipe, "conversation")
 
+    def has_own_text(self, question: Question, place: Place) -> bool:
+        """Every seed and count of turns has its own."""
+        return True
+
     def judge(self, answer: str, expected: Expectation, scoring: Scoring) -> Judgement:
         """How near the answer is to the asked reply; see `retrieval_heads.scoring.prefixed`."""
         return judge_prefixed(answer, expected.reference, expected.answer_prefix or "", scoring)

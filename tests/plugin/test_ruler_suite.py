@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
 from project import Project
+
+import lm_eval_files
+from retrieval_heads.tasks.ruler import harness
 
 pytest.importorskip("wonderwords", reason="the extra ruler is not installed")
 
@@ -100,3 +104,36 @@ def test_heads_are_scored_on_stored_answers_where_there_are_spans(project: Proje
     scored = {str(record.place.get("task")): record for record in project.records()}
     assert all(scored[name].heads["copy"][1][2] == 1 for name in ("niah_multiquery", "vt"))  # type: ignore[index]
     assert scored["cwe"].reason == "its answer stands at no one place that heads could be scored on"
+
+
+def test_long_texts_of_their_own_are_built_ahead_by_the_engine_process(project: Project) -> None:
+    tasks = ["vt", "niah_multikey_2", "niah_single_1"]
+    ruler(
+        project,
+        verdict="none",
+        task={"name": "ruler", "tasks": tasks},
+        sweep={"context_lengths": [9000], "seeds": [0, 1]},
+    )
+    project.behave(tokenizer="bytes")
+    project.write("config.yaml", {"model": {"model": "toy", "max_model_len": 16_000}})
+    result = project.run()
+    assert result.ret == 0
+    assert sorted(record.status for record in project.records()) == ["low"] * 6
+    log = (project.latest / "engine.log").read_text()
+    assert ("long prompts are built ahead by" in log) == (len(os.sched_getaffinity(0)) > 1)
+    assert "no prompt is built ahead any more" not in log
+
+
+def test_rulers_wording_is_read_at_collection(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm_eval_files.folder()
+    ruler(project, verdict="none", task={"name": "ruler", "wording": "ruler", "tasks": ["niah_multivalue", "vt"]})
+    assert project.run().ret == 0
+    records = project.records()
+    assert all(record.recipe and record.recipe.options and record.recipe.options["wording"] for record in records)
+    monkeypatch.setattr(harness, "PACKAGE", "lm_eval_that_is_not_there")
+    harness.read_niah.cache_clear()
+    result = project.run("--co")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(
+        ["*task.wording: ruler reads RULER's texts from the package lm-eval, which is not installed*"]
+    )

@@ -92,6 +92,7 @@ class Ahead:
 
     def _made_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            print(f"long prompts are built ahead by {self._workers} other process(es)", file=sys.stderr, flush=True)
             self._pool = ProcessPoolExecutor(
                 self._workers, multiprocessing.get_context("spawn"), _prepare, (self._builder,)
             )

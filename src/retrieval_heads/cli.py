@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from retrieval_heads.commands.heads import Heads, heads
 from retrieval_heads.commands.models import Models
 from retrieval_heads.commands.reconstruct import Reconstruct
 from retrieval_heads.commands.report import Report
@@ -144,6 +145,7 @@ _COMMANDS: dict[str, Any] = {
     "reconstruct": Reconstruct,
     "validate": Validate,
     "report": Report,
+    "heads": Heads,
     "models": Models,
 }
 _DISPATCHED: dict[str, Callable[[Sequence[str], str], None]] = {
@@ -154,6 +156,7 @@ _DISPATCHED: dict[str, Callable[[Sequence[str], str], None]] = {
     "phonebook": partial(run_session, "phonebook"),
     "validate": validate,
     "visualize": visualize,
+    "heads": heads,
 }
 """Those that read their arguments themselves: every setting is a flag of theirs, or they have subcommands."""
 

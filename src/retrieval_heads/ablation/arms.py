@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval_heads.errors import ConfigError, ResultsError
-from retrieval_heads.heads.formats import read_ranked
+from retrieval_heads.heads.formats import read_ranked, read_table
 from retrieval_heads.heads.table import Head
-from retrieval_heads.reading import read_object
 
 MODES = {
     "zero": "the head's output is zero at the output projection, on prompt and answer",
@@ -192,7 +191,7 @@ def read_heads(path: Path, model: str | None) -> tuple[Heads, str]:
     ranked = tuple(head for head, _ in read_ranked(path))
     if twice := repeated(ranked):
         raise ResultsError(f"{path}: head {named(twice)} is given twice")
-    measured = read_object(path).get("model")
+    measured = read_table(path).facts.get("model")
     if isinstance(measured, str) and model is not None and Path(measured).name != Path(model).name:
         return ranked, f"{path} holds the heads of {measured}, and {model} is ablated"
     return ranked, ""

@@ -11,34 +11,35 @@ from typing import Any
 
 from retrieval_heads.heads import copy
 from retrieval_heads.heads.detection import Detection
-from retrieval_heads.heads.formats.figures import checked_means, table_of
-from retrieval_heads.heads.table import Head, HeadTable, Ranked
+from retrieval_heads.heads.formats.figures import samples_of, table_of
+from retrieval_heads.heads.formats.format import HeadFormat, Samples, Source
+from retrieval_heads.heads.table import Head, HeadTable
 from retrieval_heads.runs.layers import layer_number, written_number
 
 SCORE = copy.SCORE.name
 
 
-def is_form_of(data: Mapping[str, Any]) -> bool:
-    """Whether a file's object is of this form."""
-    return all(isinstance(value, Mapping) for value in data.values())
+class Detected(HeadFormat):
+    """What a run of ours and the predecessor's writes; read only, since each run writes it."""
+
+    name = "detected"
+    file = "detected.json"
+    score = SCORE
+
+    def recognises(self, source: Source) -> bool:
+        """Objects in an object."""
+        return source.is_object and all(isinstance(value, Mapping) for value in source.json.values())
+
+    def table(self, source: Source) -> HeadTable:
+        """Every head's mean."""
+        return table_of(_heads_in(source.json), SCORE)
+
+    def samples(self, source: Source, table: HeadTable) -> Samples:
+        """Those of `detected.json`."""
+        return samples_of(_heads_in(source.json), SCORE, table)
 
 
-def means_in(data: Mapping[str, Any]) -> Iterator[Ranked]:
-    """Every head's mean.
-
-    Raises:
-        ValueError: A figure cannot be a head's.
-    """
-    return checked_means(_heads_in(data), SCORE)
-
-
-def table_in(data: Mapping[str, Any]) -> HeadTable:
-    """The same as a table.
-
-    Raises:
-        ValueError: A figure cannot be a head's.
-    """
-    return table_of(means_in(data), SCORE)
+FORMAT = Detected()
 
 
 def contents(detection: Detection) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from retrieval_heads.heads.formats.format import HeadFile, Samples
 from retrieval_heads.heads.score import SCORES, head_score
 from retrieval_heads.heads.table import Estimate, Head, HeadTable, Ranked
-from retrieval_heads.runs.layers import MOST, Layer
+from retrieval_heads.runs.layers import MOST, Layer, written_number
 
 _SLACK = 1e-6
 
@@ -22,26 +23,38 @@ def is_known_share(name: str) -> bool:
     return name in SCORES.names and head_score(name).is_share
 
 
-def checked_score(value: Any, where: str, *, is_share: bool) -> float:
+def checked_score(value: Any, where: str, *, is_share: bool, is_signed: bool = False) -> float:
     """A head's score, which is a number from 0, and up to 1 where it is a share.
 
     Args:
         value: What a file says.
         where: Names the place in errors.
         is_share: Whether it is one.
+        is_signed: Whether it may lie below 0, as a score may that is not known here.
 
     Raises:
         ValueError: It is none, in one sentence.
     """
     most = 1 + _SLACK if is_share else float(MOST)
+    least = -float(MOST) if is_signed else -_SLACK
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not -_SLACK <= value <= most:
-        raise Nonsense(f"{where}: a score of {'0 to 1' if is_share else '0 or more'} is expected, found {value!r}")
+    if not is_number or not least <= value <= most:
+        expected = f"of -{MOST} to {MOST}" if is_signed else "of 0 to 1" if is_share else "of 0 or more"
+        raise Nonsense(f"{where}: a score {expected} is expected, found {value!r}")
     return float(value)
 
 
-def checked_means(heads: Iterable[tuple[Head, Any]], score: str) -> Iterator[Ranked]:
-    """The mean of every head, of one figure or a list of them for each.
+def named_score(value: Any, where: str, score: str) -> float:
+    """A head's score of that name.
+
+    Raises:
+        ValueError: See `checked_score`.
+    """
+    return checked_score(value, where, is_share=is_known_share(score), is_signed=score not in SCORES.names)
+
+
+def checked_figures(heads: Iterable[tuple[Head, Any]], score: str) -> Iterator[tuple[Head, list[float]]]:
+    """The figures of every head, of one figure or a list of them for each.
 
     Args:
         heads: Each head of a file with what is said of it.
@@ -51,7 +64,6 @@ def checked_means(heads: Iterable[tuple[Head, Any]], score: str) -> Iterator[Ran
         ValueError: A head is given twice, has a number that no model has, or no figure.
     """
     seen: set[Head] = set()
-    is_share = is_known_share(score)
     for head, figures in heads:
         name = "-".join(map(str, head))
         if head in seen:
@@ -60,17 +72,32 @@ def checked_means(heads: Iterable[tuple[Head, Any]], score: str) -> Iterator[Ran
         if not all(0 <= number < MOST for number in head):
             raise Nonsense(f"head {name}: numbers of layers and heads are below {MOST}")
         each = figures if isinstance(figures, list) else [figures]
-        values = [checked_score(value, f"head {name}", is_share=is_share) for value in each]
+        values = [named_score(value, f"head {name}", score) for value in each]
         if not values:
             raise ValueError(f"head {name}: holds no score")
-        yield head, math.fsum(values) / len(values)
+        yield head, values
 
 
-def table_of(heads: Iterable[Ranked], score: str) -> HeadTable:
-    """A table of one mean a head and nothing else."""
+def named_heads(data: Any) -> Iterator[tuple[Head, Any]]:
+    """The heads of an object, or of pairs, that call them `layer-head`.
+
+    Raises:
+        ValueError: A name is none.
+    """
+    for name, figures in data.items() if isinstance(data, dict) else data:
+        layer, head = name.split("-")
+        yield (written_number(layer), written_number(head)), figures
+
+
+def table_of(heads: Iterable[tuple[Head, Any]], score: str) -> HeadTable:
+    """A table of one mean a head and nothing else.
+
+    Raises:
+        ValueError: See `checked_figures`.
+    """
     import numpy as np
 
-    means = dict(heads)
+    means = {head: math.fsum(values) / len(values) for head, values in checked_figures(heads, score)}
     numbers = sorted({layer for layer, _ in means})
     most = 1 + max(head for _, head in means)
     mean = np.full((len(numbers), most), math.nan)
@@ -80,3 +107,47 @@ def table_of(heads: Iterable[Ranked], score: str) -> HeadTable:
     unknown = np.full(mean.shape, math.nan)
     layers = tuple(Layer("", number, most) for number in numbers)
     return HeadTable("", layers, {score: Estimate(mean, unknown, unknown)})
+
+
+def samples_of(heads: Iterable[tuple[Head, Any]], score: str, table: HeadTable, cells: tuple[str, ...] = ()) -> Samples:
+    """Each sample's figures, where every head has a list of as many; else none.
+
+    Args:
+        heads: Each head of a file with what is said of it.
+        score: Of which score that is.
+        table: The table of the same heads.
+        cells: The samples' cells, where the file says them.
+    """
+    import numpy as np
+
+    figures = dict(checked_figures(heads, score))
+    counts = {len(values) for values in figures.values()}
+    if len(counts) != 1 or counts == {1}:
+        return Samples()
+    count = counts.pop()
+    row_of = {layer.number: row for row, layer in enumerate(table.layers)}
+    values = np.full((count, *table.estimates[score].mean.shape), math.nan)
+    for (layer, head), each in figures.items():
+        values[:, row_of[layer], head] = each
+    return Samples({score: values}, cells if len(cells) == count else ())
+
+
+def figures_by_head(heads: HeadFile, score: str) -> dict[Head, list[float]]:
+    """Each scored head's figures, a sample each or its mean alone, in the order of layer and head."""
+    table, samples = heads.table, heads.samples.figures.get(score)
+    mean = table.estimates[score].mean
+    return {
+        (layer.number, head): [float(mean[row, head])] if samples is None else samples[:, row, head].tolist()
+        for row, layer in sorted(enumerate(table.layers), key=lambda pair: pair[1].number)
+        for head in range(layer.heads)
+        if not math.isnan(mean[row, head])
+    }
+
+
+def scored_heads(table: HeadTable, score: str) -> Iterator[Ranked]:
+    """Every head that has a mean, in the order of the table."""
+    mean = table.estimates[score].mean
+    for row, layer in enumerate(table.layers):
+        for head in range(layer.heads):
+            if not math.isnan(mean[row, head]):
+                yield (layer.number, head), float(mean[row, head])

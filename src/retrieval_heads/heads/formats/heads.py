@@ -2,76 +2,100 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.detection import Detection
-from retrieval_heads.heads.formats.figures import Nonsense, checked_score, is_known_share
-from retrieval_heads.heads.score import RANKING, head_scores
-from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, Ranked, rectangle
+from retrieval_heads.heads.formats.figures import Nonsense, checked_score, is_known_share, scored_heads
+from retrieval_heads.heads.formats.format import HeadFile, HeadFormat, Output, Samples, Source, Wanted
+from retrieval_heads.heads.score import SCORES, head_scores
+from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, rank, rectangle
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.layers import Layer, read_layer
 
 SCHEMA = "retrieval-heads-heads/1"
 
-
-def is_form_of(data: Mapping[str, Any]) -> bool:
-    """Whether a file's object is of this form, in any version."""
-    return "schema" in data
-
-
-def means_in(data: Mapping[str, Any]) -> Iterator[Ranked]:
-    """Every head's mean of the score that heads are ranked by.
-
-    Raises:
-        ValueError: It is of another form, or a figure cannot be a head's.
-    """
-    if data["schema"] != SCHEMA:
-        raise ValueError(data["schema"])
-    layers = _layers(data)
-    mean = _checked_rows(data["scores"][RANKING]["mean"], layers, f"{RANKING}.mean")
-    for layer, row in zip(layers, mean, strict=True):
-        yield from (((layer.number, head), value) for head, value in enumerate(row))
+_PARTS = ("mean", "low", "high")
+_PARTIAL = "partial"
+"""Set where some heads have no score: a run scores every one, and a null in its means is a broken file."""
+_OWN = {_PARTIAL, "schema", "definitions", "layers", "ranked", "scores", "samples", "suite"}
+"""What is said of heads; everything else in a file is a fact of the run."""
 
 
-def table_in(data: Mapping[str, Any]) -> HeadTable:
-    """Everything that it says.
+class Heads(HeadFormat):
+    """Everything that a run knows of its heads."""
 
-    Raises:
-        ValueError: It is of another form, or a figure cannot be a head's.
-    """
-    import numpy as np
+    name = "heads"
+    file = "heads.json"
+    score = None
 
-    if data["schema"] != SCHEMA:
-        raise ValueError(data["schema"])
-    layers = _layers(data)
-    if not layers or not data["scores"]:
-        raise Nonsense("holds no heads")
-    estimates = {
-        name: Estimate(
-            *(
-                np.array(rectangle(_checked_rows(score[part], layers, f"{name}.{part}")), dtype=np.float64)
-                for part in ("mean", "low", "high")
-            )
+    def recognises(self, source: Source) -> bool:
+        """By its schema, in any version."""
+        return source.is_object and "schema" in source.json
+
+    def table(self, source: Source) -> HeadTable:
+        """Everything that it says but for the samples."""
+        import numpy as np
+
+        data = source.json
+        if data["schema"] != SCHEMA:
+            raise ValueError(data["schema"])
+        layers = read_layers(data["layers"])
+        if not layers or not data["scores"]:
+            raise Nonsense("holds no heads")
+        estimates = {
+            name: Estimate(*(np.array(part, dtype=np.float64) for part in _parts(name, score, layers, data)))
+            for name, score in data["scores"].items()
+        }
+        for key, most in (("counted", math.inf), ("measured", math.inf), ("stability_top_10", 1)):
+            value = data.get(key)
+            if value is not None and (isinstance(value, bool) or not 0 <= value <= most):
+                raise Nonsense(f"{key}: a number is expected, found {value!r}")
+        return HeadTable(
+            str(data.get("suite", "")),
+            layers,
+            estimates,
+            data.get("counted"),
+            data.get("measured"),
+            data.get("stability_top_10"),
+            {key: value for key, value in data.items() if key not in _OWN},
         )
-        for name, score in data["scores"].items()
-    }
-    for key, most in (("counted", math.inf), ("measured", math.inf), ("stability_top_10", 1)):
-        value = data.get(key)
-        if value is not None and (isinstance(value, bool) or not 0 <= value <= most):
-            raise Nonsense(f"{key}: a number is expected, found {value!r}")
-    told = {"schema", "definitions", "layers", "ranked", "scores", "samples", "suite"}
-    return HeadTable(
-        str(data.get("suite", "")),
-        layers,
-        estimates,
-        data.get("counted"),
-        data.get("measured"),
-        data.get("stability_top_10"),
-        {key: value for key, value in data.items() if key not in told},
-    )
+
+    def samples(self, source: Source, table: HeadTable) -> Samples:
+        """Those that counted, of every score that all of them have."""
+        import numpy as np
+
+        counted = [sample for sample in source.json.get("samples") or [] if sample["counted"]]
+        figures = {
+            name: np.array(
+                [
+                    rectangle(
+                        _checked_rows(
+                            sample["scores"][name],
+                            table.layers,
+                            f"{name} of {sample['cell']}",
+                            may_lack=is_partial(source.json),
+                        )
+                    )
+                    for sample in counted
+                ],
+                dtype=np.float64,
+            )
+            for name in table.estimates
+            if counted and all(name in (sample["scores"] or {}) for sample in counted)
+        }
+        return Samples(figures, tuple(str(sample["cell"]) for sample in counted))
+
+    def output(self, heads: HeadFile, wanted: Wanted) -> Output:
+        """The scores that are named, with their samples."""
+        content = of_file(heads, wanted.scores)
+        return Output({self.file: (json.dumps(content, ensure_ascii=False) + "\n").encode()})
+
+
+FORMAT = Heads()
 
 
 def contents(detection: Detection, facts: Facts) -> dict[str, Any]:
@@ -84,9 +108,14 @@ def contents(detection: Detection, facts: Facts) -> dict[str, Any]:
     return {"heads": _everything(detection, facts)}
 
 
-def _layers(data: Mapping[str, Any]) -> tuple[Layer, ...]:
+def read_layers(data: Any) -> tuple[Layer, ...]:
+    """Layers as a file holds them.
+
+    Raises:
+        ValueError: One is none, or is given twice.
+    """
     try:
-        layers = tuple(read_layer(layer, "heads") for layer in data["layers"])
+        layers = tuple(read_layer(layer, "heads") for layer in data)
     except ResultsError as error:
         raise Nonsense(str(error).partition(": ")[2]) from None
     numbers = [layer.number for layer in layers]
@@ -95,24 +124,95 @@ def _layers(data: Mapping[str, Any]) -> tuple[Layer, ...]:
     return layers
 
 
-def _checked_rows(rows: Any, layers: Sequence[Layer], where: str) -> list[list[float]]:
-    """Scores `[layers][heads]`, as many as the layers have heads."""
+def of_file(heads: HeadFile, scores: Sequence[str]) -> dict[str, Any]:
+    """What the file holds of heads that were read from another.
+
+    Args:
+        heads: What was read.
+        scores: The scores to keep; heads are ranked by the first.
+    """
+    table, samples = heads.table, heads.samples
+    definitions = {name: score.definition for name, score in head_scores().items() if name in scores}
+    best = table.ranking if table.ranking in scores else scores[0]
+    is_whole = all(len(list(scored_heads(table, name))) == sum(each.heads for each in table.layers) for name in scores)
+    return {
+        "schema": SCHEMA,
+        "suite": table.suite,
+        **table.facts,
+        **({} if is_whole else {_PARTIAL: True}),
+        "definitions": definitions,
+        "layers": [vars(layer) for layer in table.layers],
+        "counted": table.counted,
+        "measured": table.measured,
+        "stability_top_10": table.stability,
+        "ranked": [[*head, round(value, DIGITS)] for head, value in rank(scored_heads(table, best))],
+        "scores": {name: _estimate(table.estimates[name], table.layers) for name in scores},
+        "samples": [
+            {
+                "cell": samples.cells[number] if samples.cells else "",
+                "counted": True,
+                "scores": {
+                    name: _rows(figures[number], table.layers, None)
+                    for name, figures in samples.figures.items()
+                    if name in scores
+                },
+            }
+            for number in range(len(next(iter(samples.figures.values()), ())))
+        ],
+    }
+
+
+def is_partial(data: Mapping[str, Any]) -> bool:
+    """Whether a file says that some of its heads have no score."""
+    return data.get(_PARTIAL) is True
+
+
+def _parts(
+    name: str, score: Mapping[str, Any], layers: Sequence[Layer], data: Mapping[str, Any]
+) -> Iterator[list[list[float]]]:
+    """Mean and both ends of the interval of a score, which a file may lack."""
+    for part in _PARTS:
+        if part != "mean" and part not in score:
+            yield rectangle([[math.nan] * layer.heads for layer in layers])
+            continue
+        may_lack = part != "mean" or is_partial(data)
+        yield rectangle(_checked_rows(score[part], layers, f"{name}.{part}", may_lack=may_lack))
+
+
+def _checked_rows(rows: Any, layers: Sequence[Layer], where: str, *, may_lack: bool) -> list[list[float]]:
+    """Scores `[layers][heads]`, as many as the layers have heads; null is NaN, where some may lack."""
     if not isinstance(rows, list) or len(rows) != len(layers):
         raise Nonsense(f"{where}: a row for each of the {len(layers)} layers is expected")
     for row, layer in zip(rows, layers, strict=True):
         if not isinstance(row, list) or len(row) != layer.heads:
             raise Nonsense(f"{where}: {layer.heads} scores are expected for layer {layer.number}")
-    name, _, part = where.partition(".")
-    may_lack, is_share = part != "mean", is_known_share(name)  # too few samples have no interval
+    name = where.partition(".")[0].partition(" of ")[0]
+    is_share, is_signed = is_known_share(name), name not in SCORES.names
 
     def checked(value: Any, layer: Layer, head: int) -> float:
         if value is None and may_lack:
-            return math.nan
-        return checked_score(value, f"{where} of {layer.number}-{head}", is_share=is_share)
+            return math.nan  # a head without a score, or an interval of too few samples
+        at = f"{where} of {layer.number}-{head}"
+        return checked_score(value, at, is_share=is_share, is_signed=is_signed)
 
     return [
         [checked(value, layer, head) for head, value in enumerate(row)] for row, layer in zip(rows, layers, strict=True)
     ]
+
+
+def _rows(values: Any, layers: Sequence[Layer], digits: int | None = DIGITS) -> list[list[float | None]]:
+    """Figures `[layers, heads]` as JSON holds them: as many as a layer has heads, null for NaN."""
+    return [
+        [
+            None if math.isnan(value) else float(value) if digits is None else round(float(value), digits)
+            for value in row[: layer.heads]
+        ]
+        for row, layer in zip(values, layers, strict=True)
+    ]
+
+
+def _estimate(estimate: Estimate, layers: Sequence[Layer]) -> dict[str, Any]:
+    return {part: _rows(getattr(estimate, part), layers) for part in _PARTS}
 
 
 def _everything(detection: Detection, facts: Facts) -> dict[str, Any]:
@@ -126,16 +226,7 @@ def _everything(detection: Detection, facts: Facts) -> dict[str, Any]:
         "stability_top_10": detection.stability(),
         "retrieval_heads": detection.retrieval_heads(),
         "ranked": [[*head, round(value, DIGITS)] for head, value in detection.ranked()],
-        "scores": {
-            name: {
-                part: [
-                    [None if math.isnan(value) else round(float(value), DIGITS) for value in row[: layer.heads]]
-                    for row, layer in zip(getattr(estimate, part), detection.layers, strict=True)
-                ]
-                for part in ("mean", "low", "high")
-            }
-            for name, estimate in detection.estimates.items()
-        },
+        "scores": {name: _estimate(estimate, detection.layers) for name, estimate in detection.estimates.items()},
         "samples": [
             {"cell": record.cell, "counted": bool(record.passed), "scores": record.heads}
             for record in detection.samples

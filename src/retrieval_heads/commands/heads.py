@@ -1,4 +1,4 @@
-"""`retrieval-heads heads`: head scores to and from other tools' files."""
+"""`retrieval-heads heads`: head scores to and from other tools' files, and side by side."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from retrieval_heads.commands.agree import Agree
+from retrieval_heads.commands.head_files import head_file
 from retrieval_heads.errors import ConfigError, EngineError, printable
 from retrieval_heads.files import write_whole
 from retrieval_heads.heads.formats import form_of, read_heads
@@ -20,9 +22,6 @@ from retrieval_heads.heads.table import Estimate, HeadTable
 from retrieval_heads.intervals import mean_intervals
 from retrieval_heads.models import PACKAGED, packaged_folder
 from retrieval_heads.reading import read_bytes, read_object
-
-_IN_A_FOLDER = ("heads*.json", "detected*.json", "full_attention_heads.tsv")
-"""The files of a run, or of DuoAttention, that are looked for in a folder, the first first."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Heads:
-    """Head scores to and from other tools' files: `heads export`, `import`.
+    """Head scores to and from other tools' files, and side by side: `heads export`, `import`, `agree`.
 
     Example: retrieval-heads heads export reports/latest --to headkv
     """
@@ -137,26 +136,8 @@ def heads(arguments: Sequence[str], program: str) -> None:
     Raises:
         RetrievalHeadsError: A file cannot be read or written, or a format not hold what is asked for.
     """
-    kinds: dict[str, Any] = {"export": Export, "import": Import}
+    kinds: dict[str, Any] = {"export": Export, "import": Import, "agree": Agree}
     tyro.extras.subcommand_cli_from_dict(kinds, prog=program, args=list(arguments), description=Heads.__doc__).run()
-
-
-def head_file(path: Path) -> Path:
-    """A file of heads, or the one in a folder.
-
-    Raises:
-        ConfigError: A folder has none, or several.
-    """
-    if not path.is_dir():
-        return path
-    for pattern in _IN_A_FOLDER:
-        found = sorted(path.glob(pattern))
-        found = [file for file in found if not file.name.startswith("detected-agg")] or found
-        if len(found) > 1:
-            raise ConfigError(f"{path}: name one of its files of heads: {', '.join(file.name for file in found)}")
-        if found:
-            return found[0]
-    raise ConfigError(f"{path}: no file of heads there; {', '.join(_IN_A_FOLDER)} are looked for")
 
 
 def _chosen(table: HeadTable, score: str | None, form: HeadFormat, path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-_SAME: Final = 5e-7
+SAME: Final = 5e-7
 """Scores this close tie: head files keep six digits."""
 
 
@@ -44,7 +44,7 @@ def top_heads(scores: Iterable[tuple[Hashable, float]], top: int) -> TopHeads:
     """
     best = heapq.nlargest(top + 1, (head for head in scores if not math.isnan(head[1])), key=lambda head: head[1])
     first_out = best[top][1] if len(best) > top else 0.0
-    least = max(0.0, first_out) + _SAME
+    least = max(0.0, first_out) + SAME
     return TopHeads(frozenset(head for head, score in best[:top] if score >= least), top)
 
 

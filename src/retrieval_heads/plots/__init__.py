@@ -6,13 +6,14 @@ The only part of the library that imports matplotlib; it needs no display and le
 from retrieval_heads.plots.ablation import ablation_curve
 from retrieval_heads.plots.curves import profiles, score_distribution
 from retrieval_heads.plots.difference import difference_map
-from retrieval_heads.plots.heads import head_heatmap
+from retrieval_heads.plots.heads import agreement_heatmap, head_heatmap
 from retrieval_heads.plots.niah import niah_heatmap
 from retrieval_heads.plots.phonebook import phonebook_heatmap
 from retrieval_heads.plots.tasks import program_heatmap, task_lines
 
 __all__ = [
     "ablation_curve",
+    "agreement_heatmap",
     "difference_map",
     "head_heatmap",
     "niah_heatmap",

@@ -1,4 +1,4 @@
-"""The head picture: layers down, heads across, one panel for each kind of score."""
+"""Pictures of head scores: layers down and heads across, a panel a score; and definitions by definitions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from retrieval_heads.plots.hatching import Look, hatch_cells, legend_patch
 from retrieval_heads.plots.layout import Page, arrange, new_figure, spread, text_width
 from retrieval_heads.plots.rings import MAX_NAMED_HEADS, ring_heads
 from retrieval_heads.plots.saving import save
-from retrieval_heads.plots.style import FAINT, HEADS, INK, PAPER, counted, printable, shorten, styled
+from retrieval_heads.plots.style import DIFFERENCES, FAINT, HEADS, INK, PAPER, counted, printable, shorten, styled
 
 _NOT_SCORED = Look("#e3e5e9", "////", "#a8adb7", "not scored")
+_NOT_DEFINED = Look("#e3e5e9", "////", "#a8adb7", "not defined")
 # Marks beside the layer axis; told apart by hatch as well as by colour.
 _LAYER_MARKS = [("#3f83bb", ""), ("#c9971c", "////"), ("#7a8794", "...."), ("#2a9d8f", "xxxx")]
 
@@ -112,6 +113,83 @@ def head_figure(
     for index, axes in enumerate(panels):
         # The rings stand at the same places in every panel; names in one of them hide less.
         ring_heads(figure, axes, top, names if index == 0 else [])
+    return figure
+
+
+def agreement_heatmap(
+    names: Sequence[str],
+    panels: Mapping[str, Mapping[tuple[int, int], float | None]],
+    path: Path,
+    *,
+    title: str = "",
+) -> list[Path]:
+    """Draw how far definitions of a retrieval head agree, definitions × definitions, a panel for each measure.
+
+    Args:
+        names: The definitions.
+        panels: A measure's name to its figure of each pair (first, second), −1 to 1; `None` where it is not defined.
+        path: Where to write, with or without `.png` or `.svg`; both are written.
+        title: Heading.
+
+    Returns:
+        The two paths written.
+    """
+    return save(agreement_figure(names, panels, title=title), path)
+
+
+@styled()
+def agreement_figure(
+    names: Sequence[str], panels: Mapping[str, Mapping[tuple[int, int], float | None]], *, title: str = ""
+) -> Figure:
+    """Build the figure of `agreement_heatmap`."""
+    figure, count = new_figure(), len(names)
+    size = max(2.4, 0.62 * count)
+    labels = [shorten(name, 24) for name in names]
+    bars: dict[Axes, Axes] = {}
+    for measure, pairs in panels.items():
+        axes, bar = figure.add_subplot(), figure.add_subplot()
+        bars[axes] = bar
+        values = np.full((count, count), np.nan)
+        for (one, other), value in pairs.items():
+            values[one, other] = values[other, one] = np.nan if value is None else value
+        is_signed = bool((values < 0).any())
+        colours, least = (DIFFERENCES, -1.0) if is_signed else (HEADS, 0.0)
+        sns.heatmap(
+            values,
+            ax=axes,
+            cmap=colours,
+            vmin=least,
+            vmax=1.0,
+            cbar=False,
+            annot=True,
+            fmt=".2f",
+            annot_kws={"size": 8},
+            xticklabels=labels,
+            yticklabels=labels,
+            linewidths=0.6,
+            linecolor=PAPER,
+        )
+        axes.set_title(printable(measure))
+        axes.tick_params(axis="x", rotation=45)
+        axes.tick_params(axis="y", rotation=0)
+        for text in axes.get_xticklabels():
+            text.set_horizontalalignment("right")
+        colour_bar = figure.colorbar(axes.collections[0], cax=bar)
+        colour_bar.outline.set_edgecolor(FAINT)
+        undefined = np.isnan(values) & ~np.eye(count, dtype=bool)
+        hatch_cells(axes, undefined, _NOT_DEFINED, "not defined")
+    legend = [legend_patch(_NOT_DEFINED)] if any(None in pairs.values() for pairs in panels.values()) else []
+    arrange(
+        Page(
+            figure,
+            [list(bars)],
+            (size, size),
+            title or "Agreement of definitions",
+            f"{count} definitions",
+            legend,
+            beside=bars,
+        )
+    )
     return figure
 
 

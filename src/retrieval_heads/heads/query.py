@@ -1,4 +1,7 @@
-"""`query`: how much of its attention a head has on the needle while the question is read (arXiv 2506.09944)."""
+"""`query`: how much of its attention a head has on the needle while the question is read.
+
+QRHead (arXiv 2506.09944) starts from that; it takes off what an empty question gets, and weak tokens. Neither is here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ class Query(HeadScore):
     """Attention weight from the question's tokens to the needle, mean over them."""
 
     name = "query"
-    definition = "attention weight from the question's tokens to the needle, mean over them (arXiv 2506.09944)"
+    definition = (
+        "attention weight from the question's tokens to the needle, mean over them: the first step of QRHead's score "
+        "(arXiv 2506.09944), without its calibration and without its cut of weak tokens"
+    )
     label = "query (question to needle)"
 
     def looks(self, rows: Rows) -> Sequence[Look]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from retrieval_heads.errors import ConfigError, PromptError
 from retrieval_heads.prompts.requests import Writer
+from retrieval_heads.prompts.reuse import Reuse
 from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.place import Place
 from retrieval_heads.runs.record import Record
@@ -116,6 +118,23 @@ def test_the_requests_that_are_alike_stand_in_their_order_among_others(seed: int
     replies = [reply for said, reply in itertools.pairwise(talk.messages) if said["content"] == same[0].request]
     assert [reply["content"] for reply in replies] == [turn.reply for turn in same]
     assert (talk.asked, set(talk.like)) == (same[0].reply, {turn.reply for turn in same[1:]})
+
+
+def test_replies_say_a_and_an_rightly_and_questions_to_one_conversation_share_it(tmp_path: Path) -> None:
+    said = " ".join(turn.reply.lower() for turn in itertools.islice(others(1), 400))
+    assert not re.search(r"\ba [aeio]", said)
+    suite = suite_of(tmp_path, {"name": "mrcr", "requests": [2]}, sweep={"context_lengths": [1500]})
+    builder, reuse = CellBuilder(WordTokenizer(), {}, {}, 1 << 20), Reuse(1)
+    first, second = (builder.request(suite.question, cell) for cell in suite.cells)
+    assert first.prefix is not None
+    assert second.prefix is not None
+    assert reuse.add(first.prefix, len(first.ids)) == 0
+    shared = sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first.ids, second.ids, strict=False))
+    )
+    question = second.facts.question_span
+    assert question is not None
+    assert question[0] == reuse.add(second.prefix, len(second.ids)) <= shared
 
 
 def test_its_prompts_are_built_ahead() -> None:

@@ -14,6 +14,7 @@ from retrieval_heads.errors import PromptError
 from retrieval_heads.prompts.haystack import AROUND, Text
 from retrieval_heads.prompts.prompt import PromptText, hash_ids
 from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.runs.facts import PromptFacts
 from retrieval_heads.runs.record import Insertion, Recipe
 from retrieval_heads.tasks.mrcr.writing import Turn, alike, others
@@ -38,7 +39,16 @@ class Conversation:
     @property
     def hash(self) -> str:
         """SHA-256 of the messages."""
-        return hashlib.sha256(json.dumps(self.messages, sort_keys=True).encode()).hexdigest()
+        return _hash(self.messages)
+
+    @property
+    def context(self) -> str:
+        """The same of those before the question."""
+        return _hash(self.messages[:-1])
+
+
+def _hash(messages: Sequence[Message]) -> str:
+    return hashlib.sha256(json.dumps(list(messages), sort_keys=True).encode()).hexdigest()
 
 
 def drawn(seed: int, requests: int, asked: int, turns: int, question: str) -> Conversation:
@@ -138,12 +148,15 @@ def request_of(
     )
     question = _span(rendered, conversation.messages[-1]["content"], tokens, shift, last=True)
     facts = PromptFacts(len(ids), recipe, question_span=question)
+    begin = question[0] if question else 0
+    # Another question to the same conversation shares all before it.
+    prefix = Prefix((), conversation.context, begin, (), tuple(ids[begin:]))
     spans = [_span(rendered, text, tokens, shift) for text in (conversation.asked, *conversation.like)]
     text = PromptText(tuple(conversation.messages), rendered) if writer.takes_text else None
     if spans[0] is None:
         if needs_spans:
             raise PromptError("the prompt does not hold the asked reply exactly once, so that heads cannot be scored")
-        return Request(ids, dict(sampling), facts, text=text)
+        return Request(ids, dict(sampling), facts, prefix=prefix, text=text)
     stood = [
         _insertion(role, said, span, len(ids))
         for role, said, span in zip(
@@ -165,7 +178,7 @@ def request_of(
         around=(rendered[max(0, at - AROUND) : at], rendered[end : end + AROUND]),
         insertions=tuple(stood),
     )
-    return Request(ids, dict(sampling), facts, text=text)
+    return Request(ids, dict(sampling), facts, prefix=prefix, text=text)
 
 
 def _span(rendered: str, said: str, tokens: Text, shift: int, *, last: bool = False) -> tuple[int, int] | None:

@@ -43,9 +43,9 @@ _SENTENCES: Final = (
     "Between {place} and {thing} lies a {adjective} silence.",
 )
 _ADJECTIVES_TEXT = """
-    amber brittle calm crooked dusty early faint gentle hollow idle jagged keen lonely mellow narrow odd pale
-    quiet restless silver tender uneven vast weary young zealous bitter copper distant eager frozen golden
-    humble iron
+    bold brittle calm crooked dusty dim faint gentle hollow ruddy jagged keen lonely mellow narrow plain pale
+    quiet restless silver tender shallow vast weary young zealous bitter copper distant dull frozen golden
+    humble brass
 """
 _ADJECTIVES: Final = tuple(_ADJECTIVES_TEXT.split())
 _THINGS_TEXT = """

@@ -254,6 +254,20 @@ def test_duo_gates_are_clipped_by_no_loader_and_tied_ones_are_apart(tmp_path: Pa
     np.testing.assert_array_equal(back, copy)
 
 
+@pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.75])
+def test_the_loaders_noise_cuts_tied_heads_in_the_stated_order(tmp_path: Path, sparsity: float) -> None:
+    """Uniform noise of up to 1e-6 on each gate, then those from a quantile on are kept (DuoAttention's loader)."""
+    random = np.random.default_rng(0)
+    copy = np.where(random.random((8, 8)) < 0.3, random.random((8, 8)), 0)
+    heads = HeadFile(table(copy, mass=random.random((8, 8))))
+    gates = np.loadtxt(written("duo", heads, tmp_path, kv_heads=8), delimiter="\t")
+    best = set(order_of(heads.table, "copy").heads[: round(64 * (1 - sparsity))])
+    for _ in range(20):
+        noisy = gates + random.uniform(0, 1e-6, gates.shape)
+        kept = noisy >= np.quantile(noisy, sparsity)
+        assert {(int(layer), int(head)) for layer, head in np.argwhere(kept)} == best
+
+
 def test_a_published_pattern_is_read(tmp_path: Path) -> None:
     (tmp_path / "full_attention_heads.tsv").write_text("1.0e+00\t2.5e-01\n0.0e+00\t5.0e-01\n")
     (tmp_path / "config.json").write_text('{"sink_size": 128, "recent_size": 256, "lr": 0.02}')

@@ -17,7 +17,7 @@ from retrieval_heads.heads.agreement import Agreement, Definition, agreement
 from retrieval_heads.heads.formats import read_heads
 from retrieval_heads.heads.formats.format import HeadFile
 from retrieval_heads.heads.groups import WITH_KV_HEADS, group_size
-from retrieval_heads.intervals import TOO_FEW, Interval, shown
+from retrieval_heads.intervals import Interval, shown
 
 _WIDTH: Final = 79
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -122,7 +122,7 @@ def lines(definitions: Sequence[Definition], pairs: Mapping[tuple[int, int], Agr
 def _figure(value: float | None, interval: Interval | None) -> str:
     if value is None:
         return "not defined"
-    return f"{value:6.3f}" + (f"  {shown(interval)}" if interval else f"  {TOO_FEW}")
+    return f"{value:6.3f}" + (f"  {shown(interval)}" if interval else "")
 
 
 def _definition(name: str, file: HeadFile, score: str, kv_heads: int | None) -> Definition:

@@ -1,7 +1,7 @@
 """LOCOS' file of heads (arXiv 2607.01002): `{meta, scores {"layer-head": [...]}, trial_ids, confidence_intervals}`.
 
 Its evaluation (aryopg/locos, `locos_eval/retrieval_heads.py`) reads `scores` alone, takes the mean of each head and
-sorts by it without moving what ties. The ends of intervals are written as `{"layer-head": [low, high]}`.
+sorts by it without moving what ties. `confidence_intervals` are `{"layer-head": [low, high]}`, as its detectors write.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Every 95 % interval of the project: of a share, of a mean of bounded values, of a difference of two shares, and of a
 figure that is computed anew under other weights of its samples.
 
-Each holds its coverage for few values, and none is of no width. `benchmarks/outcomes.py` measures both.
+Each holds its coverage for few values, and none but the last is ever of no width. `benchmarks/outcomes.py`
+measures both of those before it.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from sample_run import sample_record, sample_records
 from toy_tokenizer import WordTokenizer
 
 SUBCOMMANDS = ("init", "niah", "detect", "visualize", "visualize niah", "visualize detect", "compare", "reconstruct")
+HEADS = ("heads export", "heads import", "heads agree")
 FERRY = "The ferry to Oslo leaves at dawn."
 QUESTION = "When does the ferry to Oslo leave?"
 SUITE: dict[str, Any] = {
@@ -66,7 +67,7 @@ def refused(*arguments: str) -> str:
     return str(raised.value.code)
 
 
-@pytest.mark.parametrize("command", [*SUBCOMMANDS, "validate", "ablate", "models"])
+@pytest.mark.parametrize("command", [*SUBCOMMANDS, "validate", "ablate", "models", "heads", *HEADS])
 def test_every_subcommand_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main([*command.split(), "--help"])

@@ -481,6 +481,17 @@ def test_importing_a_run_by_another_score_makes_that_the_ranking(run: Path) -> N
     assert len(read_heads(Path("mass.json")).samples.cells) == 6
 
 
+def test_a_folder_with_several_files_of_heads_asks_for_one(run: Path) -> None:
+    (run / "heads-other.json").write_bytes((run / "heads.json").read_bytes())
+    assert "run: name one of its files of heads: heads-other.json, heads.json" in refused(
+        "export", "run", "--to", "qrhead"
+    )
+    for file in run.glob("heads*.json"):
+        file.unlink()
+    heads_command("export", "run", "--to", "qrhead")
+    assert json.loads(Path("qrhead.json").read_text())[0] == ["1-0", 1.0]
+
+
 def test_kv_heads_are_given_to_all_their_query_heads(run: Path) -> None:
     heads_command("export", "run", "--to", "duo", "--kv-heads", "1")
     assert "holds KV heads; give --query-heads, the query heads of a layer" in refused("import", "duo")

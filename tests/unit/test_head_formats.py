@@ -478,6 +478,10 @@ def test_importing_a_run_by_another_score_makes_that_the_ranking(run: Path) -> N
     heads_command("import", "run", "--score", "mass", "--output", "mass.json")
     assert [head for head, _ in read_ranked(Path("mass.json"))] == [(0, 1), (1, 1), (0, 0), (1, 0)]
     assert read_table(Path("mass.json")).counted == 6
+    assert read_table(run / "heads.json").stability == 1
+    assert read_table(run / "heads.json").facts["retrieval_heads"] == 2
+    assert read_table(Path("mass.json")).stability is None  # both are of copy
+    assert "retrieval_heads" not in read_table(Path("mass.json")).facts
     assert len(read_heads(Path("mass.json")).samples.cells) == 6
 
 

@@ -18,6 +18,7 @@ from retrieval_heads.heads.formats import form_of, read_heads
 from retrieval_heads.heads.formats.figures import Nonsense, is_known_share, named_score, scored_heads
 from retrieval_heads.heads.formats.format import FORMATS, HeadFile, HeadFormat, Samples, Source, Wanted
 from retrieval_heads.heads.groups import by_query_head
+from retrieval_heads.heads.score import RANKING
 from retrieval_heads.heads.table import Estimate, HeadTable
 from retrieval_heads.intervals import mean_intervals
 from retrieval_heads.models import PACKAGED, packaged_folder
@@ -59,6 +60,7 @@ class Export:
             raise ConfigError(f"--top {self.top}: at least 1 head is expected")
         target = self.output or Path(form.name if form.is_folder else form.file)
         scores = _chosen(heads.table, self.score, form, path)
+        heads = replace(heads, table=_of_these(heads.table, scores))
         kv_heads = self.kv_heads
         if kv_heads is None and form.kv_heads and not heads.kv_heads:
             kv_heads = _kv_heads_of(heads.table.facts)
@@ -166,8 +168,18 @@ def _named(heads: HeadFile, score: str | None, form: HeadFormat, path: Path) -> 
             raise ConfigError(f"--score {score}: {path} does not hold it: {error}") from None
     figures = {score: heads.samples.figures[only]} if only in heads.samples.figures else {}
     return HeadFile(
-        replace(table, estimates={score: table.estimates[only]}), Samples(figures, heads.samples.cells), heads.kv_heads
+        replace(_of_these(table, [score]), estimates={score: table.estimates[only]}),
+        Samples(figures, heads.samples.cells),
+        heads.kv_heads,
     )
+
+
+def _of_these(table: HeadTable, scores: Sequence[str]) -> HeadTable:
+    """Without what is said of `copy` alone, where that is not among the scores."""
+    if RANKING in scores:
+        return table
+    facts = {name: value for name, value in table.facts.items() if name != "retrieval_heads"}
+    return replace(table, facts=facts, stability=None)
 
 
 def _with_intervals(table: HeadTable, samples: Samples) -> HeadTable:

@@ -54,9 +54,9 @@ class Duo(HeadFormat):
         """Every KV head's gate; of a folder of ours the scores that it was made of."""
         ours = _config_of(source.path).get(_OURS)
         if isinstance(ours, dict):
-            return _table(ours["scores"], str(ours["score"]))
+            return gate_table(ours["scores"], str(ours["score"]))
         lines = [line for line in source.text.split("\n") if line.strip() and not line.startswith("#")]
-        return _table([[float(value) for value in line.split("\t")] for line in lines], str(self.score))
+        return gate_table([[float(value) for value in line.split("\t")] for line in lines], str(self.score))
 
     def output(self, heads: HeadFile, wanted: Wanted) -> Output:
         """The greatest score of each KV head's query heads; 1 for one that was not scored, which keeps its cache."""
@@ -106,7 +106,12 @@ def _gates(scores: NDArray[Any], order: Order) -> tuple[NDArray[Any], list[str]]
     return gates, notes
 
 
-def _table(rows: Any, score: str) -> HeadTable:
+def gate_table(rows: Any, score: str) -> HeadTable:
+    """A table of rows of KV heads, one for each layer from 0 on; null is a KV head without a score.
+
+    Raises:
+        ValueError: They are no rectangle of scores.
+    """
     import numpy as np
 
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):

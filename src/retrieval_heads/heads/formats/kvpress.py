@@ -10,7 +10,7 @@ import ast
 import json
 from typing import Any
 
-from retrieval_heads.heads.formats.duo import RECENT_SIZE, SINK_SIZE, _table
+from retrieval_heads.heads.formats.duo import RECENT_SIZE, SINK_SIZE, gate_table
 from retrieval_heads.heads.formats.figures import Nonsense
 from retrieval_heads.heads.formats.format import HeadFile, HeadFormat, Output, Source, Wanted
 from retrieval_heads.heads.formats.rectangle import nested, rows_of
@@ -67,7 +67,7 @@ class KvPress(HeadFormat):
         found = _assigned(source.text)
         if "SCORES" not in found or not isinstance(found.get("SCORE"), str):
             raise Nonsense("SCORE and SCORES are expected")
-        return _table(found["SCORES"], found["SCORE"])
+        return gate_table(found["SCORES"], found["SCORE"])
 
     def output(self, heads: HeadFile, wanted: Wanted) -> Output:
         """The greatest score of each KV head's query heads."""

@@ -100,6 +100,11 @@ HEATING = ("How does the heating work?", "on and off")
         (("钥匙藏在哪里？", "铜望远镜里"), "鑰匙藏在銅望遠鏡裡。"),
         (("鑰匙藏在哪裡？", "銅望遠鏡裡"), "毫无疑问，在铜望远镜里。"),
         (("每位访客得到什么？", "一罐李子果酱"), "1罐李子果酱"),
+        (("多少钱？", "1,250元"), "一共1250元。"),
+        (("多少钱？", "1,250元"), "1,250 元"),
+        (("有多远？", "3.5公里"), "大约3.5 公里。"),
+        (("有多远？", "3.5公里"), "3,5公里"),
+        (("どのくらいですか？", "12,000円"), "12000円です。"),
         (("Which sign is it?", "¯"), "It is ¯."),
     ],
 )
@@ -112,6 +117,12 @@ def test_right_in_other_words(asked: tuple[str, str], answer: str) -> None:
     ("asked", "answer"),
     [
         (JAM, "They stopped giving a jar of plum jam."),
+        (("多少钱？", "1,250元"), "1,251元"),
+        (("多少钱？", "1,250元"), "250元"),
+        (("多少钱？", "1,250元"), "31,250元"),
+        (("有多远？", "3.5公里"), "35公里"),
+        (("有多远？", "3.5公里"), "13.5公里"),
+        (("有多远？", "3.5公里"), "3.55公里"),
         (JAM, "They used to receive a jar of plum jam."),
         (JAM, "The text denies that they receive a jar of plum jam."),
         (JAM, "A jar of plum jam and a jar of honey."),
@@ -189,7 +200,8 @@ def test_the_threshold_means_what_it_meant() -> None:
 
 
 WORDS = st.lists(
-    st.sampled_from([*BRASS.split(), "not", "or", "1,250", "№7", "Ölfaß", "ключ", "钥匙", "0A", "x"]), max_size=6
+    st.sampled_from([*BRASS.split(), "not", "or", "1,250", "3.5", "0,5元", "№7", "Ölfaß", "ключ", "钥匙", "0A", "x"]),
+    max_size=6,
 )
 
 

@@ -19,12 +19,14 @@ from retrieval_heads.scoring.reading import same_width
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 _SPACED = regex.compile(r"(?!\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Thai}|\p{Lao}|\p{Khmer}|\p{Myanmar})\p{L}")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
-_MARKS = regex.compile(r"[\p{P}\p{Z}\p{S}\p{C}]+")
+# A point or a comma between digits is the number's.
+_MARKS = regex.compile(r"(?:(?!(?<=\p{Nd})[.,](?=\p{Nd}))[\p{P}\p{Z}\p{S}\p{C}])+")
 _NUMERALS = regex.compile(
     rf"[{HAN_NUMERALS}]{{2,}}"
     rf"|[{HAN_NUMERALS}](?=[元块塊个個只隻本年月日点點分人名岁歳歲円枚匹台罐瓶杯张張条條把辆輛头頭件双雙封棵颗顆间間层層位箱袋盒碗盘盤壶壺桶艘])|"
-    rf"\p{{Nd}}[\p{{Nd}},]*"
+    r"\p{Nd}+(?:,\p{Nd}{3})*(?:[.,]\p{Nd}+)?"
 )
+_FRACTION = regex.compile(r"(\p{Nd}+(?:,\p{Nd}{3})*)(?:\.|,(?!\p{Nd}{3}$))(\p{Nd}+)")
 _NEVER = regex.compile(r"(?!)")
 
 
@@ -217,10 +219,14 @@ def _pattern(part: str, code: str) -> regex.Pattern[str]:
 
 
 def _number_pattern(said: str) -> str:
-    digits = said.replace(",", "")
+    found = _FRACTION.fullmatch(said)
+    whole, fraction = found.groups() if found else (said, "")
+    digits = whole.replace(",", "")
     value = int(digits) if digits.isdecimal() else han_value(said)
-    ways = {said, str(value), f"{value:,}"}
-    if value < 10**7:
+    ways = {whole, str(value), f"{value:,}"}
+    if fraction:
+        ways = {said} | {f"{way}{point}{fraction}" for way in ways for point in ".,"}
+    elif value < 10**7:
         ways |= {han_numerals(value), han_digits(value), han_digits(value).replace("零", "〇")}
     ways_said = "|".join(map(regex.escape, sorted(ways, key=len, reverse=True)))
     digit = rf"[{HAN_NUMERALS}\p{{Nd}}]"

@@ -240,3 +240,20 @@ def test_the_text_of_a_prompt_is_what_its_tokens_are_of(wording: str, seed: int,
     assert text.text.startswith(tokenizer.decode(prompt.ids).partition("\ufffd")[0])
     assert prompts.render([dict(message) for message in text.messages]) == text.text
     assert abs(len(prompts.encode_start(text.text)) - len(prompt.ids)) < 4
+
+
+def test_what_a_template_wrote_is_kept_for_the_last_prompts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def render(write: Any) -> str:
+        written.append(write())
+        return written[-1]
+
+    monkeypatch.setattr("retrieval_heads.prompts.prompt.render_limited", render)
+    prompts = builder(WordTokenizer("{{ messages[0].content }}!"))
+    for number in [*range(300), 299, 0]:
+        assert prompts.render([{"role": "user", "content": f"program {number}"}]) == f"program {number}!"
+    assert written[299:] == ["program 299!", "program 0!"]
+    long = [{"role": "user", "content": "a" * 100_000}]
+    assert prompts.render(long) == prompts.render(long)
+    assert len(written) == 303

@@ -23,6 +23,8 @@ from retrieval_heads.prompts.rendering import render_limited
 from retrieval_heads.prompts.settings import Needle, Prompt
 from retrieval_heads.runs.record import Recipe, Template
 
+_KEPT, _LONGEST_KEPT = 256, 20_000
+"""How many rendered prompts are kept, and the characters of the longest: memory does not grow with a suite."""
 _MARKED = re.compile(r"\{context\}|\{question\}|\{example\}")
 # Plain letters: no template trims, escapes or splits them, and no haystack holds them.
 _CONTEXT, _QUESTION, _EXAMPLE = "RHxCONTEXTxMARKxRH", "RHxQUESTIONxMARKxRH", "RHxEXAMPLExMARKxRH"
@@ -159,7 +161,7 @@ class PromptBuilder:
     chat_template: str | None
     template_kwargs: Fields
     _rendered: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What the template wrote, by the messages: rendering takes a process of its own."""
+    """What the template wrote last, by the messages: rendering takes a process of its own."""
 
     @property
     def tokenize(self) -> Tokenize:
@@ -242,19 +244,14 @@ class PromptBuilder:
         if not self._template:
             return "\n".join(message["content"] for message in messages)
         said = json.dumps(messages)
-        if said not in self._rendered:
-            self._rendered[said] = render_limited(lambda: self._apply(messages))
-        return self._rendered[said]
-
-    def render_once(self, messages: list[dict[str, str]]) -> str:
-        """As `render`, of messages that come only once: what the template writes is not kept.
-
-        Raises:
-            PromptError: The chat template refuses the messages.
-        """
-        if not self._template:
-            return self._rendered_turns(messages)
-        return render_limited(lambda: self._apply(messages))
+        if said in self._rendered:
+            return self._rendered[said]
+        rendered = render_limited(lambda: self._apply(messages))
+        if len(said) <= _LONGEST_KEPT:  # a whole conversation comes once
+            if len(self._rendered) == _KEPT:
+                del self._rendered[next(iter(self._rendered))]
+            self._rendered[said] = rendered
+        return rendered
 
     def _apply(self, messages: list[dict[str, str]]) -> str:
         text: str = self.tokenizer.apply_chat_template(

@@ -110,7 +110,7 @@ def largest_fit(made: Callable[[int], Conversation], least: int, length: int, wr
 
 def tokens_of(messages: Sequence[Message], writer: Writer) -> int:
     """Tokens of a prompt."""
-    return len(writer.prompts.encode_start(writer.prompts.render_once(list(messages))))
+    return len(writer.prompts.encode_start(writer.prompts.render(list(messages))))
 
 
 def request_of(
@@ -135,7 +135,7 @@ def request_of(
             more than once, or not as it stands in the conversation.
         CellSkipped: Prompt and answer do not fit the model.
     """
-    rendered = writer.prompts.render_once(conversation.messages)
+    rendered = writer.prompts.render(conversation.messages)
     ids, tokens = writer.prompts.tokens_at_start(rendered)
     writer.check_room(len(ids), sampling["max_tokens"])
     shift = len(ids) - len(tokens.ids)

@@ -95,7 +95,23 @@ MODELS: dict[str, Tiny] = {
         },
         windows=(WINDOW, None) * 2,
     ),
+    "Gemma 3n (shared keys, sparse activations)": Tiny(
+        "Gemma3nForCausalLM",
+        {
+            "sliding_window": WINDOW,
+            "head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.0],
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 32,
+            "laurel_rank": 16,
+            "tie_word_embeddings": True,
+        },
+        windows=(WINDOW, None) * 2,
+    ),
     "Phi-3 (fused qkv)": Tiny("Phi3ForCausalLM"),
+    "Apertus (xIELU)": Tiny("ApertusForCausalLM"),
     "gpt-oss (sinks, experts, mixed windows)": Tiny(
         "GptOssForCausalLM",
         {
@@ -212,6 +228,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 384, "num_attention_heads": 6, "num_key_value_heads": 4},
     ),
 }
+ENGINE: dict[str, Any] = {
+    "dtype": "float32",
+    "block_size": 32,
+    "max_model_len": 512,
+    "kv_cache_memory_bytes": 64 << 20,
+}
+"""vLLM's arguments."""
 MASKED = tuple((layer, head) for layer in range(3) for head in range(3))
 """Heads, as layer and head."""
 PROMPT_TOKENS = 300
@@ -244,6 +267,8 @@ def build(model: Tiny, folder: Path) -> None:
     for name, parameter in made.named_parameters():
         if name.endswith(("bias", "sinks")):  # they start as zeros
             torch.nn.init.normal_(parameter, std=0.5)
+        if name.endswith(("alpha_p", "alpha_n")):  # vLLM's softplus of them is rounded to bfloat16; of this by 2e-6
+            torch.nn.init.constant_(parameter, 0.388671875)
         if name.endswith("A_log"):  # so that a head remembers some hundreds of tokens
             torch.nn.init.uniform_(parameter, -8.0, -4.0)
     made.save_pretrained(folder)
@@ -262,6 +287,8 @@ def main(out: str, folder: str, *names: str) -> None:
     for name in names or [name for name in models if name != TWO_RANKS]:
         try:
             found[name] = run(models[name], Path(folder) / models[name].architecture)
+            if not models[name].is_variant:
+                found[name]["checked"] = checked_layers(models[name], Path(folder))
         except Exception as error:
             traceback.print_exc()
             found[name] = {"error": f"{type(error).__name__}: {error}"}
@@ -274,8 +301,7 @@ def main(out: str, folder: str, *names: str) -> None:
 
 def run(model: Tiny, folder: Path) -> dict[str, Any]:
     build(model, folder)
-    arguments = {"dtype": "float32", "block_size": 32, "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20}
-    engine = Engine(str(folder), {**arguments, **model.engine}, traced=True)
+    engine = Engine(str(folder), ENGINE | model.engine, traced=True)
     ids = tokens()
     needle = ids[slice(*NEEDLE_SPAN)]
     rows = Rows(len(ids), tuple(needle), NEEDLE_SPAN, tuple(needle), QUESTION_SPAN, positions=True)
@@ -328,6 +354,13 @@ def checked(folder: Path) -> dict[str, Any]:
         Models(check=str(folder / "JambaForCausalLM")).run()
     found["told"] = out.getvalue()
     return found
+
+
+def checked_layers(model: Tiny, folder: Path) -> list[dict[str, Any]]:
+    """The layers of a model that is there, by its config alone."""
+    from retrieval_heads.tracing.traced import layers_of
+
+    return [asdict(layer) for layer in layers_of(str(folder / model.architecture), ENGINE | model.engine)]
 
 
 def written(config: Any, architecture: str, folder: Path) -> Path:

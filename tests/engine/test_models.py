@@ -101,6 +101,12 @@ def test_the_layers_are_known(runs: Any, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", [*MODELS, *MODELS_IN_BFLOAT16])
+def test_check_says_beforehand_what_the_engine_finds(runs: Any, model: str) -> None:
+    assert runs[model]["error"] is None
+    assert runs[model]["checked"] == runs[model]["layers"]
+
+
+@pytest.mark.parametrize("model", [*MODELS, *MODELS_IN_BFLOAT16])
 def test_masked_heads_are_those_of_the_reference(runs: Any, folder: Path, model: str) -> None:
     found, folder = runs[model], folder / ALL[model].architecture
     assert found["maskable"] == [0, 1, 2, 3]

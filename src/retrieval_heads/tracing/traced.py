@@ -26,6 +26,7 @@ from retrieval_heads.runs.layers import Layer, layer_number
 from retrieval_heads.tracing import ablate
 from retrieval_heads.tracing.figures import scores_of
 from retrieval_heads.tracing.layer_kinds import REGISTRY, LayerKind, kind_of, why_unscored
+from retrieval_heads.tracing.weightless import weightless
 from retrieval_heads.tracing.worker import PROBE, worker_class
 
 
@@ -33,7 +34,7 @@ class _TracedVLLM(VLLM):
     _WORKER_CLS = worker_class()
 
     def _load_meta(self, repo_id: str, **arguments: Any) -> Any:
-        with _no_weight_processing():
+        with _no_weight_processing(), weightless():
             return super()._load_meta(repo_id, **arguments)
 
 

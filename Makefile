@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
+# Hundreds of processes import what nobody has compiled yet where this is set.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo check test soak lint clean
 
@@ -14,8 +16,8 @@ demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
 
 test: lint
-	$(bin)/pytest -n 2 tests/unit tests/plugin tests/faults tests/browser
-	$(bin)/pytest -n 2 --dist loadfile tests/engine
+	$(bin)/pytest -n 3 tests/unit tests/plugin tests/faults tests/browser
+	$(bin)/pytest -n 2 --dist loadgroup --no-loadscope-reorder tests/engine
 
 check: lint
 	$(bin)/pytest -n 2 -q tests/unit

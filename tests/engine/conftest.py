@@ -34,6 +34,24 @@ FOREIGN = ("PYTEST_", "RH_", "CI", "BUILD_NUMBER", "GITHUB_")  # variables that 
 PATIENCE = 400  # seconds; a run takes about 40 on two idle cores
 
 
+RUNS = ("benchmark_run", "ci_run", "own_project", "detect_run", "masked", "in_parallel")
+"""Fixtures that start engines which several tests look at; whatever such a one needs is of its group."""
+LONGEST = ("benchmark_run", "test_heads_reference", "ci_run", "own_project", "test_models", "test_oracle", "detect_run")
+"""Groups of tests by how long they take."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that look at one run in one worker (`--dist loadgroup`), and begin with the longest groups."""
+    groups = {}
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            shared = [name for name in RUNS if name in getattr(item, "fixturenames", ())]
+            groups[item] = shared[0] if shared else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups.get(item) in LONGEST else len(LONGEST))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Give each worker of a parallel run, and so every engine that it starts, one core of its own: two engines with
     a thread on every core wait for each other.
@@ -133,6 +151,22 @@ def finished(arguments: list[str], cwd: Path) -> Outcome:
     """The outcome of `pytest ARGUMENTS`, called in a folder of its own."""
     with started(arguments, cwd) as run:
         return run.finish()
+
+
+def run_script(name: str, *arguments: object, **environment: str) -> None:
+    """Run a script of this folder to its end: engines that are stepped by hand, in a process of their own.
+
+    vLLM compiles a few small functions where they are first called; without that, 3 engines of `models_run.py` took
+    13 s of a processor in place of 22.
+    """
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)],
+        env={**os.environ, "TORCH_COMPILE_DISABLE": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from oracle import BOS, END, VOCABULARY, write_tokenizer
 from safetensors.torch import load_file, save_file
-from stepping import finish
+from stepping import finish, look_at_models_here
 
 from retrieval_heads.commands.models import Models
 from retrieval_heads.engine.backends.vllm import Engine
@@ -282,6 +282,7 @@ def build(model: Tiny, folder: Path) -> None:
 def main(out: str, folder: str, *names: str) -> None:
     from nnsight.modeling.vllm import VLLM
 
+    look_at_models_here()
     found: dict[str, Any] = {"checked": {} if names else checked(Path(folder))}
     models = MODELS | MODELS_IN_BFLOAT16 | {name: variant(*how) for name, how in VARIANTS.items()}
     for name in names or [name for name in models if name != TWO_RANKS]:

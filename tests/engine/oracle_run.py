@@ -34,7 +34,7 @@ from oracle import (
     build,
     make_prompt,
 )
-from stepping import finish
+from stepping import finish, look_at_models_here
 
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.prompts.requests import Request
@@ -104,6 +104,7 @@ MODES = ("zero", "uniform")
 
 
 def main(out: str) -> None:
+    look_at_models_here()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, design in DESIGNS.items():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -19,7 +17,7 @@ import torch
 from probe_run import build
 from reference import attention_rows, head_scores
 
-from conftest import MODEL
+from conftest import MODEL, run_script
 from retrieval_heads.models import locate_model
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-HERE = Path(__file__).parent
 TOP = [(18, 7), (18, 6), (17, 3), (20, 6), (23, 2), (17, 4), (23, 7), (23, 1), (21, 5), (21, 8)]
 EARLY = [(layer, head) for layer in range(2, 14) for head in range(0, 9, 2)]  # what they write, later layers read
 MASKS: dict[str, dict[str, Any] | None] = {
@@ -44,14 +41,7 @@ END = 2  # SmolLM2's <|im_end|>
 def run(folder: Path, asked: Mapping[str, Any], **environment: str) -> dict[str, Any]:
     """What `ablation_run.py` found."""
     (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(HERE / "ablation_run.py"), str(folder / "asked.json"), str(folder / "answered.json")],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_script("ablation_run.py", folder / "asked.json", folder / "answered.json", **environment)
     found: dict[str, Any] = json.loads((folder / "answered.json").read_text(encoding="utf-8"))
     return {**found, "asked": asked}
 

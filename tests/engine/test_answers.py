@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.decoders import DecodeStream
 
+from conftest import run_script
 from retrieval_heads.engine.backends.vllm import primed_stream
 from retrieval_heads.models import locate_model
 from retrieval_heads.prompts.prompt import hash_ids
@@ -63,16 +61,7 @@ def plain_answers(rebuilt: dict[str, Request], tmp_path_factory: pytest.TempPath
         "sampling": {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True},
     }
     (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-    script = Path(__file__).with_name("plain_vllm.py")
-    done = subprocess.run(
-        [sys.executable, script, "asked.json", "answered.json"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    run_script("plain_vllm.py", folder / "asked.json", folder / "answered.json")
     answers = json.loads((folder / "answered.json").read_text(encoding="utf-8"))
     return dict(zip(rebuilt, answers, strict=True))
 

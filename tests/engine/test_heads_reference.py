@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +11,11 @@ import torch
 from probe_run import DISTRACTORS
 from reference import Reference, attention_rows, head_scores
 
+from conftest import run_script
 from retrieval_heads.models import locate_model
 
 pytestmark = pytest.mark.engine
 
-HERE = Path(__file__).parent
 SCORES = 5
 """Before the positions of the answer's rows."""
 ENGINES = {
@@ -43,11 +40,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def run(engine: str) -> dict[Any, Any]:
         dtype, block_size, lengths = ENGINES[engine]
         out = tmp_path_factory.mktemp("probe") / f"{engine}.pt"
-        arguments = [str(out), dtype, block_size, *map(str, lengths)]
-        done = subprocess.run(
-            [sys.executable, str(HERE / "probe_run.py"), *arguments], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        run_script("probe_run.py", out, dtype, block_size, *lengths)
         found: dict[Any, Any] = torch.load(out)
         return found
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from models_run import (
 from models_table import table
 from reference import Reference, attention_rows, gated_delta_rows, head_scores, masked_logprob
 
-from conftest import ALL_CORES
+from conftest import ALL_CORES, run_script
 
 pytestmark = pytest.mark.engine
 
@@ -36,14 +33,7 @@ ALL = MODELS | MODELS_IN_BFLOAT16
 
 def run_models(out: Path, folder: Path, *names: str, **environment: str) -> dict[str, Any]:
     """What the script found, by model."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "models_run.py"), str(out), str(folder), *names],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_script("models_run.py", out, folder, *names, **environment)
     found: dict[str, Any] = torch.load(out)
     return found
 

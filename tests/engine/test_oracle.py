@@ -6,8 +6,6 @@ The whole path is the real one: vLLM answers, a replay is probed, the scores are
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from oracle import PREVIOUS_TOKEN, Prompt, build
 from oracle_run import DESIGNS, MASKED, MASKED_PROMPT, MISTAKEN, MISTAKEN_PROMPT, MODES, PROMPTS, request_of
 
+from conftest import run_script
 from retrieval_heads.engine.answers import scores_of
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, aggregate
@@ -25,7 +24,6 @@ from retrieval_heads.runs.record import Record
 
 pytestmark = pytest.mark.engine
 
-HERE = Path(__file__).parent
 CASES = [pytest.param(design, prompt, id=f"{design}-{prompt}") for design in DESIGNS for prompt in PROMPTS]
 SEEN = [case for case in CASES if DESIGNS[case.values[0]].copying(PROMPTS[case.values[1]])]
 
@@ -34,10 +32,7 @@ SEEN = [case for case in CASES if DESIGNS[case.values[0]].copying(PROMPTS[case.v
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the engine found, by design."""
     out = tmp_path_factory.mktemp("oracle") / "found.pt"
-    done = subprocess.run(
-        [sys.executable, str(HERE / "oracle_run.py"), str(out)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_script("oracle_run.py", out)
     found: dict[str, Any] = torch.load(out)
     return found
 

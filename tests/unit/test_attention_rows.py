@@ -577,9 +577,10 @@ def test_triton_is_for_cuda() -> None:
         assert attention.scorer(torch.device("cuda", 0)).__module__ == "retrieval_heads.tracing.attention_triton"
 
 
+@pytest.mark.parametrize("tests", ["cut", "triton and not cut"])
 @pytest.mark.skipif(INTERPRETED, reason="this is the run that it starts")
-def test_triton_passes_in_its_interpreter() -> None:
-    """In a process of its own: Triton reads the variable once, for every kernel of the process."""
+def test_triton_passes_in_its_interpreter(tests: str) -> None:
+    """In processes of their own, side by side: Triton reads the variable once, for every kernel of a process."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     child = subprocess.run(
@@ -590,7 +591,7 @@ def test_triton_passes_in_its_interpreter() -> None:
             __file__,
             "-q",
             "-k",
-            "triton or cut",
+            tests,
             "-p",
             "no:cacheprovider",
             "-p",

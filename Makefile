@@ -17,7 +17,7 @@ demo: $(VENV)/.cpu
 
 test: lint
 	$(bin)/pytest -n 3 tests/unit tests/plugin tests/faults tests/browser
-	$(bin)/pytest -n 2 --dist loadgroup --no-loadscope-reorder tests/engine
+	$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/engine
 
 check: lint
 	$(bin)/pytest -n 2 -q tests/unit

@@ -34,22 +34,29 @@ FOREIGN = ("PYTEST_", "RH_", "CI", "BUILD_NUMBER", "GITHUB_")  # variables that 
 PATIENCE = 400  # seconds; a run takes about 40 on two idle cores
 
 
-RUNS = ("benchmark_run", "ci_run", "own_project", "detect_run", "masked", "in_parallel")
-"""Fixtures that start engines which several tests look at; whatever such a one needs is of its group."""
-LONGEST = ("benchmark_run", "test_heads_reference", "ci_run", "own_project", "test_models", "test_oracle", "detect_run")
-"""Groups of tests by how long they take."""
+LONGEST = ("test_answers", "test_identity_run", "test_run", "test_benchmark", "test_models", "test_heads_reference")
+"""Files that begin first, so that no worker is left with a long one at the end."""
+TOGETHER = {"test_identity_run": "test_answers", "test_run": "test_answers"}
+"""Files that look at `own_project` as well; one worker has all of them, and starts its engine once."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that look at one run in one worker (`--dist loadgroup`), and begin with the longest groups."""
-    groups = {}
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            shared = [name for name in RUNS if name in getattr(item, "fixturenames", ())]
-            groups[item] = shared[0] if shared else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups.get(item) in LONGEST else len(LONGEST))
+    """Begin with the longest files."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`loadfile`, but for files that share an engine; `loadgroup` of xdist 3.8 groups nothing under pytest 9.2."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0]).stem
+            return TOGETHER.get(file, file)
+
+    return Together(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,7 +26,7 @@ def test_draws_have_a_geometric_mean_perplexity() -> None:
 
 
 def answer(text: str, logprob: float | None = None) -> Answer:
-    return Answer(text, [1], "stop", 5, 0, 0.1, logprob)
+    return Answer(text, [1], "stop", 5, 0, 0.1, prompt_logprob=logprob)
 
 
 def test_each_arm_is_asked_under_its_own_mask() -> None:

@@ -202,6 +202,15 @@ def test_gold_answers_go_before_the_drawn_name(folder: Path) -> None:
     assert (asked.reference, asked.alternatives, asked.others) == ("Otto", ("Otto I",), ())
 
 
+def test_an_empty_gold_answer_is_the_drawn_name(folder: Path) -> None:
+    entry = {**ENTRY, "tests": {"T1": {"input_args": ["Rialto bridge", "Venice"], "gold_answers": ""}}}
+    suite = suite_of(folder, [entry])
+    expected = NONLITERAL.asked(suite.question, suite.cells[0].place)
+    assert expected.reference in ENTRY["character_set"]
+    judged = NONLITERAL.judge("Nobody does.", expected, Scoring(metric="contains"))
+    assert judged.scores["contains"] == 0
+
+
 def test_a_changed_file_is_another_question_wherever_it_lies(folder: Path, tmp_path_factory: Any) -> None:
     def identity(where: Path, entries: Any) -> str:
         suite = suite_of(where, entries)
@@ -237,6 +246,31 @@ def test_the_resolved_suite_runs_elsewhere(
         ),
         ([{**ENTRY, "character_set": []}], {}, "entry 1 (07): the needle holds {CHAR} and there is no character_set"),
         ([{**ENTRY, "task_template": "{question}"}], {}, "task_template holds {haystack} 0 times; once is accepted"),
+        (
+            [{**ENTRY, "task_template": "{haystack}{context}{question}"}],
+            {},
+            "entry 1 (07): system_prompt and task_template: {context} stands there besides",
+        ),
+        (
+            [{**ENTRY, "system_prompt": "Answer {question}"}],
+            {},
+            "entry 1 (07): system_prompt and task_template: {question} stands there besides",
+        ),
+        (
+            [{**ENTRY, "distractors": ["A bus to {3} left."]}],
+            {},
+            "entry 1 (07): tests.T1: 'A bus to {3} left.' holds {3}",
+        ),
+        ([{**ENTRY, "distractors": {"onehop": ["The {0} is shut."]}}], {}, "'The {0} is shut.' holds {0}"),
+        # Every answer holds an empty text: `contains` was 1 whatever was said.
+        (
+            [{**ENTRY, "tests": {"T": {"input_args": ["a", "b"], "gold_answers": [" "]}}}],
+            {},
+            "entry 1 (07): tests.T.gold_answers.0: a text is expected, found none",
+        ),
+        ([{**ENTRY, "character_set": ["Mila", ""]}], {}, "(07): character_set.1: a text is expected, found none"),
+        ([{**ENTRY, "needle": " "}], {}, "entry 1 (07): needle: a text is expected, found none"),
+        ([{**ENTRY, "questions": {"onehop": ""}}], {}, "(07): questions.onehop: a text is expected, found none"),
         ([ENTRY, ENTRY], {}, "set.json: entry 2: there are two of 07_T1_onehop"),
         ([ENTRY], {"questions": ["twohop"]}, "task.questions: the set has no 'twohop'; it has onehop, direct"),
         (None, {"wording": "set"}, "task.wording: the set has no task_template for en_barcelona"),

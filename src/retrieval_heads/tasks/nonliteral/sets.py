@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.prompts.settings import Message, Prompt
 from retrieval_heads.reading import parse_json, read_bytes
 from retrieval_heads.runs.record import first_mistake
+from retrieval_heads.settings.section import Said
 from retrieval_heads.tasks.nonliteral.own import CHARACTERS, OWN
 
 CHARACTER = "{CHAR}"
@@ -92,22 +95,32 @@ class _Said(BaseModel):
         return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
+def _texts(value: object) -> object:
+    """A text or a list of texts as a list; an empty text says nothing."""
+    if not isinstance(value, str):
+        return value
+    return [value] if value else []
+
+
 class _Test(_Said):
     input_args: list[str] = []
-    gold_answers: list[str] | str = []
+    gold_answers: Annotated[list[Said], BeforeValidator(_texts)] = []
+
+
+_Distractors = Annotated[list[Said], BeforeValidator(_texts)]
 
 
 class _Entry(_Said):
     """An entry of the file: one needle, and what is put into its places by each test."""
 
-    id: str = Field(min_length=1)
-    needle: str = Field(min_length=1)
-    questions: dict[str, str] = Field(min_length=1)
+    id: Said
+    needle: Said
+    questions: dict[str, Said] = Field(min_length=1)
     tests: dict[str, _Test] = Field(min_length=1)
-    character_set: list[str] = []
+    character_set: list[Said] = []
     system_prompt: str = ""
     task_template: str = ""
-    distractors: dict[str, str | list[str]] | list[str] | str = []
+    distractors: dict[str, _Distractors] | _Distractors = []
 
     @model_validator(mode="after")
     def _whole(self) -> _Entry:
@@ -116,7 +129,8 @@ class _Entry(_Said):
         for name, test in self.tests.items():
             if CHARACTER not in self.needle and not test.gold_answers:
                 raise ValueError(f"tests.{name}: the needle holds no {CHARACTER}, so that gold_answers are needed")
-            for text in (self.needle, *self.questions.values()):
+            distractors = itertools.chain.from_iterable(map(self._distractors, self.questions))
+            for text in (self.needle, *self.questions.values(), *distractors):
                 if missing := [at for at in _PLACE.findall(text) if not 1 <= int(at) <= len(test.input_args)]:
                     raise ValueError(
                         f"tests.{name}: {text!r} holds {{{missing[0]}}}, and input_args has {len(test.input_args)}"
@@ -124,26 +138,30 @@ class _Entry(_Said):
         for mark in ("{haystack}", "{question}"):
             if self.task_template and self.task_template.count(mark) != 1:
                 raise ValueError(f"task_template holds {mark} {self.task_template.count(mark)} times; once is accepted")
+        if self.task_template:
+            for mark in ("{context}", "{question}"):
+                if mark in self.system_prompt or (mark == "{context}" and mark in self.task_template):
+                    raise ValueError(
+                        f"system_prompt and task_template: {mark} stands there besides; it is a mark of ours"
+                    )
         return self
 
     def pairs(self) -> Iterator[Pair]:
         for name, test in self.tests.items():
             for hop, question in self.questions.items():
-                gold = [test.gold_answers] if isinstance(test.gold_answers, str) else test.gold_answers
                 yield Pair(
                     _NAME.sub("_", f"{self.id}_{name}_{hop}"),
                     hop,
                     _filled(self.needle, test.input_args),
                     _filled(question, test.input_args),
                     tuple(self.character_set),
-                    tuple(gold),
+                    tuple(test.gold_answers),
                     tuple(_filled(text, test.input_args) for text in self._distractors(hop)),
                     self._prompt(),
                 )
 
     def _distractors(self, hop: str) -> Sequence[str]:
-        found = self.distractors.get(hop, []) if isinstance(self.distractors, dict) else self.distractors
-        return [found] if isinstance(found, str) else found
+        return self.distractors.get(hop, []) if isinstance(self.distractors, dict) else self.distractors
 
     def _prompt(self) -> Prompt | None:
         if not self.task_template:

@@ -300,6 +300,81 @@ def test_parquet_is_a_row_for_each_head_and_score(tmp_path: Path) -> None:
     assert stored.to_pylist()[0]["samples"] == [0.25, 0.25]
 
 
+def sampled() -> HeadFile:
+    """Two layers of two heads, two samples."""
+    return HeadFile(
+        table([[0.5, 0.25], [0.75, 0.125]], counted=2), Samples({"copy": np.full((2, 2, 2), 0.25)}, ("a", "b"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        # Figures of other layers than the file says it holds.
+        ({"layers": np.array([5, 9])}, "the tensor layers holds [5, 9], and its metadata [0, 1]"),
+        ({"copy.mean": np.full((2, 3), 0.5)}, "copy.mean: figures of 2 layers × 2 heads are expected, found (2, 3)"),
+        ({"copy.mean": np.full(4, 0.5)}, "copy.mean: figures of 2 layers × 2 heads are expected, found (4,)"),
+        ({"copy.low": np.full((4, 2), 0.5)}, "copy.low: figures of 2 layers × 2 heads are expected, found (4, 2)"),
+        ({"copy.mean": np.full((2, 2), 40.0)}, "copy.mean of 0-0: a score of 0 to 1 is expected, found 40.0"),
+        ({"copy.mean": np.full((2, 2), np.inf)}, "copy.mean of 0-0: a score of 0 to 1 is expected, found inf"),
+        ({"copy.samples": np.full((2, 1, 2), 0.5)}, "copy of sample 0: figures of 2 layers × 2 heads are expected"),
+        ({"copy.samples": np.full((3, 2, 2), 0.5)}, "copy.samples: figures of 2 cells are expected, found shape"),
+        ({"copy.samples": np.full((2, 2, 2), np.nan)}, "copy.samples: a head that has a mean lacks a sample's figure"),
+    ],
+)
+def test_tensors_of_other_heads_are_told(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    numpy = pytest.importorskip("safetensors.numpy", reason="safetensors is in the extra `files`, and not installed")
+    path = written("safetensors", sampled(), tmp_path)
+    with importlib.import_module("safetensors").safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    numpy.save_file(numpy.load_file(path) | changed, path, metadata=metadata)
+    with pytest.raises(ResultsError) as error:
+        read_heads(path)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"head": -1}, "copy of head 0--1 is none that its metadata names"),
+        ({"layer": 1}, "copy of head 1-0 has two rows"),
+        ({"mean": 5.0}, "copy.mean of 0-0: a score of 0 to 1 is expected, found 5.0"),
+        ({"samples": None}, "copy.samples: a head that has a mean lacks a sample's figure"),
+        ({"samples": [0.5, 9.0]}, "copy of sample 1 of 0-0: a score of 0 to 1 is expected, found 9.0"),
+        (None, "copy of head 0-0 has no row"),
+    ],
+)
+def test_rows_of_other_heads_are_told(tmp_path: Path, changed: dict[str, Any] | None, said: str) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is in the extra `files`, and not installed")
+    parquet = importlib.import_module("pyarrow.parquet")
+    path = written("parquet", sampled(), tmp_path)
+    stored = parquet.read_table(path)
+    first, *rows = stored.to_pylist()
+    rows = rows if changed is None else [{**first, **changed}, *rows]
+    parquet.write_table(arrow.Table.from_pylist(rows, schema=stored.schema), path)
+    with pytest.raises(ResultsError) as error:
+        read_heads(path)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["safetensors", "parquet"])
+def test_counts_that_are_no_numbers_are_told(tmp_path: Path, name: str) -> None:
+    needed(name)
+    heads = sampled()
+    heads = replace(heads, table=replace(heads.table, stability=3.0))
+    path = written(name, heads, tmp_path)
+    with pytest.raises(ResultsError, match=r"stability_top_10: a number is expected, found 3\.0"):
+        read_heads(path)
+
+
+def test_gates_beside_scores_of_another_export_are_told(tmp_path: Path) -> None:
+    path = written("duo", HeadFile(table([[0.5, 0.25], [0.75, 0.0]])), tmp_path, kv_heads=2)
+    assert read_heads(path).table.estimates["copy"].mean.tolist() == [[0.5, 0.25], [0.75, 0.0]]
+    path.write_text("1.0\t0.0\n0.0\t1.0\n")
+    with pytest.raises(ResultsError, match=r"its gates are not those that the scores in its config\.json"):
+        read_heads(path)
+
+
 @pytest.fixture(scope="module")
 def press_source() -> ast.Module:
     """kvpress' own file, of which no more is run than a test asks for: its imports want transformers before 5.3."""
@@ -523,6 +598,11 @@ def test_a_score_of_a_known_name_is_held_to_its_range_and_gets_intervals(run: Pa
         (("export", "run", "--to", "duos"), "unknown head format 'duos'; did you mean 'duo'?"),
         (("export", "run", "--to", "duo", "--kv-heads", "3"), "a number that divides the 2 query heads"),
         (("export", "run", "--to", "locos", "--score", "nope"), "has no such score; it has copy, copy_reference, mass"),
+        (
+            ("export", "run", "--to", "qrhead", "--output", "best.yaml"),
+            "--output best.yaml: qrhead writes best.yaml beside it; give it another ending",
+        ),
+        (("export", "run", "--to", "locos", "--output", "."), "--output '.': the name of a file is expected"),
         (("export", "run", "--to", "detected"), "--to detected: the format is read only"),
         (("export", "run", "--to", "qrhead", "--top", "0"), "--top 0: at least 1 head is expected"),
         (("export", "gone", "--to", "duo"), "gone: cannot be read (No such file or directory)"),

@@ -59,6 +59,8 @@ class Export:
         if self.top < 1:
             raise ConfigError(f"--top {self.top}: at least 1 head is expected")
         target = self.output or Path(form.name if form.is_folder else form.file)
+        if target.name in ("", "..") and not form.is_folder:
+            raise ConfigError(f"--output {str(self.output)!r}: the name of a file is expected")
         scores = _chosen(heads.table, self.score, form, path)
         heads = replace(heads, table=_of_these(heads.table, scores))
         kv_heads = self.kv_heads
@@ -67,6 +69,8 @@ class Export:
         output = form.output(heads, Wanted(scores, kv_heads, self.top, target.name))
         names = list(output.files)
         paths = [target / name for name in names] if form.is_folder else [target, *map(target.with_name, names[1:])]
+        if len(set(paths)) < len(paths):
+            raise ConfigError(f"--output {target}: {form.name} writes {names[1]} beside it; give it another ending")
         for note in output.notes:
             print(printable(f"{', '.join(scores)}: {note}"))
         _write(dict(zip(paths, output.files.values(), strict=True)), overwrite=self.overwrite)

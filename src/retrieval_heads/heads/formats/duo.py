@@ -7,6 +7,7 @@ chance: tied heads are written apart here, in a stated order. Of `config.json` i
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -34,6 +35,8 @@ _APART: Final = 2e-6
 _CONFIG: Final = "config.json"
 _OURS: Final = "retrieval_heads"
 """What is ours in `config.json`, which the loader passes over."""
+_HASH: Final = "gates_sha256"
+"""Of the text of the gates: scores beside changed gates, or another file's, are not theirs."""
 
 
 class Duo(HeadFormat):
@@ -54,6 +57,11 @@ class Duo(HeadFormat):
         """Every KV head's gate; of a folder of ours the scores that it was made of."""
         ours = _config_of(source.path).get(_OURS)
         if isinstance(ours, dict):
+            if ours.get(_HASH) != _hash(source.text):
+                raise Nonsense(
+                    f"its gates are not those that the scores in its {_CONFIG} were written with; to read the gates, "
+                    f"take {_OURS!r} out of it"
+                )
             return gate_table(ours["scores"], str(ours["score"]))
         lines = [line for line in source.text.split("\n") if line.strip() and not line.startswith("#")]
         return gate_table([[float(value) for value in line.split("\t")] for line in lines], str(self.score))
@@ -75,6 +83,7 @@ class Duo(HeadFormat):
                 "score": wanted.score,
                 "model": table.facts.get("model"),
                 **order.to_json(),
+                _HASH: _hash(text.getvalue()),
                 "scores": nested(scores),
             },
         }
@@ -104,6 +113,10 @@ def _gates(scores: NDArray[Any], order: Order) -> tuple[NDArray[Any], list[str]]
     if order.ties_from is not None:
         notes.append(f"tied KV heads are written {_APART:g} apart, since the loader would cut them by chance")
     return gates, notes
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def gate_table(rows: Any, score: str) -> HeadTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from retrieval_heads.heads.formats.format import HeadFile, Samples
@@ -42,6 +42,18 @@ def checked_score(value: Any, where: str, *, is_share: bool, is_signed: bool = F
         expected = f"of -{MOST} to {MOST}" if is_signed else "of 0 to 1" if is_share else "of 0 or more"
         raise Nonsense(f"{where}: a score {expected} is expected, found {value!r}")
     return float(value)
+
+
+def check_counts(data: Mapping[str, Any]) -> None:
+    """See that what a file counted is numbers, where it says so.
+
+    Raises:
+        ValueError: One is none.
+    """
+    for key, most in (("counted", math.inf), ("measured", math.inf), ("stability_top_10", 1)):
+        value = data.get(key)
+        if value is not None and (isinstance(value, bool) or not 0 <= value <= most):
+            raise Nonsense(f"{key}: a number is expected, found {value!r}")
 
 
 def named_score(value: Any, where: str, score: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.detection import Detection
-from retrieval_heads.heads.formats.figures import Nonsense, checked_score, is_known_share, scored_heads
+from retrieval_heads.heads.formats.figures import Nonsense, check_counts, checked_score, is_known_share, scored_heads
 from retrieval_heads.heads.formats.format import HeadFile, HeadFormat, Output, Samples, Source, Wanted
 from retrieval_heads.heads.score import SCORES, head_scores
 from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, rank, rectangle
@@ -50,10 +50,7 @@ class Heads(HeadFormat):
             name: Estimate(*(np.array(part, dtype=np.float64) for part in _parts(name, score, layers, data)))
             for name, score in data["scores"].items()
         }
-        for key, most in (("counted", math.inf), ("measured", math.inf), ("stability_top_10", 1)):
-            value = data.get(key)
-            if value is not None and (isinstance(value, bool) or not 0 <= value <= most):
-                raise Nonsense(f"{key}: a number is expected, found {value!r}")
+        check_counts(data)
         return HeadTable(
             str(data.get("suite", "")),
             layers,

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.heads.formats.figures import Nonsense
 from retrieval_heads.heads.formats.format import HeadFile, HeadFormat, Output, Samples, Source, Wanted
-from retrieval_heads.heads.formats.whole import KEY, described, description, table_of_description
+from retrieval_heads.heads.formats.whole import (
+    KEY,
+    PARTS,
+    described,
+    description,
+    samples_of_description,
+    table_of_description,
+)
 from retrieval_heads.heads.table import Estimate, HeadTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_PARTS = ("mean", "low", "high")
 
 
 class SafeTensors(HeadFormat):
@@ -34,8 +39,11 @@ class SafeTensors(HeadFormat):
     def table(self, source: Source) -> HeadTable:
         """All but the samples."""
         content, tensors = _read(source)
+        numbers = [layer["number"] for layer in content["layers"]]
+        if tensors["layers"].tolist() != numbers:
+            raise Nonsense(f"the tensor layers holds {tensors['layers'].tolist()}, and its metadata {numbers}")
         return table_of_description(
-            content, {name: Estimate(*(tensors[f"{name}.{part}"] for part in _PARTS)) for name in content["scores"]}
+            content, {name: Estimate(*(tensors[f"{name}.{part}"] for part in PARTS)) for name in content["scores"]}
         )
 
     def samples(self, source: Source, table: HeadTable) -> Samples:
@@ -43,7 +51,7 @@ class SafeTensors(HeadFormat):
         content, tensors = _read(source)
         named = {name: f"{name}.samples" for name in content["scores"]}
         figures = {name: tensors[key] for name, key in named.items() if key in tensors}
-        return Samples(figures, tuple(content["cells"]))
+        return samples_of_description(content, figures, table)
 
     def output(self, heads: HeadFile, wanted: Wanted) -> Output:
         """The scores that are named."""
@@ -52,7 +60,7 @@ class SafeTensors(HeadFormat):
         numpy = _library()[0]
         tensors = {"layers": np.array([layer.number for layer in heads.table.layers], dtype=np.int64)}
         for name in wanted.scores:
-            tensors |= {f"{name}.{part}": _dense(getattr(heads.table.estimates[name], part)) for part in _PARTS}
+            tensors |= {f"{name}.{part}": _dense(getattr(heads.table.estimates[name], part)) for part in PARTS}
             if name in heads.samples.figures:
                 tensors[f"{name}.samples"] = _dense(heads.samples.figures[name])
         return Output({self.file: numpy.save(tensors, metadata={KEY: described(heads, wanted)})})

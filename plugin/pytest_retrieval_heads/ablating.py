@@ -20,6 +20,7 @@ from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.haystack import read_text
 from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.folder import Facts, RunFolder
+from retrieval_heads.runs.layers import named
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.settings import Settings
@@ -46,26 +47,37 @@ class AblationOutcome:
     path: Path | None
 
 
-def check_heads(suites: Mapping[str, Mapping[str, object]], info: Facts) -> None:
+def check_heads(suites: Mapping[str, Mapping[str, object]], info: Facts) -> list[str]:
     """See that the heads which suites name are heads of the engine's model.
 
     Args:
         suites: Resolved settings by kind and name.
         info: What the engine says of itself.
 
+    Returns:
+        Warnings: what a suite cannot mask of heads that can be scored.
+
     Raises:
         ConfigError: A suite's are not, or too few others are left for a control.
     """
     layers = {layer["number"]: layer["heads"] for layer in info.get("layers", ())}
     shape = {number: layers[number] for number in info.get("maskable_layers", ())}
+    unmasked = [number for number, heads in layers.items() if heads and number not in shape]
+    warnings = []
     for suite, said in suites.items():
         settings = Settings.model_validate(said)
         ablate = settings.ablate if settings.kind == "ablate" else None
-        if ablate is not None and isinstance(ablate.heads, list):
+        if ablate is not None and unmasked:
+            warnings.append(
+                f"WARNING: {suite}: ablate: the heads of {named(unmasked)} can be scored and not masked; "
+                "`retrieval-heads models --check` says why"
+            )
+        if ablate is not None and shape and isinstance(ablate.heads, list):
             try:
                 check(ablate.heads, ablate.top, shape)
             except ConfigError as error:
                 raise ConfigError(f"{suite}: ablate: {error}") from None
+    return warnings
 
 
 def finish(

@@ -99,8 +99,8 @@ class SharedEngine:
         info = without_values(info)
         seconds = self._files.engine_is_ready(info)
         try:
-            ablating.check_heads(plan.suites, info)
-            self._files.warnings += check_answers(plan, Identities.of_facts(info))
+            unmasked = ablating.check_heads(plan.suites, info)
+            self._files.warnings += unmasked + check_answers(plan, Identities.of_facts(info))
         except ConfigError as error:
             self._dismiss(f"the engine is not asked: {error}", "the engine was not asked")
             return None
@@ -109,8 +109,8 @@ class SharedEngine:
             f"{several}{info['model']} {'are' if several else 'is'} ready in {seconds:.1f} s "
             f"({info['dtype']} on {info['device']}, {info['engine']})"
         )
-        for warning in info.get("warnings", ()):
-            self._console.say(f"WARNING: {info['model']}: {warning}")
+        for warning in (*unmasked, *(f"WARNING: {info['model']}: {text}" for text in info.get("warnings", ()))):
+            self._console.say(warning)
         return info
 
     def _dismiss(self, text: str, status: str) -> None:

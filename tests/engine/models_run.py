@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from stepping import finish, look_at_models_here
 
 from retrieval_heads.commands.models import Models
+from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
@@ -58,6 +59,7 @@ class Tiny:
         windows: Of its layers; none where nothing is said.
         others: Configs of the other parts of a model that is more than its language model.
         is_variant: Whether another entry has the same model.
+        is_maskable: Whether its heads can be masked.
     """
 
     architecture: str
@@ -66,6 +68,7 @@ class Tiny:
     windows: tuple[int | None, ...] = (None,) * 4
     others: dict[str, Any] = field(default_factory=dict)
     is_variant: bool = False
+    is_maskable: bool = True
 
 
 MODELS: dict[str, Tiny] = {
@@ -157,6 +160,18 @@ MODELS: dict[str, Tiny] = {
             "compilation_config": {"custom_ops": ["-rotary_embedding"]},
         },
     ),
+    "MiniCPM3 (padded values)": Tiny(
+        "MiniCPM3ForCausalLM",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 64,
+            "kv_lora_rank": 64,
+            "qk_rope_head_dim": 32,
+            "qk_nope_head_dim": 32,
+            "v_head_dim": 32,
+        },
+        is_maskable=False,
+    ),
     "Qwen2-Audio, as a text model": Tiny(
         "Qwen2AudioForConditionalGeneration",
         {"model_type": "qwen2"},
@@ -201,6 +216,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Models of above run otherwise: which one, and what is laid over its engine arguments (`None` takes one away)."""
 TWO_RANKS = "gated delta on two ranks"
+SHARED = "Attention that shares its output projection with 1 more (a shared or looped layer)"
 UNSCORED: dict[str, tuple[Tiny, tuple[str, ...]]] = {
     "Jamba (Mamba, attention in some layers)": (
         Tiny("JambaForCausalLM", {"num_hidden_layers": 8}),
@@ -213,6 +229,17 @@ UNSCORED: dict[str, tuple[Tiny, tuple[str, ...]]] = {
     "Llama 4 (chunked local attention)": (
         Tiny("Llama4ForCausalLM", {"num_hidden_layers": 4}),
         ("ChunkedLocalAttention",) * 3 + ("attention",),
+    ),
+    "Zamba2 (Mamba, shared attention)": (
+        Tiny(
+            "Zamba2ForCausalLM",
+            {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1},
+        ),
+        ("MambaMixer2", "MambaMixer2", SHARED, SHARED, "MambaMixer2", "MambaMixer2"),
+    ),
+    "IQuest-Coder-Loop (looped attention)": (
+        Tiny("IQuestLoopCoderForCausalLM", {"num_hidden_layers": 2}),
+        (SHARED,) * 4,
     ),
     "Whisper (cross attention)": (
         Tiny("WhisperForConditionalGeneration", {"decoder_layers": 2}),
@@ -308,30 +335,33 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
     rows = Rows(len(ids), tuple(needle), NEEDLE_SPAN, tuple(needle), QUESTION_SPAN, positions=True)
     engine.add("prompt", ids, {"max_tokens": 1, "temperature": 0.0})
     finish(engine)
-    sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-    engine.add("masked", ids, sampling, Mask("zero", MASKED))
-    masked = finish(engine)["masked"]
-    try:
-        engine.add("uniform", ids, sampling, Mask("uniform", MASKED))
-        uniform = finish(engine)["uniform"].error
-    except EngineError as error:
-        uniform = str(error)
+    masked, uniform = ask_masked(engine, ids, "zero"), ask_masked(engine, ids, "uniform")
     engine.replay("replay", [*ids, *needle[:-1]], rows, QUESTION_SPAN[0])
     finished = finish(engine)["replay"]
     layers = engine.info.layers or ()
     kinds = {layer.kind for layer in layers}
     return {
         "rebuilt": rebuilt(engine, ids) if kinds & REBUILT.keys() and not model.is_variant else {},
-        "error": finished.error or masked.error,
+        "error": finished.error,
+        "masked": masked.error,
         "masked_logprob": masked.prompt_logprob,
         "maskable": list(engine.info.maskable_layers or ()),
-        "uniform": uniform,
+        "uniform": uniform.error,
         "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
         "names": engine.scores,
         "cached_tokens": finished.cached_tokens,
         "has_prefix_cache": engine.info.more["enable_prefix_caching"],
         "layers": [asdict(layer) for layer in layers],
     }
+
+
+def ask_masked(engine: Engine, ids: list[int], mode: str) -> Finished:
+    """The prompt with `MASKED` masked, or the error that the engine refuses it with."""
+    try:
+        engine.add(mode, ids, {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}, Mask(mode, MASKED))
+    except EngineError as error:
+        return Finished(mode, "", [], "", 0, 0, 0.0, error=str(error))
+    return finish(engine)[mode]
 
 
 def checked(folder: Path) -> dict[str, Any]:
@@ -342,26 +372,33 @@ def checked(folder: Path) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name, (model, _) in UNSCORED.items():
-        kind = getattr(transformers, model.architecture)
+        # One that transformers does not have is read as Llama's.
+        kind = getattr(transformers, model.architecture, transformers.LlamaForCausalLM)
         config = written(kind.config_class(**model.options), model.architecture, folder)
-        found[name] = [(layer.kind, layer.heads) for layer in layers_of(str(config), {})]
+        found[name] = [(layer.kind, layer.heads) for layer in layers_of(str(config), {}).layers]
     for name, (architecture, options) in REFUSED.items():
         config = transformers.LlamaConfig(**SIZES | options)
         try:
             Models(check=str(written(config, architecture, folder) / "config.json")).run()
         except EngineError as error:
             found[name] = str(error)
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        Models(check=str(folder / "JambaForCausalLM")).run()
-    found["told"] = out.getvalue()
+    found["told"] = told(folder / "JambaForCausalLM")
+    found["shared told"] = told(folder / "Zamba2ForCausalLM")
     return found
+
+
+def told(folder: Path) -> str:
+    """What `models --check` prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        Models(check=str(folder)).run()
+    return out.getvalue()
 
 
 def checked_layers(model: Tiny, folder: Path) -> list[dict[str, Any]]:
     """The layers of a model that is there, by its config alone."""
     from retrieval_heads.tracing.traced import layers_of
 
-    return [asdict(layer) for layer in layers_of(str(folder / model.architecture), ENGINE | model.engine)]
+    return [asdict(layer) for layer in layers_of(str(folder / model.architecture), ENGINE | model.engine).layers]
 
 
 def written(config: Any, architecture: str, folder: Path) -> Path:

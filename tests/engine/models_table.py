@@ -16,7 +16,8 @@ def table() -> str:
     rows = ["| model | vLLM's class | layers | against transformers in float32, eager |", "|---|---|---|---|"]
     for name, model in MODELS.items():
         kind = "latent attention" if "latent" in name else "attention"
-        rows.append(f"| {name} | `{model.architecture}` | {kind} | {EXACT} |")
+        masked = "" if model.is_maskable else "; not masked"
+        rows.append(f"| {name} | `{model.architecture}` | {kind} | {EXACT}{masked} |")
     for name, model in MODELS_IN_BFLOAT16.items():
         kinds = "gated delta, attention"
         rows.append(f"| {name} | `{model.architecture}` | {kinds} | in bfloat16: shares within 5 %, see below |")

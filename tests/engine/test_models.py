@@ -16,6 +16,7 @@ from models_run import (
     NEEDLE_SPAN,
     PROMPT_TOKENS,
     QUESTION_SPAN,
+    SHARED,
     TWO_RANKS,
     UNSCORED,
     tokens,
@@ -96,9 +97,21 @@ def test_check_says_beforehand_what_the_engine_finds(runs: Any, model: str) -> N
     assert runs[model]["checked"] == runs[model]["layers"]
 
 
-@pytest.mark.parametrize("model", [*MODELS, *MODELS_IN_BFLOAT16])
+MASKABLE = [name for name, model in ALL.items() if model.is_maskable]
+
+
+@pytest.mark.parametrize("model", [name for name in ALL if name not in MASKABLE])
+def test_heads_whose_output_is_padded_are_scored_and_not_masked(runs: Any, model: str) -> None:
+    found = runs[model]
+    assert found["scores"] is not None
+    assert found["maskable"] == []
+    assert found["masked"] == "the heads of layer 0 cannot be masked: it has no output projection"
+
+
+@pytest.mark.parametrize("model", MASKABLE)
 def test_masked_heads_are_those_of_the_reference(runs: Any, folder: Path, model: str) -> None:
     found, folder = runs[model], folder / ALL[model].architecture
+    assert found["masked"] is None
     assert found["maskable"] == [0, 1, 2, 3]
     masked, bare = (masked_logprob(str(folder), tokens(), heads) for heads in (MASKED, []))
     effect = abs(masked - bare)
@@ -108,7 +121,7 @@ def test_masked_heads_are_those_of_the_reference(runs: Any, folder: Path, model:
     assert model in MODELS or effect > 0.2
 
 
-@pytest.mark.parametrize("model", [*MODELS, *MODELS_IN_BFLOAT16])
+@pytest.mark.parametrize("model", MASKABLE)
 def test_heads_that_no_query_makes_see_all_alike_are_not_masked_uniformly(runs: Any, model: str) -> None:
     refusal = "the mode uniform cannot mask heads of layer 0: no query makes them see all alike"
     assert runs[model]["uniform"] == (refusal if model == GATED_DELTA else None)
@@ -126,6 +139,13 @@ def test_check_tells_alike_layers_together(runs: Any) -> None:
     assert lines[0].endswith("JambaForCausalLM: heads of 1 of 8 layers can be scored")
     assert lines[1:3] == ["  MambaMixer, not scored", "    layers 0–3, 5–7"]
     assert lines[3:5] == ["  attention, 32 heads", "    layer 4"]
+
+
+def test_check_names_shared_attention_by_its_path(runs: Any) -> None:
+    lines = runs["checked"]["shared told"].splitlines()
+    assert lines[0].endswith("Zamba2ForCausalLM: heads of 0 of 6 layers can be scored")
+    assert f"  {SHARED}, not scored" in lines
+    assert "    layer 1: model.model.layers.1.shared_transformer.self_attn.dpa_list.0" in lines
 
 
 def test_check_names_an_unknown_architecture_and_what_is_close(runs: Any) -> None:

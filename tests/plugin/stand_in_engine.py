@@ -59,6 +59,8 @@ class Behaviour:
         gpus: The GPUs that can be seen; `None` for a CPU.
         bad_gpu: The one on which an engine fails, crashes or dies, and no other does.
         served: A file that gets a line for each request: the engine's GPU and the request's name.
+        maskable: Layers whose heads can be masked.
+        unscored: Why no head of the model can be scored.
         says: What it prints at its start: `model`, its arguments, or the value of an environment variable.
     """
 
@@ -78,6 +80,8 @@ class Behaviour:
     tokenizer: str = "words"
     takes_start_token: bool = False
     retrieval_heads: Sequence[Sequence[int]] = ()
+    maskable: Sequence[int] = (0, 1, 2, 3)
+    unscored: str | None = None
     asked: str | None = None
     gpus: Sequence[str] | None = None
     bad_gpu: str | None = None
@@ -150,7 +154,8 @@ class StandIn(Backend):
             block_size=16,
             model_revision="main",
             layers=LAYERS if self.traced else None,
-            maskable_layers=(0, 1, 2, 3) if self.traced else None,
+            maskable_layers=tuple(self.told.maskable) if self.traced else None,
+            warnings=(self.told.unscored,) if self.traced and self.told.unscored else (),
             start_seconds={"engine": self.told.start_seconds},
         )
 
@@ -171,6 +176,8 @@ class StandIn(Backend):
 
     def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None = None) -> None:
         """Queue a replay."""
+        if self.told.unscored:
+            raise EngineError(self.told.unscored)
         self.replayed.add(request)
         self.waiting.append((request, ids))
 

@@ -6,16 +6,15 @@ import importlib.util
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from retrieval_heads.engine.backends.versions import SUPPORTED
 from retrieval_heads.engine.backends.vllm import plain_reason
 from retrieval_heads.errors import ConfigError, EngineError, printable
 from retrieval_heads.models import PACKAGED, locate_model
-from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.layers import Layer, named
 from retrieval_heads.suites.reading import read_settings, resolve
 from retrieval_heads.suites.recognition import is_yaml
 
@@ -52,14 +51,14 @@ def _check(asked: str) -> None:
     try:
         from retrieval_heads.tracing.traced import layers_of
 
-        layers = layers_of(locate_model(name), arguments)
+        found = layers_of(locate_model(name), arguments)
     except EngineError:
         raise
     except Exception as error:  # vLLM's and transformers' own, of many kinds
         raise EngineError(f"{asked}: {plain_reason(error)}") from None
-    for line in layer_lines(name, layers):
+    for line in layer_lines(name, found.layers, {layer.number for layer in found.maskable}):
         print(printable(line))
-    if not any(layer.heads for layer in layers):
+    if not found.scored:
         sys.exit(1)
 
 
@@ -77,24 +76,37 @@ def _model_of(asked: str) -> tuple[str, dict[str, object]]:
     return (str(path) if path.is_dir() else asked), {}
 
 
-def layer_lines(name: str, layers: Sequence[Layer]) -> Iterator[str]:
-    """What is said of a model's layers, alike ones together."""
+def layer_lines(name: str, layers: Sequence[Layer], maskable: Collection[int]) -> Iterator[str]:
+    """What is said of a model's layers, alike ones together.
+
+    Args:
+        name: The model's.
+        layers: All that mix tokens.
+        maskable: Numbers of those whose heads can be masked.
+    """
     from retrieval_heads.tracing.layer_kinds import KINDS
 
     scored = [layer for layer in layers if layer.heads]
     yield f"{name}: heads of {len(scored)} of {len(layers)} layers can be scored"
-    alike: dict[tuple[str, int, int | None], list[int]] = {}
+    alike: dict[tuple[str, int, int | None], list[Layer]] = {}
     for layer in layers:
-        alike.setdefault((layer.kind, layer.heads, layer.sliding_window), []).append(layer.number)
-    for (kind, heads, window), numbers in alike.items():
+        alike.setdefault((layer.kind, layer.heads, layer.sliding_window), []).append(layer)
+    for (kind, heads, window), those in alike.items():
         yield f"  {kind}, {f'{heads} heads' if heads else 'not scored'}" + (f", window {window}" if window else "")
-        word = "layers" if len(numbers) > 1 else "layer"
-        yield from textwrap.wrap(f"{word} {ranges(numbers)}", _WIDTH, initial_indent="    ", subsequent_indent="    ")
+        numbers = [layer.number for layer in those]
+        if len(set(numbers)) == len(numbers):
+            yield from _lines(named(numbers))
+        else:
+            yield from (f"    layer {layer.number}: {layer.path}" for layer in those)
         if heads:
-            yield from textwrap.wrap(KINDS[kind].how, _WIDTH, initial_indent="    ", subsequent_indent="    ")
+            yield from _lines(KINDS[kind].how)
+    if unmasked := [layer.number for layer in scored if layer.number not in maskable]:
+        yield from _lines(
+            f"{named(unmasked)} can be scored and not masked: no one projection takes what the heads of a layer put "
+            "out, and that alone, to the hidden state. A suite of kind ablate masks no head there.",
+            indent="  ",
+        )
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """`0–2, 4–6`."""
-    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda at: at[1] - at[0])]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+def _lines(text: str, indent: str = "    ") -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)

@@ -61,6 +61,7 @@ class Masks:
         Raises:
             CellSkipped: There is no such draw, since there are too few others.
             ConfigError: The heads are not this model's, or too many.
+            EngineError: No head of this model can be masked.
             ResultsError: The suite that was to find them found none.
         """
         maskable = set(self.maskable)
@@ -68,6 +69,8 @@ class Masks:
         chosen = Arm.of(arm)
         if not chosen.count:
             return None
+        if not shape:
+            raise EngineError("no head of this model can be masked: `retrieval-heads models --check` says why")
         ranked = ablate.heads or self.found(ablate.awaits)
         try:
             heads = heads_of(chosen, ranked, shape, ablate.seed)

@@ -103,10 +103,10 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
     # Read before anybody is told that the engine is ready, and may write there.
     earlier = complete_answers(Path(hello.earlier)) if hello.earlier else {}
     start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}
-    fault = builder.start_token_fault()
+    warnings = [*engine.info.warnings, *filter(None, [builder.start_token_fault()])]
     facts: Message = {"start_seconds": start_seconds, "identities": identities.to_json()}
-    if fault:
-        facts["warnings"] = [fault]
+    if warnings:
+        facts["warnings"] = warnings
     pulse.beat()
     server.started({"model": name, **engine.info.to_json(), **facts})
     return Loop(server, engine, builder, earlier, beat=pulse.beat).run

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from retrieval_heads.errors import ResultsError
 
@@ -49,6 +51,13 @@ def read_layer(layer: object, where: str) -> Layer:
             f"{where}: layers: {layer!r} is no layer; numbers of layers and heads are whole and below {MOST}"
         )
     return made
+
+
+def named(numbers: Sequence[int]) -> str:
+    """`layer 4`, or `layers 0–2, 4–6` of numbers that rise."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda at: at[1] - at[0])]
+    told = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+    return f"{'layers' if len(numbers) > 1 else 'layer'} {told}"
 
 
 def written_number(text: str) -> int:

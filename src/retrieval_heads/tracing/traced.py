@@ -22,10 +22,10 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from retrieval_heads.errors import EngineError
 from retrieval_heads.plain import Fields
-from retrieval_heads.runs.layers import Layer, layer_number
 from retrieval_heads.tracing import ablate
 from retrieval_heads.tracing.figures import scores_of
-from retrieval_heads.tracing.layer_kinds import REGISTRY, LayerKind, kind_of, why_unscored
+from retrieval_heads.tracing.layer_kinds import LayerKind
+from retrieval_heads.tracing.model_layers import ModelLayers, model_layers, why_none
 from retrieval_heads.tracing.weightless import weightless
 from retrieval_heads.tracing.worker import PROBE, worker_class
 
@@ -74,15 +74,14 @@ def with_graphs(arguments: Fields) -> Fields | None:
     return {**asked, "compilation_config": {**compilation, "mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 
 
-def layers_of(model: str, arguments: Fields) -> list[Layer]:
-    """A checkpoint's layers in the model's order, by its config alone: no weights are read.
+def layers_of(model: str, arguments: Fields) -> ModelLayers:
+    """A checkpoint's layers, by its config alone: no weights are read.
 
     Args:
         model: A folder with a `config.json`, or a hub name.
         arguments: vLLM's engine arguments.
     """
-    unloaded = _UnloadedVLLM(model, **arguments)
-    return _layers(*_scored_layers(unloaded))
+    return model_layers(_UnloadedVLLM(model, **arguments))
 
 
 class TracedModel:
@@ -93,7 +92,7 @@ class TracedModel:
         arguments: vLLM's engine arguments; steps that an edit runs in are eager whatever they say (`with_graphs`).
 
     Raises:
-        EngineError: No layer of the model can be scored.
+        EngineError: The keys of a request are on several ranks.
     """
 
     def __init__(self, model: str, arguments: Fields) -> None:
@@ -112,29 +111,25 @@ class TracedModel:
         )
         self.engine: LLMEngine = self.model.vllm_entrypoint.llm_engine
         began = time.perf_counter()
-        scored, unscored = _scored_layers(self.model)
-        if not scored:
-            found = ", ".join(sorted(set(unscored.values()))) or "of no class that is known"
-            raise EngineError(
-                f"no layer of {model} can be scored: its attention is {found}; "
-                f"scored are decoder layers of vLLM's {', '.join(REGISTRY)}"
-            )
-        self.layers = _layers(scored, unscored)
-        self.needs_whole_context = any(kind.needs_whole_context for _, kind in scored)
+        found = model_layers(self.model)
+        self.layers = found.layers
+        self.refusal = why_none(found)
+        """Why no head can be scored; such an engine answers, and scores and masks nothing."""
+        scored, maskable = found.scored, found.maskable
+        self.needs_whole_context = any(layer.kind.needs_whole_context for layer in scored)
         """Whether a replay may read nothing from the prefix cache."""
-        self.queryless = [layer_number(envoy.path) for envoy, kind in scored if not kind.has_queries]
+        self.queryless = [layer.number for layer in scored if not layer.kind.has_queries]
         """Numbers of the layers whose heads the mode `uniform` cannot mask."""
-        self.scores = tuple(score.name for score in scores_of([kind for _, kind in scored]))
+        self.scores = tuple(score.name for score in scores_of([layer.kind for layer in scored]))
+        self.maskable = [layer.number for layer in maskable]
+        """Numbers of the layers whose heads can be masked; a mask names a layer by its place among them."""
         with warnings.catch_warnings():
             # nnsight warns that cached tokens never pass the block: the probe checks that none it needs is cached.
             warnings.filterwarnings("ignore", message="This engine was built with prefix caching on")
-            _install(self.model, scored)
-            maskable = [(envoy, kind, _projection(self.model, envoy, kind)) for envoy, kind in scored]
-            maskable = [layer for layer in maskable if layer[2] is not None]
-            self.maskable = [layer_number(envoy.path) for envoy, _, _ in maskable]
-            """Numbers of the layers whose heads can be masked; a mask names a layer by its place among them."""
+            if scored:
+                _install(self.model, [(layer.envoy, layer.kind) for layer in scored])
             if maskable:
-                _install_mask(self.model, maskable)
+                _install_mask(self.model, [(layer.envoy, layer.kind, layer.projection) for layer in maskable])
         self.install_seconds = time.perf_counter() - began
 
     def step(self) -> list[RequestOutput]:
@@ -193,50 +188,6 @@ def _install_mask(model: VLLM, layers: list[tuple[Envoy, LayerKind, Envoy]]) -> 
         for _step in tracer.iter[:]:
             for layer, (_, _, projection) in enumerate(layers):
                 add_reference(len(layers), layer, projection.input)
-
-
-def _projection(model: VLLM, envoy: Envoy, kind: LayerKind) -> Envoy | None:
-    """The module that maps a layer's heads to the hidden state: a row-parallel projection of as many features as the
-    heads have together, in the smallest module round the attention that holds one; `None` where it is not one alone.
-    """
-    from vllm.model_executor.layers.linear import RowParallelLinear
-
-    features = kind.heads(envoy._module) * kind.value_size(envoy._module)
-    path = f"{envoy.path}."
-    while path := path.rpartition(".")[0]:
-        found = [
-            other
-            for other in model.modules()
-            if other.path.startswith(f"{path}.")
-            and isinstance(other._module, RowParallelLinear)
-            and other._module.input_size == features
-        ]
-        if found:
-            return found[0] if len(found) == 1 else None
-    return None
-
-
-def _scored_layers(model: VLLM) -> tuple[list[tuple[Envoy, LayerKind]], dict[str, str]]:
-    """The layers that can be scored with their kinds, in the model's order, and what the others are, by path."""
-    scored, others = [], {}
-    for envoy in model.modules():
-        if kind := kind_of(envoy._module):
-            scored.append((envoy, kind))
-        elif reason := why_unscored(envoy._module):
-            others[envoy.path] = reason
-    return sorted(scored, key=lambda layer: layer_number(layer[0].path)), others
-
-
-def _layers(scored: list[tuple[Envoy, LayerKind]], unscored: Mapping[str, str]) -> list[Layer]:
-    """Every layer in the model's order. Modules are built for one rank whatever the engine's parallelism, so the head
-    counts are the model's.
-    """
-    layers = [Layer(path, layer_number(path), 0, None, reason) for path, reason in unscored.items()]
-    for envoy, kind in scored:
-        module = envoy._module
-        number = layer_number(envoy.path)
-        layers.append(Layer(envoy.path, number, kind.heads(module), kind.window(module), kind.name))
-    return sorted(layers, key=lambda layer: layer.number)
 
 
 def _no_weight_processing() -> AbstractContextManager[object]:

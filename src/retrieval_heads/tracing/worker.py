@@ -122,11 +122,13 @@ class Conducted:
             conductor, self._conductor = self._conductor, None
             replays, self.scheduled_replays = self.scheduled_replays, ()
             if conductor is not None:
-                if conductor.alive:  # parked at a layer that this forward did not reach
+                error = None if conductor.exception is None else _told(conductor.exception)
+                if conductor.alive:
+                    error = f"{conductor.pending} was not reached: layers ran in another order than they stand in"
                     conductor.worker.throw(GreenletExit)
-                if conductor.exception is not None:
+                if error is not None:
                     for replay in replays:
-                        replay.state.setdefault("error", _told(conductor.exception))
+                        replay.state.setdefault("error", error)
 
     def collect_replays(self, finished: set[str]) -> dict[str, tuple[dict[str, Any], str | None]]:
         """The figures of finished replays and why there are none, by the name that the engine knows a request by."""

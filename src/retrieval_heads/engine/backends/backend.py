@@ -63,6 +63,7 @@ class Info:
         layers: Those that mix tokens; of a backend that scores heads.
         maskable_layers: Numbers of those whose heads can be masked.
         start_seconds: What its start took, by part.
+        warnings: What it cannot do with this model, a sentence each; said at the start and at the end of a run.
         more: Whatever else it says, plain JSON by name.
     """
 
@@ -78,11 +79,14 @@ class Info:
     layers: tuple[Layer, ...] | None = None
     maskable_layers: tuple[int, ...] | None = None
     start_seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     more: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """As `run.json` holds it."""
-        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("layers", "more")}
+        said = {
+            one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("layers", "warnings", "more")
+        }
         if self.layers is not None:
             said["layers"] = [asdict(layer) for layer in self.layers]
         return {name: value for name, value in said.items() if value is not None} | dict(self.more)

@@ -42,8 +42,7 @@ class Engine(Backend):
             model is not compiled.
 
     Raises:
-        EngineError: This vLLM is not supported, has no such argument, or has no layer that could be probed; vLLM's
-            own errors come as they are.
+        EngineError: This vLLM is not supported, or has no such argument; vLLM's own errors come as they are.
     """
 
     capabilities: ClassVar = Capabilities(scores_heads=True, masks_heads=True, replicas=True)
@@ -174,6 +173,7 @@ class Engine(Backend):
             layers=model_traced and tuple(model_traced.layers),
             maskable_layers=model_traced and tuple(model_traced.maskable),
             start_seconds=self.start_seconds,
+            warnings=(model_traced.refusal,) if model_traced and model_traced.refusal else (),
             more={
                 "architecture": ", ".join(getattr(hf_config, "architectures", None) or ["unknown"]),
                 "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
@@ -218,8 +218,10 @@ class Engine(Backend):
             of: The request that it repeats, if that was added with `is_replayed`.
 
         Raises:
-            EngineError: vLLM refuses the request.
+            EngineError: vLLM refuses the request, or no head of the model can be scored.
         """
+        if self.traced.refusal is not None:
+            raise EngineError(self.traced.refusal)
         from retrieval_heads.engine.backends import scheduler
         from retrieval_heads.tracing.worker import PROBE
 
@@ -293,6 +295,8 @@ class Engine(Backend):
 
         if self._edits is None:
             raise EngineError("this engine cannot mask heads: no suite of kind detect or ablate is selected")
+        if self.traced.refusal is not None:
+            raise EngineError(self.traced.refusal)
         places = {layer: place for place, layer in enumerate(self.traced.maskable)}
         if unknown := [layer for layer, _ in mask.heads if layer not in places]:
             raise EngineError(f"the heads of layer {unknown[0]} cannot be masked: it has no output projection")

@@ -315,3 +315,18 @@ def test_base_score_and_effective_length_as_the_paper_defines_them() -> None:
     assert longer is not None
     assert longer.effective == 2000
     assert totals([scored(2000, "a_onehop", 1)]) == ["no base score: no length of at most 1024 tokens was measured"]
+
+
+def test_a_length_at_which_a_pair_has_no_answer_ends_the_effective_length() -> None:
+    records = [scored(length, pair, pair == "a") for length in (512, 2048, 4096) for pair in ("a", "b")]
+    records[3] = records[3].model_copy(update={"status": "error", "scores": {}})  # b at 2,048, which it cannot
+    found = base_score(records)
+    assert found is not None
+    assert (found.base, found.effective, found.missing) == (0.5, 512, 1)
+    assert totals(records)[0].endswith(
+        "effective length (0.85 of it): 512 tokens; 1 samples have no answer and are left out"
+    )
+    gone = [each.model_copy(update={"scores": {}}) if each.place.get("length") == 2048 else each for each in records]
+    found = base_score(gone)
+    assert found is not None
+    assert (found.means, found.effective) == ({512: 0.5, 4096: 0.5}, 512)

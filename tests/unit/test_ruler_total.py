@@ -79,6 +79,43 @@ def test_the_effective_length_is_judged_on_thirteen(scores: tuple[float, float],
     assert "12 to 13 were answered" in " ".join(sentences(without))
 
 
+def unanswered(each: Record) -> Record:
+    return each.model_copy(update={"status": "error", "passed": False, "scores": {}, "reason": "the engine ended"})
+
+
+def test_samples_without_an_answer_are_counted_wherever_totals_stand() -> None:
+    held = [
+        unanswered(each) if each.place.get("length") == 8192 and each.seed > 0 else each
+        for each in records(THIRTEEN, lambda *_: 1.0)
+    ]
+    left_out = sum(not each.scores for each in held)
+    sentence = f"{left_out} of {len(held)} samples have no answer and count in no total."
+    assert sentence in sentences(held)
+    assert sentence in text_report(held)
+    assert any(sentence in grid["notes"] for grid in overview(StoredRun("run", held))["grids"])
+
+
+def test_totals_of_an_ablation_are_those_with_nothing_masked() -> None:
+    arms = {"none": 1.0, "top_10": 0.0}
+    held = [
+        each.model_copy(update={"kind": "ablate", "arm": arm})
+        for arm, score in arms.items()
+        for each in records(THIRTEEN[:2], lambda _, __, score=score: score)  # type: ignore[misc]
+    ]
+    ((name, lines),) = overview(StoredRun("run", held))["totals"]
+    assert name == "synthetic: nothing masked"
+    assert lines[0].startswith("mean of 2 tasks at 4096 tokens: 100.0 ")
+
+
+def test_no_length_is_effective_where_one_has_no_answer() -> None:
+    held = [
+        unanswered(each) if each.place.get("length") == 4096 else each for each in records(THIRTEEN, lambda *_: 1.0)
+    ]
+    said = " ".join(sentences(held))
+    assert "There is no effective length: of 4096 tokens no sample has an answer." in said
+    assert "Effective length: " not in said
+
+
 def test_rulers_wording_is_not_called_ours() -> None:
     recipe = {"wording": [], "template_hash": "a", "prompt_hash": "b", "options": {"wording": {"needle": "x"}}}
     held = [record("vt", 4096, seed, 1.0, recipe=recipe) for seed in range(5)]

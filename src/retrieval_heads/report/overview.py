@@ -69,7 +69,7 @@ def overview(run: StoredRun) -> dict[str, Any]:
     ]
     figures += [(f"{name}: heads", list(_heads(table))) for name, table in run.heads.items()]
     by_name = [each for each in suites.values() if each[0].kind == "niah" and _has_names(each)]
-    totals = [(_titled(suite), totals_of(list(filter(_is_measured, records)))) for suite, records in suites.items()]
+    totals = [(_titled(suite), totals_of(_unmasked(records))) for suite, records in suites.items()]
     shown_with_rows = {_titled(each[0].suite_id) for each in by_name}
     return {
         "title": model or run.name,
@@ -238,7 +238,7 @@ def _named_rows(records: Sequence[Record]) -> dict[str, Any]:
         "caption": f"Mean {metric} by {down} and {across}; intervals are 95 %.",
         "columns": [down, *map(str, table.acrosses), "mean"],
         "rows": rows,
-        "notes": totals_of(measured),
+        "notes": totals_of(records),
     }
 
 

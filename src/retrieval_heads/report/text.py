@@ -36,18 +36,14 @@ def text_report(records: Sequence[Record]) -> str:
         whole = suites[heading[0], heading[-1]]
         lines = list(_table(" · ".join(filter(None, heading)), members))
         if len(members) == len(whole):
-            lines[-1:-1] = _totals(whole)
+            lines[-1:-1] = totals_of(whole)
         blocks.append("\n".join(lines))
     for heading, whole in suites.items():
         # Of a suite with several tables its totals stand behind all of them.
         is_one = any(len(members) == len(whole) for key, members in groups.items() if (key[0], key[-1]) == heading)
-        if not is_one and (lines := _totals(whole)):
+        if not is_one and (lines := totals_of(whole)):
             blocks.append("\n".join([f"{' · '.join(filter(None, heading))}: totals", *lines]))
     return "\n\n".join(blocks)
-
-
-def _totals(records: Sequence[Record]) -> list[str]:
-    return totals_of([record for record in records if _value(record) is not None])
 
 
 def _table(heading: str, records: Sequence[Record]) -> Iterator[str]:

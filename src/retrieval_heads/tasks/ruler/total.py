@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from retrieval_heads.intervals import Interval, mean_of_means_interval
 from retrieval_heads.intervals import shown as interval_shown
-from retrieval_heads.runs.place import LENGTH, in_order
+from retrieval_heads.runs.place import LENGTH, Value, in_order
 from retrieval_heads.runs.record import Record, finite_mean
 from retrieval_heads.scoring.settings import STRING_MATCH, WHOLE_WORDS
 
@@ -44,7 +44,7 @@ def totals(records: Sequence[Record], score: str = STRING_MATCH) -> list[Total]:
     """
     found = []
     measured = [record for record in records if record.task == "ruler" and score in record.scores]
-    for length in in_order(record.place.get(LENGTH) or 0 for record in measured):
+    for length in in_order(map(_length, measured)):
         groups: dict[str, list[float]] = {}
         for record in measured:
             if record.place.get(LENGTH) == length:
@@ -71,13 +71,22 @@ def effective_length(found: Sequence[Total]) -> int | None:
 
 
 def sentences(records: Sequence[Record]) -> list[str]:
-    """Totals in words; none for records of another task."""
+    """Totals in words, and how many samples are in none; nothing for records of another task."""
     found = totals(records)
     if not found:
         return []
     said = [_line(total, whole) for total, whole in zip(found, totals(records, WHOLE_WORDS), strict=True)]
+    asked = [record for record in records if record.task == "ruler"]
+    missing = [record for record in asked if STRING_MATCH not in record.scores]
+    if missing:
+        said.append(f"{len(missing):,} of {len(asked):,} samples have no answer and count in no total.")
+    answered = {total.length for total in found}
+    silent = [length for length in in_order(map(_length, missing)) if length not in answered]
     length = effective_length(found)
-    if length is None:
+    if silent:
+        listed = ", ".join(map(str, silent))
+        said.append(f"There is no effective length: of {listed} tokens no sample has an answer.")
+    elif length is None:
         fewest, most = min(total.tasks for total in found), max(total.tasks for total in found)
         counted = f"{fewest} to {most}" if fewest < most else f"{most}"
         said.append(
@@ -91,6 +100,10 @@ def sentences(records: Sequence[Record]) -> list[str]:
     if not all(record.recipe and (record.recipe.options or {}).get("wording") for record in _asked(records)):
         said.append("The wordings are our own: published totals are of RULER's (task.wording: ruler).")
     return said
+
+
+def _length(record: Record) -> Value:
+    return record.place.get(LENGTH) or 0
 
 
 def _asked(records: Sequence[Record]) -> list[Record]:

@@ -49,6 +49,19 @@ def path_of(text: str) -> Path:
     return path
 
 
+def state_of(path: str | Path) -> tuple[int, int]:
+    """When a file was written last, in ns, and its bytes: what is kept of a file is kept under its state.
+
+    Raises:
+        UnreadableFile: There is none.
+    """
+    try:
+        state = Path(path).stat()
+    except OSError as error:
+        raise UnreadableFile(f"{path}: cannot be read ({error.strerror})") from None
+    return state.st_mtime_ns, state.st_size
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a regular file.
 

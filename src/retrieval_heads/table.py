@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NoReturn
 
-from retrieval_heads.errors import ConfigError, UnreadableFile
-from retrieval_heads.reading import parse_json, read_bytes
+from retrieval_heads.errors import ConfigError
+from retrieval_heads.reading import parse_json, read_bytes, state_of
 
 SUFFIXES: Final = (".jsonl", ".csv", ".tsv")
 _LONGEST_CELL = 1 << 30  # characters; a haystack may stand in a cell, and the csv module stops at 131,072
@@ -113,11 +113,7 @@ def read_table(path: Path) -> Table:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{path}: a table is expected as {', '.join(SUFFIXES)}")
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise UnreadableFile(f"{path}: cannot be read ({error.strerror})") from None
-    return _parsed(path, (state.st_mtime_ns, state.st_size))
+    return _parsed(path, state_of(path))
 
 
 @lru_cache(maxsize=4)

@@ -249,7 +249,14 @@ SWEEP = {"context_lengths": [2000]}
         ("mrcr", None, {"sweep": SWEEP, "scoring": {"metric": "exact"}}, "the score of a conversation is ratio"),
         ("mrcr_file", None, {}, "task.file: this key is missing"),
         (None, [{**ROW, "answer": "A tapir"}], {}, "row 1, column 'answer': it does not begin with the row's"),
-        (None, [{**ROW, "n_needles": "two"}], {}, "row 1, column 'n_needles': a count of requests is expected"),
+        (None, [{**ROW, "n_needles": "two"}], {}, "row 1, column 'n_needles': a count of requests, 1 to 1000"),
+        (None, [{**ROW, "n_needles": "9" * 5000}], {}, "a count of requests, 1 to 1000, is expected, found '999"),
+        (
+            None,
+            [{**ROW, "answer": ROW["random_string_to_prepend"]}],
+            {},
+            "row 1, column 'answer': it holds nothing behind the row's random_string_to_prepend",
+        ),
         (None, [ROW, {**ROW, "prompt": "[1"}], {}, "rows.jsonl:2: row 2, column 'prompt': not a JSON list of messages"),
         (None, [{**ROW, "prompt": [{"role": "me"}]}], {}, "column 'prompt': message 1: role (system, user, assistant)"),
         (None, [{**ROW, "prompt": TALK[:2]}], {}, "column 'prompt': a list of messages is expected that ends with"),
@@ -260,3 +267,9 @@ def test_what_cannot_be_asked(tmp_path: Path, task: Any, rows: Any, keys: dict[s
     with pytest.raises(ConfigError) as error:
         suite_of(tmp_path, task or {"name": "mrcr_file", "file": "rows.jsonl"}, rows, **keys)
     assert sentence in str(error.value)
+
+
+def test_a_name_that_leaves_nothing_is_the_rows_number(tmp_path: Path) -> None:
+    task = {"name": "mrcr_file", "file": "rows.jsonl", "columns": {"name": "id"}}
+    suite = suite_of(tmp_path, task, [{**ROW, "id": "a/b"}, {**ROW, "id": "//"}])
+    assert [cell.place.get("row") for cell in suite.cells] == ["a_b", "row_2"]

@@ -159,6 +159,11 @@ def test_right_answers_score_1_and_wrong_ones_0(files: dict[str, str], name: str
             lambda file: file["data"][0]["paragraphs"][0]["qas"][0].update(answers=[]),
             r"question 0 .* has not an answer",
         ),
+        (
+            "qa_1",
+            lambda file: file["data"][0]["paragraphs"][0]["qas"][0].update(question=" "),
+            "question 0 is empty",
+        ),
         ("qa_2", lambda file: file[3].pop("context"), r"3\.context: Field required; a file of HotpotQA's shape"),
         ("qa_2", lambda file: file[0]["context"].clear(), r"question 0 .* has not a document"),
         ("qa_2", lambda file: file.clear(), "holds no question that has an answer"),
@@ -170,6 +175,31 @@ def test_a_file_without_a_field_is_named(tmp_path: Path, name: str, spoil: Any, 
     (tmp_path / "spoilt.json").write_text(json.dumps(made))
     with pytest.raises(ConfigError, match=sentence):
         list(RULER.places(question({name: str(tmp_path / "spoilt.json")}, name)))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_file_that_changes_is_read_again(tmp_path: Path, name: str) -> None:
+    path, made = tmp_path / "file.json", (squad() if name == "qa_1" else hotpotqa())
+    path.write_text(json.dumps(made))
+    place = Place((("length", 900), ("task", name)), 0)
+    before = RULER.asked(question({name: str(path)}, name), place)
+    path.write_text(json.dumps(made).replace("town", "village").replace("lake", "pond"))
+    after = RULER.asked(question({name: str(path)}, name), place)
+    assert after.question != before.question
+
+
+@pytest.mark.parametrize(
+    ("wording", "sentence"),
+    [
+        ({"message": "{question}"}, r"task\.wording\.phrases\.message: holds \{context\} 0 times; once is accepted"),
+        ({"document": "Document {i}"}, r"task\.wording\.document: holds no \{document\}"),
+    ],
+)
+def test_a_wording_without_its_marks_is_named(files: dict[str, str], wording: dict[str, str], sentence: str) -> None:
+    said = {"message": "{context}\n{question}", "question": "{query}", "prefill": "So:", **wording}
+    document = said.pop("document", "{document}")
+    with pytest.raises(ConfigError, match=sentence):
+        list(RULER.places(question(files, "qa_1", wording={"phrases": said, "document": document})))
 
 
 def test_bad_input_is_named(files: dict[str, str], tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def _parsed(table: Table, said: str) -> Rows:
             table.require(column)
         rows: dict[str, Asked] = {}
         for row in table.rows:
-            name = _NAME.sub("_", row.text(columns.name)).strip("_") if columns.name else f"row_{row.number}"
+            told = _NAME.sub("_", row.text(columns.name)).strip("_") if columns.name else ""
+            name = told or f"row_{row.number}"
             if name in rows:
                 row.refuse(columns.name or "name", f"{name!r} is the name of another row too")
             rows[name] = _asked(row, columns)
@@ -112,8 +113,10 @@ def _asked(row: Row, columns: Columns) -> Asked:
     answer, prefix, count = row.text(columns.answer), row.text(columns.prefix), row.text(columns.requests)
     if not answer.startswith(prefix):
         row.refuse(columns.answer, f"it does not begin with the row's {columns.prefix}, {prefix!r}")
-    if not count.isdecimal() or not 1 <= int(count) <= 1000:
-        row.refuse(columns.requests, f"a count of requests is expected, found {count!r}")
+    if not answer.removeprefix(prefix).strip():
+        row.refuse(columns.answer, f"it holds nothing behind the row's {columns.prefix}, {prefix!r}")
+    if not re.fullmatch(r"[0-9]{1,4}", count) or not 1 <= int(count) <= 1000:
+        row.refuse(columns.requests, f"a count of requests, 1 to 1000, is expected, found {count[:40]!r}")
     return Asked(_messages(row, columns.messages), answer, prefix, int(count))
 
 

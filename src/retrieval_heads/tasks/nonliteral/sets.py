@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.prompts.settings import Message, Prompt
-from retrieval_heads.reading import parse_json, read_bytes
+from retrieval_heads.reading import parse_json, read_bytes, state_of
 from retrieval_heads.runs.record import first_mistake
 from retrieval_heads.settings.section import Said
 from retrieval_heads.tasks.nonliteral.own import CHARACTERS, OWN
@@ -77,11 +77,7 @@ def read_set(path: Path) -> NeedleSet:
     Raises:
         ConfigError: It cannot be read, or an entry is none: which, and what is wrong.
     """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    return _parsed(path, (state.st_mtime_ns, state.st_size))
+    return _parsed(path, state_of(path))
 
 
 class _Said(BaseModel):

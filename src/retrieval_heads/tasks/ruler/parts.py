@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.runs.record import first_mistake
 from retrieval_heads.settings.section import Section
 from retrieval_heads.tasks.ruler import harness, qa, wording
 from retrieval_heads.tasks.ruler.cwe import CommonWords
@@ -81,9 +82,8 @@ def wording_of(name: str, said: Said) -> Section:
     try:
         return type(family.own).model_validate(said)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, ("task", "wording", *first["loc"])))
-        raise ConfigError(f"{key}: {first['msg']}; {name} takes {RULERS}, or what a recipe of it holds") from None
+        said_of = f"task.wording.{first_mistake(error)}"
+        raise ConfigError(f"{said_of}; {name} takes {RULERS}, or what a recipe of it holds") from None
 
 
 def part_of(name: str, said: Said = None, file: str = "") -> InText | Units:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.reading import parse_json, read_text
+from retrieval_heads.reading import parse_json, read_text, state_of
 from retrieval_heads.runs.record import first_mistake
 from retrieval_heads.tasks.ruler.part import Asked, Filled, Units
 from retrieval_heads.tasks.ruler.wording import DocumentsWording, fill
@@ -83,13 +83,26 @@ class _Hotpot(BaseModel):
     context: list[tuple[str, list[str]]]
 
 
-@lru_cache(maxsize=4)
 def read_squad(path: str) -> Documents:
     """A file of SQuAD's: paragraphs are documents, questions without an answer are left out.
 
     Raises:
         ConfigError: It cannot be read, a field is missing, or it holds no question with an answer.
     """
+    return _squad(path, state_of(path))
+
+
+def read_hotpotqa(path: str) -> Documents:
+    """A file of HotpotQA's, of the distractor setting: titles and sentences of its paragraphs are documents.
+
+    Raises:
+        ConfigError: As for `read_squad`.
+    """
+    return _hotpotqa(path, state_of(path))
+
+
+@lru_cache(maxsize=4)
+def _squad(path: str, _state: tuple[int, int]) -> Documents:
     text, file = _read(path, _Squad, "SQuAD's")
     articles = [article.paragraphs for article in file.data]
     texts, number = _numbered(each.context for paragraphs in articles for each in paragraphs)
@@ -105,12 +118,7 @@ def read_squad(path: str) -> Documents:
 
 
 @lru_cache(maxsize=4)
-def read_hotpotqa(path: str) -> Documents:
-    """A file of HotpotQA's, of the distractor setting: titles and sentences of its paragraphs are documents.
-
-    Raises:
-        ConfigError: As for `read_squad`.
-    """
+def _hotpotqa(path: str, _state: tuple[int, int]) -> Documents:
     text, file = _read(path, list[_Hotpot], "HotpotQA's")
     said = [[f"{title}\n{''.join(sentences)}" for title, sentences in each.context] for each in file]
     texts, number = _numbered(itertools.chain.from_iterable(said))
@@ -143,6 +151,8 @@ def _checked(found: Documents) -> Documents:
     if not found.entries:
         raise ConfigError(f"{found.path} holds no question that has an answer")
     for number, entry in enumerate(found.entries):
+        if not entry.query.strip():
+            raise ConfigError(f"{found.path}: question {number} is empty")
         if not entry.gold or not all(each.strip() for each in entry.answers or ("",)):
             what = "an answer" if entry.gold else "a document"
             raise ConfigError(f"{found.path}: question {number} ({entry.query!r}) has not {what}")

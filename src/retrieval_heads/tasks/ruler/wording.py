@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from retrieval_heads.settings.section import Said, Section
 
@@ -25,6 +25,14 @@ class Phrases(Section):
     """What stands before the message, of a task that works an example first; `{asked}`, which is message and question
     of the example, `{prefill}` and `{answer}` in it.
     """
+
+    @field_validator("message")
+    @classmethod
+    def _asks(cls, message: str) -> str:
+        for mark in ("{context}", "{question}"):
+            if (found := message.count(mark)) != 1:
+                raise ValueError(f"holds {mark} {found} times; once is accepted")
+        return message
 
     def worked(self, context: str, answer: str, **marks: object) -> str:
         """The worked example, with its context and its answer."""
@@ -87,6 +95,13 @@ class DocumentsWording(Section):
     phrases: Phrases
     document: Said
     """`{i}`, its number, and `{document}` in it."""
+
+    @field_validator("document")
+    @classmethod
+    def _holds(cls, document: str) -> str:
+        if "{document}" not in document:
+            raise ValueError("holds no {document}")
+        return document
 
 
 def fill(text: str, **marks: object) -> str:

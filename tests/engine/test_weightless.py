@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 import torch
 from nnsight.modeling.mixins.meta import MetaDevice
 
-from retrieval_heads.tracing.weightless import NumbersKept
+from retrieval_heads.errors import EngineError
+from retrieval_heads.tracing.weightless import NumbersKept, weightless
 
 pytestmark = pytest.mark.engine
 
@@ -44,3 +45,14 @@ class TestNumbersKept:
         assert torch.nn.Linear(2, 2).weight.is_meta
         assert torch.tensor([1.0, 2.0]).is_meta
         assert torch.zeros(()).is_meta
+
+
+@pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.cpu])
+def test_numbers_that_are_not_there_are_a_sentence(read: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises(EngineError, match=r"^this model's heads can neither be scored nor masked"), weightless():
+        read(torch.zeros((), device="meta"))
+
+
+def test_other_errors_are_as_they_come() -> None:
+    with pytest.raises(RuntimeError, match="another"), weightless():
+        raise RuntimeError("another reason")

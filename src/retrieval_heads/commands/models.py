@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retrieval_heads.engine.backends.reasons import plain_reason
 from retrieval_heads.engine.backends.versions import SUPPORTED
-from retrieval_heads.engine.backends.vllm import plain_reason
 from retrieval_heads.errors import ConfigError, EngineError, printable
 from retrieval_heads.models import PACKAGED, locate_model
 from retrieval_heads.runs.layers import Layer, named

@@ -49,7 +49,7 @@ def main() -> None:
         server.failed(str(error))
     except BaseException as error:
         traceback.print_exc()
-        server.failed(f"{type(error).__name__}: {backend.reason(error)}")
+        server.failed(f"{type(error).__name__}: {backend.reason(error).removeprefix(f'{type(error).__name__}: ')}")
     pulse.rest()  # clients read why; the launcher ends this process
 
 

@@ -17,6 +17,8 @@ import torch
 from nnsight.modeling.mixins.meta import MetaDevice
 from torch.overrides import TorchFunctionMode
 
+from retrieval_heads.errors import EngineError
+
 
 class NumbersKept(TorchFunctionMode):  # type: ignore[misc]  # PyTorch's types are not read
     """Within it `torch.tensor` of a single number has that number, whatever the device, and keeps it where it is read
@@ -43,7 +45,11 @@ class NumbersKept(TorchFunctionMode):  # type: ignore[misc]  # PyTorch's types a
 
 @contextmanager
 def weightless() -> Iterator[None]:
-    """Round the build of the copy: a model's modules are imported as vLLM imports them, with real numbers."""
+    """Round the build of the copy: a model's modules are imported with real numbers.
+
+    Raises:
+        EngineError: The model's code reads others.
+    """
     from vllm.model_executor.model_loader import base_loader
 
     right = base_loader.initialize_model
@@ -56,4 +62,12 @@ def weightless() -> Iterator[None]:
         return right(vllm_config=vllm_config, **options)
 
     with mock.patch.object(base_loader, "initialize_model", initialize_model), NumbersKept():
-        yield
+        try:
+            yield
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta tensor" not in str(error):
+                raise
+            raise EngineError(
+                "this model's heads can neither be scored nor masked: while it is built without its weights, its code "
+                f"reads numbers that are not there ({error}); suites of kind niah run in a session of their own"
+            ) from error

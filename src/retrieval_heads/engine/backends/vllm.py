@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import os
-import re
 import time
 import traceback
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from typing import Any, ClassVar
 
 from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling, refuse_unknown
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info, Prompt
+from retrieval_heads.engine.backends.reasons import plain_reason
 from retrieval_heads.engine.backends.versions import SUPPORTED, check_versions, refuse_unsupported
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
@@ -467,19 +466,6 @@ def _last_line(error: Any) -> str | None:
         return None
     text = error.get("message") or str(error) if isinstance(error, dict) else str(error)
     return text.strip().splitlines()[-1] if text.strip() else "the probe failed"
-
-
-def plain_reason(error: BaseException) -> str:
-    """What vLLM refuses a model for, as one sentence: its own may be a page with every architecture it knows."""
-    text = str(error).strip()
-    if unknown := re.search(r"Model architectures \[(.*?)\] are not supported", text):
-        known = re.findall(r"'(\w+)'", text.partition("Supported architectures")[2])
-        close = difflib.get_close_matches(unknown[1].strip("'"), known, n=3, cutoff=0.8)
-        hint = f"; close to it: {', '.join(close)}" if close else ""
-        return f"vLLM knows {len(known)} architectures, and {unknown[1]} is none of them{hint}"
-    if value := re.search(r"(?:Value|Assertion) error, (.*?)(?: \[type=|$)", text, re.DOTALL):
-        text = value[1]
-    return text.splitlines()[0].strip() if text else type(error).__name__
 
 
 def _supported_version() -> str:

@@ -1,0 +1,29 @@
+"""What vLLM refuses a model for, in words for people."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from pydantic import ValidationError
+
+_STACK = r"Traceback \(most recent call last\)|Exception raised from |C\+\+ CapturedTraceback"
+"""Where the stack begins that some errors hold."""
+
+
+def plain_reason(error: BaseException) -> str:
+    """An error on one line: all but stacks, and the architectures that vLLM knows, of which close ones are named."""
+    text = str(error).strip()
+    if unknown := re.search(r"Model architectures \[(.*?)\] are not supported", text):
+        known = re.findall(r"'(\w+)'", text.partition("Supported architectures")[2])
+        close = difflib.get_close_matches(unknown[1].strip("'"), known, n=3, cutoff=0.8)
+        hint = f"; close to it: {', '.join(close)}" if close else ""
+        return f"vLLM knows {len(known)} architectures, and {unknown[1]} is none of them{hint}"
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            ": ".join([*map(str, one["loc"]), " ".join(re.sub("^(Value|Assertion) error, ", "", one["msg"]).split())])
+            for one in error.errors(include_url=False, include_context=False, include_input=False)
+        )
+    told = " ".join(re.split(_STACK, text, maxsplit=1)[0].split())
+    # A lone word, a key that was not found say, tells nothing by itself.
+    return told if " " in told else ": ".join(filter(None, [type(error).__name__, told]))

@@ -20,6 +20,7 @@ from retrieval_heads.prompts.haystack import Haystack, check_source, read_text
 from retrieval_heads.runs.identity import question_identity
 from retrieval_heads.runs.place import Place
 from retrieval_heads.runs.record import Record
+from retrieval_heads.suites.soundness import check_answers
 from retrieval_heads.suites.suite import Suite, load_suite
 from retrieval_heads.tasks.builder import CellBuilder
 from retrieval_heads.tasks.needle import TheNeedle
@@ -182,6 +183,15 @@ def test_distractors_keep_away_from_the_needle(folder: Path) -> None:
     assert [each.depth for each in other] != [each.depth for each in record.insertions]
 
 
+def test_a_distractor_that_passes_as_the_answer_is_doubtful(folder: Path) -> None:
+    row = {"needle": "The code of the gate is 7412.", "question": "Which code opens it?", "answer": "7412 of the gate"}
+    said = ["The code of the door is 9.", "Someone wrote 7412 on the gate."]
+    suite = suite_of(folder, "f.jsonl", [{**row, "distractors": said}])
+    (check,) = [check for check in check_answers(suite) if check.name == "distractor"]
+    assert check.is_doubtful
+    assert check.text == f"row_1: a distractor of its own says what passes (key_words): {said[1]!r}"
+
+
 def test_a_changed_file_is_another_question(folder: Path) -> None:
     row = {"needle": "The code is 7412.", "question": "Which code?"}
     before, after = (
@@ -248,6 +258,12 @@ def test_a_row_that_changed_cannot_be_rebuilt(folder: Path) -> None:
             [{"needle": "a", "question": "b", "answer_span": "c"}],
             {},
             "f.jsonl:1: row 1: answer_span 'c' does not stand in the needle",
+        ),
+        (
+            "f.jsonl",
+            [{"needle": "a", "question": "b", "distractors": ["c", " a\n"]}],
+            {},
+            "f.jsonl:1: row 1: distractors.1 is the needle itself, which would stand at other depths too",
         ),
     ],
 )

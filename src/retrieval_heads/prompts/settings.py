@@ -68,6 +68,9 @@ class Needle(Section):
             raise ValueError("answer_span is empty")
         if self.answer_span is not None and self.answer_span not in self.needle:
             raise ValueError(f"answer_span {self.answer_span!r} does not stand in the needle")
+        for at, text in enumerate(self.distractors):
+            if text.strip() == self.needle.strip():
+                raise ValueError(f"distractors.{at} is the needle itself, which would stand at other depths too")
         return self
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -45,16 +45,17 @@ def check_answers(suite: Suite) -> Iterator[Check]:
             if scoring.metric == KEY_WORDS and len(words) < _FEWEST_KEY_WORDS:
                 text = f"{needle.name}: {saying!r} has {len(words)} key word ({', '.join(words)}): a lucky word passes"
                 yield Check("expected", text, is_doubtful=True)
-        if said := next(_passing(sentences, needle, scoring), None):
-            text = f"{needle.name}: the haystack itself says what passes ({scoring.metric}): {_cut(said)!r}"
-            yield Check("distractor", text, is_doubtful=True)
+        for where, texts in (("the haystack itself", sentences), ("a distractor of its own", needle.distractors)):
+            if said := next(_passing(texts, needle, scoring), None):
+                text = f"{needle.name}: {where} says what passes ({scoring.metric}): {_cut(said)!r}"
+                yield Check("distractor", text, is_doubtful=True)
 
 
 def _sentences(source: str) -> list[str]:
     return list(dict.fromkeys(each.strip() for each in _SENTENCE.findall(read_text(source))))
 
 
-def _passing(sentences: list[str], needle: Needle, scoring: Scoring) -> Iterator[str]:
+def _passing(sentences: Sequence[str], needle: Needle, scoring: Scoring) -> Iterator[str]:
     """The sentences that would pass as answers; only those that share a word with what is expected are judged."""
     asked = set(tokens(needle.question))
     expected = {word for reference in (*needle.references, *needle.sayings) for word in tokens(reference)} - asked

@@ -17,6 +17,9 @@ def test_niah_suites_go_on_where_no_head_can_be_scored(project: Project) -> None
     result = project.run()
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines([f"rh: WARNING: toy: {WHY}", f"*{WHY}*", f"WARNING: toy: {WHY}"])
+    result.stdout.fnmatch_lines(
+        ["*retrieval heads: found*", "of 2 samples all are in error, so that no head is scored"]
+    )
     assert project.facts()["warnings"] == [WHY]
 
 

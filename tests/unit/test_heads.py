@@ -43,6 +43,19 @@ def test_no_counted_sample_is_an_error_that_says_so() -> None:
         aggregate([sample([[0.5] * 3] * 2, passed=False)] * 2, LAYERS)
 
 
+def test_samples_in_error_are_not_blamed_for_what_they_did_not_retrieve() -> None:
+    with pytest.raises(ResultsError, match=r"^of 2 samples all are in error, so that no head is scored$"):
+        aggregate([Record(passed=False, status="error")] * 2, LAYERS)
+
+
+def test_a_model_without_heads_to_score_is_not_its_samples_fault() -> None:
+    layers = [Layer("model.layers.0.mixer", 0, 0, kind="MambaMixer2")]
+    with pytest.raises(
+        ResultsError, match=r"^no head of this model can be scored; `retrieval-heads models --check` says"
+    ):
+        aggregate([Record(passed=False)] * 2, layers)
+
+
 def test_a_score_that_one_counted_sample_lacks_is_left_out() -> None:
     with_query = sample([[0.1] * 3] * 2, query=[[0.2] * 3] * 2)
     assert "query" in aggregate([with_query, with_query], LAYERS).estimates

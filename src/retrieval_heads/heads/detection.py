@@ -95,10 +95,14 @@ def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
     that any counted sample could have come to (`HeadScore.greatest`).
 
     Raises:
-        ResultsError: No sample counts, or samples are of other models.
+        ResultsError: No head of the model can be scored, no sample counts, or samples are of other models.
     """
+    if layers and not any(layer.heads for layer in layers):
+        raise ResultsError("no head of this model can be scored; `retrieval-heads models --check` says why")
     samples = tuple(record for record in records if record.heads is not None)
     counted = tuple(record for record in samples if record.passed)
+    if records and all(record.status == "error" for record in records):
+        raise ResultsError(f"of {len(records)} samples all are in error, so that no head is scored")
     if not counted:
         raise ResultsError(
             f"none of the {len(records)} samples retrieved its needle, so no head can be scored; "

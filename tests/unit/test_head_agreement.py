@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_heads_that_never_copied_are_no_agreement() -> None:
         "2 of the top 5 stand out in copy, the others tie",
         "2 of the top 5 stand out in mass, the others tie",
     )
+
+
+def test_heads_of_two_models_are_told() -> None:
+    one, other = (
+        replace(made, table=replace(made.table, facts={"model": model}))
+        for made, model in ((definition([[0.9, 0.1]]), "toy"), (definition([[0.9, 0.1]]), "toy-instruct"))
+    )
+    assert agreement(one, other, 1).notes[0] == "the heads are of two models, toy and toy-instruct"
+    assert not any("models" in note for note in agreement(one, one, 1).notes)
 
 
 def test_kv_heads_are_compared_by_their_greatest_head() -> None:

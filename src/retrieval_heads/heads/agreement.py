@@ -110,6 +110,9 @@ def agreement(first: Definition, second: Definition, top: int) -> Agreement:
     if not heads:
         raise ResultsError(f"{first.name} and {second.name} score no head in common")
     notes = [f"{count} heads are scored by one alone" for count in [len(one.keys() ^ other.keys())] if count]
+    models = [str(each.table.facts.get("model") or "") for each in (first, second)]
+    if all(models) and models[0] != models[1]:
+        notes.append(f"the heads are of two models, {models[0]} and {models[1]}")
     for definition, scores in ((first, one), (second, other)):
         best: TopHeads = top_heads(((head, scores[head]) for head in heads), top)
         notes += [note] if (note := best.note(definition.name)) else []

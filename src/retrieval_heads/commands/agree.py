@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import tyro
 
 from retrieval_heads.commands.head_files import head_file
+from retrieval_heads.commands.names import distinct
 from retrieval_heads.errors import ConfigError, printable
 from retrieval_heads.heads.agreement import Agreement, Definition, agreement
 from retrieval_heads.heads.formats import read_heads
@@ -143,12 +144,5 @@ def _definition(name: str, file: HeadFile, score: str, kv_heads: int | None) -> 
 
 def _named(files: Mapping[Path, HeadFile]) -> dict[str, HeadFile]:
     """Each by a short name of its own: its folder's, or its file's."""
-    named: dict[str, HeadFile] = {}
-    for path, file in files.items():
-        name = path.resolve().name if path.is_dir() else path.stem
-        number, made = 1, name
-        while made in named:
-            number += 1
-            made = f"{name}-{number}"
-        named[made] = file
-    return named
+    names = distinct(path.resolve().name if path.is_dir() else path.stem for path in files)
+    return dict(zip(names, files.values(), strict=True))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tyro
 
+from retrieval_heads.commands.names import distinct
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import load_baseline
 from retrieval_heads.heads.top_heads import overlap
@@ -275,15 +276,11 @@ def _named(runs: Sequence[tuple[Path, StoredRun]]) -> dict[str, StoredRun]:
     """Each run by a short name of its own: its folder's, its file's where several lie in one, else with a number."""
     folders = [(path.resolve() if path.is_dir() else path.resolve().parent) for path, _ in runs]
     by_file = len(set(folders)) < len(runs)
-    named: dict[str, StoredRun] = {}
-    for (path, run), folder in zip(runs, folders, strict=True):
-        name = path.stem if by_file and not path.is_dir() else folder.name
-        number, made = 1, name
-        while made in named:
-            number += 1
-            made = f"{name}-{number}"
-        named[made] = run
-    return named
+    names = distinct(
+        path.stem if by_file and not path.is_dir() else folder.name
+        for (path, _), folder in zip(runs, folders, strict=True)
+    )
+    return dict(zip(names, (run for _, run in runs), strict=True))
 
 
 def _cells(run: StoredRun, name: str) -> Sequence[Record]:

@@ -49,10 +49,6 @@ class Duo(HeadFormat):
     kv_heads = True
     binary = True
 
-    def recognises(self, source: Source) -> bool:
-        """By its ending."""
-        return source.path.suffix == ".tsv"
-
     def table(self, source: Source) -> HeadTable:
         """Every KV head's gate; of a folder of ours the scores that it was made of."""
         ours = _config_of(source.path).get(_OURS)

@@ -142,7 +142,11 @@ class HeadFormat(Protocol):
     """Whether a file of it is no text: it is recognised before anything is read as text."""
 
     def recognises(self, source: Source) -> bool:
-        """Whether a file is of this format. Not asked of files that are no JSON, unless `binary`."""
+        """Whether a file is of this format: by its ending, where a format says no more.
+
+        Not asked of files that are no JSON, unless `binary`.
+        """
+        return source.path.suffix == Path(self.file).suffix
 
     def table(self, source: Source) -> HeadTable:
         """Means and layers.

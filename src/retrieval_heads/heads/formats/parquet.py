@@ -35,10 +35,6 @@ class Parquet(HeadFormat):
     score = None
     binary = True
 
-    def recognises(self, source: Source) -> bool:
-        """By its ending."""
-        return source.path.suffix == ".parquet"
-
     def table(self, source: Source) -> HeadTable:
         """All but the samples."""
         import numpy as np

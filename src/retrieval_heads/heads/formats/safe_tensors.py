@@ -32,10 +32,6 @@ class SafeTensors(HeadFormat):
     score = None
     binary = True
 
-    def recognises(self, source: Source) -> bool:
-        """By its ending."""
-        return source.path.suffix == ".safetensors"
-
     def table(self, source: Source) -> HeadTable:
         """All but the samples."""
         content, tensors = _read(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ from retrieval_heads.engine.answers import scores_of
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.scheduler import ReplayHashes
 from retrieval_heads.errors import EngineError
-from retrieval_heads.heads.looks import Rows
+from retrieval_heads.heads.looks import Look, Rows, Seen
+from retrieval_heads.heads.score import HeadScore
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.tracing import probe
 from retrieval_heads.tracing.figures import figures, gather_heads
@@ -118,6 +120,7 @@ class Kind(SoftmaxAttention):
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         self.calls += 1
+        self.asked = batch.needs
         for one in taken:
             told = [memory["tokens"] for memory in one.memories]
             assert told == [part.position + part.tokens for part, _ in batch.scored] or not self.needs_whole_context
@@ -225,6 +228,32 @@ def test_distractors_have_a_mass_of_their_own_and_a_request_without_them_has_non
     names = [score.name for score in EVERY_SCORE]
     heads, _ = scores_of(finished(found[1].numpy()), alone, names, [Layer("layers.0", 0, heads=found.shape[3])])
     assert set(heads.lists()) == {"copy", "copy_reference", "mass", "query"}
+
+
+class Needy(HeadScore):
+    name, definition, label, needs = "needy", "", "", frozenset({"written"})
+
+    def looks(self, rows: Rows) -> Sequence[Look]:
+        return [Look(rows.answer_rows, rows.needle_span)]
+
+    def figure(self, seen: Seen) -> torch.Tensor:
+        return seen.mean(seen.written)
+
+
+def test_what_a_score_needs_of_rows_is_asked_of_the_layers_and_no_more() -> None:
+    plain, needy = Kind(), Kind()
+    run_step([plain], (Replay(rows(7), 1, SCORES), 20, 10))
+    run_step([needy], (Replay(rows(7), 1, [*SCORES, Needy()]), 20, 10))
+    assert (plain.asked, needy.asked) == (frozenset(), {"written"})
+
+
+def test_what_a_layer_does_not_give_is_no_number_there_and_the_others_have_theirs() -> None:
+    request = rows(7, 8)
+    without = scored(request)
+    having = replace(without, written=torch.arange(float(request.end - request.first))[:, None])
+    found = figures([having, without], [request], [Needy()])
+    assert found[0, 0, 0].tolist() == [pytest.approx(sum(range(*request.answer_rows)) / 2 - request.first)]
+    assert found[0, 0, 1].isnan().all()
 
 
 def _weighed(count: int, weight: float) -> RowScores:

@@ -67,6 +67,14 @@ def test_a_score_has_the_name_that_it_is_registered_by(tmp_path: Path, monkeypat
         head_scores()
 
 
+def test_a_score_that_needs_what_rows_do_not_give_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = foreign_score.SCORE.name
+    foreign_score.install(tmp_path, monkeypatch, f"{name} = foreign_score:SCORE")
+    monkeypatch.setattr(foreign_score.Predecessor, "needs", frozenset({"entropy"}))
+    with pytest.raises(ConfigError, match=f"the head score '{name}' needs entropy; rows give .*written.* on request"):
+        head_score(name)
+
+
 def test_a_score_is_not_measured_where_a_sample_lacks_what_it_is_about() -> None:
     rows = Rows(30, (7, 8), (10, 14), (7, 8, 9, 7), (0, 0))
     assert head_score("query").looks(rows) == []

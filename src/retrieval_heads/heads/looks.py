@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from retrieval_heads.plain import Plain
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 """Positions, half open."""
+
+NEEDS: Final = frozenset({"written"})
+"""What a score may need of rows beyond argmax and weights (`HeadScore.needs`): properties of `Seen`."""
 
 Result = TypeVar("Result")
 
@@ -107,6 +110,13 @@ class Seen(Protocol):
     @property
     def weight(self) -> Tensor:
         """Share of a row's weight that lies on its look's span, float32 `[layers, requests, rows, heads]`."""
+
+    @property
+    def written(self) -> Tensor:
+        """What the head adds to the logit of the token that the row predicted, from the needles against the rest,
+        float32 `[layers, requests, rows, heads]`; see `heads.write`. Of rows that look at the needle, where a score
+        needs it; NaN elsewhere, and in layers that have no such figure.
+        """
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the rows that count, `[layers, requests, heads]` of `[layers, requests, rows, heads]`."""

@@ -6,11 +6,11 @@ distribution's entry points: `[project.entry-points."retrieval_heads.head_scores
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from retrieval_heads.errors import ConfigError
-from retrieval_heads.heads.looks import Look, Rows, Seen
+from retrieval_heads.heads.looks import NEEDS, Look, Rows, Seen
 from retrieval_heads.registry import Registry
 from retrieval_heads.runs.record import Record
 
@@ -36,6 +36,8 @@ class HeadScore(Protocol):
     """Whether it is measured only in models with layers whose weights have a sign."""
     is_in_table: bool = True
     """Whether it has a column in the terminal's table of the best heads."""
+    needs: frozenset[str] = frozenset()
+    """What it reads of rows beyond argmax and weights: some of `looks.NEEDS`. What no score needs is never computed."""
 
     def greatest(self, record: Record) -> float:
         """The greatest figure that a head could have on a sample: the end of the scale that intervals are on.
@@ -86,12 +88,22 @@ def head_score(name: str) -> HeadScore:
     """The score of a name.
 
     Raises:
-        ConfigError: There is none, a name is taken twice, or another distribution's cannot be used.
+        ConfigError: There is none, a name is taken twice, another distribution's cannot be used, or it needs what rows
+            do not give.
     """
     score = SCORES.find(name)
     if getattr(score, "name", None) != name:
         raise ConfigError(f"the head score {name!r} is registered by another name than its own: {score!r}")
+    unknown = sorted(getattr(score, "needs", frozenset()) - NEEDS)
+    if unknown:
+        known = ", ".join(sorted(NEEDS))
+        raise ConfigError(f"the head score {name!r} needs {', '.join(unknown)}; rows give {known} on request")
     return score
+
+
+def needs_of(scores: Iterable[HeadScore]) -> frozenset[str]:
+    """All that some scores need."""
+    return frozenset().union(*(score.needs for score in scores))
 
 
 def head_scores() -> Mapping[str, HeadScore]:

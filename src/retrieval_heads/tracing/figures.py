@@ -183,6 +183,11 @@ class _Layers:
         return torch.stack([one.argmax if one.argmax_by_value is None else one.argmax_by_value for one in self._layers])
 
     @cached_property
+    def written(self) -> Tensor:
+        none = torch.full_like(self._layers[0].logsumexp, math.nan)
+        return torch.stack([none if one.written is None else one.written for one in self._layers])
+
+    @cached_property
     def weight(self) -> Tensor:
         inside = torch.stack([one.span_logsumexp for one in self._layers])
         return (inside - torch.stack([one.logsumexp for one in self._layers])).exp()
@@ -213,6 +218,10 @@ class _Seen(Seen):
     @cached_property
     def weight(self) -> Tensor:
         return self._layers.weight[:, self._index]
+
+    @cached_property
+    def written(self) -> Tensor:
+        return self._layers.written[:, self._index]
 
     def mean(self, values: Tensor) -> Tensor:
         # `where` and not a product: NaN of a row that does not count must not get in.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -73,10 +74,12 @@ class Batch:
     Args:
         parts: Each replay's.
         device: Where the model is.
+        needs: What is wanted of rows beyond argmax and weights (`HeadScore.needs`).
     """
 
-    def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
+    def __init__(self, parts: Sequence[Part], device: torch.device, needs: frozenset[str] = frozenset()) -> None:
         self.parts = tuple(parts)
+        self.needs = needs
         self.scored = tuple((part, stretch) for part in parts for stretch in part.scored)
         """Whose rows are wanted, in order: `take` and `score` give the rows of one stretch after the other."""
         self.stretches = tuple(stretch for _, stretch in self.scored)
@@ -562,7 +565,7 @@ def _alike(taken: Sequence[Taken]) -> list[list[int]]:
 
 def _unstacked(scores: RowScores) -> Iterator[RowScores]:
     for layer in range(len(scores.argmax)):
-        yield RowScores(scores.argmax[layer], scores.logsumexp[layer], scores.span_logsumexp[layer])
+        yield scores.each(itemgetter(layer))
 
 
 def _order(module: Module) -> KeyOrder:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from retrieval_heads.heads.looks import Look, Rows
-from retrieval_heads.heads.score import HeadScore
+from retrieval_heads.heads.score import HeadScore, needs_of
 from retrieval_heads.tracing.figures import Arriving, OnItsWay, figures, looks_of, scored_looks, scores_of
 from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Memory, Part, Taken
 from retrieval_heads.tracing.rows import RowScores, Stretch, joined
@@ -111,7 +112,8 @@ class Probe:
     ) -> None:
         self._kinds = kinds
         self._replays = replays
-        self._batch = Batch([part for _, part in replays], device)
+        needs = needs_of(replays[0][0].scores) if replays else frozenset()  # of a model, and so of all its replays
+        self._batch = Batch([part for _, part in replays], device, needs)
         self._taken: dict[int, Taken] = {}
         self._held = 0
         self._scores: list[RowScores | None] = [None] * len(kinds)
@@ -186,7 +188,7 @@ class Probe:
         for replay, part in replays:
             for stretch, steps in zip(part.stretches, replay.parts, strict=True):
                 if stretch.rows:
-                    steps.append([_rows_of(one, start, start + stretch.rows) for one in layers])
+                    steps.append([one.each(itemgetter(slice(start, start + stretch.rows))) for one in layers])
                     start += stretch.rows
             if replay.is_done:
                 for steps in replay.parts:
@@ -204,13 +206,3 @@ class Probe:
             found = kind.score([taken[layer] for layer in layers], self._batch) if layers else []
             for layer, scores in zip(layers, found, strict=True):
                 self._scores[layer] = scores
-
-
-def _rows_of(scores: RowScores, start: int, end: int) -> RowScores:
-    by_value = scores.argmax_by_value
-    return RowScores(
-        scores.argmax[start:end],
-        scores.logsumexp[start:end],
-        scores.span_logsumexp[start:end],
-        None if by_value is None else by_value[start:end],
-    )

@@ -6,7 +6,7 @@ log-sum-exps that weights are ratios of (the weight on a span is `exp(span_logsu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,19 +51,24 @@ class RowScores:
     """float32, nats: over the visible keys in the span, without sink; -inf when the row sees none of them."""
     argmax_by_value: Tensor | None = None
     """int32, where weights have a sign: `argmax` is then that of the magnitudes, which both sums are over."""
+    written: Tensor | None = None
+    """float32: see `Seen.written`; NaN of rows that it is not wanted of."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> RowScores:
+        """The same of every tensor that there is."""
+        return RowScores(**{name: None if one is None else change(one) for name, one in vars(self).items()})
 
 
 def joined(parts: Sequence[RowScores]) -> RowScores:
     """Scores of rows that follow each other, `[..., rows, query_heads]`, as those of all of them."""
     if len(parts) == 1:
         return parts[0]
-    by_value = [part.argmax_by_value for part in parts if part.argmax_by_value is not None]
-    return RowScores(
-        torch.cat([part.argmax for part in parts], dim=-2),
-        torch.cat([part.logsumexp for part in parts], dim=-2),
-        torch.cat([part.span_logsumexp for part in parts], dim=-2),
-        torch.cat(by_value, dim=-2) if by_value else None,
-    )
+    return RowScores(**{name: _joined([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors, dim=-2) if tensors else None
 
 
 def check_layers(

@@ -78,13 +78,14 @@ class SharedEngine:
             self._dismiss(f"the engine did not start: {error}", "the engine did not start")
             return None
         folder = self._files.folder
+        earlier = str(folder.results) if folder and folder.earlier else None
         hello = Hello(
             model=plan.model,
             traced=plan.traced,
             backend=reference_of(backend),
             options=section.options,
             haystacks=tuple(plan.haystacks),
-            earlier=str(folder.results) if folder and folder.earlier else None,
+            is_resumed=earlier is not None,
             replicas=section.replicas,
             silence=section.silence,
             start_limit=section.start_limit,
@@ -93,6 +94,7 @@ class SharedEngine:
         try:
             self.process.launch(hello, self.log)
             info = self.process.wait_ready()
+            self.process.begin(earlier)
         except EngineError as error:
             self._dismiss(str(error), "the engine did not start")
             return None

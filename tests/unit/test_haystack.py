@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval_heads.errors import ConfigError, PromptError
-from retrieval_heads.prompts.haystack import AROUND, BOUNDARY_REACH, Haystack, Text, check_source, read_text
+from retrieval_heads.prompts.haystack import (
+    AROUND,
+    BOUNDARY_REACH,
+    Haystack,
+    Text,
+    check_source,
+    read_text,
+    state_of_source,
+)
 from retrieval_heads.prompts.prompt import tokenize_with
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
 
@@ -214,3 +222,12 @@ class TestSources:
     def test_a_package_without_such_a_folder_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"no \.txt file in 'package:pytest/tales'"):
             read_text("package:pytest/tales")
+
+
+def test_a_haystack_that_was_written_anew_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once upon a time.")
+    before = state_of_source(str(tmp_path))
+    assert state_of_source(str(tmp_path)) == before
+    (tmp_path / "b.txt").write_text("There was a boat.")
+    assert state_of_source(str(tmp_path)) != before
+    assert state_of_source("pydoc") == ()

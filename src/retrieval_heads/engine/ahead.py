@@ -90,6 +90,11 @@ class Ahead:
             self._give_up(error)
             return None
 
+    def drop(self, key: str) -> None:
+        """Forget a cell that nobody asks any more."""
+        if (future := self._building.pop(key, None)) is not None:
+            future.cancel()
+
     def _made_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
             print(f"long prompts are built ahead by {self._workers} other process(es)", file=sys.stderr, flush=True)

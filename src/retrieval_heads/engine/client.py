@@ -53,10 +53,17 @@ class EngineDied(EngineError):
 
 @dataclass(frozen=True)
 class Address(Plain):
-    """Where an engine listens, and the key that it asks for; plain builtins, so that it crosses to workers."""
+    """Where an engine listens; plain builtins, so that it crosses to workers.
+
+    Args:
+        path: Its socket.
+        key: What it asks for.
+        run: Tells the session's questions from those of others that it answers; empty where it answers no others.
+    """
 
     path: str
     key: str
+    run: str = ""
 
 
 class EngineClient:
@@ -92,6 +99,17 @@ class EngineClient:
         """
         info: Facts = self._call({"do": "ready"})["info"]
         return info
+
+    def begin(self, earlier: str | None = None) -> None:
+        """Begin a run, which lasts until this client closes or its process ends.
+
+        Args:
+            earlier: Results of an earlier run whose answers are used again.
+
+        Raises:
+            EngineError: They cannot be read, or the engine takes no more runs.
+        """
+        self._call({"do": "begin", "earlier": earlier})
 
     def submit(self, question: Question, cells: Mapping[str, Cell]) -> None:
         """Hand cells to the engine; cells that it knows already are left as they are.
@@ -235,7 +253,7 @@ class EngineClient:
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(self._address.path)
-                send(connection, {"key": self._address.key})
+                send(connection, {"key": self._address.key, "run": self._address.run})
             except OSError as error:
                 connection.close()
                 if isinstance(error, ConnectionRefusedError):  # its socket is there: it was, and is no more
@@ -314,6 +332,8 @@ class EngineProcess:
         self._log: EngineLog | None = None
         self._ending = threading.Lock()
         self._is_ended = False
+        self._run: EngineClient | None = None
+        """Holds the session's run, once it has begun."""
         self._gave_up: str | None = None
         """Why it was ended while somebody still waited for it."""
 
@@ -382,6 +402,11 @@ class EngineProcess:
         finally:
             client.close()
 
+    def begin(self, earlier: str | None = None) -> None:
+        """Begin the session's run on an engine that is ready; see `EngineClient.begin`."""
+        self._run = EngineClient(self.address)
+        self._run.begin(earlier)
+
     def obituary(self, *, patience: float = 0) -> str | None:
         """How the process ended; `None` while it runs.
 
@@ -429,6 +454,8 @@ class EngineProcess:
 
     def end(self) -> None:
         """End the process and everything it started. Nothing in it is worth waiting for."""
+        if self._run is not None:
+            self._run.close()
         self._kill()
         self._folder.remove()
 

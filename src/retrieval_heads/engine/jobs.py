@@ -9,6 +9,7 @@ from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.results import Result
 from retrieval_heads.plain import Json, Plain
 from retrieval_heads.runs.mask import Mask
+from retrieval_heads.runs.record import Record
 from retrieval_heads.tasks.task import Cell, Question
 
 
@@ -51,10 +52,19 @@ class CellQuestion:
 class Job:
     """Something asked of the engine, and its result once there is one."""
 
+    run: Run
+    """Whose it is."""
+    key: str
+    """What its run calls it; no other job of that run has it."""
     payload: str
     """What was asked, as canonical JSON: the same key with another payload is a mistake."""
     ask: FreeQuestion | CellQuestion
     result: Result | None = None
+
+    @property
+    def name(self) -> str:
+        """What the engine calls it; no other job of any run has it."""
+        return self.run.name_of(self.key)
 
 
 @dataclass
@@ -91,15 +101,42 @@ class Done(Plain):
         self.reusable_tokens += reusable
 
 
+@dataclass
+class Run:
+    """The session whose jobs these are: its processes are clients that give the same name for it.
+
+    Args:
+        name: Tells it from the others that the engine answers; empty where there are none.
+        earlier: Records of an earlier run, by their cells' keys: one whose request is the same is not asked again.
+        earlier_file: Where they stand.
+    """
+
+    name: str = ""
+    earlier: Mapping[str, Record] = field(default_factory=dict)
+    earlier_file: str | None = None
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """By their keys."""
+    answered: list[str] = field(default_factory=list)
+    """Keys of the cells that have a result, as they came."""
+    done: Done = field(default_factory=Done)
+    """What the engine did for it; of steps, all that were made meanwhile."""
+    is_over: bool = False
+    """Whether it is gone: nobody waits for what it asked."""
+
+    def name_of(self, key: str) -> str:
+        """What the engine calls the job of a key."""
+        return f"{self.name} {key}" if self.name else key
+
+
 @dataclass(frozen=True, slots=True)
 class Counters(Plain):
     """How much was asked of an engine and done.
 
     Args:
-        submitted: Cells and free questions.
+        submitted: Cells and free questions of this run.
         finished: Those that have a result.
         process: Its process id.
-        done: What the engine has done; of several replicas, together.
+        done: What the engine has done for this run; of several replicas, together.
     """
 
     submitted: int

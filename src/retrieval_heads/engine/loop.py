@@ -11,7 +11,7 @@ import queue
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -19,11 +19,11 @@ from typing import TypeVar
 from retrieval_heads.engine.ahead import Ahead
 from retrieval_heads.engine.answers import answer_of, scores_of, without_thoughts
 from retrieval_heads.engine.backends.backend import Backend, Finished
-from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion
+from retrieval_heads.engine.earlier_answers import answer_in, result_of
+from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion, Job, Run
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.results import Answered, Unanswered
 from retrieval_heads.engine.server import Server
-from retrieval_heads.engine.stored_answers import answer_in, result_of
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.prompts.requests import CellSkipped, Request
@@ -60,7 +60,6 @@ class Loop:
         server: Where jobs come from and results go.
         engine: What answers.
         builder: Builds cells' prompts, a bounded number ahead of the engine.
-        earlier: Records of an earlier run, by the name of their cell: one whose request is the same is not asked again.
         clock: Tells seconds, for what is counted.
         beat: Called at every sign of life: a job that was started, a step that moved something, a second of rest.
     """
@@ -68,13 +67,12 @@ class Loop:
     server: Server
     engine: Backend
     builder: CellBuilder
-    earlier: Mapping[str, Record] = field(default_factory=dict)
     beat: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.perf_counter
     in_flight: dict[str, Then] = field(default_factory=dict)
     """What to do as each request finishes."""
     held: dict[str, list[str]] = field(default_factory=dict)
-    """Masked cells by suite, while what they mask is not known."""
+    """Masked cells by run and suite, while what they mask is not known."""
     released: deque[str] = field(default_factory=deque)
     """Those of them that can start now."""
     upcoming: deque[str] = field(default_factory=deque)
@@ -90,6 +88,7 @@ class Loop:
         self.masks = Masks(self.server, self.engine.info.layers or (), self.engine.info.maskable_layers or ())
         self.reuse = Reuse(self.engine.info.block_size)
         self._ahead = self.ahead or Ahead(self.builder)
+        self._begun = self.server.begun
 
     def run(self) -> None:
         """Step for ever."""
@@ -98,6 +97,7 @@ class Loop:
         enough = 2 * self.engine.info.max_num_batched_tokens
         since: float | None = None  # when the engine last had work and no step
         while True:
+            self._look_at_runs()
             self.fed = 0
             while len(self.in_flight) < ahead and self.fed < enough:
                 try:
@@ -117,16 +117,45 @@ class Loop:
             ended = clock()
             if self.engine.has_moved:
                 self.beat()
-            self.server.done.count_step(ended - began, began - (since or began))
+            for run in list(self.server.runs.values()):
+                run.done.count_step(ended - began, began - (since or began))
             since = ended
             for finished in found:
-                then, key = self.in_flight.pop(finished.id), finished.id.removeprefix(_REPLAY)
+                then, key = self.in_flight.pop(finished.id, None), finished.id.removeprefix(_REPLAY)
+                if then is None:
+                    continue  # of a run that is gone, from a backend that works on
                 if key in self.server.jobs:
                     self._guarded(key, then, finished)
                 else:  # a piece of a reference, which many jobs need
                     then(finished)
             if not self.in_flight:
                 since = None  # what it waits for is no work of ours
+
+    def _look_at_runs(self) -> None:
+        """Drop what runs asked that are gone; read anew what has changed on disk since one began."""
+        for run in self.server.dropped():
+            self._drop(run)
+        if self._begun != self.server.begun:
+            self._begun = self.server.begun
+            if self.builder.renew():
+                self._ahead.close()  # its processes have read the same files
+                self.references.clear()
+
+    def _drop(self, run: Run) -> None:
+        names = {job.name for job in run.jobs.values()}
+        for waiting in (self.upcoming, self.released):
+            kept = [name for name in waiting if name not in names]
+            waiting.clear()
+            waiting.extend(kept)
+        self.held = {suite: keys for suite, keys in self.held.items() if keys[0] not in names}
+        self.masks.forget(names)
+        for name in names:
+            self._ahead.drop(name)
+        asked = [name for name in self.in_flight if name.removeprefix(_REPLAY) in names]
+        for name in asked:
+            del self.in_flight[name]
+        if asked:
+            self.engine.drop(asked)
 
     def _next(self) -> str:
         """The next job to start; waits for one, a second at most, only when there is nothing else to do.
@@ -163,7 +192,7 @@ class Loop:
             except queue.Empty:
                 return
             self.upcoming.append(key)
-            ask = self.server.jobs[key].ask
+            ask = self._job(key).ask
             if isinstance(ask, CellQuestion):
                 self._ahead.offer(key, ask)
 
@@ -180,7 +209,7 @@ class Loop:
             self.server.finish(key, Unanswered("error", f"{type(error).__name__}: {error}"))
 
     def _start(self, key: str) -> None:
-        ask = self.server.jobs[key].ask
+        ask = self._job(key).ask
         if isinstance(ask, FreeQuestion):
             request = replace(self.builder.ask(ask.prompt, chat=ask.chat), sampling=dict(ask.sampling), mask=ask.mask)
             self._send(key, request, partial(self._answered, key, request, ()))
@@ -198,13 +227,14 @@ class Loop:
         mask, question, cell = None, asked.question, asked.cell
         if asked.is_masked:
             if not self._can_mask(question):
-                self.held.setdefault(question.suite, []).append(key)
+                self.held.setdefault(self._job(key).run.name_of(question.suite), []).append(key)
                 return
             assert question.ablate is not None
             mask = self.masks.choose(question.ablate, cell.place.arm)
         request = self._ahead.take(key) or self.builder.request(question, cell, mask)
         is_traced = question.kind == "detect"
-        known = self.earlier.get(key)
+        job = self._job(key)
+        known = job.run.earlier.get(job.key)
         tags = question.scoring.tags
         if known and known.request == request.hash and (not is_traced or _is_scored(known, tags)):
             self.server.finish(key, result_of(known))
@@ -212,14 +242,17 @@ class Loop:
         reusable = self.reuse.add(request.prefix, len(request.ids)) if request.prefix else 0
         self.fed += len(request.ids) - reusable
         then = partial(self._to_replay if is_traced else self._answered, key, request, tags)
-        self._send(key, request, partial(self._generated, then, reusable), is_replayed=is_traced)
+        self._send(key, request, partial(self._generated, job.run, then, reusable), is_replayed=is_traced)
 
     def _send(self, key: str, request: Request, then: Then, *, is_replayed: bool = False) -> None:
         self.engine.add(key, request.prompt, request.sampling, request.mask, is_replayed=is_replayed)
         self.in_flight[key] = then
 
+    def _job(self, key: str) -> Job:
+        return self.server.jobs[key]
+
     def _cell(self, key: str) -> CellQuestion:
-        ask = self.server.jobs[key].ask
+        ask = self._job(key).ask
         assert isinstance(ask, CellQuestion)
         return ask
 
@@ -251,8 +284,8 @@ class Loop:
         reference.to_measure -= 1
         reference.failure = reference.failure or finished.error
 
-    def _generated(self, then: Then, reusable: int, finished: Finished) -> None:
-        self.server.done.count_prompt(finished.prompt_tokens, finished.cached_tokens, reusable)
+    def _generated(self, run: Run, then: Then, reusable: int, finished: Finished) -> None:
+        run.done.count_prompt(finished.prompt_tokens, finished.cached_tokens, reusable)
         then(finished)
 
     def _without_thoughts(self, answer: Answer, request: Request, tags: Sequence[Tags]) -> Answer:

@@ -78,6 +78,14 @@ class Masks:
             raise CellSkipped(str(reason)) from None
         return Mask(ablate.mode, heads)
 
+    def forget(self, keys: Collection[str]) -> None:
+        """Forget what samples of a run ranked that is gone.
+
+        Args:
+            keys: Of its jobs.
+        """
+        self._ranked = {samples: ranked for samples, ranked in self._ranked.items() if samples[0] not in keys}
+
     def found(self, keys: tuple[str, ...]) -> tuple[Head, ...]:
         """The heads that the samples of these keys rank, best first.
 

@@ -1,7 +1,7 @@
 """What crosses the engine's socket: length-prefixed JSON, nothing unpickled.
 
-A client opens with `{"key": ...}`. Each further message is `{"do": NAME, ...}` and gets one reply, which holds
-`error` where the engine refused. See `retrieval_heads.engine.server.Server` for what can be done.
+A client opens with `{"key": ..., "run": ...}`. Each further message is `{"do": NAME, ...}` and gets one reply, which
+holds `error` where the engine refused. See `retrieval_heads.engine.server.Server` for what can be done.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Hello(Plain):
         backend: Where the backend's class stands, `module:Class`; vLLM's where it is empty.
         options: What the `engine` section says to the backend alone.
         haystacks: The sources that cells will name.
-        earlier: Results of an earlier run whose answers are used again.
+        is_resumed: Whether an earlier run is gone on with, whose logs stay.
         replicas: How many engines, or `auto`.
         silence: Seconds without a sign of life after which it is ended; `None` waits for ever.
         start_limit: Seconds that it may take to load; `None` waits for ever.
@@ -61,7 +61,7 @@ class Hello(Plain):
     backend: str = ""
     options: Fields = field(default_factory=dict)
     haystacks: tuple[str, ...] = ()
-    earlier: str | None = None
+    is_resumed: bool = False
     replicas: int | str = 1
     silence: float | None = None
     start_limit: float | None = None

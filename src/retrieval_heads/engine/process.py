@@ -71,7 +71,6 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
             return Router.launched(server, hello, found).run
 
     from retrieval_heads.engine.loop import Loop
-    from retrieval_heads.engine.stored_answers import complete_answers
     from retrieval_heads.runs import identity
     from retrieval_heads.tasks.builder import CellBuilder
 
@@ -100,8 +99,6 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
     began = time.perf_counter()
     builder.tokenize(hello.haystacks)
     took = {**engine.info.start_seconds, "haystacks": time.perf_counter() - began}
-    # Read before anybody is told that the engine is ready, and may write there.
-    earlier = complete_answers(Path(hello.earlier)) if hello.earlier else {}
     start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}
     warnings = [*engine.info.warnings, *filter(None, [builder.start_token_fault()])]
     facts: Message = {"start_seconds": start_seconds, "identities": identities.to_json()}
@@ -109,7 +106,7 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
         facts["warnings"] = warnings
     pulse.beat()
     server.started({"model": name, **engine.info.to_json(), **facts})
-    return Loop(server, engine, builder, earlier, beat=pulse.beat).run
+    return Loop(server, engine, builder, beat=pulse.beat).run
 
 
 def _end_with_launcher() -> None:

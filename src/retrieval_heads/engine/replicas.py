@@ -13,18 +13,18 @@ import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
-from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion
+from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion, Job, Run
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.messages import Devices, Hello
 from retrieval_heads.engine.results import Answered, Result, Unanswered
 from retrieval_heads.engine.routing import ANSWER, Asked, share_out
 from retrieval_heads.engine.server import Server
-from retrieval_heads.engine.stored_answers import complete_answers
 from retrieval_heads.errors import ConfigError, EngineError, RetrievalHeadsError
 from retrieval_heads.plain import Fields
 from retrieval_heads.runs.layers import Layer
@@ -89,16 +89,35 @@ class Replica(EngineProcess):
     def __init__(self, within: Path, name: str) -> None:
         super().__init__(within)
         self.name = name
-        self.asker = EngineClient(self.address)
-        """The connection that cells are submitted through."""
+        self.askers: dict[str, EngineClient] = {}
+        """By run, what its cells are submitted through."""
         self.outstanding: dict[str, int] = {}
-        """Tokens of the jobs that it was given and has not answered, by their key."""
-        self.done = Done()
+        """Tokens of the jobs that it was given and has not answered, by their name."""
+        self.done: dict[str, Done] = {}
+        """By run."""
 
     @property
     def load(self) -> int:
         """Tokens that it still has to compute, about."""
         return sum(self.outstanding.values())
+
+    def take_up(self, run: Run) -> None:
+        """Begin a run there, as it was begun here.
+
+        Raises:
+            EngineDied: The replica is gone.
+        """
+        self.askers[run.name] = asker = EngineClient(replace(self.address, run=run.name))
+        self.done[run.name] = Done()
+        asker.begin(run.earlier_file)
+
+    def drop(self, run: Run) -> None:
+        """End a run there."""
+        for job in run.jobs.values():
+            self.outstanding.pop(job.name, None)
+        self.done.pop(run.name, None)
+        if (asker := self.askers.pop(run.name, None)) is not None:
+            asker.close()
 
 
 @dataclass
@@ -109,15 +128,13 @@ class Router:
         server: Where jobs come from and results go.
         replicas: Engines that are ready.
         info: What the first of them says of itself; they are all alike.
-        earlier: Names of the cells that an earlier run answered, which cost next to nothing.
     """
 
     server: Server
     replicas: Sequence[Replica]
     info: Fields
-    earlier: frozenset[str] = frozenset()
     held: dict[str, list[str]] = field(default_factory=dict)
-    """Masked cells by suite, while what they mask is not known."""
+    """Masked cells by run and suite, while what they mask is not known."""
     cached: dict[str, list[int]] = field(default_factory=dict)
     """By prefix, how far each replica has read it or will have."""
     measured: dict[str, Replica] = field(default_factory=dict)
@@ -144,10 +161,9 @@ class Router:
         replicas = [Replica(folder, f"replica {number} of {count}") for number in range(1, count + 1)]
         for number, (replica, place) in enumerate(zip(replicas, places, strict=True), start=1):
             own = log.with_stem(f"{log.stem}-{number}")
-            if hello.earlier is None:
+            if not hello.is_resumed:
                 own.write_bytes(b"")  # an earlier run's, in a folder that is used again
             replica.launch(replace(hello, replicas=1, place=place), own)
-        earlier = frozenset(complete_answers(Path(hello.earlier))) if hello.earlier else frozenset[str]()
         pool = ThreadPoolExecutor(count)
         ready = [pool.submit(replica.wait_ready) for replica in replicas]
         for one in as_completed(ready):
@@ -155,60 +171,88 @@ class Router:
         infos = [one.result() for one in ready]
         devices = [f"{info['device']}, {place.name}" for info, place in zip(infos, places, strict=True)]
         server.started({**infos[0], "replicas": count, "devices": devices})
-        return cls(server, replicas, infos[0], earlier)
+        return cls(server, replicas, infos[0])
 
     def run(self) -> None:
         """Hand on for ever."""
-        for replica in self.replicas:
-            threading.Thread(target=self._follow, args=[replica], daemon=True).start()
         while True:
-            keys = self._taken()
+            names = self._taken()
             with self.routing:
-                self._route(keys)
+                for run in self.server.dropped():
+                    self._drop(run)
+                self._route(names)
 
     def _taken(self) -> list[str]:
         """Everything that waits, once there is something: a submission is taken in as a whole."""
-        keys = [self.server.waiting.get()]
-        with self.server.changed:
-            while True:
-                try:
-                    keys.append(self.server.waiting.get_nowait())
-                except queue.Empty:
-                    return keys
+        names = []
+        with suppress(queue.Empty):
+            names.append(self.server.waiting.get())
+            with self.server.changed:
+                while True:
+                    names.append(self.server.waiting.get(block=False))
+        return names
 
-    def _follow(self, replica: Replica) -> None:
-        """Give out a replica's results as they come."""
-        client, known = EngineClient(replica.address), 0
+    def _drop(self, run: Run) -> None:
+        """Forget what a run asked that is gone, here and at every replica."""
+        for replica in self.replicas:
+            replica.drop(run)
+        names = {job.name for job in run.jobs.values()}
+        self.held = {suite: held for suite, held in self.held.items() if held[0] not in names}
+        self.masks.forget(names)
+
+    def _begin(self, run: Run) -> None:
+        """Begin a run at every replica, where that was not done, and follow it there."""
+        for replica in self.replicas:
+            if run.name not in replica.askers:
+                try:
+                    replica.take_up(run)
+                except EngineError as error:
+                    self._fail(replica, error)
+                    continue
+                threading.Thread(target=self._follow, args=[replica, run], daemon=True).start()
+
+    def _follow(self, replica: Replica, run: Run) -> None:
+        """Give out a replica's results for a run as they come."""
+        client, known = EngineClient(replace(replica.address, run=run.name)), 0
         try:
             while True:
                 results, done = client.finished(known)
-                replica.done = done
                 known += len(results)
                 with self.routing:  # before any result: whoever has the last one may ask how much was done
-                    self.server.done = Done.sum(one.done for one in self.replicas)
+                    if run.is_over:
+                        return
+                    replica.done[run.name] = done
+                    run.done = Done.sum(one.done[run.name] for one in self.replicas)
                 for key, result in results:
                     if isinstance(result, Answered) and result.mask is not None and result.mask.mode == "mean":
                         self.measured.setdefault(result.mask.reference, replica)
-                    self.server.finish(key, result)
+                    self.server.finish(run.name_of(key), result)
                 with self.routing:
                     for key, _ in results:
-                        del replica.outstanding[key]
+                        replica.outstanding.pop(run.name_of(key), None)
                     self._release()
         except EngineError as error:
-            self._fail(replica, error)
+            if not run.is_over:
+                self._fail(replica, error)
         except Exception as error:  # a mistake of ours: without this thread nobody would ever be answered
             traceback.print_exc()
             self.server.failed(f"{type(error).__name__}: {error}")
+        finally:
+            client.close()
 
     def _route(self, keys: Iterable[str]) -> None:
         cells = []
         for key in keys:
-            ask = self.server.jobs[key].ask
+            job = self.server.jobs.get(key)
+            if job is None:
+                continue  # its run is gone
+            ask = job.ask
+            self._begin(job.run)
             try:
                 if isinstance(ask, FreeQuestion):
                     self._ask(key, ask)
                 elif ask.awaits and not self._can_mask(ask.question):
-                    self.held.setdefault(ask.question.suite, []).append(key)
+                    self.held.setdefault(job.run.name_of(ask.question.suite), []).append(key)
                 else:
                     cells.append(key)
             except EngineError as error:  # what it waits for will not come
@@ -232,7 +276,8 @@ class Router:
     def _submit(self, keys: Sequence[str]) -> None:
         """Choose a replica for each cell, and submit to each replica its own, in their order."""
         jobs = [self._cell(key) for key in keys]
-        limits = (0 if key in self.earlier else int(self.info["max_model_len"]) for key in keys)
+        whose = [self.server.jobs[key] for key in keys]
+        limits = (0 if job.key in job.run.earlier else int(self.info["max_model_len"]) for job in whose)
         asked = [Asked.of(job.question, job.cell, limit) for job, limit in zip(jobs, limits, strict=True)]
         chosen = share_out(asked, [replica.load for replica in self.replicas], self.cached)
         mine: list[dict[str, CellQuestion]] = [{} for _ in self.replicas]
@@ -249,14 +294,16 @@ class Router:
         for _, group in groupby(jobs.items(), key=lambda job: (id(job[1].question), job[1].awaits)):
             these = dict(group)
             first = next(iter(these.values()))
+            whose = {self.server.jobs[name].key: job.cell for name, job in these.items()}
+            run = self.server.jobs[next(iter(these))].run
             try:
                 question = self._with_heads(first.question) if first.awaits else first.question
-                replica.asker.submit(question, {key: job.cell for key, job in these.items()})
+                replica.askers[run.name].submit(question, whose)
             except EngineDied as error:
                 self._fail(replica, error)
             except RetrievalHeadsError as error:  # no heads were found
                 for key in these:
-                    del replica.outstanding[key]
+                    replica.outstanding.pop(key, None)
                     self.server.finish(key, Unanswered("error", str(error)))
 
     def _with_heads(self, question: Question) -> Question:
@@ -270,22 +317,23 @@ class Router:
         least = min(self.replicas, key=lambda replica: replica.load)
         replica = self.measured.get(ask.mask.reference, least) if ask.mask else least
         replica.outstanding[key] = ANSWER
-        threading.Thread(target=self._answer, args=[key, ask, replica], daemon=True).start()
+        threading.Thread(target=self._answer, args=[self.server.jobs[key], ask, replica], daemon=True).start()
 
-    def _answer(self, key: str, ask: FreeQuestion, replica: Replica) -> None:
-        client = EngineClient(replica.address)
+    def _answer(self, job: Job, ask: FreeQuestion, replica: Replica) -> None:
+        client = EngineClient(replace(replica.address, run=job.run.name))
         try:
             result: Result = Answered(client.answer(ask))
         except EngineDied as error:
-            self._fail(replica, error)
+            if not job.run.is_over:
+                self._fail(replica, error)
             return
         except EngineError as error:
             result = Unanswered("error", str(error))
         finally:
             client.close()
         with self.routing:
-            del replica.outstanding[key]
-        self.server.finish(key, result)
+            replica.outstanding.pop(job.name, None)
+        self.server.finish(job.name, result)
 
     def _fail(self, replica: Replica, error: EngineError) -> None:
         """One replica that is gone ends the run, as one engine would; the first is told."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import queue
 import secrets
 import socket
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from retrieval_heads.engine.jobs import CellQuestion, Counters, Done, FreeQuestion, Job
+from retrieval_heads.engine.earlier_answers import complete_answers
+from retrieval_heads.engine.jobs import CellQuestion, Counters, FreeQuestion, Job, Run
 from retrieval_heads.engine.messages import OPENING, Message, receive, send
 from retrieval_heads.engine.results import Result, Unanswered
+from retrieval_heads.engine.turns import Turns
 from retrieval_heads.plain import Json
 from retrieval_heads.redaction import without_secrets
 from retrieval_heads.tasks.task import Cell, Question
@@ -28,9 +30,14 @@ _OPENING_SECONDS = 120.0
 class Server:
     """Clients' side of the engine process: takes jobs in, gives results out.
 
+    A job belongs to a run, which each client names as it opens; none reads or meets another's. The connection that
+    begins a run owns it: when it closes, the run is over, and what it asked is dropped. One that nobody began, as those
+    of an engine of a session's own need not be, ends with the engine.
+
     Messages, by their `do`:
 
     - `ready`: replies when the model is loaded, with `info`, or with `error`.
+    - `begin`: begins the run; `earlier` names results whose answers are used again.
     - `submit`: `question` and `cells`, each with a `key`; known keys are left as they are.
       Cells that find the heads of an ablation come before those that mask them.
     - `result`: waits for the `result` of a `key`.
@@ -40,14 +47,21 @@ class Server:
     """
 
     key: str
+    runs: dict[str, Run] = field(default_factory=dict)
+    """By their names."""
     jobs: dict[str, Job] = field(default_factory=dict)
-    waiting: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
-    answered: list[str] = field(default_factory=list)
-    """Keys of the cells that have a result, as they came."""
+    """Of all runs, by the names that the engine knows them by."""
+    waiting: Turns = field(default_factory=Turns)
+    over: list[Run] = field(default_factory=list)
+    """Runs that are gone, and whose jobs have not been dropped yet."""
+    begun: int = 0
+    """How many runs have begun: each may ask of files that have changed since."""
     changed: threading.Condition = field(default_factory=threading.Condition)
     info: Message | None = None
     failure: str | None = None
-    done: Done = field(default_factory=Done)
+    _ended: dict[str, Run] = field(default_factory=dict)
+    """Runs that are over, without their jobs: a client of one that is left may still ask."""
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def listen(self, path: str) -> None:
         """Accept clients, each in a thread of its own."""
@@ -69,15 +83,30 @@ class Server:
             self.failure = without_secrets(reason)
             self.changed.notify_all()
 
-    def finish(self, key: str, result: Result) -> None:
-        """A job's result; whoever waits for it gets it."""
+    def finish(self, name: str, result: Result) -> None:
+        """A job's result; whoever waits for it gets it. Of a job whose run is gone it is dropped."""
         if isinstance(result, Unanswered):
             result = replace(result, reason=without_secrets(result.reason))
         with self.changed:
-            self.jobs[key].result = result
-            if isinstance(self.jobs[key].ask, CellQuestion):
-                self.answered.append(key)
+            job = self.jobs.get(name)
+            if job is None:
+                return
+            job.result = result
+            if isinstance(job.ask, CellQuestion):
+                job.run.answered.append(job.key)
             self.changed.notify_all()
+
+    def dropped(self) -> list[Run]:
+        """The runs that are gone since this was last asked; their jobs are here no more.
+
+        For the thread that works on jobs: none vanishes while it has one in its hands.
+        """
+        with self.changed:
+            gone, self.over = self.over, []
+            for run in gone:
+                for job in run.jobs.values():
+                    self.jobs.pop(job.name, None)
+        return gone
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -85,6 +114,7 @@ class Server:
             threading.Thread(target=self._serve, args=[connection], daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        owned: list[Run] = []
         with connection:
             try:
                 connection.settimeout(_OPENING_SECONDS)
@@ -92,14 +122,23 @@ class Server:
                 if opening is None or not secrets.compare_digest(str(opening.get("key")).encode(), self.key.encode()):
                     return
                 connection.settimeout(None)
+                with self.changed:
+                    name = str(opening.get("run", ""))
+                    run = self._ended.get(name) or self.runs.setdefault(name, Run(name))
                 while (message := receive(connection)) is not None:
-                    send(connection, self._reply(message))
+                    if message.get("do") == "begin":
+                        owned = [run]
+                    send(connection, self._reply(run, message))
             except OSError:
-                return  # a client that left; what it asked for stays readable
+                pass  # a client that left; what it asked for stays readable while its run lasts
+            finally:
+                for run in owned:
+                    self._end(run)
 
-    def _reply(self, message: Message) -> Message:
-        actions: Mapping[str, Callable[[Message], Message]] = {
+    def _reply(self, run: Run, message: Message) -> Message:
+        actions: Mapping[str, Callable[[Run, Message], Message]] = {
             "ready": self._ready,
+            "begin": self._begin,
             "submit": self._submit,
             "result": self._result,
             "finished": self._finished,
@@ -109,68 +148,98 @@ class Server:
         action = actions.get(str(message.get("do")))
         if action is None:
             return {"error": f"the engine cannot do {message.get('do')!r}"}
+        if run.is_over:
+            return self._fatal(run)
         try:
-            return action(message)
+            return action(run, message)
         except (
             Exception
         ) as error:  # of this question alone: its client would take a closed connection for a dead engine
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def _ready(self, _: Message) -> Message:
+    def _ready(self, _run: Run, _: Message) -> Message:
         with self.changed:
             self.changed.wait_for(lambda: self.info is not None or self.failure is not None)
             return {"error": self.failure} if self.failure else {"info": self.info}
 
-    def _submit(self, message: Message) -> Message:
-        question = Question.of_json(message["question"])
+    def _begin(self, run: Run, message: Message) -> Message:
+        run.earlier_file = message.get("earlier")
+        # Read before whoever begins goes on, and may write there.
+        run.earlier = complete_answers(Path(run.earlier_file)) if run.earlier_file else {}
         with self.changed:
+            self.begun += 1
+        return {}
+
+    def _end(self, run: Run) -> None:
+        with self.changed:
+            run.is_over = True
+            self.runs.pop(run.name, None)
+            self._ended[run.name] = Run(run.name, is_over=True)
+            self.over.append(run)
+            self.waiting.drop(run.name)
+            self.changed.notify_all()
+
+    def _submit(self, run: Run, message: Message) -> Message:
+        question = Question.of_json(message["question"])
+        if question.ablate is not None and question.ablate.awaits:
+            awaits = tuple(map(run.name_of, question.ablate.awaits))
+            question = replace(question, ablate=replace(question.ablate, awaits=awaits))
+        with self.changed:
+            if run.is_over:
+                return self._fatal(run)
             for cell in message["cells"]:
                 payload = json.dumps([message["question"], cell], sort_keys=True)
-                known = self.jobs.get(cell["key"])
+                known = run.jobs.get(cell["key"])
                 if known is None:
-                    self._take_in(cell["key"], payload, CellQuestion(question, Cell.of_json(cell)))
+                    self._take_in(run, cell["key"], payload, CellQuestion(question, Cell.of_json(cell)))
                 elif known.payload != payload:
                     return {"error": f"cell {cell['key']} was submitted before with other contents"}
         return {}
 
-    def _result(self, message: Message) -> Message:
-        if message["key"] not in self.jobs:
+    def _result(self, run: Run, message: Message) -> Message:
+        job = run.jobs.get(message["key"])
+        if job is None:
             return {"error": f"cell {message['key']} was never submitted"}
-        result = self._wait(message["key"])
-        return self._fatal() if result is None else {"result": result.to_json()}
+        result = self._wait(job)
+        return self._fatal(run) if result is None else {"result": result.to_json()}
 
-    def _finished(self, message: Message) -> Message:
+    def _finished(self, run: Run, message: Message) -> Message:
         after = message["after"]
         with self.changed:
-            self.changed.wait_for(lambda: len(self.answered) > after or self.failure is not None)
-            found = [(key, self.jobs[key].result) for key in self.answered[after:]]
+            self.changed.wait_for(lambda: len(run.answered) > after or self._is_at_end(run))
+            found = [(key, run.jobs[key].result) for key in run.answered[after:]]
         results: list[Json] = [[key, result.to_json()] for key, result in found if result is not None]
-        return {"results": results, "done": self.done.to_json()} if results else self._fatal()
+        return {"results": results, "done": run.done.to_json()} if results else self._fatal(run)
 
-    def _ask(self, message: Message) -> Message:
+    def _ask(self, run: Run, message: Message) -> Message:
         with self.changed:
-            key = f"ask {len(self.jobs)}"
-            self._take_in(key, "", FreeQuestion.of_json(message["question"]))
-        result = self._wait(key)
+            if run.is_over:
+                return self._fatal(run)
+            job = self._take_in(run, f"ask {next(self._numbers)}", "", FreeQuestion.of_json(message["question"]))
+        result = self._wait(job)
         if result is None:
-            return self._fatal()
+            return self._fatal(run)
         return {"error": result.reason} if isinstance(result, Unanswered) else {"answer": result.answer.to_json()}
 
-    def _counters(self, _: Message) -> Message:
+    def _counters(self, run: Run, _: Message) -> Message:
         with self.changed:
-            finished = sum(job.result is not None for job in self.jobs.values())
-            return Counters(len(self.jobs), finished, os.getpid(), self.done).to_json()
+            finished = sum(job.result is not None for job in run.jobs.values())
+            return Counters(len(run.jobs), finished, os.getpid(), run.done).to_json()
 
-    def _fatal(self) -> Message:
-        return {"error": self.failure, "is_fatal": True}
+    def _is_at_end(self, run: Run) -> bool:
+        return self.failure is not None or run.is_over
 
-    def _take_in(self, key: str, payload: str, ask: FreeQuestion | CellQuestion) -> None:
-        self.jobs[key] = Job(payload, ask)
-        self.waiting.put(key)
+    def _fatal(self, run: Run) -> Message:
+        return {"error": self.failure or f"the run {run.name} is over", "is_fatal": True}
 
-    def _wait(self, key: str) -> Result | None:
-        job = self.jobs[key]
+    def _take_in(self, run: Run, key: str, payload: str, ask: FreeQuestion | CellQuestion) -> Job:
+        job = run.jobs[key] = Job(run, key, payload, ask)
+        self.jobs[job.name] = job
+        self.waiting.put(job.name, run.name)
+        return job
+
+    def _wait(self, job: Job) -> Result | None:
         with self.changed:
-            self.changed.wait_for(lambda: job.result is not None or self.failure is not None)
+            self.changed.wait_for(lambda: job.result is not None or self._is_at_end(job.run))
             return job.result

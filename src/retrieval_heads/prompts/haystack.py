@@ -21,7 +21,7 @@ from pathlib import Path
 import regex
 
 from retrieval_heads.errors import ConfigError, PromptError
-from retrieval_heads.reading import path_of
+from retrieval_heads.reading import path_of, state_of
 from retrieval_heads.reading import read_text as read_file
 from retrieval_heads.table import read_table
 
@@ -334,19 +334,36 @@ def read_text(source: str) -> str:
         return "\n".join(topics[name] for name in sorted(topics)) + "\n"
     if source.startswith(_ROW):
         return _row_text(source)
+    texts = []
+    for file in _files(source):
+        text = read_file(file)
+        if "\0" in text:
+            raise ConfigError(f"{file} is no text: it holds a NUL (character {text.index(chr(0))})")
+        texts.append(text)
+    return "\n".join(texts) + "\n"
+
+
+def state_of_source(source: str) -> tuple[object, ...]:
+    """What differs once the text of a source was written anew.
+
+    Raises:
+        ConfigError: It cannot be read any more.
+    """
+    if source == "pydoc":
+        return ()
+    files = [_parts_of_row(source)[0]] if source.startswith(_ROW) else _files(source)
+    return tuple((str(file), *state_of(file)) for file in files)
+
+
+def _files(source: str) -> list[Path]:
+    """Those of a folder or pattern, in the order of their names."""
     where, pattern = (source, _TEXTS) if Path(source).is_dir() else _parted(source)
     folder = _package_folder(where) if where.startswith("package:") else Path(where)
     # A pattern such as src/** also meets folders; one that is called x.txt is told as what cannot be read.
     files = sorted(file for file in folder.glob(pattern) if pattern == _TEXTS or not file.is_dir())
     if not files:
         raise ConfigError(f"no {_kind(pattern)} file in {where!r}")
-    texts = []
-    for file in files:
-        text = read_file(file)
-        if "\0" in text:
-            raise ConfigError(f"{file} is no text: it holds a NUL (character {text.index(chr(0))})")
-        texts.append(text)
-    return "\n".join(texts) + "\n"
+    return files
 
 
 def _parted(source: str) -> tuple[str, str]:
@@ -368,11 +385,16 @@ def row_source(path: Path, row: int, column: str) -> str:
 
 
 def _row_text(source: str) -> str:
-    path, row, column = source.removeprefix(_ROW).rsplit("#", 2)
-    rows = read_table(Path(path)).rows
+    path, row, column = _parts_of_row(source)
+    rows = read_table(path).rows
     if int(row) > len(rows):
         raise ConfigError(f"{path}: has {len(rows)} rows, and no row {row}")
     return rows[int(row) - 1].text(column)
+
+
+def _parts_of_row(source: str) -> tuple[Path, str, str]:
+    path, row, column = source.removeprefix(_ROW).rsplit("#", 2)
+    return Path(path), row, column
 
 
 def _package_folder(source: str) -> Path:

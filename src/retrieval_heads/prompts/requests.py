@@ -10,7 +10,7 @@ from functools import lru_cache
 from retrieval_heads.errors import ConfigError, EngineError, PromptError, UnreadableFile
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.plain import Fields
-from retrieval_heads.prompts.haystack import AROUND, Haystack, Text, read_text
+from retrieval_heads.prompts.haystack import AROUND, Haystack, Text, read_text, state_of_source
 from retrieval_heads.prompts.prompt import BuiltPrompt, Frame, PromptBuilder, PromptText, Tokenizer, hash_ids
 from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.prompts.settings import Prompt
@@ -99,8 +99,22 @@ class Writer:
         """A haystack by its source, tokenized."""
         self.text = lru_cache(maxsize=4)(self._tokenized_text)
         """A text of a task's own as a haystack, by its name."""
+        self._states: dict[str, tuple[object, ...]] = {}
+        """By source, what its files were when it was read."""
         self._frame = lru_cache(maxsize=256)(self._make_frame)
         self._tokens = lru_cache(maxsize=4)(self._tokenized)
+
+    def renew(self) -> bool:
+        """Forget what haystacks held, where a file of one has changed since it was read.
+
+        Returns:
+            Whether one has.
+        """
+        if all(_state(source) == state for source, state in self._states.items()):
+            return False
+        self._states.clear()
+        self.haystack.cache_clear()
+        return True
 
     def frame(self, prompt: Prompt, question: str, example: str = "") -> Frame:
         """What surrounds a context: the wording, rendered with the question in it.
@@ -235,6 +249,7 @@ class Writer:
 
     def _read_haystack(self, source: str, *, one_line: bool = False) -> Haystack:
         """A haystack; on one line, where asked, each run of white space is one blank."""
+        self._states[source] = _state(source)  # before it is read: a change meanwhile is seen
         try:
             text = read_text(source)
         except ConfigError as error:
@@ -269,6 +284,13 @@ def recipe_of(prompt: BuiltPrompt, haystack: Haystack, frame: Frame, options: Fi
         prompt_hash=prompt.hash,
         options=None if options is None else dict(options),
     )
+
+
+def _state(source: str) -> tuple[object, ...]:
+    try:
+        return state_of_source(source)
+    except ConfigError as error:
+        return (str(error),)
 
 
 def _template_text(template: str | None) -> str | None:

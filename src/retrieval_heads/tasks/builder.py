@@ -78,6 +78,10 @@ class CellBuilder:
             with contextlib.suppress(PromptError):
                 self._writer.haystack(source)
 
+    def renew(self) -> bool:
+        """See to it that haystacks which have changed on disk are read again; whether there were any."""
+        return self._writer.renew()
+
     def request(self, question: Question, cell: Cell, mask: Mask | None = None) -> Request:
         """Build a cell's prompt.
 

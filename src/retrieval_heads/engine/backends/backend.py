@@ -177,6 +177,9 @@ class Backend(Protocol):
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
         """Take the heads' outputs on a text into the mean of that name, which masks of mode `mean` put in."""
 
+    def drop(self, requests: Sequence[str]) -> None:
+        """Work no more on requests that nobody waits for any more; one that is answered all the same is passed over."""
+
     def step(self) -> list[Finished]:
         """Work for a while on what is queued; the requests that this finished."""
 

@@ -350,6 +350,16 @@ class Engine(Backend):
             primed = primed_stream(detokenizer.tokenizer, ids, detokenizer.skip_special_tokens)
             detokenizer.stream = primed or detokenizer.stream
 
+    def drop(self, requests: Sequence[str]) -> None:
+        """Work no more on requests."""
+        self._engine.abort_request(list(requests))
+        if edited := self._edited.intersection(requests):
+            self._edited -= edited
+            self.traced.collect(sorted(edited))  # what the workers keep of them
+        self._finished.update(requests)  # no replay of theirs will come
+        for request in requests:
+            self._queued.pop(request, None)
+
     @property
     def has_work(self) -> bool:
         """Whether a request is unfinished."""

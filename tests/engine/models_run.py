@@ -20,7 +20,7 @@ from oracle import BOS, END, VOCABULARY, write_tokenizer
 from safetensors.torch import load_file, save_file
 from stepping import finish, look_at_models_here
 
-from retrieval_heads.commands.models import Models
+from retrieval_heads.commands.models import Models, layer_lines
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.errors import EngineError
@@ -248,6 +248,10 @@ UNSCORED: dict[str, tuple[Tiny, tuple[str, ...]]] = {
     "BERT (an encoder)": (Tiny("BertModel", {"num_hidden_layers": 2}), ("EncoderOnlyAttention",) * 2),
 }
 """Models with layers that cannot be scored, by their configs alone, and what `models --check` finds in each layer."""
+NO_STEP = ("Zamba2ForCausalLM", "BertModel", "WhisperForConditionalGeneration")
+"""Of them those that `models --check` runs no step of: no head can be scored, or text is not all that is asked."""
+STEPPED = ("Gemma 3n (shared keys, sparse activations)", "MiniCPM3 (padded values)")
+"""Models that `models --check` runs a step of, in a process of its own: 13 s of a processor each."""
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "unknown architecture": ("LlamaForCausalLN", {}),
     "heads that do not divide": (
@@ -317,6 +321,8 @@ def main(out: str, folder: str, *names: str) -> None:
             found[name] = run(models[name], Path(folder) / models[name].architecture)
             if not models[name].is_variant:
                 found[name]["checked"] = checked_layers(models[name], Path(folder))
+            if name in STEPPED and not names:
+                found[name]["told"] = told(Path(folder) / models[name].architecture)
         except Exception as error:
             traceback.print_exc()
             found[name] = {"error": f"{type(error).__name__}: {error}"}
@@ -382,16 +388,21 @@ def checked(folder: Path) -> dict[str, Any]:
             Models(check=str(written(config, architecture, folder) / "config.json")).run()
         except EngineError as error:
             found[name] = str(error)
-    found["told"] = told(folder / "JambaForCausalLM")
-    found["shared told"] = told(folder / "Zamba2ForCausalLM")
+    jamba = layers_of(str(folder / "JambaForCausalLM"), {})
+    found["jamba told"] = "\n".join(layer_lines("Jamba", jamba.layers, [layer.number for layer in jamba.maskable]))
+    for architecture in NO_STEP:
+        found[f"{architecture} told"] = told(folder / architecture)
     return found
 
 
-def told(folder: Path) -> str:
-    """What `models --check` prints."""
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        Models(check=str(folder)).run()
-    return out.getvalue()
+def told(folder: Path) -> tuple[str, int]:
+    """What `models --check` prints, and its exit status."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            Models(check=str(folder)).run()
+        except SystemExit as end:
+            return out.getvalue(), int(end.code or 0)
+    return out.getvalue(), 0
 
 
 def checked_layers(model: Tiny, folder: Path) -> list[dict[str, Any]]:

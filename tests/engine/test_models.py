@@ -14,9 +14,11 @@ from models_run import (
     MODELS,
     MODELS_IN_BFLOAT16,
     NEEDLE_SPAN,
+    NO_STEP,
     PROMPT_TOKENS,
     QUESTION_SPAN,
     SHARED,
+    STEPPED,
     TWO_RANKS,
     UNSCORED,
     tokens,
@@ -135,17 +137,47 @@ def test_a_layer_that_cannot_be_scored_is_named(runs: Any, model: str) -> None:
 
 
 def test_check_tells_alike_layers_together(runs: Any) -> None:
-    lines = runs["checked"]["told"].splitlines()
-    assert lines[0].endswith("JambaForCausalLM: heads of 1 of 8 layers can be scored")
+    lines = runs["checked"]["jamba told"].splitlines()
+    assert lines[0].endswith("Jamba: heads of 1 of 8 layers can be scored")
     assert lines[1:3] == ["  MambaMixer, not scored", "    layers 0–3, 5–7"]
     assert lines[3:5] == ["  attention, 32 heads", "    layer 4"]
 
 
 def test_check_names_shared_attention_by_its_path(runs: Any) -> None:
-    lines = runs["checked"]["shared told"].splitlines()
+    lines = runs["checked"]["Zamba2ForCausalLM told"][0].splitlines()
     assert lines[0].endswith("Zamba2ForCausalLM: heads of 0 of 6 layers can be scored")
     assert f"  {SHARED}, not scored" in lines
     assert "    layer 1: model.model.layers.1.shared_transformer.self_attn.dpa_list.0" in lines
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("model", STEPPED)
+def test_check_scores_and_masks_heads_of_a_small_copy(runs: Any, model: str) -> None:
+    text, status = runs[model]["told"]
+    kept = 4 if "shared" in model else 2
+    assert status == 0
+    assert f"one step on random weights, of a copy with {kept} of its 4 layers" in plain(text)
+    assert f"{4 * kept} heads scored (copy, copy_reference, mass, query, mass_distractors" in plain(text)
+    assert "every figure is a number, and every share lies between 0 and 1" in plain(text)
+    if ALL[model].is_maskable:
+        assert text.endswith("head 0 of layer 0 masked: 4 tokens generated without it\n")
+    else:
+        assert "layers 0–3 can be scored and not masked: no one projection takes what the heads" in plain(text)
+        assert text.endswith("no head can be masked, so none was\n")
+
+
+@pytest.mark.parametrize("architecture", NO_STEP)
+def test_check_says_why_it_runs_no_step(runs: Any, architecture: str) -> None:
+    text, status = runs["checked"][f"{architecture} told"]
+    if architecture.startswith("Whisper"):
+        assert text.endswith("with random weights:\n  what an encoder and decoder are asked is no text alone\n")
+        assert status == 0
+    else:
+        assert text.endswith("no step is run, since no head can be scored\n")
+        assert status == 1
 
 
 def test_check_names_an_unknown_architecture_and_what_is_close(runs: Any) -> None:

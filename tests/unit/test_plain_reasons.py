@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError, model_validator
 
-from retrieval_heads.engine.backends.reasons import plain_reason
+from retrieval_heads.engine.backends.reasons import plain_reason, raised_reason
 
 
 def test_every_line_is_kept() -> None:
@@ -68,3 +68,12 @@ def test_of_the_architectures_that_are_known_the_close_ones_are_named() -> None:
     assert plain_reason(error) == (
         "vLLM knows 2 architectures, and 'LlamaForCausalLN' is none of them; close to it: LlamaForCausalLM"
     )
+
+
+@pytest.mark.parametrize("stack", ["", "Traceback (most recent call last):\n  File a.py, line 1\n    probe.take()\n"])
+def test_what_a_worker_caught_keeps_every_line_but_its_stack(stack: str) -> None:
+    assert raised_reason(f"{stack}ValueError: rows were scored\n  3 of 4") == "ValueError: rows were scored 3 of 4"
+
+
+def test_a_worker_that_says_nothing_is_told_as_nothing() -> None:
+    assert raised_reason(" \n") == ""

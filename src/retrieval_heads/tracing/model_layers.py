@@ -41,10 +41,12 @@ class ModelLayers:
     Args:
         scored: Those whose heads can be scored.
         layers: All that mix tokens.
+        weight_bytes: What the weights of the whole model take, unquantized ones of one rank.
     """
 
     scored: Sequence[ScoredLayer]
     layers: Sequence[Layer]
+    weight_bytes: int = 0
 
     @property
     def maskable(self) -> list[ScoredLayer]:
@@ -74,7 +76,8 @@ def model_layers(model: VLLM) -> ModelLayers:
         layers = [replace(layer, number=place) for place, layer in enumerate(layers)]
         has_heads = {layer.path: layer.number for layer in layers if layer.heads}
     kept = [replace(one, number=has_heads[one.envoy.path]) for one in scored if one.envoy.path in has_heads]
-    return ModelLayers(sorted(kept, key=lambda layer: layer.number), layers)
+    weight_bytes = sum(each.numel() * each.element_size() for each in model._module.parameters())
+    return ModelLayers(sorted(kept, key=lambda layer: layer.number), layers, weight_bytes)
 
 
 def why_none(found: ModelLayers) -> str | None:

@@ -27,3 +27,12 @@ def plain_reason(error: BaseException) -> str:
     told = " ".join(re.split(_STACK, text, maxsplit=1)[0].split())
     # A lone word, a key that was not found say, tells nothing by itself.
     return told if " " in told else ": ".join(filter(None, [type(error).__name__, told]))
+
+
+def raised_reason(text: str) -> str:
+    """What another process says that it caught, on one line: all that stands behind the last stack in it."""
+    *stacks, said = re.split(r"Traceback \(most recent call last\):\n", text)
+    lines = said.splitlines()
+    while stacks and lines and lines[0].startswith(" "):  # the calls; what was raised begins at the margin
+        del lines[0]
+    return " ".join(" ".join(lines).split())

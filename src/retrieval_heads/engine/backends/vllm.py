@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling, refuse_unknown
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info, Prompt
-from retrieval_heads.engine.backends.reasons import plain_reason
+from retrieval_heads.engine.backends.reasons import plain_reason, raised_reason
 from retrieval_heads.engine.backends.versions import SUPPORTED, check_versions, refuse_unsupported
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
@@ -458,7 +458,7 @@ def _read(output: Any, queued: float | None, saves: Fields | None, error: Any) -
         seconds=round(seconds, 4),
         head_scores=(saves or {}).get("head_scores"),
         prompt_logprob=_mean_logprob(output.prompt_token_ids, output.prompt_logprobs),
-        error=_last_line(error),
+        error=_worker_reason(error),
     )
 
 
@@ -470,12 +470,12 @@ def _mean_logprob(ids: Sequence[int], logprobs: Sequence[Any] | None) -> float |
     return sum(known) / len(known) if known else None
 
 
-def _last_line(error: Any) -> str | None:
-    """What nnsight caught in the worker, without its traceback."""
+def _worker_reason(error: Any) -> str | None:
+    """What nnsight or the probe caught in the worker; `None` where they caught nothing."""
     if error is None:
         return None
     text = error.get("message") or str(error) if isinstance(error, dict) else str(error)
-    return text.strip().splitlines()[-1] if text.strip() else "the probe failed"
+    return raised_reason(text) or "the probe failed"
 
 
 def _supported_version() -> str:

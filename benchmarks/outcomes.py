@@ -3,6 +3,7 @@
     python benchmarks/outcomes.py falls       # the smallest fall that each shipped suite catches 8 times of 10
     python benchmarks/outcomes.py outcomes    # how often a true fall is held, inconclusive, broken
     python benchmarks/outcomes.py intervals   # coverage and width of the interval of a mean
+    python benchmarks/outcomes.py clusters    # the same of samples that share needles and texts
 
 Every figure is simulated with a fixed seed; no engine is started. All of it takes a minute or two on two cores.
 """
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from retrieval_heads.gates.fall import Change, Fall
 from retrieval_heads.gates.paired import PairedTest, fall_p_value, holm, smallest_p_value
 from retrieval_heads.gates.power import smallest_fall
-from retrieval_heads.intervals import mean_intervals
+from retrieval_heads.intervals import mean_intervals, varied
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.suite import load_suite
 
@@ -82,6 +84,38 @@ def intervals() -> None:
             )
 
 
+def clusters() -> None:
+    """Samples of heads that stray by needle, by text, by pair of both and by sample, in log odds; the last two columns
+    take the samples for independent, as version 0.2 did.
+    """
+    print("| head, mean | needles × texts × cells | coverage | mean width | taken for independent: width | coverage |")
+    print("|---|---|---|---|---|---|")
+    for name, (middle, by_needle, by_text, by_pair, by_sample) in {
+        "copies": (0.4, 0.5, 0.5, 0.3, 0.4),
+        "by the needle": (0.4, 0.6, 0, 0, 0.4),
+        "seldom": (-4, 1.5, 1.5, 0.5, 1),
+        "nearly always": (3, 1, 1, 0.5, 0.5),
+        "independent": (0.4, 0, 0, 0, 0.8),
+    }.items():
+        for needles, texts, cells in ((3, 4, 10), (1, 6, 10), (5, 1, 12), (10, 10, 1)):
+            random = np.random.default_rng(needles)
+            scales = (by_needle if needles > 1 else 0, by_text if texts > 1 else 0, by_pair, by_sample)
+            shapes = ((needles, 1, 1), (1, texts, 1), (needles, texts, 1), (needles, texts, cells))
+            strays = sum(
+                scale * random.normal(size=(*shape, 2000)) for scale, shape in zip(scales, shapes, strict=True)
+            )
+            values = expit(middle + strays).reshape(-1, 2000)
+            whole = np.random.default_rng(9).normal(size=1_000_000) * math.hypot(*scales)
+            mean = float(expit(middle + whole).mean())
+            places = [(needle, text) for needle in range(needles) for text in range(texts) for _ in range(cells)]
+            low, high = mean_intervals(values, 1, varied(list(zip(*places, strict=True))))
+            less, more = mean_intervals(values)
+            print(
+                f"| {name}, {mean:.2f} | {needles} × {texts} × {cells} | {_covered(low, high, mean):.3f} | "
+                f"{(high - low).mean():.2f} | {(more - less).mean():.2f} | {_covered(less, more, mean):.3f} |"
+            )
+
+
 def _caught(changes: list[tuple[float, float]]) -> str:
     found = smallest_fall(_fall(changes), 2).beyond
     return "none" if found is None else f"{found:.2f}"
@@ -114,7 +148,7 @@ def _covered(low: Any, high: Any, mean: float) -> float:
 
 
 if __name__ == "__main__":
-    tables = {"falls": falls, "outcomes": outcomes, "intervals": intervals}
+    tables = {"falls": falls, "outcomes": outcomes, "intervals": intervals, "clusters": clusters}
     asked = sys.argv[1:] or list(tables)
     if unknown := [name for name in asked if name not in tables]:
         sys.exit(f"no table {unknown[0]!r}; accepted are {', '.join(tables)}")

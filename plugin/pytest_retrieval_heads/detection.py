@@ -104,6 +104,7 @@ def table(outcome: DetectionOutcome) -> Iterator[str]:
         f"{len(detection.counted)} of {len(detection.samples)} samples counted (the answer held the needle); "
         f"{detection.retrieval_heads()} of {heads} heads have {RANKING} ≥ {RETRIEVAL_THRESHOLD:g}"
     )
+    yield detection.clusters.note
     if (stability := detection.stability()) is not None:
         yield f"the top {_TOP} of random halves of the samples agree on {100 * stability:.0f} %"
     if note := detection.top(_TOP).note("this run"):

@@ -586,10 +586,18 @@ def test_kv_heads_are_given_to_all_their_query_heads(run: Path) -> None:
 def test_a_score_of_a_known_name_is_held_to_its_range_and_gets_intervals(run: Path) -> None:
     said = refused("import", "run/head_score.json", "--score", "mass")
     assert "--score mass: run/head_score.json does not hold it: head 1-0: a score of 0 to 1 is expected" in said
-    heads_command("import", "run/detected.json")
+    heads_command("export", "run", "--to", "locos", "--score", "copy")
+    heads_command("import", "locos.json", "--score", "copy")
     found = read_table(Path("heads.json"))
     assert found.counted == 6
     np.testing.assert_array_equal(found.estimates["copy"].low, read_table(run / "heads.json").estimates["copy"].low)
+    assert found.facts["intervals"] == "intervals are over 1 needle and 6 texts"
+
+
+def test_samples_that_may_share_a_needle_get_no_interval(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heads_command("import", "run/detected.json")
+    assert "no intervals: the file does not say which needle and text its samples are of" in capsys.readouterr().out
+    assert np.isnan(read_table(Path("heads.json")).estimates["copy"].low).all()
 
 
 @pytest.mark.parametrize(

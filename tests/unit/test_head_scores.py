@@ -95,6 +95,7 @@ def records() -> list[Record]:
             document_depth=50,
             needle="n",
             cell=f"detect/{number}",
+            seed=number,
             kind="detect",
             suite="heads",
             passed=True,

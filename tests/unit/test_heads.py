@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.heads.clusters import cluster_of, clusters_of
 from retrieval_heads.heads.detection import aggregate
-from retrieval_heads.heads.formats import read_ranked, read_table, write_heads
+from retrieval_heads.heads.formats import read_heads, read_ranked, read_table, write_heads
 from retrieval_heads.heads.table import rank
 from retrieval_heads.intervals import mean_interval
 from retrieval_heads.runs.layers import Layer
-from retrieval_heads.runs.record import HeadScores, Record
+from retrieval_heads.runs.record import HeadScores, Recipe, Record
 
 LAYERS = [Layer("model.model.layers.0.self_attn.attn", 0, 3), Layer("model.model.layers.2.self_attn.attn", 2, 3)]
 
 
 def sample(copy: list[list[float]], *, passed: bool = True, **scores: list[list[float]]) -> Record:
     heads: HeadScores = {"copy": copy, "copy_reference": copy, "mass": copy} | scores
-    return Record(
-        context_length=512, document_depth=50, needle="n", cell=f"c{copy}{passed}", passed=passed, heads=heads
-    )
+    needle = f"n{copy}"
+    return Record(context_length=512, document_depth=50, needle=needle, cell=needle, passed=passed, heads=heads)
 
 
 def samples(count: int = 12, seed: int = 0) -> list[Record]:
@@ -100,6 +100,48 @@ def test_every_head_has_the_interval_of_its_mean() -> None:
         assert (found.low[row, head], found.high[row, head]) == pytest.approx((expected.low, expected.high), abs=0.01)
 
 
+def test_samples_of_one_needle_and_one_text_have_no_interval_and_it_is_said(tmp_path: Path) -> None:
+    records = [record.model_copy(update={"needle": "n"}) for record in samples(30)]
+    found = aggregate(records, LAYERS)
+    assert np.isnan(found.estimates["copy"].low).all()
+    told = json.loads(write_heads(found, tmp_path, {})[0].read_text())
+    assert told["intervals"].startswith(
+        "no intervals: the samples are of 1 needle and 1 text, which are not independent"
+    )
+    seeded = [record.model_copy(update={"seed": number % 6}) for number, record in enumerate(records)]
+    found = aggregate(seeded, LAYERS)
+    assert not np.isnan(found.estimates["copy"].low).any()
+    assert found.clusters.note == "intervals are over 1 needle and 6 texts"
+
+
+def test_what_samples_share_is_read_back(tmp_path: Path) -> None:
+    records = [sample([[number / 10] * 3] * 2).model_copy(update={"seed": number}) for number in range(6)]
+    heads, *_ = write_heads(aggregate(records, LAYERS), tmp_path, {})
+    assert read_heads(heads).samples.clusters == clusters_of(records).of
+    told = json.loads(heads.read_text())
+    told["samples"][0]["cluster"] = ["one"]
+    heads.write_text(json.dumps(told))
+    with pytest.raises(ResultsError, match="two names, needle and text, are expected"):
+        read_heads(heads)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_shared"),
+    [
+        ({"context_length": 4096, "document_depth": 90.0}, (True, True)),
+        ({"question": "In other words?"}, (True, True)),
+        ({"seed": 1}, (True, False)),
+        ({"needle": "another"}, (False, True)),
+        ({"recipe": Recipe(hash="b" * 64, wording=[], template_hash="", prompt_hash="")}, (True, False)),
+    ],
+)
+def test_a_sample_shares_its_needle_and_its_text(change: dict[str, Any], is_shared: tuple[bool, bool]) -> None:
+    recipe = Recipe(hash="a" * 64, wording=[], template_hash="", prompt_hash="")
+    record = Record(context_length=512, document_depth=50, needle="n", recipe=recipe)
+    changed = cluster_of(record.model_copy(update=change))
+    assert tuple(one == other for one, other in zip(cluster_of(record), changed, strict=True)) == is_shared
+
+
 def test_below_five_samples_no_interval_is_stored(tmp_path: Path) -> None:
     heads, *_ = write_heads(aggregate([sample([[1.0] * 3] * 2)] * 4, LAYERS), tmp_path, {})
     stored = json.loads(heads.read_text())["scores"]["copy"]
@@ -108,7 +150,8 @@ def test_below_five_samples_no_interval_is_stored(tmp_path: Path) -> None:
 
 
 def test_equal_samples_have_an_interval_of_some_width() -> None:
-    found = aggregate([sample([[1.0, 0.0, 0.5]] * 2)] * 5, LAYERS).estimates["copy"]
+    records = [sample([[1.0, 0.0, 0.5]] * 2).model_copy(update={"needle": f"n{number}"}) for number in range(5)]
+    found = aggregate(records, LAYERS).estimates["copy"]
     assert (found.high - found.low > 0.2).all()
 
 
@@ -116,8 +159,8 @@ def test_a_count_per_step_has_the_scale_of_the_longest_answer() -> None:
     """Twelve answer tokens over a needle of four: a head that copied at each step would have 3."""
     fields = {"token_ids": [1] * 12, "needle_span": (10, 14)}
     records = [
-        sample([[0.5] * 3] * 2, copy_reference=[[value] * 3] * 2).model_copy(update=fields)
-        for value in (0.5, 1.5, 2.0, 0.0, 1.0)
+        sample([[0.5] * 3] * 2, copy_reference=[[value] * 3] * 2).model_copy(update={**fields, "seed": seed})
+        for seed, value in enumerate((0.5, 1.5, 2.0, 0.0, 1.0))
     ]
     found = aggregate(records, LAYERS).estimates["copy_reference"]
     expected = mean_interval([0.5, 1.5, 2.0, 0.0, 1.0], top=3)

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from retrieval_heads.intervals import (
     FEWEST,
     TOO_FEW,
+    Grouping,
     Interval,
     difference_interval,
     mean_interval,
     mean_intervals,
     share_interval,
     shown,
+    varied,
 )
 
 RUNS = 1500
@@ -143,6 +145,101 @@ def test_a_paired_difference_is_covered(cells: int) -> None:
             found = difference_interval(shares[0][0] - shares[1][0], shares[0], shares[1], float(related))
             covered += found.low <= true + 1e-12 and true - 1e-12 <= found.high
         assert covered / 400 >= 0.93
+
+
+# Of a head: its mean as log odds, and how far needles, texts, pairs of them and single samples stray from it.
+CLUSTERED = {
+    "copies": (0.4, 0.5, 0.5, 0.3, 0.4),
+    "by the needle": (0.4, 0.6, 0, 0, 0.4),
+    "by the text": (0.4, 0, 0.6, 0, 0.4),
+    "seldom": (-4, 1.5, 1.5, 0.5, 1),
+    "nearly always": (3, 1, 1, 0.5, 0.5),
+    "independent": (0.4, 0, 0, 0, 0.8),
+}
+
+
+def clustered(
+    random: np.random.Generator, stray: tuple[float, ...], needles: int, texts: int, cells: int
+) -> tuple[Any, float]:
+    """Samples of `RUNS` heads, `[needles × texts × cells, RUNS]`, and the mean of endless needles and texts.
+
+    Of a single needle, or text, it is the mean of the other's alone.
+    """
+    middle, by_needle, by_text, by_pair, by_sample = stray
+    by_needle, by_text = (by_needle if needles > 1 else 0), (by_text if texts > 1 else 0)
+
+    def strays(scale: float, *shape: int) -> Any:
+        return scale * random.normal(size=(*shape, RUNS))
+
+    odds = middle + strays(by_needle, needles, 1, 1) + strays(by_text, 1, texts, 1)
+    odds = odds + strays(by_pair, needles, texts, 1) + strays(by_sample, needles, texts, cells)
+    whole = math.sqrt(by_needle**2 + by_text**2 + by_pair**2 + by_sample**2)
+    mean = special.expit(middle + whole * np.random.default_rng(9).normal(size=400_000)).mean()
+    return special.expit(odds).reshape(-1, RUNS), float(mean)
+
+
+def groupings(needles: int, texts: int, cells: int) -> tuple[Grouping, ...]:
+    places = [(needle, text) for needle in range(needles) for text in range(texts) for _ in range(cells)]
+    return varied(list(zip(*places, strict=True)))
+
+
+@pytest.mark.parametrize("size", [(3, 4, 10), (1, 6, 10), (5, 1, 12), (4, 8, 3)])
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_a_mean_of_clustered_samples_is_covered(name: str, size: tuple[int, int, int]) -> None:
+    values, mean = clustered(np.random.default_rng(sum(size)), CLUSTERED[name], *size)
+    low, high = mean_intervals(values, 1, groupings(*size))
+    assert ((low <= mean) & (mean <= high)).mean() >= 0.95 - CHANCE > 0.93
+    assert (high - low).mean() < 0.8
+    if name == "copies":
+        low, high = mean_intervals(values)
+        assert ((low <= mean) & (mean <= high)).mean() < 0.8, "taken for independent they are covered less"
+
+
+@pytest.mark.parametrize("size", [(3, 4, 10), (1, 6, 10)])
+def test_values_of_any_sign_and_size_are_covered(size: tuple[int, int, int]) -> None:
+    values, _ = clustered(np.random.default_rng(1), CLUSTERED["copies"], *size)
+    values, mean = 7 * special.logit(values) - 3, 7 * 0.4 - 3
+    low, high = mean_intervals(values, None, groupings(*size))
+    assert ((low <= mean) & (mean <= high)).mean() >= 0.95 - CHANCE
+
+
+def test_groups_of_one_value_are_values() -> None:
+    values = np.random.default_rng(0).random((9, 30))
+    np.testing.assert_allclose(mean_intervals(values, 1, [list("abcdefghi")]), mean_intervals(values), atol=1e-6)
+
+
+def test_copies_of_samples_tell_nothing_more() -> None:
+    values = np.random.default_rng(0).random((12, 30))
+    needles, texts = [number // 4 for number in range(12)], [number % 4 for number in range(12)]
+    once = mean_intervals(values, 1, [needles, texts])
+    thrice = mean_intervals(np.tile(values, (3, 1)), 1, [needles * 3, texts * 3])
+    np.testing.assert_allclose(once, thrice, atol=1e-9)
+    alone = mean_intervals(values[:6], 1, [[0, 1, 2, 3, 4, 5]])
+    again = mean_intervals(np.tile(values[:6], (3, 1)), 1, [[0, 1, 2, 3, 4, 5] * 3])
+    np.testing.assert_allclose(alone, again, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [[[0] * 8], [[0, 1] * 4], [[0, 1] * 4, [0, 0, 1, 1, 2, 2, 3, 3]]])
+def test_few_clusters_have_no_interval(groups: list[list[int]]) -> None:
+    assert np.isnan(mean_intervals(np.random.default_rng(0).random((8, 2)), 1, varied(groups))).all()
+
+
+def test_clusters_that_never_differ_have_an_interval_of_some_width() -> None:
+    for value in (0.0, 0.4, 1.0):
+        low, high = mean_intervals(np.full((12, 1), value), 1, groupings(3, 4, 1))
+        assert high[0] - low[0] > 0.2
+        assert low[0] <= value <= high[0]
+
+
+def test_a_grouping_within_another_and_one_of_a_single_group_add_nothing() -> None:
+    needle, text = list("aabbccdd"), list("uvwxyzst")
+    assert varied([needle, text]) == (needle,), "each needle has texts of its own"
+    assert varied([text, needle]) == (needle,)
+    assert varied([needle, needle]) == (needle,)
+    assert varied([needle, ["one"] * 8]) == (needle,)
+    assert varied([["one"] * 8, ["one"] * 8]) == ()
+    crossed = [0, 1] * 4
+    assert varied([needle, crossed]) == (needle, crossed)
 
 
 def test_an_interval_is_shown_by_its_ends() -> None:

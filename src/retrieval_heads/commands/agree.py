@@ -129,17 +129,17 @@ def _figure(value: float | None, interval: Interval | None) -> str:
 def _definition(name: str, file: HeadFile, score: str, kv_heads: int | None) -> Definition:
     """One score, by KV head where their number is known."""
     told = f"{name}: {score}" if name else score
-    table, figures = file.table, file.samples.figures.get(score)
+    table, figures, clusters = file.table, file.samples.figures.get(score), file.samples.clusters
     if kv_heads is None:
-        return Definition(told, table, score, figures, file.samples.cells)
+        return Definition(told, table, score, figures, file.samples.cells, clusters=clusters)
     if file.kv_heads:
         found = max(layer.heads for layer in table.layers)
         if found != kv_heads:
             raise ConfigError(f"{name}: holds {found} KV heads a layer, and {kv_heads} are compared")
-        return Definition(told, table, score, figures, file.samples.cells)
+        return Definition(told, table, score, figures, file.samples.cells, clusters=clusters)
     group = group_size(table, kv_heads)
     layers = tuple(replace(each, heads=each.heads if each.kind == WITH_KV_HEADS else 0) for each in table.layers)
-    return Definition(told, replace(table, layers=layers), score, figures, file.samples.cells, group)
+    return Definition(told, replace(table, layers=layers), score, figures, file.samples.cells, group, clusters)
 
 
 def _named(files: Mapping[Path, HeadFile]) -> dict[str, HeadFile]:

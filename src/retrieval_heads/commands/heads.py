@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import tyro
 
@@ -14,6 +14,7 @@ from retrieval_heads.commands.agree import Agree
 from retrieval_heads.commands.head_files import head_file
 from retrieval_heads.errors import ConfigError, EngineError, printable
 from retrieval_heads.files import write_whole
+from retrieval_heads.heads.clusters import Clusters, clusters_of_cells
 from retrieval_heads.heads.formats import form_of, read_heads
 from retrieval_heads.heads.formats.figures import Nonsense, is_known_share, named_score, scored_heads
 from retrieval_heads.heads.formats.format import FORMATS, HeadFile, HeadFormat, Samples, Source, Wanted
@@ -23,6 +24,8 @@ from retrieval_heads.heads.table import Estimate, HeadTable
 from retrieval_heads.intervals import mean_intervals
 from retrieval_heads.models import PACKAGED, packaged_folder
 from retrieval_heads.reading import read_bytes, read_object
+
+_UNSAID: Final = "no intervals: the file does not say which needle and text its samples are of"
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class Import:
         _write({self.output: next(iter(output.files.values()))}, overwrite=self.overwrite)
         count = sum(layer.heads for layer in heads.table.layers)
         print(printable(f"{count} heads, ranked by {heads.table.ranking}; read as {form.name}"))
+        if intervals := heads.table.facts.get("intervals"):
+            print(printable(str(intervals)))
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def _named(heads: HeadFile, score: str | None, form: HeadFormat, path: Path) -> 
     figures = {score: heads.samples.figures[only]} if only in heads.samples.figures else {}
     return HeadFile(
         replace(_of_these(table, [score]), estimates={score: table.estimates[only]}),
-        Samples(figures, heads.samples.cells),
+        Samples(figures, heads.samples.cells, heads.samples.clusters),
         heads.kv_heads,
     )
 
@@ -187,15 +192,22 @@ def _of_these(table: HeadTable, scores: Sequence[str]) -> HeadTable:
 
 
 def _with_intervals(table: HeadTable, samples: Samples) -> HeadTable:
-    """With the intervals that the file lacks, of shares: the scale of other scores is not known."""
+    """With the intervals that the file lacks, of shares: the scale of other scores is not known.
+
+    Samples whose file does not say which needle and text they are of may share them, and have none.
+    """
     import numpy as np
 
-    estimates = dict(table.estimates)
+    estimates, facts = dict(table.estimates), dict(table.facts)
+    clusters = Clusters(samples.clusters or clusters_of_cells(samples.cells))
     for name, figures in samples.figures.items():
         if is_known_share(name) and np.isnan(estimates[name].low).all():
-            estimates[name] = Estimate(estimates[name].mean, *mean_intervals(figures))
+            is_said = len(clusters.of) == len(figures)
+            facts["intervals"] = clusters.note if is_said else _UNSAID
+            if is_said:
+                estimates[name] = Estimate(estimates[name].mean, *mean_intervals(figures, 1, clusters.groupings))
     counted = table.counted if table.counted is not None else max(map(len, samples.figures.values()), default=None)
-    return replace(table, estimates=estimates, counted=counted)
+    return replace(table, estimates=estimates, counted=counted, facts=facts)
 
 
 def _kv_heads_of(facts: Mapping[str, Any]) -> int | None:

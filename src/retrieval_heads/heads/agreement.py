@@ -6,24 +6,22 @@ and never ranked: most heads of a model tie there, and two definitions would agr
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.heads.clusters import Cluster, Clusters, clusters_of_cells
 from retrieval_heads.heads.groups import group_maximum
 from retrieval_heads.heads.table import Head, HeadTable
 from retrieval_heads.heads.top_heads import SAME, TopHeads, top_heads
-from retrieval_heads.intervals import FEWEST, Interval, cluster_weights, drawn_interval
+from retrieval_heads.intervals import Interval, drawn_interval, enough, group_weights
 
 if TYPE_CHECKING:
     from numpy import bool_, float64
     from numpy.typing import NDArray
-
-_OF_A_NEEDLE: Final = re.compile(r"(?P<haystack>.*)/(?P<needle>[^/]+-[0-9a-f]{8})/(?P<seed>seed_\d+)(?:/|$)")
-_OF_A_TASK: Final = re.compile(r"(?P<task>.*)/(?P<seed>seed_\d+)(?:/|$)")
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Definition:
         figures: Each sample's, `[samples, layers, heads]`; `None` where the file has none.
         cells: The samples' cells; empty where the file does not say.
         group: Query heads of a KV head, the greatest of which counts; 1 leaves heads as they are.
+        clusters: The samples' needles and texts; empty where the file does not say, and cells' names tell them.
     """
 
     name: str
@@ -45,6 +44,7 @@ class Definition:
     figures: NDArray[float64] | None = None
     cells: tuple[str, ...] = ()
     group: int = 1
+    clusters: tuple[Cluster, ...] = ()
 
     def scores(self) -> Mapping[Head, float]:
         """The mean of every scored head, or KV head."""
@@ -135,19 +135,6 @@ def agreement(first: Definition, second: Definition, top: int) -> Agreement:
     )
 
 
-def clusters_of(cell: str) -> tuple[str, str] | None:
-    """The needle and the text of a sample, by its cell's name; `None` where the name does not tell.
-
-    The text is a haystack from a seed's place on: longer contexts hold the shorter ones. A task that makes its own
-    texts makes them, and what it asks for, from the seed.
-    """
-    if found := _OF_A_NEEDLE.match(cell):
-        return found["needle"], f"{found['haystack']}/{found['seed']}"
-    if found := _OF_A_TASK.match(cell):
-        return found["task"], f"{found['task']}/{found['seed']}"
-    return None
-
-
 @dataclass(frozen=True)
 class _Weights:
     """Weights of both sides' samples, `[draws, samples]`; `None` for a side without samples.
@@ -166,24 +153,24 @@ def _weights(first: Definition, second: Definition) -> _Weights | str:
     sides = [side for side in (first, second) if side.figures is not None]
     if not sides:
         return "no intervals: neither file holds samples"
-    clusters = [clusters_of(cell) for side in sides for cell in side.cells]
-    pairs = [pair for pair in clusters if pair is not None]
-    if len(pairs) < sum(len(side.figures) for side in sides if side.figures is not None):
+    # By one way of naming them: what both sides share has one weight.
+    is_said = all(side.clusters for side in sides)
+    of = [side.clusters if is_said else clusters_of_cells(side.cells) for side in sides]
+    pairs = Clusters(tuple(itertools.chain.from_iterable(of)))
+    if len(pairs.of) < sum(len(side.figures) for side in sides if side.figures is not None):
         return "no intervals: the samples do not say which needle and text they are of"
-    needles, texts = (len({pair[part] for pair in pairs}) for part in (0, 1))
-    groups = min((count for count in (needles, texts) if count > 1), default=1)
-    if groups < FEWEST:
-        what = f"{_counted(needles, 'needle')} and {_counted(texts, 'text')}"
-        return f"no intervals: the samples are of {what}, which are not independent; {FEWEST} of either are needed"
-    drawn, start = cluster_weights(pairs), 0
+    if not enough(pairs.groupings, len(pairs.of)):
+        return pairs.note
+    groups = min(len(set(grouping)) for grouping in pairs.groupings)
+    drawn, start = group_weights(pairs.groupings), 0
     split: list[NDArray[float64] | None] = []
     for side in (first, second):
         if side.figures is None:
             split.append(None)
             continue
-        part = drawn[:, start : start + len(side.cells)]
+        part = drawn[:, start : start + len(side.figures)]
         split.append(part / part.sum(1, keepdims=True))
-        start += len(side.cells)
+        start += len(side.figures)
     return _Weights(split[0], split[1], groups)
 
 
@@ -223,7 +210,3 @@ def _spearmans(first: NDArray[float64], second: NDArray[float64]) -> NDArray[flo
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

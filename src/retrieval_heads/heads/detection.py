@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.heads.clusters import Clusters, clusters_of
 from retrieval_heads.heads.score import RANKING, HeadScore, head_scores
 from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, Ranked, rank, rectangle
 from retrieval_heads.heads.top_heads import TopHeads, overlap, top_heads
@@ -39,6 +40,11 @@ class Detection:
     counted: tuple[Record, ...]
     samples: tuple[Record, ...]
     estimates: Mapping[str, Estimate]
+
+    @property
+    def clusters(self) -> Clusters:
+        """Which of the counted samples share a needle or a text: what intervals go by."""
+        return clusters_of(self.counted)
 
     def ranked(self, score: str = RANKING) -> list[Ranked]:
         """Every head with its mean, best first; ties in the order of layer, then head."""
@@ -81,7 +87,8 @@ class Detection:
             name: Estimate(*(getattr(estimate, part).round(DIGITS) for part in ("mean", "low", "high")))
             for name, estimate in self.estimates.items()
         }
-        return HeadTable(suite, self.layers, estimates, len(self.counted), len(self.samples), self.stability())
+        facts = {"intervals": self.clusters.note}
+        return HeadTable(suite, self.layers, estimates, len(self.counted), len(self.samples), self.stability(), facts)
 
     def retrieval_heads(self) -> int:
         """How many heads have a mean `copy` of at least `RETRIEVAL_THRESHOLD`."""
@@ -91,8 +98,9 @@ class Detection:
 def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
     """Average the head scores of the samples whose answer retrieved the needle.
 
-    Intervals are those of `intervals.mean_intervals`. Of a score that is no share the scale ends at the greatest figure
-    that any counted sample could have come to (`HeadScore.greatest`).
+    Intervals are those of `intervals.mean_intervals` over the samples' needles and texts (`heads.clusters`). Of a score
+    that is no share the scale ends at the greatest figure that any counted sample could have come to
+    (`HeadScore.greatest`).
 
     Raises:
         ResultsError: No head of the model can be scored, no sample counts, or samples are of other models.
@@ -120,7 +128,7 @@ def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
         tuple(layers),
         counted,
         samples,
-        {score.name: _estimate(_stacked(counted, score.name), _greatest(score, counted)) for score in measured},
+        {score.name: _estimate(score, counted) for score in measured},
     )
 
 
@@ -132,8 +140,9 @@ def _stacked(records: Sequence[Record], score: str) -> NDArray[float64]:
     return np.array([rectangle(heads[score]) for heads in stacked], dtype=np.float64)
 
 
-def _estimate(values: NDArray[float64], greatest: float) -> Estimate:
-    return Estimate(values.mean(0), *mean_intervals(values, greatest))
+def _estimate(score: HeadScore, counted: Sequence[Record]) -> Estimate:
+    values = _stacked(counted, score.name)
+    return Estimate(values.mean(0), *mean_intervals(values, _greatest(score, counted), clusters_of(counted).groupings))
 
 
 def _greatest(score: HeadScore, records: Sequence[Record]) -> float:

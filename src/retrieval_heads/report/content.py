@@ -143,6 +143,7 @@ def _heads(name: str, table: HeadTable) -> dict[str, object]:
         "ranking": table.ranking,
         "threshold": RETRIEVAL_THRESHOLD,
         "counted": table.counted,
+        "intervals": str(table.facts.get("intervals") or ""),
         "layers": [
             {"number": layer.number, "heads": layer.heads, "kind": layer.kind}
             | ({"window": layer.sliding_window} if layer.sliding_window is not None else {})

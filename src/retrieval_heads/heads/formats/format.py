@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.heads.clusters import Cluster
 from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.reading import parse_json, read_bytes, read_text
 from retrieval_heads.registry import Registry
@@ -55,10 +56,12 @@ class Samples:
     Args:
         figures: By score, each `[samples, layers, heads]`, in the order of a table's layers.
         cells: The cell of each sample; empty where the file does not say.
+        clusters: The needle and the text of each sample; empty where the file does not say.
     """
 
     figures: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     cells: tuple[str, ...] = ()
+    clusters: tuple[Cluster, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from retrieval_heads.errors import ResultsError
+from retrieval_heads.heads.clusters import Cluster, cluster_of
 from retrieval_heads.heads.detection import Detection
 from retrieval_heads.heads.formats.figures import Nonsense, check_counts, checked_score, is_known_share, scored_heads
 from retrieval_heads.heads.formats.format import HeadFile, HeadFormat, Output, Samples, Source, Wanted
@@ -84,7 +85,7 @@ class Heads(HeadFormat):
             for name in table.estimates
             if counted and all(name in (sample["scores"] or {}) for sample in counted)
         }
-        return Samples(figures, tuple(str(sample["cell"]) for sample in counted))
+        return Samples(figures, tuple(str(sample["cell"]) for sample in counted), read_clusters(counted))
 
     def output(self, heads: HeadFile, wanted: Wanted) -> Output:
         """The scores that are named, with their samples."""
@@ -147,6 +148,7 @@ def of_file(heads: HeadFile, scores: Sequence[str]) -> dict[str, Any]:
         "samples": [
             {
                 "cell": samples.cells[number] if samples.cells else "",
+                **({"cluster": list(samples.clusters[number])} if samples.clusters else {}),
                 "counted": True,
                 "scores": {
                     name: _rows(figures[number], table.layers, None)
@@ -157,6 +159,20 @@ def of_file(heads: HeadFile, scores: Sequence[str]) -> dict[str, Any]:
             for number in range(len(next(iter(samples.figures.values()), ())))
         ],
     }
+
+
+def read_clusters(samples: Sequence[Mapping[str, Any]]) -> tuple[Cluster, ...]:
+    """The needles and texts of samples; empty where a file does not say them of each.
+
+    Raises:
+        ValueError: What it says is no pair of names.
+    """
+    said = [sample.get("cluster") for sample in samples]
+    for sample, cluster in zip(samples, said, strict=True):
+        is_pair = isinstance(cluster, list) and len(cluster) == 2 and all(isinstance(name, str) for name in cluster)
+        if cluster is not None and not is_pair:
+            raise Nonsense(f"cluster of {sample.get('cell')}: two names, needle and text, are expected")
+    return () if None in said else tuple((str(needle), str(text)) for needle, text in filter(None, said))
 
 
 def is_partial(data: Mapping[str, Any]) -> bool:
@@ -221,11 +237,17 @@ def _everything(detection: Detection, facts: Facts) -> dict[str, Any]:
         "counted": len(detection.counted),
         "measured": len(detection.samples),
         "stability_top_10": detection.stability(),
+        "intervals": detection.clusters.note,
         "retrieval_heads": detection.retrieval_heads(),
         "ranked": [[*head, round(value, DIGITS)] for head, value in detection.ranked()],
         "scores": {name: _estimate(estimate, detection.layers) for name, estimate in detection.estimates.items()},
         "samples": [
-            {"cell": record.cell, "counted": bool(record.passed), "scores": record.heads}
+            {
+                "cell": record.cell,
+                "cluster": list(cluster_of(record)),
+                "counted": bool(record.passed),
+                "scores": record.heads,
+            }
             for record in detection.samples
         ],
     }

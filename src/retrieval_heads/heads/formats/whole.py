@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from retrieval_heads.heads.formats.figures import Nonsense, check_counts, named_score
 from retrieval_heads.heads.formats.format import HeadFile, Samples, Wanted
-from retrieval_heads.heads.formats.heads import SCHEMA, read_layers
+from retrieval_heads.heads.formats.heads import SCHEMA, read_clusters, read_layers
 from retrieval_heads.heads.order import order_of
 from retrieval_heads.heads.table import Estimate, HeadTable
 from retrieval_heads.reading import parse_json
@@ -36,6 +36,7 @@ def described(heads: HeadFile, wanted: Wanted) -> str:
         "stability_top_10": table.stability,
         "facts": dict(table.facts),
         "cells": list(heads.samples.cells),
+        **({"clusters": [list(each) for each in heads.samples.clusters]} if heads.samples.clusters else {}),
         "ties": {name: order_of(table, name).to_json() for name in wanted.scores},
     }
     return json.dumps(content, ensure_ascii=False)
@@ -93,7 +94,15 @@ def samples_of_description(content: dict[str, Any], figures: dict[str, NDArray[A
             raise Nonsense(f"{name}.samples: a head that has a mean lacks a sample's figure")
     if len({len(values) for values in figures.values()}) > 1:
         raise Nonsense("scores have different numbers of samples")
-    return Samples(figures, cells)
+    clusters = read_clusters([{"cell": cell, "cluster": each} for cell, each in _paired(content, cells)])
+    return Samples(figures, cells, clusters)
+
+
+def _paired(content: dict[str, Any], cells: tuple[str, ...]) -> list[tuple[str, Any]]:
+    clusters = content.get("clusters") or []
+    if clusters and len(clusters) != len(cells):
+        raise Nonsense(f"clusters: those of {len(cells)} cells are expected, found {len(clusters)}")
+    return list(zip(cells, clusters, strict=True)) if clusters else []
 
 
 def _check_figures(where: str, name: str, values: NDArray[Any], layers: Sequence[Layer]) -> None:

@@ -32,7 +32,7 @@ function headSection(found) {
     const unscored = new Set(found.layers.filter((layer) => !layer.heads).map((layer) => layer.kind));
     if (unscored.size) extra.push(make("span", { textContent: `not scored: layers of ${[...unscored].join(", ")}` }));
     below.replaceChildren(legend(grid, `mean ${state.score.replaceAll("_", " ")}`, extra));
-    definition.textContent = found.scores[state.score].definition;
+    definition.textContent = [found.scores[state.score].definition, found.intervals].filter(Boolean).join("; ");
     drawTable();
   }
   const drawTable = () => table.replaceChildren(...headTable(found, state, heads, names, drawTable));

@@ -37,6 +37,7 @@ class DetectionOutcome:
         expected: What was expected of it, judged.
         error: Why there are no heads.
         paths: The files written.
+        unmeasured: Scores that the suite names and that some counted sample lacks.
     """
 
     suite: str
@@ -44,6 +45,7 @@ class DetectionOutcome:
     expected: Sequence[Outcome]
     error: str | None
     paths: Sequence[Path]
+    unmeasured: Sequence[str] = ()
 
     @property
     def means(self) -> HeadMeans | None:
@@ -72,7 +74,8 @@ def finish(
         return DetectionOutcome(suite, None, [], str(error), [])
     paths = write_heads(detection, folder, {"suite": suite, **identity_of(facts)}, suffix)
     expected = [replace(outcome, suite=f"detect/{suite}") for outcome in _judged(settings.expect, detection)]
-    return DetectionOutcome(suite, detection, expected, None, paths)
+    unmeasured = [name for name in settings.scores or () if name not in detection.estimates]
+    return DetectionOutcome(suite, detection, expected, None, paths, unmeasured)
 
 
 def identity_of(facts: Facts) -> dict[str, object]:
@@ -86,25 +89,29 @@ def table(outcome: DetectionOutcome) -> Iterator[str]:
         yield str(outcome.error)
         return
     detection = outcome.detection
+    ranking = detection.ranking
     others = {
-        name: max(8, len(name) + 2) for name in detection.estimates if name != RANKING and head_score(name).is_in_table
+        name: max(8, len(name) + 2) for name in detection.estimates if name != ranking and head_score(name).is_in_table
     }
+    width = max(8, len(ranking) + 2)
     heading = "".join(f"{name:>{width}}" for name, width in others.items())
-    yield f"{'head':>8}{RANKING:>8}{'95 % interval':>17}{heading}"
+    yield f"{'head':>8}{ranking:>{width}}{'95 % interval':>17}{heading}"
     rows = {layer.number: row for row, layer in enumerate(detection.layers) if layer.heads}
-    estimate = detection.estimates[RANKING]
+    estimate = detection.estimates[ranking]
     for (layer, head), mean in detection.ranked()[:_TOP]:
         at = rows[layer], head
         low, high = float(estimate.low[at]), float(estimate.high[at])
         interval = shown(None if math.isnan(low) else Interval(low, high))
         more = "".join(f"{detection.estimates[name].mean[at]:{width}.3f}" for name, width in others.items())
-        yield f"{f'{layer}-{head}':>8}{mean:8.3f}{interval:>17}{more}"
+        yield f"{f'{layer}-{head}':>8}{mean:{width}.3f}{interval:>17}{more}"
     heads = sum(layer.heads for layer in detection.layers)
-    yield (
-        f"{len(detection.counted)} of {len(detection.samples)} samples counted (the answer held the needle); "
-        f"{detection.retrieval_heads()} of {heads} heads have {RANKING} ≥ {RETRIEVAL_THRESHOLD:g}"
+    copying = detection.retrieval_heads()
+    yield f"{len(detection.counted)} of {len(detection.samples)} samples counted (the answer held the needle)" + (
+        "" if copying is None else f"; {copying} of {heads} heads have {RANKING} ≥ {RETRIEVAL_THRESHOLD:g}"
     )
     yield detection.clusters.note
+    if outcome.unmeasured:
+        yield f"not measured on every counted sample: {', '.join(outcome.unmeasured)}"
     if (stability := detection.stability()) is not None:
         yield f"the top {_TOP} of random halves of the samples agree on {100 * stability:.0f} %"
     if note := detection.top(_TOP).note("this run"):
@@ -127,7 +134,7 @@ def _judged(expect: Expect | None, detection: Detection) -> Iterator[Outcome]:
 
 
 def _among_the_best(expect: Expect, detection: Detection) -> Outcome:
-    ranked = dict(detection.ranked())
+    ranked, by = dict(detection.ranked()), detection.ranking
     numbers = {head: number for number, head in enumerate(ranked, start=1)}
     best = detection.top(expect.within_top).heads
 
@@ -137,14 +144,15 @@ def _among_the_best(expect: Expect, detection: Detection) -> Outcome:
         number = f"{named(head)} is number {numbers[head]}"
         if numbers[head] > expect.within_top:
             return number
-        return f"{number} and {'ties with what follows' if ranked[head] > 0 else 'never copied'}"
+        idle = "never copied" if by == RANKING else f"has no {by} above 0"
+        return f"{number} and {'ties with what follows' if ranked[head] > 0 else idle}"
 
     missing = [head for head in expect.top_heads if head not in best]
     if missing:
-        sentence = f"expected within the top {expect.within_top}: {', '.join(map(place, missing))} (by {RANKING})"
+        sentence = f"expected within the top {expect.within_top}: {', '.join(map(place, missing))} (by {by})"
     else:
         sentence = (
-            f"within the top {expect.within_top} as expected: {', '.join(map(named, expect.top_heads))} (by {RANKING})"
+            f"within the top {expect.within_top} as expected: {', '.join(map(named, expect.top_heads))} (by {by})"
         )
     count = len(expect.top_heads)
     return Outcome(f"expect top_heads within {expect.within_top}", not missing, count - len(missing), count, sentence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -165,6 +165,26 @@ def test_our_own_scores_are_the_same_beside_it(monkeypatch: pytest.MonkeyPatch) 
     for both, alone in zip(beside, by_themselves, strict=True):
         assert len(both) == len(alone) + 1
         assert torch.equal(both[: len(alone)].nan_to_num(-1), alone.nan_to_num(-1))
+
+
+def test_replays_of_one_step_each_get_the_scores_that_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, wanted = contexts(), [(), ("query", "mass"), (foreign_score.SCORE.name,)]
+    named = [replace(each, rows=replace(each.rows, scores=names)) for each, names in zip(usual, wanted, strict=True)]
+    modules, starts = softmax_layers(usual, monkeypatch), [context.rows.first for context in usual]
+    every = [score.name for score in scores_of([SoftmaxAttention()])]
+    for size in (1000, 7):
+        all_ = replayed(usual, SoftmaxAttention(), modules, starts, size)
+        some = replayed(named, SoftmaxAttention(), modules, starts, size)
+        for whole, part, names in zip(all_, some, wanted, strict=True):
+            rows = [every.index(name) for name in every if name in names] or list(range(len(every)))
+            assert torch.equal(part.nan_to_num(-1), whole[rows].nan_to_num(-1))
+
+
+def test_a_score_that_is_not_wanted_has_no_rows_scored() -> None:
+    rows = replace(contexts()[0].rows, scores=("mass",))
+    assert Replay(rows, LAYERS, scores_of([SoftmaxAttention()])).looks == (
+        Look((rows.first, rows.end), rows.needle_span),
+    )
 
 
 def test_without_it_every_row_is_scored_once() -> None:

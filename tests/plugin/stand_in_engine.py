@@ -115,7 +115,7 @@ class StandIn(Backend):
     traced: bool = False
     waiting: list[tuple[str, Sequence[int]]] = field(default_factory=list)
     masked: dict[str, Mask] = field(default_factory=dict)
-    replayed: set[str] = field(default_factory=set)
+    replayed: dict[str, Sequence[str]] = field(default_factory=dict)
     weighed: set[str] = field(default_factory=set)
     measured: set[str] = field(default_factory=set)
     answered: int = 0
@@ -178,7 +178,7 @@ class StandIn(Backend):
         """Queue a replay."""
         if self.told.unscored:
             raise EngineError(self.told.unscored)
-        self.replayed.add(request)
+        self.replayed[request] = rows.scores or self.scores
         self.waiting.append((request, ids))
 
     def add(
@@ -273,11 +273,11 @@ class StandIn(Backend):
             cached_tokens=0,
             seconds=0.25,
             prompt_logprob=-2.0 if request in self.weighed else None,
-            head_scores=self._head_scores() if request in self.replayed else None,
+            head_scores=self._head_scores(self.replayed[request]) if request in self.replayed else None,
         )
 
-    def _head_scores(self) -> Any:
+    def _head_scores(self, names: Sequence[str]) -> Any:
         """1 for a head that copies, else 0, by every score."""
         copying = [list(head) for head in self.told.retrieval_heads]
         scores = [[float([layer, head] in copying) for head in range(4)] for layer in range(4)]
-        return numpy.array([scores] * 4)
+        return numpy.array([scores] * len(names))

@@ -12,7 +12,7 @@ import pytest
 
 import foreign_score
 from pytest_retrieval_heads.detection import DetectionOutcome, table
-from retrieval_heads.errors import ConfigError
+from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import parse_gate
 from retrieval_heads.heads.detection import aggregate
 from retrieval_heads.heads.formats import read_table, write_heads
@@ -129,6 +129,37 @@ def test_all_that_shows_scores_shows_another_distributions(foreign: None, tmp_pa
     assert heading.split() == ["head", "copy", "95", "%", "interval", "mass", NAME]
     assert len(heading) == len(best)
     assert str(parse_gate(f"head_overlap(5, {NAME}) >= 0.5")) == f"head_overlap(5, {NAME}) >= 0.5"
+
+
+def test_heads_are_ranked_by_what_is_measured_where_copy_is_not(tmp_path: Path) -> None:
+    named = ("query", "mass")
+    some = [
+        record.model_copy(update={"heads": dict.fromkeys(named, record.heads["mass"])})
+        for record in records()
+        if record.heads
+    ]
+    found = aggregate(some, LAYERS)
+    assert found.ranking == "mass", "the first as scores are told, in whatever order they are named"
+    assert found.ranked() == found.ranked("query")
+    assert found.retrieval_heads() is None
+    assert [path.name for path in write_heads(found, tmp_path, {})] == ["heads.json"], "others hold copy alone"
+    assert read_table(tmp_path / "heads.json").ranking == "mass"
+    lines = list(table(DetectionOutcome("heads", found, [], None, [], ["mass_distractors"])))
+    assert lines[0].split() == ["head", "mass", "95", "%", "interval", "query"]
+    assert not any("copy" in line for line in lines)
+    assert "not measured on every counted sample: mass_distractors" in lines
+
+
+def test_samples_without_any_score_in_common_are_told() -> None:
+    (first, second, *_) = records()
+    assert first.heads
+    assert second.heads
+    apart = [
+        first.model_copy(update={"heads": {"mass": first.heads["mass"]}}),
+        second.model_copy(update={"heads": {"copy": second.heads["copy"]}}),
+    ]
+    with pytest.raises(ResultsError, match="no head score was measured on all of the samples"):
+        aggregate(apart, LAYERS)
 
 
 def test_without_its_distribution_a_stored_score_is_shown_all_the_same(

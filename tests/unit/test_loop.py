@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +23,13 @@ from retrieval_heads.engine.loop import Loop
 from retrieval_heads.engine.results import Answered, Unanswered
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError, PromptError
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.runs.facts import PromptFacts
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.place import Place
+from retrieval_heads.runs.record import Record
 from retrieval_heads.tasks.task import Ablation, Cell, Question
 
 BUILDING, STEPPING = 0.25, 0.125  # seconds that floats hold exactly
@@ -52,6 +54,11 @@ class Asking:
         self._server = Server("key")
         self._server.listen(str(folder / "engine.sock"))
         self.client = EngineClient(Address(str(folder / "engine.sock"), "key"))
+
+    def remember(self, earlier: Mapping[str, Record]) -> None:
+        """Give the run that asks records of an earlier one."""
+        (run,) = self._server.runs.values()
+        run.earlier = earlier
 
     def results(self, engine: Engine, builder: Builder, keys: Iterable[str], **options: Any) -> dict[str, Any]:
         """What the cells that were submitted before come to."""
@@ -292,3 +299,64 @@ def test_prompts_built_elsewhere_keep_their_order_and_are_waited_for_only_when_i
     assert turns == ahead.offered, "in the order in which they were asked"
     assert dict(ahead.asked[:1]) == {"1": 1.0}, "with nothing to do it waits, a second at most"
     assert any(seconds == 0 for _, seconds in ahead.asked), "while the engine has work it does not"
+
+
+class Replaying(Engine):
+    """Scores heads by what a replay's rows want."""
+
+    scores = ("copy", "mass", "query")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.info = replace(INFO, layers=(Layer("0", 0, 2),))
+        self.replayed: dict[str, tuple[str, ...]] = {}
+
+    def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str) -> None:
+        self.replayed[request] = rows.scores
+        self.waiting.append((request, ids))
+
+    def step(self) -> list[Finished]:
+        request, ids = self.waiting.pop(0)
+        wanted = self.replayed.get(request)
+        scores = None if wanted is None else [[[0.5, 0.25]]] * len(wanted or self.scores)
+        return [Finished(request, "", [1, 2], "stop", len(ids), 0, 0.0, head_scores=scores)]
+
+
+class Detecting(Builder):
+    """Prompts with spans, and the same hash for all."""
+
+    def request(self, question: Any, cell: Any, mask: Any) -> Request:
+        facts = PromptFacts(needle_span=(3, 5), question_span=(40, 45))
+        return Request(list(range(50)), {}, facts, hash="same")
+
+
+HEADS = {name: [[0.125, 1.0]] for name in ("copy", "mass")}
+DETECTION = Question("heads", "detect")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "replayed", "expected"),
+    [
+        (("mass", "copy"), None, HEADS),
+        (("mass",), None, {"mass": HEADS["mass"]}),
+        (("mass", "query"), ("mass", "query"), {"mass": [[0.5, 0.25]], "query": [[0.5, 0.25]]}),
+        ((), (), {name: [[0.5, 0.25]] for name in ("copy", "mass", "query")}),
+    ],
+    ids=["all of them", "fewer", "others", "the usual ones"],
+)
+def test_stored_figures_are_used_again_where_they_hold_all_scores_that_are_wanted(
+    asking: Asking, wanted: tuple[str, ...], replayed: tuple[str, ...] | None, expected: Any
+) -> None:
+    known = Record(status="pass", token_ids=[1, 2], request="same", heads=HEADS)
+    engine = Replaying()
+    asking.client.submit(replace(DETECTION, scores=wanted), cells([0]))
+    asking.remember({"0": known})
+    found = asking.results(engine, Detecting(), "0")["0"]
+    assert found.head_scores == expected
+    assert engine.replayed == ({} if replayed is None else {"replay 0": replayed})
+
+
+def test_a_score_that_is_not_measured_of_a_model_is_told(asking: Asking) -> None:
+    asking.client.submit(replace(DETECTION, scores=("mass", "copy_by_value")), cells([0]))
+    reason = "scores: copy_by_value cannot be measured of this model; copy, mass, query can"
+    assert asking.results(Replaying(), Detecting(), "0") == {"0": Unanswered("error", reason)}

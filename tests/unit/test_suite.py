@@ -314,3 +314,44 @@ class TestPredecessor:
         assert sorted({cell.place.get("depth") for cell in suite.cells}) == list(range(0, 100, 10))
         assert suite.needles[0].question == "What is the best thing to do in San Francisco?"
         assert "eat a sandwich and sit in Dolores Park" in suite.needles[0].needle
+
+
+def test_a_detection_names_the_scores_that_it_measures(load: Load) -> None:
+    assert load(kind="detect").question.scores == ()
+    assert load(kind="detect", scores="mass").question.scores == ("mass",)
+    assert load(kind="detect", config={"scores": ["query", "copy"]}).question.scores == ("query", "copy")
+    assert load(scores=["mass"]).question.scores == (), "a niah suite under a config of a detection's"
+    assert load(kind="detect", scores=["mass"]).resolved()["scores"] == ["mass"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"scores": ["mas"]}, "scores: unknown head score 'mas'; did you mean 'mass'? there are: copy, copy_reference"),
+        ({"scores": ["mass", "mass"]}, "scores: mass is given twice"),
+        ({"scores": []}, "scores: "),
+        (
+            {"scores": ["mass", "query"], "gates": ["head_spearman() >= 0.5"]},
+            "gates: gate 'head_spearman() >= 0.5': the suite does not measure copy (scores); it measures mass, query",
+        ),
+        (
+            {"scores": ["copy"], "gates": ["head_overlap(10, mass) >= 0.5"]},
+            "gates: gate 'head_overlap(10, mass) >= 0.5': the suite does not measure mass (scores); it measures copy",
+        ),
+    ],
+)
+def test_scores_that_there_are_not_or_that_are_not_measured_are_refused(
+    load: Load, tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    assert message in complaint(load, tmp_path, kind="detect", **keys)
+
+
+def test_heads_of_a_file_are_not_compared_by_another_score_than_its_own(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "before.json").write_text(json.dumps({"0-0": [0.5], "0-1": [0.25]}))
+    expect = {"min_overlap_with": str(tmp_path / "before.json")}
+    load(kind="detect", expect=expect)
+    said = complaint(load, tmp_path, kind="detect", expect=expect, scores=["query", "mass"])
+    assert said.endswith(
+        "expect.min_overlap_with: before.json ranks its heads by copy_reference, and this suite by mass: it measures "
+        "query, mass (scores)"
+    )

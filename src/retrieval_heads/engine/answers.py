@@ -12,7 +12,7 @@ from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.packed import PackedHeads
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
-from retrieval_heads.heads.score import head_score
+from retrieval_heads.heads.score import head_score, is_wanted
 from retrieval_heads.prompts.prompt import Tokenizer
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.runs.answer import Answer
@@ -72,6 +72,17 @@ def without_thoughts(answer: Answer, request: Request, tags: Sequence[Tags], tok
     return replace(answer, text=text.lstrip(), thoughts=whole[: found.answer], thought_tokens=count)
 
 
+def measured_scores(rows: Rows, names: Sequence[str]) -> list[str]:
+    """Those of the scores that can be measured of a model that are wanted of a replay, in order.
+
+    Raises:
+        EngineError: One that was named cannot be measured.
+    """
+    if lacking := [name for name in rows.scores if name not in names]:
+        raise EngineError(f"scores: {', '.join(lacking)} cannot be measured of this model; {', '.join(names)} can")
+    return [name for name in names if is_wanted(head_score(name), rows.scores)]
+
+
 def scores_of(
     finished: Finished, rows: Rows, names: Sequence[str], layers: Sequence[Layer]
 ) -> tuple[PackedHeads, Replay]:
@@ -80,16 +91,18 @@ def scores_of(
     Args:
         finished: The replay.
         rows: What was replayed.
-        names: Of the scores that its figures are, in order.
+        names: Of the scores that can be measured of the model; its figures are those of them that the rows want.
         layers: The model's; a row of heads for each, empty where a layer cannot be scored.
 
     Raises:
-        EngineError: The probe failed, or a layer's queries, keys or decay hold NaN.
+        EngineError: The probe failed, a score that was named is not measured of this model, or a layer's queries, keys
+            or decay hold NaN.
     """
     if finished.error is not None or finished.head_scores is None:
         raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
     figures = numpy.asarray(finished.head_scores, dtype=float).round(8)
-    scores = {name: values for name, values in zip(names, figures, strict=True) if head_score(name).looks(rows)}
+    wanted = measured_scores(rows, names)
+    scores = {name: values for name, values in zip(wanted, figures, strict=True) if head_score(name).looks(rows)}
     counts = [layer.heads for layer in layers]
     widths = numpy.array([count for count in counts if count])
     is_own = numpy.arange(figures.shape[2]) < widths[:, None]  # a row is as long as the longest layer's

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from retrieval_heads.engine.ahead import Ahead
-from retrieval_heads.engine.answers import answer_of, scores_of, without_thoughts
+from retrieval_heads.engine.answers import answer_of, measured_scores, scores_of, without_thoughts
 from retrieval_heads.engine.backends.backend import Backend, Finished
 from retrieval_heads.engine.earlier_answers import answer_in, result_of
 from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion, Job, Run
@@ -26,6 +26,7 @@ from retrieval_heads.engine.results import Answered, Unanswered
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.heads.looks import Rows
+from retrieval_heads.heads.score import head_score
 from retrieval_heads.prompts.requests import CellSkipped, Request
 from retrieval_heads.prompts.reuse import Reuse
 from retrieval_heads.runs.answer import Answer
@@ -236,9 +237,11 @@ class Loop:
         job = self._job(key)
         known = job.run.earlier.get(job.key)
         tags = question.scoring.tags
-        if known and known.request == request.hash and (not is_traced or _is_scored(known, tags)):
-            self.server.finish(key, result_of(known))
-            return
+        if known and known.request == request.hash:
+            found = self._scored_before(known, request, question) if is_traced else known
+            if found is not None:
+                self.server.finish(key, result_of(found))
+                return
         reusable = self.reuse.add(request.prefix, len(request.ids)) if request.prefix else 0
         self.fed += len(request.ids) - reusable
         then = partial(self._to_replay if is_traced else self._answered, key, request, tags)
@@ -308,11 +311,25 @@ class Loop:
             return
         if not said:
             raise EngineError("the answer has no tokens, so that there is nothing to score heads on")
-        rows = request.rows(said, thoughts)
+        rows = _rows(request, said, thoughts, self._cell(key).question)
         name = f"{_REPLAY}{key}"
         self.engine.replay(name, [*request.ids, *said[:-1]], rows, rows.first, of=key)
         self.fed += len(request.ids)  # of a stored answer; after a generation it is forgotten before more is fed
         self.in_flight[name] = partial(self._scored, key, request, answer, rows)
+
+    def _scored_before(self, known: Record, request: Request, question: Question) -> Record | None:
+        """The record with the scores that a suite wants, if heads were scored by all of them on what the suite's tags
+        leave as the answer, or there is none that they could be scored on.
+        """
+        if told_apart(known.thoughts, known.text, question.scoring.tags) != (known.thoughts, known.text):
+            return None
+        if known.heads is None:
+            return known if known.is_cut_off else None
+        rows = _rows(request, known.token_ids or (), known.thought_tokens or 0, question)
+        wanted = [name for name in measured_scores(rows, self.engine.scores) if head_score(name).looks(rows)]
+        if not known.heads.keys() >= set(wanted):
+            return None
+        return known.model_copy(update={"heads": {name: known.heads[name] for name in wanted}})
 
     def _scored(self, key: str, request: Request, answer: Answer, rows: Rows, finished: Finished) -> None:
         heads, replay = scores_of(finished, rows, self.engine.scores, self.engine.info.layers or ())
@@ -323,10 +340,8 @@ def _answered(request: Request, answer: Answer) -> Answered:
     return Answered(answer, request.facts, request.expected, request.hash, request.answered_by, request.mask)
 
 
-def _is_scored(known: Record, tags: Sequence[Tags]) -> bool:
-    """Whether heads were scored on what these tags leave as the answer, if there is one."""
-    is_alike = told_apart(known.thoughts, known.text, tags) == (known.thoughts, known.text)
-    return is_alike and (known.heads is not None or known.is_cut_off)
+def _rows(request: Request, said: Sequence[int], thoughts: int, question: Question) -> Rows:
+    return replace(request.rows(said, thoughts), scores=question.scores)
 
 
 def _fail(error: Exception) -> None:

@@ -17,7 +17,8 @@ class Expect(Section):
     """What a detection or an ablation must come to, decided once the run is over."""
 
     top_heads: list[HeadPair] = []
-    """Heads, each [layer, head], that must be among the best by `copy`."""
+    """Heads, each [layer, head], that must be among the best by `copy`, or by what the suite measures in its
+    place."""
     within_top: Annotated[Whole, Field(ge=1)] = 10
     """How many of the best count as such."""
     min_overlap_with: str | None = None

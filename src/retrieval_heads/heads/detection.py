@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.clusters import Clusters, clusters_of
-from retrieval_heads.heads.score import RANKING, HeadScore, head_scores
+from retrieval_heads.heads.score import RANKING, HeadScore, head_scores, ranking_of
 from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, Ranked, rank, rectangle
 from retrieval_heads.heads.top_heads import TopHeads, overlap, top_heads
 from retrieval_heads.intervals import mean_intervals
@@ -46,9 +46,14 @@ class Detection:
         """Which of the counted samples share a needle or a text: what intervals go by."""
         return clusters_of(self.counted)
 
-    def ranked(self, score: str = RANKING) -> list[Ranked]:
+    @property
+    def ranking(self) -> str:
+        """The score that its heads are ranked by."""
+        return ranking_of(self.estimates)
+
+    def ranked(self, score: str | None = None) -> list[Ranked]:
         """Every head with its mean, best first; ties in the order of layer, then head."""
-        mean = self.estimates[score].mean
+        mean = self.estimates[score or self.ranking].mean
         heads = [
             ((layer.number, head), float(mean[row, head]))
             for row, layer in enumerate(self.layers)
@@ -57,15 +62,15 @@ class Detection:
         return rank(heads)
 
     def stability(self, top: int = 10) -> float | None:
-        """How far the ranking depends on the samples: the overlap of the `top` heads by `copy` of two random halves of
-        the counted samples (`retrieval_heads.heads.top_heads`), mean over 100 seeded splits; `None` below two samples,
-        and where no head ever copied. A half in which no head stands out agrees with nothing.
+        """How far the ranking depends on the samples: the overlap of the `top` heads, by `ranking`, of two random
+        halves of the counted samples (`retrieval_heads.heads.top_heads`), mean over 100 seeded splits; `None` below two
+        samples, and where no head has a score above 0. A half in which no head stands out agrees with nothing.
         """
         import numpy as np
 
         if len(self.counted) < 2:
             return None
-        values = _stacked(self.counted, RANKING).reshape(len(self.counted), -1)
+        values = _stacked(self.counted, self.ranking).reshape(len(self.counted), -1)
         if not (values > 0).any():
             return None
         random = np.random.default_rng(0)
@@ -77,7 +82,7 @@ class Detection:
             overlaps.append(overlap(first, second) or 0.0)
         return float(np.mean(overlaps))
 
-    def top(self, count: int, score: str = RANKING) -> TopHeads:
+    def top(self, count: int, score: str | None = None) -> TopHeads:
         """The best heads, as far as their scores tell them from the rest."""
         return top_heads(self.ranked(score), count)
 
@@ -90,8 +95,10 @@ class Detection:
         facts = {"intervals": self.clusters.note}
         return HeadTable(suite, self.layers, estimates, len(self.counted), len(self.samples), self.stability(), facts)
 
-    def retrieval_heads(self) -> int:
-        """How many heads have a mean `copy` of at least `RETRIEVAL_THRESHOLD`."""
+    def retrieval_heads(self) -> int | None:
+        """How many heads have a mean `copy` of at least `RETRIEVAL_THRESHOLD`; `None` where it was not measured."""
+        if RANKING not in self.estimates:
+            return None
         return int((self.estimates[RANKING].mean.round(DIGITS) >= RETRIEVAL_THRESHOLD).sum())
 
 
@@ -124,6 +131,8 @@ def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
         for name, score in head_scores().items()
         if all(record.heads and name in record.heads for record in counted)
     ]
+    if not measured:
+        raise ResultsError("no head score was measured on all of the samples that retrieved their needle")
     return Detection(
         tuple(layers),
         counted,

@@ -36,6 +36,7 @@ class Rows(Plain):
         question_span: The question; empty where it is not known.
         more_spans: The other needles that are asked for, where there are several.
         distractor_spans: Texts that are like the needle and are not asked for.
+        scores: Names of the scores that are wanted; none stands for the usual ones (`HeadScore.is_default`).
         positions: Hand back each answer row's argmax as well: for tests, since that grows with the answer.
     """
 
@@ -46,6 +47,7 @@ class Rows(Plain):
     question_span: Span
     more_spans: tuple[Span, ...] = ()
     distractor_spans: tuple[Span, ...] = ()
+    scores: tuple[str, ...] = ()
     positions: bool = False
 
     @property

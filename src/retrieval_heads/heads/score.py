@@ -6,7 +6,7 @@ distribution's entry points: `[project.entry-points."retrieval_heads.head_scores
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from retrieval_heads.errors import ConfigError
@@ -34,6 +34,8 @@ class HeadScore(Protocol):
     """Whether figures lie between 0 and 1. All others begin at 0 too; `greatest` says where they end."""
     needs_sign: bool = False
     """Whether it is measured only in models with layers whose weights have a sign."""
+    is_default: bool = True
+    """Whether suites measure it that name no scores."""
     is_in_table: bool = True
     """Whether it has a column in the terminal's table of the best heads."""
     needs: frozenset[str] = frozenset()
@@ -84,6 +86,17 @@ RANKING: Final = next(iter(BUILT_IN))
 """The score that heads are ranked by where none is named: the first."""
 
 
+def ranking_of(names: Collection[str]) -> str:
+    """The score that heads are ranked by where these are measured: the usual one, else the first of them as scores are
+    told.
+    """
+    return RANKING if RANKING in names else next(iter(sorted(names, key=_order)))
+
+
+def _order(name: str) -> int:
+    return SCORES.names.index(name) if name in SCORES.names else len(SCORES.names)
+
+
 def head_score(name: str) -> HeadScore:
     """The score of a name.
 
@@ -104,6 +117,11 @@ def head_score(name: str) -> HeadScore:
 def needs_of(scores: Iterable[HeadScore]) -> frozenset[str]:
     """All that some scores need."""
     return frozenset().union(*(score.needs for score in scores))
+
+
+def is_wanted(score: HeadScore, names: Collection[str]) -> bool:
+    """Whether a score is among those that a suite names; of a suite that names none, among the usual ones."""
+    return score.name in names if names else score.is_default
 
 
 def head_scores() -> Mapping[str, HeadScore]:

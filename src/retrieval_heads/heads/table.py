@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from retrieval_heads.heads.score import RANKING
+from retrieval_heads.heads.score import ranking_of
 from retrieval_heads.heads.top_heads import TopHeads, top_heads
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.layers import Layer
@@ -62,7 +62,7 @@ class HeadTable:
     @property
     def ranking(self) -> str:
         """The score that its heads are ranked by: the usual one, or what the file has in its place."""
-        return RANKING if RANKING in self.estimates else next(iter(self.estimates))
+        return ranking_of(self.estimates)
 
     def ranked(self, score: str) -> list[tuple[int, int]]:
         """Every scored head as (row, head), best first; ties in the order of layer, then head."""

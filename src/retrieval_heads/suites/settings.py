@@ -28,6 +28,7 @@ from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates.expression import parse_gate
 from retrieval_heads.gates.number import FIELDS, PASS_RATE
 from retrieval_heads.gates.settings import Expect
+from retrieval_heads.heads.score import head_score
 from retrieval_heads.kinds import Kind
 from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, NeedleFile, Prompt, named_prompt
 from retrieval_heads.scoring.settings import EVERY_METRIC, Scoring
@@ -246,6 +247,8 @@ class Settings(Section):
     """Take stored answers whose ROUGE-L is at least this, and count them all, as the predecessor did."""
     calculate_device: str | None = None
     """Read for the predecessor's sake: scores are computed where the model is."""
+    scores: Annotated[list[str], Field(min_length=1), BeforeValidator(_plain_list)] | None = None
+    """The head scores that are measured (detect); left out, those that the one replay of an answer gives."""
     ablate: Ablate | None = None
     """Whose heads are masked (ablate)."""
     expect: Expect | None = None
@@ -264,3 +267,15 @@ class Settings(Section):
     """Read for the predecessor's sake: `--rh-report` and `retrieval-heads report` say it."""
     output_dir: PathText | None = None
     """The run's folder; `reports/<time>-<suite>` where it is left out."""
+
+    @field_validator("scores")
+    @classmethod
+    def _known_scores(cls, names: list[str] | None) -> list[str] | None:
+        for name in names or ():
+            try:
+                head_score(name)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+            if names and names.count(name) > 1:
+                raise ValueError(f"{name} is given twice")
+        return names

@@ -20,8 +20,9 @@ from pydantic import ValidationError
 
 from retrieval_heads.ablation.arms import NONE, arms, idle_heads, read_heads
 from retrieval_heads.errors import ConfigError, ResultsError
-from retrieval_heads.gates.expression import idleness, parse_gate
-from retrieval_heads.heads.formats import read_ranked
+from retrieval_heads.gates.expression import Agreement, idleness, parse_gate
+from retrieval_heads.heads.formats import read_ranked, read_table
+from retrieval_heads.heads.score import head_score, head_scores, is_wanted, ranking_of
 from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.haystack import check_source
 from retrieval_heads.prompts.settings import HaystackSource, Needle, NeedleFile
@@ -160,6 +161,7 @@ def _load(
     said = _in_our_sections(overlay(overlay(own, config), sets), written)
     settings = resolve(overlay(_task(said, written).defaults, said), str(path))
     settings = _with_expected(settings, written)
+    _check_measured(settings, written)
     if settings.from_results:
         return _stored_suite(path, settings, written)
     if settings.from_model is not None:
@@ -230,6 +232,7 @@ def _question(name: str, settings: Settings, heads: tuple[Head, ...], written: _
         boundary=settings.boundary,
         scoring=settings.scoring,
         ablate=_ablate(settings, heads),
+        scores=_scores(settings),
     )
 
 
@@ -249,6 +252,11 @@ def _ablate(settings: Settings, heads: tuple[Head, ...]) -> Ablation | None:
     return Ablation(settings.ablate.mode, settings.ablate.seed, heads)
 
 
+def _scores(settings: Settings) -> tuple[str, ...]:
+    """The head scores that a detection is to measure, as far as it names them."""
+    return tuple(settings.scores or ()) if settings.kind == "detect" else ()
+
+
 def _check_gates(settings: Settings, question: Question, cells: Sequence[Cell], written: _Written) -> None:
     """Refuse a gate over an axis that the task has not, and one that no run could break."""
     axes = TASKS.find(question.task).axes
@@ -262,6 +270,18 @@ def _check_gates(settings: Settings, question: Question, cells: Sequence[Cell], 
             continue
         if idle := idleness(gate, longest):
             raise ConfigError(f"{written.at('gates')}: gates: gate {text!r}: {idle}, the longest length that is asked")
+
+
+def _check_measured(settings: Settings, written: _Written) -> None:
+    """Refuse a gate on a head score that a detection does not measure."""
+    for text in settings.gates if settings.kind == "detect" else ():
+        measure = parse_gate(text).measure
+        if isinstance(measure, Agreement) and not is_wanted(head_score(measure.number), _scores(settings)):
+            measured = [name for name, score in head_scores().items() if is_wanted(score, _scores(settings))]
+            raise ConfigError(
+                f"{written.at('gates')}: gates: gate {text!r}: the suite does not measure {measure.number} (scores); "
+                f"it measures {', '.join(measured)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -320,9 +340,14 @@ def _with_expected(settings: Settings, written: _Written) -> Settings:
         return settings
     try:
         file = _found(settings.expect.min_overlap_with, written.path)
-        read_ranked(file)
+        ranking = read_table(file).ranking
     except ResultsError as error:
         raise ConfigError(f"{written.at('expect')}: expect.min_overlap_with: {error}") from None
+    if settings.scores and ranking != ranking_of(settings.scores):
+        raise ConfigError(
+            f"{written.at('expect')}: expect.min_overlap_with: {file} ranks its heads by {ranking}, and this suite by "
+            f"{ranking_of(settings.scores)}: it measures {', '.join(settings.scores)} (scores)"
+        )
     located = settings.expect.model_copy(update={"min_overlap_with": str(file)})
     return settings.model_copy(update={"expect": located})
 
@@ -437,6 +462,7 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
         generation=settings.generation.model_dump(),
         boundary=settings.boundary,
         scoring=settings.scoring,
+        scores=_scores(settings),
     )
     return Suite(called, path, settings, question, tuple(cells), origins=origins)
 

@@ -67,6 +67,7 @@ class Question(Plain):
         boundary: Where a needle may stand: `sentence`, `token` or `line`.
         scoring: Which score decides.
         ablate: Of an ablation, which heads are masked.
+        scores: Of a detection, the names of the head scores that are measured; none stands for the usual ones.
     """
 
     suite: str
@@ -83,6 +84,7 @@ class Question(Plain):
     boundary: str = "sentence"
     scoring: Scoring = field(default_factory=Scoring)
     ablate: Ablation | None = None
+    scores: tuple[str, ...] = ()
 
     @cached_property
     def by_name(self) -> Mapping[str, Needle]:

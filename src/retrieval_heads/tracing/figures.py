@@ -24,7 +24,7 @@ from retrieval_heads.tracing.rows import RowScores
 
 
 def scores_of(kinds: Sequence[LayerKind]) -> tuple[HeadScore, ...]:
-    """The scores that a model is measured by, in the order of `figures`."""
+    """The scores that a model can be measured by, in the order of `figures`."""
     has_sign = any(kind.is_signed for kind in kinds)
     return tuple(score for score in head_scores().values() if has_sign or not score.needs_sign)
 
@@ -70,7 +70,7 @@ def figures(layers: Sequence[RowScores], requests: Sequence[Rows], scores: Seque
     Args:
         layers: Each layer's scores of all requests' rows: one request after the other, of each its `scored_looks`.
         requests: Whose they are.
-        scores: Which are wanted.
+        scores: Which are wanted, of all of them alike.
 
     Raises:
         ValueError: The rows scored are not the rows wanted.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from retrieval_heads.heads.looks import Look, Rows
-from retrieval_heads.heads.score import HeadScore, needs_of
+from retrieval_heads.heads.score import HeadScore, is_wanted, needs_of
 from retrieval_heads.tracing.figures import Arriving, OnItsWay, figures, looks_of, scored_looks, scores_of
 from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Memory, Part, Taken
 from retrieval_heads.tracing.rows import RowScores, Stretch, joined
@@ -35,7 +35,7 @@ class Replay:
     Args:
         rows: What is replayed.
         layers: How many can be scored.
-        scores: What is wanted.
+        scores: What the model can be measured by.
 
     Raises:
         ValueError: A score looks from rows that are not computed.
@@ -54,6 +54,7 @@ class Replay:
     saves: dict[str, Arriving] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.scores = [score for score in self.scores if is_wanted(score, self.rows.scores)]
         self.looks = scored_looks(self.rows, looks_of(self.rows, self.scores))
         self.parts = [[] for _ in self.looks]
         self.memories = [{} for _ in range(self.layers)]
@@ -112,7 +113,7 @@ class Probe:
     ) -> None:
         self._kinds = kinds
         self._replays = replays
-        needs = needs_of(replays[0][0].scores) if replays else frozenset()  # of a model, and so of all its replays
+        needs = needs_of(score for replay, _ in replays for score in replay.scores)
         self._batch = Batch([part for _, part in replays], device, needs)
         self._taken: dict[int, Taken] = {}
         self._held = 0
@@ -163,38 +164,55 @@ class Probe:
         scored = [(replay, part) for replay, part in self._replays if part.scored]
         for replay, part in scored:
             replay.covered = part.scored[0].end
-        done = [replay for replay, _ in scored if replay.is_done]
         layers = [one for one in self._scores if one is not None]
-        if len(done) < len(scored) or any(any(replay.parts) for replay in done):
-            layers = self._put_together(scored, layers)
-        if not done:
-            return
-        scores = done[0].scores  # of a model, and so of all its replays
-        together = OnItsWay(figures(layers, [replay.rows for replay in done], scores))
-        for place, replay in enumerate(done):
+        done = [replay for replay, _ in scored if replay.is_done]
+        groups: dict[tuple[str, ...], list[Replay]] = {}
+        for replay in done:
+            groups.setdefault(replay.rows.scores, []).append(replay)
+        is_plain = len(done) == len(scored) and len(groups) == 1 and not any(any(replay.parts) for replay in done)
+        if not is_plain:
+            self._keep(scored, layers)
+        for alike in groups.values():  # one as a rule: replays of two suites may want other scores
+            self._send(alike, layers if is_plain else self._put_together(alike, len(layers)))
+
+    @staticmethod
+    def _send(replays: Sequence[Replay], layers: Sequence[RowScores]) -> None:
+        """Send off the figures of replays that are done and want the same scores.
+
+        Args:
+            replays: The replays.
+            layers: Each layer's scores of all their rows, one replay after the other.
+        """
+        scores = replays[0].scores
+        together = OnItsWay(figures(layers, [replay.rows for replay in replays], scores))
+        for place, replay in enumerate(replays):
             positions = len(replay.rows.answer) if replay.rows.positions else 0
             replay.saves["head_scores"] = Arriving(together, place, len(scores) + positions)
 
     @staticmethod
-    def _put_together(replays: Sequence[tuple[Replay, Part]], layers: Sequence[RowScores]) -> list[RowScores]:
-        """Each layer's scores of the replays that are done, look by look of all their steps; those of others are kept.
+    def _keep(replays: Sequence[tuple[Replay, Part]], layers: Sequence[RowScores]) -> None:
+        """Keep each replay's scores, look by look.
 
         Args:
             replays: Those that have rows in this step, each with its part of it.
             layers: Each layer's scores of these rows.
         """
-        whole: list[list[RowScores]] = [[] for _ in layers]
         start = 0
         for replay, part in replays:
             for stretch, steps in zip(part.stretches, replay.parts, strict=True):
                 if stretch.rows:
                     steps.append([one.each(itemgetter(slice(start, start + stretch.rows))) for one in layers])
                     start += stretch.rows
-            if replay.is_done:
-                for steps in replay.parts:
-                    for layer, parts in enumerate(zip(*steps, strict=True)):
-                        whole[layer] += parts
-                replay.parts = [[] for _ in replay.looks]
+
+    @staticmethod
+    def _put_together(replays: Sequence[Replay], layers: int) -> list[RowScores]:
+        """Each layer's scores of replays that are done, look by look of all their steps."""
+        whole: list[list[RowScores]] = [[] for _ in range(layers)]
+        for replay in replays:
+            for steps in replay.parts:
+                for layer, parts in enumerate(zip(*steps, strict=True)):
+                    whole[layer] += parts
+            replay.parts = [[] for _ in replay.looks]
         return [joined(parts) for parts in whole if parts]
 
     def _score(self) -> None:

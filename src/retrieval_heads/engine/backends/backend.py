@@ -104,7 +104,8 @@ class Finished:
         prompt_tokens: Tokens of the prompt.
         cached_tokens: How many of those the prefix cache gave.
         seconds: From the first step that worked on it to its last token.
-        head_scores: A replay's, `[scores, layers with heads, heads]`, in the order of `Backend.scores`.
+        head_scores: A replay's, `[scores, layers with heads, heads]`: those of `Backend.scores` that its rows want, in
+            that order.
         prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
         error: Why it has no answer, no head scores or no mask, in one sentence.
     """
@@ -129,7 +130,7 @@ class Backend(Protocol):
     tokenizer: Tokenizer
     """Measures prompts, and builds them."""
     scores: Sequence[str] = ()
-    """Names of the head scores."""
+    """Names of the head scores that it can measure of the model."""
     has_moved: bool = True
     """Whether the last step came nearer to an answer, as far as can be seen; a watchdog ends what moves no more."""
 

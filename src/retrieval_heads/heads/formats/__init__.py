@@ -29,7 +29,7 @@ def write_heads(detection: Detection, folder: Path, facts: Facts, suffix: str = 
 
     Returns:
         `heads.json` (everything), `detected.json` and `detected-agg.json` (the predecessor's form, `copy`), and
-        `head_score.json` (the paper's form, `copy_reference`).
+        `head_score.json` (the paper's form, `copy_reference`), each where its score was measured.
     """
     contents = heads.contents(detection, facts) | detected.contents(detection) | head_score.contents(detection)
     written = []

@@ -43,7 +43,9 @@ FORMAT = Detected()
 
 
 def contents(detection: Detection) -> dict[str, Any]:
-    """What the two files hold of a detection, by their names."""
+    """What the two files hold of a detection, by their names; nothing where their score was not measured."""
+    if SCORE not in detection.estimates:
+        return {}
     detected = {
         layer.path: {
             str(head): [record.heads[SCORE][row][head] for record in detection.counted if record.heads]

@@ -49,7 +49,9 @@ FORMAT = HeadScoreJson()
 
 
 def contents(detection: Detection) -> dict[str, Any]:
-    """What the file holds of a detection, by its name."""
+    """What the file holds of a detection, by its name; nothing where its score was not measured."""
+    if SCORE not in detection.estimates:
+        return {}
     return {
         "head_score": {
             f"{layer.number}-{head}": [record.heads[SCORE][row][head] for record in detection.counted if record.heads]

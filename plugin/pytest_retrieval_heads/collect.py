@@ -120,9 +120,11 @@ class CellItem(pytest.Item):
         self.record: Record | None = None
         mark = getattr(pytest.mark, suite.settings.kind)
         place = cell.place
-        arm = {"arm": place.arm} if place.arm else {}
+        more = {"arm": place.arm} if place.arm else {}
+        if suite.setting:
+            more["setting"] = suite.setting
         axes = {axis: _plain(value) for axis, value in place.axes}
-        self.add_marker(mark(**axes, seed=place.seed, **arm))
+        self.add_marker(mark(**axes, seed=place.seed, **more))
 
     @property
     def selected(self) -> SelectedCell:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from pytest_retrieval_heads.options import Options
-from retrieval_heads.errors import RetrievalHeadsError
+from pytest_retrieval_heads.options import Options, flag
+from retrieval_heads.errors import ConfigError, RetrievalHeadsError
+from retrieval_heads.matrix.settings import Matrix, read_matrix
+from retrieval_heads.plain import Fields
+from retrieval_heads.reading import path_of
 from retrieval_heads.suites.reading import is_whole_suite, overlay, overrides, read_settings, read_suites, resolve
 from retrieval_heads.suites.recognition import is_suite, is_yaml, kind_said
 from retrieval_heads.suites.settings import Settings
@@ -38,6 +41,7 @@ class ConfigFile:
         """The kinds of suite that it asks itself."""
         self.sets = overrides(options.sets)
         """The keys of `--rh-set`."""
+        self.matrix = _matrix(options)
 
     @property
     def settings(self) -> Settings:
@@ -63,9 +67,23 @@ class ConfigFile:
             args.clear()
         args.append(path)
 
+    def over_suites(self, setting: str) -> Sequence[Fields]:
+        """What is laid over each suite: the keys of the config, those of a setting, and those of `--rh-set`."""
+        laid = self.matrix.settings.get(setting, {}) if self.matrix else {}
+        return [self.data, laid, self.sets]
+
     def suites_in(self, path: Path) -> Mapping[str, Suite]:
-        """The suites of a file by name, its own settings over the config's; see `load_suites`."""
-        return load_suites(path, self.data, self.sets)
+        """The suites of a file by name, its own settings under the config's; see `load_suites`.
+
+        Of a matrix each suite once for each setting, whose name is then that of the suite, or follows it.
+        """
+        if self.matrix is None:
+            return load_suites(path, self.data, self.sets)
+        return {
+            f"{name}@{setting}" if name else setting: self.matrix.variant(suite, setting)
+            for setting, laid in self.matrix.settings.items()
+            for name, suite in load_suites(path, overlay(self.data, laid), self.sets).items()
+        }
 
     def suites_beside(self, collected: Iterable[Suite]) -> Iterator[Suite]:
         """Suites in the folders of collected ones that a path, `--ignore` or `--lf` kept out."""
@@ -75,3 +93,12 @@ class ConfigFile:
                 if path not in known and is_yaml(path) and is_suite(path):
                     with suppress(RetrievalHeadsError):  # one that cannot be read now is nobody's cells
                         yield from self.suites_in(path).values()
+
+
+def _matrix(options: Options) -> Matrix | None:
+    if options.matrix is None:
+        return None
+    for name in ("baseline", "save_baseline"):
+        if getattr(options, name):
+            raise ConfigError(f"{flag(name)}: a matrix compares settings with its own reference; give it no baseline")
+    return read_matrix(options.base / path_of(options.matrix))

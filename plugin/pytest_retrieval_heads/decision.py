@@ -19,6 +19,10 @@ from retrieval_heads.engine.client import Address
 from retrieval_heads.errors import FileError, ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import Outcome, Verdict, read_gates, to_json, with_kept
 from retrieval_heads.heads.table import Head
+from retrieval_heads.matrix.comparison import Comparison, compare
+from retrieval_heads.matrix.settings import REFERENCE, Matrix
+from retrieval_heads.matrix.stored import to_json as to_json_of
+from retrieval_heads.matrix.verdict import judge_settings, other_prompts
 from retrieval_heads.suites.settings import Settings
 
 
@@ -31,10 +35,20 @@ class Decision:
         files: The run's.
         options: The session's.
         engine: Where the engine listens, for the controls of an ablation.
+        matrix: The settings that the cells are asked under, where there are several.
     """
 
-    def __init__(self, plan: Plan, judge: Judge, files: RunFiles, options: Options, engine: Address) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        judge: Judge,
+        files: RunFiles,
+        options: Options,
+        engine: Address,
+        matrix: Matrix | None = None,
+    ) -> None:
         self._plan = plan
+        self._matrix = matrix
         self._files = files
         self._options = options
         self._engine = engine
@@ -42,6 +56,8 @@ class Decision:
         self.is_made = False
         self.detections: list[DetectionOutcome] = []
         self.ablations: list[AblationOutcome] = []
+        self.comparisons: list[Comparison] = []
+        """The settings of a matrix, each set against the reference."""
         self.verdict = Verdict(())
         self.is_judged = False
         """Whether the verdict holds gates and baseline, and not only what is expected of heads."""
@@ -58,6 +74,7 @@ class Decision:
         self._files.settle()
         self._detect()
         self._ablate()
+        self._compare_settings()
         self._require_measurement()
         self._judge_all()
         if self._options.save_baseline:
@@ -84,7 +101,7 @@ class Decision:
                     suite,
                     self._expecting(f"detect/{suite}", settings),
                     self._files.of_suite("detect", suite),
-                    self._files.facts,
+                    self._files.facts_of(f"detect/{suite}", self._plan),
                     self._files.path,
                     self.suffix("detect", suite),
                 )
@@ -118,6 +135,39 @@ class Decision:
                 continue
             self.ablations.append(outcome)
             self._expect(*outcome.expected)
+
+    def _compare_settings(self) -> None:
+        """Set each setting of a matrix against the reference, and judge the matrix's gates."""
+        if self._matrix is None or not self._plan.settings:
+            return
+        if REFERENCE not in self._plan.settings:
+            self._files.warnings.append("no cell of the reference is selected: no setting was compared")
+            return
+        self.comparisons = compare(self._files.records)
+        if not self._options.allow_other_prompts:
+            for one in self.comparisons:
+                if one.other_prompts:
+                    self._fail(f"{one.setting}: {one.suite}: {other_prompts(one)}")
+        is_whole = all(self._plan.is_whole(suite) for suite in self._plan.suites)
+        if is_whole:
+            gates = [gate for gate in self._matrix.gates if gate.setting in self._plan.settings]
+            self._expect(
+                *judge_settings(
+                    gates,
+                    self.comparisons,
+                    self._files.records,
+                    {one.suite: one.means for one in self.detections},
+                    allow_other_prompts=self._options.allow_other_prompts,
+                    inconclusive=self.judge.inconclusive,
+                )
+            )
+        elif self._matrix.gates:
+            self._files.warnings.append("the gates of the matrix were not judged: its suites were run in part")
+        heads = {one.suite: one.means for one in self.detections}
+        content = to_json_of(self.comparisons, heads, self._files.facts)
+        folder = self._files.folder
+        assert folder is not None
+        self._files.attempt(lambda: folder.write_json("matrix.json", content))
 
     def _expect(self, *outcomes: Outcome) -> None:
         self.verdict += Verdict(outcomes)

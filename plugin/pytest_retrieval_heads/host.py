@@ -5,12 +5,13 @@ That is the plain pytest process, or under xdist the controller, which itself co
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from pytest_retrieval_heads.config_file import ConfigFile
 from pytest_retrieval_heads.console import Console
 from pytest_retrieval_heads.decision import Decision
 from pytest_retrieval_heads.earlier_run import own_folder, stored_answers
@@ -27,7 +28,6 @@ from pytest_retrieval_heads.termination import Termination
 from pytest_retrieval_heads.user_hooks import call_hook
 from retrieval_heads.engine.client import Address, EngineProcess
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError
-from retrieval_heads.plain import Fields
 from retrieval_heads.redaction import without_secrets
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.settings import Settings
@@ -43,16 +43,14 @@ class Host:
         config: pytest's.
         options: The session's.
         settings: Those of config and options, without any suite's.
-        over_suites: What is laid over each suite: the keys of the config, and those of `--rh-set`.
+        file: The session's config file.
     """
 
-    def __init__(
-        self, config: pytest.Config, options: Options, settings: Settings, over_suites: Sequence[Fields]
-    ) -> None:
+    def __init__(self, config: pytest.Config, options: Options, settings: Settings, file: ConfigFile) -> None:
         self._config = config
         self._options = options
         self._settings = settings
-        self._over_suites = over_suites
+        self._file = file
         self._termination = Termination()
         self._console = Console(config)
         self._files = RunFiles(options, self._console)
@@ -114,7 +112,7 @@ class Host:
         self._engine.place_log(self._config)
         self._plan = plan
         if self._files.folder is not None:
-            self._decision = Decision(plan, judge, self._files, self._options, self.address)
+            self._decision = Decision(plan, judge, self._files, self._options, self.address, self._file.matrix)
             self._presentation = Presentation(plan, self._files, self._decision, self._options, self._console)
         if self._options.rescore:
             self._engine.serve_stored()
@@ -165,7 +163,7 @@ class Host:
         if self._has_broken_suite and not self._config.option.continue_on_collection_errors:
             self._exit("a suite cannot be used; nothing was started", pytest.ExitCode.INTERRUPTED)
         try:
-            plan = Plan.load(plan_file, self._over_suites)
+            plan = Plan.load(plan_file, self._file.over_suites)
         except ConfigError as error:
             self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
         self.prepare(plan)
@@ -177,7 +175,10 @@ class Host:
             report.longrepr = as_failure(self._engine.died(reason).tell(), report.fspath)
         content = getattr(report, "rh", None)
         if content is not None and self._files.folder is not None:
-            self._files.write_record(Record.model_validate(content))
+            record = Record.model_validate(content)
+            if self._files.is_new_engine(record):
+                self._files.settings_are_known(self._engine.settings())
+            self._files.write_record(record)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -193,6 +194,8 @@ class Host:
         decision = self._decision
         if decision is None or decision.is_made:
             return
+        if self._plan is not None and self._plan.settings and not self._options.rescore:
+            self._files.settings_are_known(self._engine.settings())
         decision.make()
         if decision.is_judged:
             session.testscollected += len(decision.verdict.outcomes)  # so that progress ends at 100 %

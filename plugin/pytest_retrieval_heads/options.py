@@ -31,6 +31,8 @@ class Options:
         resume: Whether an earlier run is gone on with.
         rescore: Whether an earlier run's answers are scored again, without an engine.
         run: The folder of the earlier run, where it is not the latest.
+        matrix: The file of settings that the same cells are asked under.
+        allow_other_prompts: Whether settings may be compared whose prompts are not the same tokens.
         no_model: What a test that needs a model is where none is named.
         base: The folder that pytest was called in; paths of options start there.
         arguments: What was typed, without what `addopts` adds.
@@ -50,6 +52,8 @@ class Options:
     resume: bool
     rescore: bool
     run: str | None
+    matrix: str | None
+    allow_other_prompts: bool
     no_model: Literal["error", "skip"]
     base: Path
     arguments: tuple[str, ...]
@@ -71,7 +75,7 @@ class Options:
         def given(name: str) -> Any:
             return config.getoption(f"rh_{name}")
 
-        for name in ("config", "baseline", "save_baseline", "run"):
+        for name in ("config", "baseline", "save_baseline", "run", "matrix"):
             _refuse_empty(name, given(name))
         for name in ("set", "max_drop"):
             for value in given(name):
@@ -95,6 +99,8 @@ class Options:
             resume=given("resume"),
             rescore=given("rescore"),
             run=given("run"),
+            matrix=given("matrix"),
+            allow_other_prompts=given("allow_other_prompts"),
             no_model=no_model,
             base=Path(config.invocation_params.dir),
             arguments=tuple(map(str, config.invocation_params.args)),
@@ -107,8 +113,9 @@ class Options:
 
     def verdict_of(self, settings: Settings) -> str:
         """What decides the exit code for a suite: `cell`, `gates` or `none`."""
-        # Masked cells are meant to be missed: what decides on an ablation is what it expects.
-        is_judged_whole = settings.gates or self.baseline or settings.kind == "ablate"
+        # Masked cells are meant to be missed: what decides on an ablation is what it expects. A matrix asks what a
+        # setting costs, and cells that are missed are how it is paid.
+        is_judged_whole = settings.gates or self.baseline or self.matrix or settings.kind == "ablate"
         default = "gates" if is_judged_whole else "cell"
         return str(self.verdict or settings.verdict or default)
 
@@ -194,6 +201,14 @@ def add_options(parser: pytest.Parser) -> None:
         "--rh-rescore", action="store_true", help="Score the latest run's stored answers again, without an engine"
     )
     group.addoption("--rh-run", metavar="DIR", help="The run for --rh-resume and --rh-rescore, where not the latest")
+    group.addoption(
+        "--rh-matrix", metavar="FILE", help="YAML file of settings: ask the same cells under each, and compare"
+    )
+    group.addoption(
+        "--rh-allow-other-prompts",
+        action="store_true",
+        help="Compare settings of --rh-matrix whose prompts are not the same tokens, cell by cell",
+    )
     parser.addini("rh_config", "Config file to use where --rh-config is not given", default="")
     parser.addini(
         "rh_no_model", "What a test that needs a model is where none is named: error (default) or skip", default="error"

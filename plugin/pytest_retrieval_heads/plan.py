@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -40,6 +40,26 @@ class SelectedCell:
 
 
 @dataclass(frozen=True)
+class PlannedSetting(Plain):
+    """A setting of a matrix that cells are selected of.
+
+    Args:
+        model: The `model` section under it.
+        engine: The `engine` section under it.
+        suites: The suites that are asked under it, by kind and name.
+    """
+
+    model: dict[str, object]
+    engine: dict[str, object]
+    suites: list[str]
+
+    @property
+    def engine_section(self) -> Engine:
+        """The `engine` section as settings."""
+        return Settings.model_validate({"engine": self.engine}).engine
+
+
+@dataclass(frozen=True)
 class Plan(Plain):
     """The engine that a session needs and the cells that it will ask.
 
@@ -59,6 +79,8 @@ class Plan(Plain):
         collected: Each collected suite's cells before any was deselected, also of suites of which none is selected.
         gated: The collected suites with gates or expectations.
         beside: The cells of suites that lie in the same folders and were not collected.
+        settings: Of a matrix, each setting by its name, in the order of their turns; `model` and `engine` are then
+            those of the first.
     """
 
     model: dict[str, object]
@@ -76,6 +98,7 @@ class Plan(Plain):
     collected: dict[str, list[str]] = field(default_factory=dict)
     gated: list[str] = field(default_factory=list)
     beside: dict[str, list[str]] = field(default_factory=dict)
+    settings: dict[str, PlannedSetting] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -98,7 +121,7 @@ class Plan(Plain):
         if not suites and not (is_engine_asked and (settings.model.model or not needs_model)):
             return None
         plan = cls.for_all(suites, selected, settings)
-        if is_engine_asked or not needs_model:
+        if is_engine_asked or not needs_model or plan.settings:
             return plan
         return replace(plan, misfit=_misfit([one for one in selected if one.suite.id in plan.suites]))
 
@@ -111,14 +134,8 @@ class Plan(Plain):
         error = None
         if len(settings_of) < len(suites):
             error = "two suites of a kind have the same name: " + ", ".join(str(suite.path) for suite in suites)
-        elif any(other.model != first.model for other in every):
-            error = f"the suites {', '.join(settings_of)} name different models; one run has one engine"
-        elif any(other.engine != first.engine for other in every):
-            said = [dict(other.engine) for other in every]
-            named = dict.fromkeys(key for one in said for key in one)
-            odd = [key for key in named if any(one.get(key) != said[0].get(key) for one in said)]
-            keys = ", ".join(f"engine.{key}" for key in odd)
-            error = f"the suites {', '.join(settings_of)} name different {keys}; one run has one engine"
+        elif unlike := _unlike(suites):
+            error = unlike
         elif any(other.output_dir != first.output_dir for other in every):
             error = f"the suites {', '.join(settings_of)} name different output_dirs; one run has one folder"
         else:
@@ -135,6 +152,7 @@ class Plan(Plain):
             origins={suite.id: [one.to_json() for one in suite.origins] for suite in suites if suite.origins},
             error=error,
             nodes={one.suite.id: one.node for one in selected},
+            settings=_settings_of(suites),
         )
 
     def before_deselection(self, collected: Iterable[Suite], beside: Iterable[Suite]) -> Plan:
@@ -166,12 +184,13 @@ class Plan(Plain):
         write_whole(path, json.dumps(without_values(self.to_json())).encode(), is_private=True)
 
     @classmethod
-    def load(cls, path: Path, over_suites: Sequence[Fields]) -> Plan:
+    def load(cls, path: Path, over_suites: Callable[[str], Sequence[Fields]]) -> Plan:
         """Read a saved plan; the model's secrets are read where they were written.
 
         Args:
             path: The file.
-            over_suites: What is laid over each suite: the keys of the config, and those of `--rh-set`.
+            over_suites: Under a setting, or an empty name, what is laid over each suite: the keys of the config, those
+                of the setting, and those of `--rh-set`.
 
         Raises:
             ConfigError: A suite changed since, and cannot be read.
@@ -180,12 +199,18 @@ class Plan(Plain):
         if plan.error is not None:
             return plan
         suite = next((read_settings(Path(file)) for file in plan.files.values()), {})
-        parts = {
-            part: reduce(overlay, (layer.get(part, {}) for layer in (suite, *over_suites)))
-            for part in ("model", "engine")
-        }
-        settings = resolve(parts, str(path))
-        return replace(plan, model=settings.model.model_dump(), engine=settings.engine.model_dump())
+
+        def sections(setting: str) -> tuple[dict[str, object], dict[str, object]]:
+            parts = {
+                part: reduce(overlay, (layer.get(part, {}) for layer in (suite, *over_suites(setting))))
+                for part in ("model", "engine")
+            }
+            settings = resolve(parts, str(path))
+            return settings.model.model_dump(), settings.engine.model_dump()
+
+        settings = {name: PlannedSetting(*sections(name), one.suites) for name, one in plan.settings.items()}
+        model, engine = sections(next(iter(settings), ""))
+        return replace(plan, model=model, engine=engine, settings=settings)
 
     @property
     def engine_section(self) -> Engine:
@@ -193,15 +218,47 @@ class Plan(Plain):
         return Settings.model_validate({"engine": self.engine}).engine
 
     def resolved(self) -> Mapping[str, object]:
-        """What `config.yaml` says: one suite's settings, or each suite's by name."""
-        if len(self.suites) == 1:
-            return next(iter(self.suites.values()))
-        return {"suites": self.suites} if self.suites else {"model": self.model, "engine": self.engine}
+        """What `config.yaml` says: one suite's settings, or each suite's by name; of a matrix under its first setting,
+        which the file of the matrix says the others beside.
+        """
+        first = next(iter(self.settings.values()), None)
+        suites = {name: said for name, said in self.suites.items() if first is None or name in first.suites}
+        if len(suites) == 1:
+            return next(iter(suites.values()))
+        return {"suites": suites} if self.suites else {"model": self.model, "engine": self.engine}
 
 
 def awaited(suite: Suite) -> str | None:
     """The suite whose heads a suite masks: `detect/NAME`."""
     return suite.settings.ablate.awaited if suite.settings.kind == "ablate" and suite.settings.ablate else None
+
+
+def _unlike(suites: Sequence[Suite]) -> str | None:
+    """Why suites cannot share an engine, those of a setting that of the setting; `None` where they can."""
+    groups: dict[str, list[Suite]] = {}
+    for suite in suites:
+        groups.setdefault(suite.setting, []).append(suite)
+    for group in groups.values():
+        names, first = ", ".join(suite.id for suite in group), group[0].settings
+        if any(suite.settings.model != first.model for suite in group):
+            return f"the suites {names} name different models; one run has one engine"
+        if any(suite.settings.engine != first.engine for suite in group):
+            said = [dict(suite.settings.engine) for suite in group]
+            named = dict.fromkeys(key for one in said for key in one)
+            odd = [key for key in named if any(one.get(key) != said[0].get(key) for one in said)]
+            keys = ", ".join(f"engine.{key}" for key in odd)
+            return f"the suites {names} name different {keys}; one run has one engine"
+    return None
+
+
+def _settings_of(suites: Iterable[Suite]) -> dict[str, PlannedSetting]:
+    settings: dict[str, PlannedSetting] = {}
+    for suite in suites:
+        if suite.setting:
+            said = suite.settings
+            one = PlannedSetting(said.model.model_dump(), said.engine.model_dump(), [])
+            settings.setdefault(suite.setting, one).suites.append(suite.id)
+    return settings
 
 
 def _unfound(suite: Suite, suites: Sequence[Suite]) -> str | None:

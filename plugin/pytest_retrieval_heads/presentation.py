@@ -100,6 +100,8 @@ class Presentation:
             self._notes(),
             [*folder.complaints, *self._files.complaints],
             self._decision.verdict,
+            self._decision.comparisons,
+            self._files.facts,
         )
 
     def _paths(self, engine_log: Path | None) -> Mapping[str, Path]:
@@ -112,6 +114,8 @@ class Presentation:
         paths |= {path.stem: path for outcome in decision.detections for path in outcome.paths[:1]}
         paths |= {outcome.path.stem: outcome.path for outcome in decision.ablations if outcome.path}
         paths |= {picture.stem: picture for picture in self._pictures if picture.suffix != ".svg"}
+        if decision.comparisons:
+            paths["matrix"] = folder.path / "matrix.json"
         if decision.gates:
             paths["gates"] = folder.path / "gates.json"
         return paths | {f"baseline of {path.parents[1].name}": path for path in decision.baselines}

@@ -42,6 +42,7 @@ def record_of(suite: Suite, cell: Cell, result: Result) -> Record:
         {
             "kind": suite.settings.kind,
             "suite": suite.name,
+            "setting": suite.setting or None,
             "cell": cell.id,
             **_place(suite.question.task, cell.place),
             **expected.fields(),
@@ -60,6 +61,7 @@ def _traced(suite: Suite, cell: Cell, stored: Record, result: Result) -> Record:
             **dict(stored),
             "kind": "detect",
             "suite": suite.name,
+            "setting": suite.setting or None,
             "cell": cell.id,
             "prompt": None,
             "heads": None,

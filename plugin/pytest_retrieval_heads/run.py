@@ -27,6 +27,7 @@ from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.engine.results import Unanswered
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.hub import length_limit
+from retrieval_heads.matrix.settings import AGAIN
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import load_rouge
 from retrieval_heads.suites.settings import Settings
@@ -50,7 +51,7 @@ class Run:
         if hasattr(config, "workerinput"):
             address = Address.of_json(config.workerinput["rh"])
         else:
-            self.host = Host(config, self._options, self.settings, [self.file.data, self.file.sets])
+            self.host = Host(config, self._options, self.settings, self.file)
             address = self.host.address
         self._plan_file = Path(address.path).with_name("plan.json")
         self.client = EngineClient(address)
@@ -230,7 +231,10 @@ class Run:
         if (name := awaited(suite)) and question.ablate is not None:
             awaits = tuple(one.key for one in selected if one.suite.id == name)
             question = replace(question, ablate=replace(question.ablate, awaits=awaits))
-        self.client.submit(question, {one.key: one.cell for one in cells_of(suite, selected)})
+        cells = {one.key: one.cell for one in cells_of(suite, selected)}
+        if suite.setting == AGAIN:  # in another order: what that changes is noise as well
+            cells = dict(reversed(cells.items()))
+        self.client.submit(question, cells)
 
 
 def _load_scores() -> None:

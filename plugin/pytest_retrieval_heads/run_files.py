@@ -13,7 +13,9 @@ from pytest_retrieval_heads.earlier_run import check_answers_fit, earlier_run, t
 from pytest_retrieval_heads.options import Options
 from pytest_retrieval_heads.plan import Plan
 from retrieval_heads import __version__
+from retrieval_heads.engine.jobs import SettingState
 from retrieval_heads.errors import FileError
+from retrieval_heads.reading import path_of
 from retrieval_heads.redaction import without_secrets, without_values
 from retrieval_heads.runs.folder import Facts, RunFolder, read_facts
 from retrieval_heads.runs.identity import Identities, why_asked_again
@@ -59,6 +61,8 @@ class RunFiles:
         if plan.suites:
             self.folder = self._open_folder(plan)
             self.folder.write_config(plan.resolved())
+            if plan.settings and self._options.matrix:
+                self.folder.write_matrix(self._options.base / path_of(self._options.matrix))
         if self._options.rescore:
             # What the cells were asked of stays as it was.
             self.facts |= {"rescored": time.strftime(_TIME), "arguments": self._arguments}
@@ -75,7 +79,8 @@ class RunFiles:
                     check_answers_fit(run, plan, self._options, self.facts)
                 return take_up(run, plan, self._console.path(run))
             self._console.say("there is no earlier run to resume; starting one")
-        names = list(dict.fromkeys(suite.partition("/")[2] for suite in plan.suites))
+        first = next(iter(plan.settings.values()), None)
+        names = list(dict.fromkeys(suite.partition("/")[2] for suite in (first.suites if first else plan.suites)))
         return RunFolder.create(plan.output_dir, self._options.base, names)
 
     @property
@@ -118,6 +123,35 @@ class RunFiles:
             self.attempt(lambda: folder.write_run({**self.facts, "status": "running"}))
         return seconds
 
+    def is_new_engine(self, record: Record) -> bool:
+        """Whether a record of a matrix refers to an engine or a model that `run.json` does not tell yet."""
+        if record.setting is None or record.answered_by is None or self._options.rescore:
+            return False
+        known = Identities.of_facts(self.facts)
+        return record.answered_by.model not in known.models or record.answered_by.engine not in known.engines
+
+    def settings_are_known(self, settings: Mapping[str, SettingState]) -> None:
+        """Note the engines of a matrix that had their turn by now.
+
+        Args:
+            settings: What the engine process says of each.
+        """
+        told, known = {}, Identities.of_facts(self.facts)
+        for name, state in settings.items():
+            info = without_values(dict(state.info or {}))
+            known |= Identities.of_facts(info)
+            failure = {"failure": without_secrets(state.failure)} if state.failure else {}
+            figures = {
+                "engine_start_seconds": round(state.start_seconds, 2),
+                "first_seconds": state.first_seconds,
+                "answer_seconds": state.answer_seconds,
+                **state.done.to_json(),
+            }
+            told[name] = {**{key: value for key, value in info.items() if key != "identities"}, **failure, **figures}
+        self.facts |= {"settings": told, "identities": known.to_json()}
+        if (folder := self.folder) is not None:
+            self.attempt(lambda: folder.write_run({**self.facts, "status": "running"}))
+
     def write_record(self, record: Record) -> None:
         """Append a cell's record; that it cannot be written is said once."""
         if self.folder is None:
@@ -128,6 +162,12 @@ class RunFiles:
             self._answered = time.monotonic()
         if was_written and (failure := self.folder.journal.failure):
             self._console.say(f"{failure}; it is tried again with each further answer")
+
+    def facts_of(self, suite: str, plan: Plan) -> Facts:
+        """What `run.json` says of the engine that a suite was asked on."""
+        settings = self.facts.get("settings", {})
+        own: Facts = next((settings.get(name, {}) for name, one in plan.settings.items() if suite in one.suites), {})
+        return {**self.facts, **own}
 
     def of_suite(self, kind: str, suite: str) -> list[Record]:
         """A suite's records."""

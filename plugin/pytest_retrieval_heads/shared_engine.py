@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import pytest
 from pytest_retrieval_heads import ablating
 from pytest_retrieval_heads.console import Console
 from pytest_retrieval_heads.failure import EngineFailure
-from pytest_retrieval_heads.plan import Plan
+from pytest_retrieval_heads.plan import Plan, PlannedSetting
 from pytest_retrieval_heads.provenance import check_answers
 from pytest_retrieval_heads.run_files import RunFiles
 from retrieval_heads.engine.backends.backend import find, reference_of
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
-from retrieval_heads.engine.messages import Hello
+from retrieval_heads.engine.jobs import SettingState
+from retrieval_heads.engine.messages import EngineSetting, Hello
 from retrieval_heads.errors import ConfigError, EngineError
 from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.folder import Facts
@@ -68,29 +70,13 @@ class SharedEngine:
             return None
         cells = f"{plan.total} cells of {', '.join(plan.suites)}; " if plan.suites else ""
         self._console.say(f"{cells}starting the engine, log {self._console.path(self.log)}")
-        section = plan.engine_section
         try:
-            backend = find(section.kind)
-            backend.check_installed(traced=plan.traced)
-            backend.check_arguments(plan.model, section.options)
-            is_offline = backend.check_model(plan.model)
+            hello = self._hello(plan)
         except (ConfigError, EngineError) as error:
             self._dismiss(f"the engine did not start: {error}", "the engine did not start")
             return None
         folder = self._files.folder
         earlier = str(folder.results) if folder and folder.earlier else None
-        hello = Hello(
-            model=plan.model,
-            traced=plan.traced,
-            backend=reference_of(backend),
-            options=section.options,
-            haystacks=tuple(plan.haystacks),
-            is_resumed=earlier is not None,
-            replicas=section.replicas,
-            silence=section.silence,
-            start_limit=section.start_limit,
-            offline=is_offline,
-        )
         try:
             self.process.launch(hello, self.log)
             info = self.process.wait_ready()
@@ -114,6 +100,32 @@ class SharedEngine:
         for warning in (*unmasked, *(f"WARNING: {info['model']}: {text}" for text in info.get("warnings", ()))):
             self._console.say(warning)
         return info
+
+    def _hello(self, plan: Plan) -> Hello:
+        """What the engine process is told.
+
+        Raises:
+            RetrievalHeadsError: The backend refuses the settings; of a matrix each setting's own refusal is told to
+                its cells.
+        """
+        folder = self._files.folder
+        settings = tuple(_setting(name, one, plan.traced) for name, one in plan.settings.items())
+        first = settings[0] if settings else _setting("", PlannedSetting(plan.model, plan.engine, []), plan.traced)
+        if first.refusal and not settings:
+            raise ConfigError(first.refusal)
+        return Hello(
+            model=first.model,
+            traced=plan.traced,
+            backend=first.backend,
+            options=first.options,
+            haystacks=tuple(plan.haystacks),
+            is_resumed=bool(folder and folder.earlier),
+            replicas=first.replicas,
+            silence=None if settings else first.silence,
+            start_limit=None if settings else first.start_limit,
+            offline=first.offline,
+            settings=settings,
+        )
 
     def _dismiss(self, text: str, status: str) -> None:
         """End an engine that nobody can ask; whatever needed it is an error, and all else runs.
@@ -148,6 +160,17 @@ class SharedEngine:
         assert self.failure is not None
         return self.failure
 
+    def settings(self) -> Mapping[str, SettingState]:
+        """The engines of a matrix that had their turn; none where nobody can tell."""
+        client = EngineClient(self.process.address)
+        try:
+            client.connect(patience=0)
+            return client.counters().settings
+        except EngineDied:
+            return {}
+        finally:
+            client.close()
+
     def counters(self) -> dict[str, object]:
         """What the engine did, as `retrieval_heads.engine.jobs.Done` counts it; nothing where none can tell."""
         client = EngineClient(self.process.address)
@@ -170,3 +193,28 @@ class SharedEngine:
             "feed_gap_seconds": round(done.feed_gap_seconds, 3),
             "feed_gap_share": round(share, 5),
         }
+
+
+def _setting(name: str, planned: PlannedSetting, traced: bool) -> EngineSetting:
+    """One engine as its process is told of it; why it cannot be loaded, as far as can be told before."""
+    section, refusal, is_offline, reference = planned.engine_section, "", False, ""
+    try:
+        backend = find(section.kind)
+        reference = reference_of(backend)
+        backend.check_installed(traced=traced)
+        backend.check_arguments(planned.model, section.options)
+        is_offline = backend.check_model(planned.model)
+    except (ConfigError, EngineError) as error:
+        refusal = str(error)
+    return EngineSetting(
+        name=name,
+        model=planned.model,
+        suites=tuple(suite.partition("/")[2] for suite in planned.suites),
+        backend=reference,
+        options=section.options,
+        replicas=section.replicas,
+        silence=section.silence,
+        start_limit=section.start_limit,
+        offline=is_offline,
+        refusal=refusal,
+    )

@@ -15,6 +15,8 @@ from retrieval_heads.gates import Verdict
 from retrieval_heads.gates import lines as gate_lines
 from retrieval_heads.intervals import mean_interval
 from retrieval_heads.intervals import shown as interval_shown
+from retrieval_heads.matrix.comparison import Comparison
+from retrieval_heads.matrix.stored import lines as matrix_lines
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.grid import Grid
 from retrieval_heads.runs.place import DEPTH, LENGTH, shown
@@ -37,6 +39,8 @@ def summary(
     notes: Sequence[str],
     complaints: Sequence[str],
     verdict: Verdict,
+    comparisons: Sequence[Comparison] = (),
+    facts: Facts | None = None,
 ) -> None:
     """Write the section that ends a run.
 
@@ -51,9 +55,13 @@ def summary(
         notes: What is worth knowing of the run, a sentence each.
         complaints: What could not be made, a sentence each.
         verdict: The gates.
+        comparisons: The settings of a matrix, each set against the reference.
+        facts: What `run.json` says; of a matrix.
     """
     width = reporter._tw.fullwidth
-    for suite_id in dict.fromkeys(record.suite_id for record in records):
+    compared = {f"{one.suite}@{one.setting}" for one in comparisons}
+    # Of a matrix the reference's grids stand here; the page has the others.
+    for suite_id in dict.fromkeys(record.suite_id for record in records if record.suite_id not in compared):
         mine = [record for record in records if record.suite_id == suite_id]
         kind, _, suite = suite_id.partition("/")
         detected = next((one for one in detections if kind == "detect" and one.suite == suite), None)
@@ -69,6 +77,10 @@ def summary(
         reporter.section(printable(f"{heading}: {suite}"), "-")
         for line in lines:
             reporter.write_line(printable(line), red=line.startswith(("broken", "inconclusive")))
+    for suite in dict.fromkeys(one.suite for one in comparisons):
+        reporter.section(printable(f"matrix: {suite.partition('/')[2]}"), "-")
+        for line in matrix_lines([one for one in comparisons if one.suite == suite], facts or {}):
+            reporter.write_line(printable(line))
     if missing := selected - len(records):
         reporter.write_line(f"{missing} of {selected} selected cells have no result", yellow=True)
         if records:

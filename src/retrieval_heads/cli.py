@@ -18,7 +18,7 @@ from retrieval_heads.commands.heads import Heads, heads
 from retrieval_heads.commands.models import Models
 from retrieval_heads.commands.reconstruct import Reconstruct
 from retrieval_heads.commands.report import Report
-from retrieval_heads.commands.session import Ablate, CodeEval, Detect, Niah, Phonebook, run_session
+from retrieval_heads.commands.session import Ablate, CodeEval, Detect, Matrix, Niah, Phonebook, run_session
 from retrieval_heads.commands.validate import Validate, validate
 from retrieval_heads.commands.visualize import Visualize, visualize
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
@@ -140,6 +140,7 @@ _COMMANDS: dict[str, Any] = {
     "ablate": Ablate,
     "code-eval": CodeEval,
     "phonebook": Phonebook,
+    "matrix": Matrix,
     "visualize": Visualize,
     "compare": Compare,
     "reconstruct": Reconstruct,
@@ -154,6 +155,7 @@ _DISPATCHED: dict[str, Callable[[Sequence[str], str], None]] = {
     "ablate": partial(run_session, "ablate"),
     "code-eval": partial(run_session, "code-eval"),
     "phonebook": partial(run_session, "phonebook"),
+    "matrix": partial(run_session, "matrix"),
     "validate": validate,
     "visualize": visualize,
     "heads": heads,

@@ -61,6 +61,8 @@ class Behaviour:
         served: A file that gets a line for each request: the engine's GPU and the request's name.
         maskable: Layers whose heads can be masked.
         unscored: Why no head of the model can be scored.
+        worse_under, fail_under, die_under, bytes_under: Arguments of the model under which it answers wrongly, does not
+            start, is killed after its first answer, or has the other tokenizer.
         says: What it prints at its start: `model`, its arguments, or the value of an environment variable.
     """
 
@@ -87,6 +89,10 @@ class Behaviour:
     bad_gpu: str | None = None
     served: str = os.devnull
     says: Sequence[str] = ()
+    worse_under: Mapping[str, str] | None = None
+    fail_under: Mapping[str, str] | None = None
+    die_under: Mapping[str, str] | None = None
+    bytes_under: Mapping[str, str] | None = None
 
     def environment(self) -> str:
         """For `VARIABLE`."""
@@ -124,9 +130,20 @@ class StandIn(Backend):
     has_moved: bool = True
     patience: int = 6000
 
+    def _is_under(self, arguments: Mapping[str, str] | None) -> bool:
+        return arguments is not None and all(self.arguments.get(key) == value for key, value in arguments.items())
+
     def __post_init__(self) -> None:
         self.told = Behaviour.from_environment()
         self.told.note_start()
+        if self._is_under(self.told.worse_under):
+            self.told = replace(self.told, needles=(), answer="Nobody told me.")
+        if self._is_under(self.told.fail_under):
+            self.told = replace(self.told, fail="it cannot be")
+        if self._is_under(self.told.die_under):
+            self.told = replace(self.told, die_after=1)
+        if self._is_under(self.told.bytes_under):
+            self.told = replace(self.told, tokenizer="bytes")
         self.gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         if self.told.bad_gpu not in (None, self.gpu):
             self.told = replace(self.told, fail=None, crash=False, die_after=None, fail_after=None, stall_after=None)

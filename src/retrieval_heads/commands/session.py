@@ -84,6 +84,19 @@ class Phonebook(Session):
     """
 
 
+@dataclass(frozen=True)
+class Matrix(Session):
+    """Ask the same cells under several settings and say what each costs, as `pytest --rh-matrix FILE` does.
+
+    Any setting is a flag, and what follows a lone -- goes to pytest.
+
+    Example: retrieval-heads matrix suites/niah --config configs/qwen.yaml --settings configs/kv.yaml
+    """
+
+    settings: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The settings: a YAML file with `matrix: {NAME: ...}`."""
+
+
 KINDS: dict[str, type[Session]] = {"niah": Niah, "detect": Detect, "ablate": Ablate}
 TASKS: dict[str, type[Session]] = {"code-eval": CodeEval, "phonebook": Phonebook}
 """Those that ask what the predecessor's section of that name says; suites of kind niah."""
@@ -93,7 +106,7 @@ def run_session(kind: str, arguments: Sequence[str], program: str) -> NoReturn:
     """Become the pytest session that the arguments ask for.
 
     Args:
-        kind: `niah`, `detect` or `ablate`, or one of `TASKS`.
+        kind: `niah`, `detect` or `ablate`, one of `TASKS`, or `matrix`.
         arguments: The command line behind the subcommand.
         program: What it was called as, for `--help`.
 
@@ -106,6 +119,11 @@ def run_session(kind: str, arguments: Sequence[str], program: str) -> NoReturn:
     os.execv(sys.executable, command)
 
 
+MATRIX = "matrix"
+_MARKERS = {"ablate": "ablate or detect", MATRIX: "niah or detect"}
+"""What is selected where that is more than a kind: an ablation may take its heads from a detect suite of the run."""
+
+
 def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[str]:
     """What pytest is to be called with.
 
@@ -115,7 +133,7 @@ def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[
     arguments = list(arguments)
     at = arguments.index("--") if "--" in arguments else len(arguments)
     ours, passed_on = arguments[:at], arguments[at + 1 :]
-    options = {**KINDS, **TASKS}[kind]
+    options: type[Session] = {**KINDS, **TASKS, MATRIX: Matrix}[kind]
     own, settings = split_settings(ours, options)
     session = tyro.cli(options, prog=program, args=own)
     data = read_settings(session.config) if session.config else {}
@@ -130,17 +148,18 @@ def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[
     of_run = read_suites(session.config) if session.config else {}
     is_suite = is_whole_suite(data) or bool(of_run)
     kinds = sorted({str(suite["kind"]) for suite in of_run.values()}) or [str(data.get("kind", "niah"))]
-    if is_suite and kind not in kinds:
+    if kind == MATRIX and (not isinstance(session, Matrix) or session.settings is None):
+        raise ConfigError("nothing to compare: name the file of the settings, --settings FILE")
+    if is_suite and kind not in (*kinds, MATRIX):
         raise ConfigError(f"{session.config} is a config of kind {', '.join(kinds)}; call retrieval-heads {kinds[0]}")
     suites = list(session.suites)
     if not suites and not is_suite:
-        suites = [f"suites/{kind}"]
+        suites = [f"suites/{'niah' if kind == MATRIX else kind}"]
         if not Path(suites[0]).is_dir():
             raise ConfigError(
                 f"nothing to ask: name a suite, or a config that holds a haystack (there is no folder {suites[0]})"
             )
-    # An ablation may take its heads from a detect suite of the same run.
-    made = [*suites, "-m", "ablate or detect" if kind == "ablate" else kind]
+    made = [*suites, "-m", _MARKERS.get(kind, kind)]
     if session.config:
         made += ["--rh-config", str(session.config)]
     for assignment in assignments(settings):
@@ -152,4 +171,5 @@ def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[
     made += ["--rh-verdict", verdict] if verdict else []
     made += ["--rh-baseline", session.baseline] if session.baseline else []
     made += ["--rh-resume"] if session.resume else []
+    made += ["--rh-matrix", str(session.settings)] if isinstance(session, Matrix) else []
     return made + passed_on

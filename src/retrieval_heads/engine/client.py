@@ -402,6 +402,11 @@ class EngineProcess:
         finally:
             client.close()
 
+    @property
+    def has_run(self) -> bool:
+        """Whether the session's run has begun there."""
+        return self._run is not None
+
     def begin(self, earlier: str | None = None) -> None:
         """Begin the session's run on an engine that is ready; see `EngineClient.begin`."""
         self._run = EngineClient(self.address)

@@ -129,6 +129,27 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingState(Plain):
+    """What is known of an engine that had its turn.
+
+    Args:
+        info: What it says of itself; `None` where it did not start.
+        failure: Why it did not start, or ended; empty where it did not.
+        done: What it has done.
+        start_seconds: Until its model was loaded.
+        first_seconds: From there to its first result.
+        answer_seconds: To its last one.
+    """
+
+    info: Mapping[str, Json] | None = None
+    failure: str = ""
+    done: Done = field(default_factory=Done)
+    start_seconds: float = 0.0
+    first_seconds: float = 0.0
+    answer_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Counters(Plain):
     """How much was asked of an engine and done.
 
@@ -137,9 +158,11 @@ class Counters(Plain):
         finished: Those that have a result.
         process: Its process id.
         done: What the engine has done for this run; of several replicas, together.
+        settings: Of engines that take turns, what is known of those that had theirs.
     """
 
     submitted: int
     finished: int
     process: int
     done: Done
+    settings: Mapping[str, SettingState] = field(default_factory=dict)

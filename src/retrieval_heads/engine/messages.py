@@ -34,6 +34,29 @@ class Devices(Plain):
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSetting(Plain):
+    """One engine of a matrix: what differs from the others.
+
+    Args:
+        name: The setting's.
+        model: See `Hello`, as the six below.
+        suites: Names of the suites that are asked under it.
+        refusal: Why it is not loaded; empty where it is.
+    """
+
+    name: str
+    model: Fields
+    suites: tuple[str, ...]
+    backend: str = ""
+    options: Fields = field(default_factory=dict)
+    replicas: int | str = 1
+    silence: float | None = None
+    start_limit: float | None = None
+    offline: bool = False
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Hello(Plain):
     """What an engine process is told on its standard input, one line of JSON.
 
@@ -54,6 +77,7 @@ class Hello(Plain):
         pulse: The file that it touches at every sign of life.
         log: Where what it prints goes.
         place: Where a replica computes.
+        settings: Engines that take turns, in their order; empty where there is the one.
     """
 
     model: Fields
@@ -72,6 +96,7 @@ class Hello(Plain):
     pulse: str = ""
     log: str = ""
     place: Devices | None = None
+    settings: tuple[EngineSetting, ...] = ()
 
 
 _LENGTH = struct.Struct(">Q")

@@ -61,6 +61,11 @@ def _stay_at(place: Devices) -> None:
 
 
 def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) -> Callable[[], None]:
+    if hello.settings:
+        from retrieval_heads.engine.in_turn import InTurn
+
+        threading.Thread(target=pulse.rest, daemon=True).start()  # each engine is watched by itself
+        return InTurn(server, hello).run
     if hello.replicas != 1:
         from retrieval_heads.engine.replicas import Router, places
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retrieval_heads.engine.earlier_answers import complete_answers
-from retrieval_heads.engine.jobs import CellQuestion, Counters, FreeQuestion, Job, Run
+from retrieval_heads.engine.jobs import CellQuestion, Counters, FreeQuestion, Job, Run, SettingState
 from retrieval_heads.engine.messages import OPENING, Message, receive, send
 from retrieval_heads.engine.results import Result, Unanswered
 from retrieval_heads.engine.turns import Turns
@@ -59,6 +59,8 @@ class Server:
     changed: threading.Condition = field(default_factory=threading.Condition)
     info: Message | None = None
     failure: str | None = None
+    settings: dict[str, SettingState] = field(default_factory=dict)
+    """Of engines that take turns, what is known of each."""
     _ended: dict[str, Run] = field(default_factory=dict)
     """Runs that are over, without their jobs: a client of one that is left may still ask."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -225,7 +227,7 @@ class Server:
     def _counters(self, run: Run, _: Message) -> Message:
         with self.changed:
             finished = sum(job.result is not None for job in run.jobs.values())
-            return Counters(len(run.jobs), finished, os.getpid(), run.done).to_json()
+            return Counters(len(run.jobs), finished, os.getpid(), run.done, dict(self.settings)).to_json()
 
     def _is_at_end(self, run: Run) -> bool:
         return self.failure is not None or run.is_over

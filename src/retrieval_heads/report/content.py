@@ -11,6 +11,7 @@ from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
 from retrieval_heads.heads.score import SCORES, head_score
 from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.report.matching import marked
+from retrieval_heads.report.matrix import references
 from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.runs.grid import Grid, at
 from retrieval_heads.runs.place import axis_label
@@ -29,6 +30,7 @@ def content(run: StoredRun) -> dict[str, object]:
         ResultsError: A score is NaN or infinite.
     """
     before = {(record.suite_id, record.cell): record for record in run.baseline if record.cell}
+    before |= references(run.records)
     by_suite: dict[str, list[Record]] = {}
     for record in run.records:
         by_suite.setdefault(record.suite_id, []).append(record)
@@ -72,6 +74,7 @@ def _suite(records: Sequence[Record], before: Mapping[tuple[str, str], Record]) 
         "questions": [dict(zip(keys, asked, strict=True)) for asked in questions],
         "records": rows,
         "isCompared": any("baseline" in row for row in rows),
+        "comparedWith": "baseline" if records[0].setting is None else "reference",
     }
 
 

@@ -14,6 +14,7 @@ from retrieval_heads.gates.render import counts, headline, stored_word
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
 from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.intervals import mean_interval, shown
+from retrieval_heads.report.matrix import matrices
 from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.grid import Grid
@@ -54,7 +55,8 @@ def overview(run: StoredRun) -> dict[str, Any]:
 
     Returns:
         `title`, `subtitle`, `figures` (each suite's, as name and label, value, note), `gates`, `ablations` and `grids`
-        (tables), `totals` (of suites without such a table, name and lines), `settings` (name and value) and `config`.
+        (tables), `matrices` (suites under several settings), `totals` (of suites without such a table, name and
+        lines), `settings` (name and value) and `config`.
     """
     facts = run.facts or next((table.facts for table in run.heads.values()), {})
     suites: dict[str, list[Record]] = {}
@@ -78,6 +80,7 @@ def overview(run: StoredRun) -> dict[str, Any]:
         "gates": _gates(run.gates),
         "ablations": [_ablation(each) for each in run.ablations],
         "grids": [_named_rows(records) for records in by_name],
+        "matrices": matrices(run.records, facts),
         "totals": [(name, lines) for name, lines in totals if lines and name not in shown_with_rows],
         "settings": [
             (label, _shown(facts[key])) for key, label in _IDENTITY.items() if facts.get(key) not in (None, "")

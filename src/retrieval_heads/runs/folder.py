@@ -22,6 +22,7 @@ from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.journal import Cell, Journal, aside
 from retrieval_heads.runs.layers import read_layer
 from retrieval_heads.runs.record import SCHEMA, Record, dump_record, parse_record, read_records
+from retrieval_heads.settings.yaml_reading import decode, parse
 
 _MARK = f"{SCHEMA} run\n"
 """What a run's `.lock` says; those of 0.1.0 are empty."""
@@ -176,6 +177,11 @@ class RunFolder:
         """Write `config.yaml`: what the files and options came to, without secrets."""
         text = yaml.safe_dump(without_values(dict(settings)), sort_keys=False, allow_unicode=True)
         self._write("config.yaml", text)
+
+    def write_matrix(self, path: Path) -> None:
+        """Write `matrix.yaml`: what the file of a matrix says, without secrets."""
+        said = parse(decode(read_bytes(path), str(path)), str(path))
+        self._write("matrix.yaml", yaml.safe_dump(without_values(said), sort_keys=False, allow_unicode=True))
 
     def write_run(self, facts: Mapping[str, object]) -> None:
         """Write `run.json`, whole or not at all."""

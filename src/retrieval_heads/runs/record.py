@@ -213,6 +213,8 @@ class Record(BaseModel):
     """The letters that the answer must begin with, of a task that asks for some."""
     seed: int = 0
     """Chooses the offset into the haystack."""
+    setting: str | None = None
+    """The setting of a matrix under which it was asked; `None` without one."""
     arm: str = ""
     """Which heads were masked (ablation): `top_10`, `random_10_draw_2`; empty: none."""
     mask: Annotated[Mask, PlainSerializer(Mask.to_json)] | None = None

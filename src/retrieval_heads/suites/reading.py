@@ -43,7 +43,7 @@ def read_settings(path: Path) -> dict[str, object]:
     if "suites" in data:
         first = next(iter(_suites_of_run(data, path, text).values()))
         return {key: value for key, value in first.items() if key in _SHARED}
-    return _validated(data, path, text)
+    return validated(data, path, text)
 
 
 def read_suites(path: Path) -> dict[str, dict[str, object]]:
@@ -79,12 +79,22 @@ def _suites_of_run(data: Mapping[str, object], path: Path, text: str) -> dict[st
             raise ConfigError(f"{at}: suites.{suite}: expected KIND/NAME with a suite's sections under it")
         if (own.get("kind", kind), own.get("name", name)) != (kind, name):
             raise ConfigError(f"{at}: suites.{suite}: the suite under it says another kind or name")
-        read[suite] = _validated({**own, "kind": kind, "name": name}, path, text, ("suites", suite))
+        read[suite] = validated({**own, "kind": kind, "name": name}, path, text, ("suites", suite))
     return read
 
 
-def _validated(data: dict[str, object], path: Path, text: str, under: tuple[str, ...] = ()) -> dict[str, object]:
-    """The data with its short forms written out."""
+def validated(data: Mapping[str, object], path: Path, text: str, under: tuple[str, ...] = ()) -> dict[str, object]:
+    """Settings with their short forms written out.
+
+    Args:
+        data: What a file says.
+        path: The file.
+        text: What is in it.
+        under: The keys under which the settings stand.
+
+    Raises:
+        ConfigError: A key or value is not accepted.
+    """
     normal = _normal(data, str(path))
     keep_secret(normal)
     try:
@@ -157,7 +167,7 @@ def resolve(data: Mapping[str, object], where: str) -> Settings:
         raise ConfigError("\n".join(sentences(Settings, error, where, ""))) from None
 
 
-def _normal(data: dict[str, object], where: str) -> dict[str, object]:
+def _normal(data: Mapping[str, object], where: str) -> dict[str, object]:
     """Short forms written out, so that files can be merged key by key; an empty section says nothing."""
     normal = {key: value for key, value in data.items() if value is not None}
     if {"results_files", "from_results"} <= normal.keys():

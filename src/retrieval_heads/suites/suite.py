@@ -65,6 +65,8 @@ class Suite:
     """What an ablation masks, the best first; empty where another suite of the run finds them."""
     origins: tuple[Origin, ...] = ()
     """Who gave the stored answers that are traced."""
+    setting: str = ""
+    """The setting of a matrix under which it is asked; empty without one."""
 
     @property
     def id(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling, refuse_unknown
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info, Prompt
+from retrieval_heads.engine.backends.kv_cache import kv_bytes_per_token
 from retrieval_heads.engine.backends.reasons import plain_reason, raised_reason
 from retrieval_heads.engine.backends.versions import SUPPORTED, check_versions, refuse_unsupported
 from retrieval_heads.errors import EngineError
@@ -178,6 +179,7 @@ class Engine(Backend):
                 "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
                 "enable_prefix_caching": bool(config.cache_config.enable_prefix_caching),
                 "enforce_eager": bool(config.model_config.enforce_eager),
+                "kv_bytes_per_token": kv_bytes_per_token(self._engine),
             },
         )
 

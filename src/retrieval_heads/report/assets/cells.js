@@ -6,7 +6,7 @@ function cellSection(suite) {
   const title = suite.kind === "detect" ? `${name}: samples behind the heads` : `${name}: score by ${[suite.sides.x.axis, suite.sides.y.axis].filter(Boolean).join(" and ").replaceAll("_", " ")}`;
   const section = make("section", { "aria-label": title }, make("h2", { textContent: title }));
   const map = new Heatmap(title);
-  const chosen = { metric: suite.metric, needle: "", seed: "", arm: "", compare: "" };
+  const chosen = { metric: suite.metric, needle: "", seed: "", arm: "", compare: suite.comparedWith === "reference" && suite.isCompared ? "yes" : "" };
   const below = make("div", {});
   const update = (key) => (value) => {
     chosen[key] = value;
@@ -15,7 +15,7 @@ function cellSection(suite) {
   const distinct = (pick) => [...new Set(suite.records.map(pick))];
   const controls = make("div", { className: "controls" });
   if (suite.metrics.length > 1) controls.append(choice("Score", suite.metrics.map((each) => [each, scoreName(each)]), chosen.metric, update("metric")));
-  if (suite.isCompared) controls.append(choice("Show", [["", "this run"], ["yes", "change against the baseline"]], "", update("compare")));
+  if (suite.isCompared) controls.append(choice("Show", [["", "this run"], ["yes", `change against the ${suite.comparedWith}`]], chosen.compare, update("compare")));
   if (suite.questions.length > 1 && suite.questions[0].needle) {
     const needles = suite.questions.map((asked, index) => [String(index), asked.name || asked.needle.trim().slice(0, 40)]);
     controls.append(choice("Needle", [["", "all, mean"], ...needles], "", update("needle")));

@@ -1,0 +1,1 @@
+"""The same cells under several settings of the engine: what a setting costs."""

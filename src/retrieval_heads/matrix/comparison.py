@@ -1,0 +1,264 @@
+"""What a setting costs: the same cells under it and under the reference, paired.
+
+Pairs are cells that were answered under both. A difference is the setting less the reference. Its interval is that of
+a mean of values in [−1, 1] (`retrieval_heads.intervals`), which assumes nothing of them but that cells are drawn alike;
+its p value is the exact two-sided test of `gates.paired` (McNemar's where a cell passed or did not, sign flips else).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from retrieval_heads.gates.number import PASS_RATE, stored_number
+from retrieval_heads.gates.paired import fall_p_value, holm
+from retrieval_heads.intervals import Interval, mean_interval
+from retrieval_heads.matrix.settings import AGAIN, REFERENCE
+from retrieval_heads.runs.place import DEPTH, LENGTH, Value, in_order
+from retrieval_heads.runs.record import Record, finite_mean
+
+_MOST_MORE: Final = 100_000
+"""Cells beyond which it is not asked how many would decide."""
+_EXACT: Final = 300
+"""Cells up to which that is asked of the exact interval: beyond, a normal one's is the same to a digit."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One cell under both."""
+
+    reference: Record
+    setting: Record
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a number differs, over cells.
+
+    Args:
+        number: `pass_rate`, or the score that decides.
+        reference: Its mean under the reference.
+        setting: Under the setting.
+        interval: Of their difference, 95 %; `None` below `intervals.FEWEST` pairs.
+        p_value: That it is none, two-sided; adjusted for all settings where `compare` gave it (Holm 1979).
+        pairs: Cells that hold the number under both.
+        moved: Those of them in which it differs.
+    """
+
+    number: str
+    reference: float
+    setting: float
+    interval: Interval | None
+    p_value: float
+    pairs: int
+    moved: int
+
+    @property
+    def value(self) -> float:
+        """Below 0 where the setting is worse."""
+        return self.setting - self.reference
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where the answers of a setting leave those of the reference.
+
+    Args:
+        pairs: Pairs with the token ids of both answers.
+        equal: Those with the same tokens from the first to the last.
+        first: Of each other pair, the number of the first token that differs, from 0; in the order of the pairs.
+    """
+
+    pairs: int
+    equal: int
+    first: tuple[int, ...]
+
+    @property
+    def median(self) -> float | None:
+        """Of `first`; `None` where all answers are equal."""
+        return statistics.median(self.first) if self.first else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A suite under one setting, set against the reference.
+
+    Args:
+        setting: Its name.
+        suite: The suite's id, as under the reference.
+        pairs: Cells that were answered under both.
+        unpaired: Cells that were not, under either.
+        other_prompts: Pairs whose prompts are not the same tokens.
+        differences: Of the pass rate, and of the score that decides.
+        parting: Of the answers.
+        by: By axis and value, the difference of the pass rate there.
+    """
+
+    setting: str
+    suite: str
+    pairs: tuple[Pair, ...]
+    unpaired: int
+    other_prompts: int
+    differences: tuple[Difference, ...]
+    parting: Parting
+    by: Mapping[str, Mapping[Value, Difference]]
+
+    def of(self, number: str) -> Difference | None:
+        """The difference of a number; `None` where no pair holds it."""
+        return next((one for one in self.differences if one.number == number), None) or difference(self.pairs, number)
+
+
+def compare(records: Iterable[Record]) -> list[Comparison]:
+    """Every setting of every suite against the reference.
+
+    Args:
+        records: A run's; those of no setting are left out, and so is a suite without a reference.
+    """
+    suites: defaultdict[str, defaultdict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record.setting is not None:
+            suites[f"{record.kind}/{base_name(record)}"][record.setting].append(record)
+    found = [
+        _compared(suite, setting, settings[REFERENCE], own)
+        for suite, settings in suites.items()
+        if REFERENCE in settings
+        for setting, own in settings.items()
+        if setting != REFERENCE
+    ]
+    return _adjusted(found)
+
+
+def base_name(record: Record) -> str:
+    """The name that a record's suite has under the reference."""
+    return record.suite.removesuffix(f"@{record.setting}")
+
+
+def difference(pairs: Sequence[Pair], number: str) -> Difference | None:
+    """How a number differs over pairs; `None` where none holds it."""
+    values = [
+        (before, after)
+        for pair in pairs
+        if (before := stored_number(pair.reference, number)) is not None
+        and (after := stored_number(pair.setting, number)) is not None
+    ]
+    if not values:
+        return None
+    changes = [after - before for before, after in values]
+    return Difference(
+        number=number,
+        reference=finite_mean([before for before, _ in values]),
+        setting=finite_mean([after for _, after in values]),
+        interval=change_interval(changes),
+        p_value=min(1.0, 2 * min(fall_p_value(changes), fall_p_value([-change for change in changes]))),
+        pairs=len(values),
+        moved=sum(change != 0 for change in changes),
+    )
+
+
+def change_interval(changes: Sequence[float]) -> Interval | None:
+    """The 95 % interval of the mean of changes, each in [−1, 1]; `None` for fewer than `intervals.FEWEST`."""
+    found = mean_interval([change + 1 for change in changes], top=2.0)
+    return found and Interval(found.low - 1, found.high - 1)
+
+
+def cells_to_decide(changes: Sequence[float], is_decided: Callable[[Interval], bool]) -> int | None:
+    """How many cells in all would decide, should further ones come out as those that were asked.
+
+    Args:
+        changes: Of the pairs that there are.
+        is_decided: Whether an interval decides.
+
+    Returns:
+        About; a whole number of times as many as now. `None` where none would up to 100,000.
+    """
+    times = 1
+    while len(changes) and (count := len(changes) * times) <= _MOST_MORE:
+        found = change_interval(list(changes) * times) if count <= _EXACT else _normal(changes, count)
+        if found is not None and is_decided(found):
+            return count
+        times += max(1, times // 4)
+    return None
+
+
+def _normal(changes: Sequence[float], count: int) -> Interval:
+    mean = finite_mean(list(changes))
+    error = 1.96 * (statistics.pvariance(changes) / count) ** 0.5
+    nothing = 3.7 / count  # what an event that was never seen may still have, at 97.5 %
+    return Interval(mean - max(error, nothing), mean + max(error, nothing))
+
+
+def _compared(suite: str, setting: str, reference: Sequence[Record], own: Sequence[Record]) -> Comparison:
+    before = {record.cell: record for record in reference if record.passed is not None}
+    after = {record.cell: record for record in own if record.passed is not None}
+    cells = {record.cell for record in (*reference, *own)}
+    pairs = tuple(Pair(before[cell], after[cell]) for cell in before if cell in after)
+    metrics = dict.fromkeys(pair.setting.metric for pair in pairs)
+    numbers = [PASS_RATE, *(metric for metric in metrics if metric)]
+    return Comparison(
+        setting=setting,
+        suite=suite,
+        pairs=pairs,
+        unpaired=len(cells) - len(pairs),
+        other_prompts=sum(_prompt(pair.reference) != _prompt(pair.setting) for pair in pairs),
+        differences=tuple(one for number in numbers if (one := difference(pairs, number)) is not None),
+        parting=_parting(pairs),
+        by={axis: values for axis in (LENGTH, DEPTH) if (values := _by(pairs, axis))},
+    )
+
+
+def _prompt(record: Record) -> str | None:
+    return record.recipe.prompt_hash if record.recipe else None
+
+
+def _by(pairs: Sequence[Pair], axis: str) -> dict[Value, Difference]:
+    groups: defaultdict[Value, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        if (value := pair.reference.place.get(axis)) is not None:
+            groups[value].append(pair)
+    found = {value: difference(groups[value], PASS_RATE) for value in in_order(groups)}
+    return {value: one for value, one in found.items() if one is not None}
+
+
+def _parting(pairs: Sequence[Pair]) -> Parting:
+    known = [pair for pair in pairs if pair.reference.token_ids and pair.setting.token_ids]
+    parted = [one for one in map(first_parted, known) if one is not None]
+    return Parting(len(known), len(known) - len(parted), tuple(parted))
+
+
+def first_parted(pair: Pair) -> int | None:
+    """The number of the first token in which two answers differ, one that only the longer has too; `None` for none."""
+    one, other = pair.reference.token_ids, pair.setting.token_ids
+    if one == other:
+        return None
+    shared = zip(one, other, strict=False)
+    return next((place for place, (first, second) in enumerate(shared) if first != second), min(len(one), len(other)))
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The p values of each number adjusted over all settings and suites; noise by itself is no setting."""
+    places = [
+        (at, number)
+        for at, one in enumerate(comparisons)
+        if one.setting != AGAIN
+        for number in range(len(one.differences))
+    ]
+    kinds: defaultdict[bool, list[tuple[int, int]]] = defaultdict(list)
+    for at, number in places:
+        kinds[comparisons[at].differences[number].number == PASS_RATE].append((at, number))
+    adjusted: dict[tuple[int, int], float] = {}
+    for family in kinds.values():
+        values = holm([comparisons[at].differences[number].p_value for at, number in family])
+        adjusted |= dict(zip(family, values, strict=True))
+    return [
+        replace(
+            one,
+            differences=tuple(
+                replace(each, p_value=adjusted.get((at, number), each.p_value))
+                for number, each in enumerate(one.differences)
+            ),
+        )
+        for at, one in enumerate(comparisons)
+    ]

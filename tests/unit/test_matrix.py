@@ -1,0 +1,140 @@
+"""Settings against the reference: pairs, differences, where answers part, and what gates say of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy.stats import binomtest
+
+from retrieval_heads.gates.paired import holm
+from retrieval_heads.matrix.comparison import Pair, cells_to_decide, change_interval, compare, first_parted
+from retrieval_heads.matrix.gate import NotWorse, SettingGate, parse_setting_gate
+from retrieval_heads.matrix.verdict import judge_settings
+from retrieval_heads.runs.record import Record
+
+
+def record(
+    setting: str, number: int, passed: bool | None, token_ids: list[int] | None = None, length: int = 512
+) -> Record:
+    return Record.model_validate(
+        {
+            "kind": "niah",
+            "suite": "tale" if setting == "reference" else f"tale@{setting}",
+            "setting": setting,
+            "cell": f"niah/len_{length}/{number}",
+            "context_length": length,
+            "document_depth": float(number),
+            "needle": "The ferry leaves at dawn.",
+            "question": "When?",
+            "status": "error" if passed is None else "pass" if passed else "low",
+            "metric": "key_words" if passed is not None else "",
+            "scores": {} if passed is None else {"key_words": float(passed)},
+            "passed": passed,
+            "token_ids": token_ids or [],
+        }
+    )
+
+
+def run(**outcomes: str) -> list[Record]:
+    """Of each setting its cells in order: `+` passed, `-` missed, `!` an error."""
+    signs = {"+": True, "-": False, "!": None}
+    return [
+        record(setting, number, signs[sign], [1, 2, 3] if sign == "+" else [1, 4])
+        for setting, cells in outcomes.items()
+        for number, sign in enumerate(cells)
+    ]
+
+
+def test_cells_are_paired_and_differences_are_mcnemars() -> None:
+    (one,) = compare(run(reference="++++++++-!", fp8="++------+-"))
+    found = one.of("pass_rate")
+    assert found is not None
+    assert (found.pairs, found.moved, one.unpaired) == (9, 7, 1)
+    assert found.value == pytest.approx(-5 / 9)
+    assert found.p_value == pytest.approx(binomtest(1, 7).pvalue)
+    assert (one.parting.pairs, one.parting.equal, one.parting.first) == (9, 2, (1,) * 7)
+
+
+def test_p_values_are_adjusted_over_settings_and_not_over_noise() -> None:
+    found = compare(run(reference="+" * 12, again="+" * 11 + "-", one="-" * 6 + "+" * 6, other="-" * 7 + "+" * 5))
+    raw = [2 * 0.5**6, 2 * 0.5**7]
+    told = {one.setting: one.of("pass_rate") for one in found}
+    assert [told[name].p_value for name in ("one", "other")] == pytest.approx(holm(raw))  # type: ignore[union-attr]
+    assert told["again"].p_value == 1  # type: ignore[union-attr]
+
+
+def test_a_run_without_settings_or_without_a_reference_compares_nothing() -> None:
+    assert compare(run(fp8="++")) == []
+    assert compare([one.model_copy(update={"setting": None}) for one in run(reference="++")]) == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "setting", "at"),
+    [([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1, 2], [1, 2, 3], 2), ([], [4], 0)],
+)
+def test_where_answers_part(reference: list[int], setting: list[int], at: int | None) -> None:
+    assert first_parted(Pair(record("reference", 0, True, reference), record("fp8", 0, True, setting))) == at
+
+
+def test_an_interval_of_changes_is_clopper_pearsons_where_none_rises() -> None:
+    found = change_interval([0.0] * 16 + [-1.0] * 4)
+    exact = binomtest(4, 20).proportion_ci(method="exact")
+    assert found is not None
+    # Values −1 and 0: the side of the misses is that of a share; the other may hold a rise that was never seen.
+    assert found.low == pytest.approx(-1 + (1 - exact.high), abs=0.2)
+    assert found.low <= -0.2 <= found.high
+    assert change_interval([0.0] * 4) is None
+
+
+def test_coverage_of_the_interval_of_changes() -> None:
+    import numpy as np
+
+    random, covered, rounds = np.random.default_rng(3), 0, 200
+    for _ in range(rounds):
+        changes = random.choice([-1.0, 0.0, 1.0], 40, p=[0.15, 0.8, 0.05])
+        found = change_interval(changes.tolist())
+        assert found is not None
+        covered += found.low <= -0.1 <= found.high
+    assert covered / rounds >= 0.95
+
+
+def test_how_many_cells_would_decide() -> None:
+    held = cells_to_decide([0.0] * 20, lambda interval: interval.low >= -0.05)
+    # Nothing moved in n cells: the lower end is 0.025^(1/n) − 1.
+    assert held is not None
+    assert math.isclose(held, math.log(0.025) / math.log(0.95), rel_tol=0.35)
+    assert cells_to_decide([-0.05] * 20, lambda interval: interval.low >= -0.05) is None
+
+
+@pytest.mark.parametrize(
+    ("margin", "outcomes", "word"),
+    [
+        (0.1, "+" * 60, "held"),
+        (0.1, "-" * 30 + "+" * 30, "broken"),
+        (0.02, "+" * 60, "inconclusive"),
+        (0.1, "-" * 8 + "+" * 52, "inconclusive"),
+    ],
+)
+def test_a_setting_is_not_worse_is_worse_or_is_not_told(margin: float, outcomes: str, word: str) -> None:
+    records = run(reference="+" * 60, fp8=outcomes)
+    gate = SettingGate("fp8", NotWorse("pass_rate", margin))
+    (outcome,) = judge_settings([gate], compare(records), records, {})
+    assert outcome.outcome == word
+    assert ("would decide" in outcome.sentence) == (word == "inconclusive")
+
+
+def test_cells_without_a_pair_break_a_gate_that_would_hold() -> None:
+    records = run(reference="+" * 60, fp8="+" * 59 + "!")
+    (outcome,) = judge_settings([SettingGate("fp8", NotWorse("pass_rate", 0.2))], compare(records), records, {})
+    assert outcome.outcome == "broken"
+    assert "1 cell was not answered under both" in outcome.sentence
+
+
+def test_a_gate_reads_back_as_it_was_written() -> None:
+    for text in (
+        "fp8: mean(pass_rate) >= reference - 0.02",
+        "fp8: mean(key_words) >= reference",
+        "fp8: min(pass_rate) >= 0.5",
+    ):
+        assert str(parse_setting_gate(text, ["fp8"])) == text

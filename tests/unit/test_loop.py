@@ -310,9 +310,12 @@ class Replaying(Engine):
         super().__init__()
         self.info = replace(INFO, layers=(Layer("0", 0, 2),))
         self.replayed: dict[str, tuple[str, ...]] = {}
+        self.first_rows: dict[str, int] = {}
 
     def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str) -> None:
         self.replayed[request] = rows.scores
+        self.first_rows[request] = first_row
+        assert first_row == rows.first
         self.waiting.append((request, ids))
 
     def step(self) -> list[Finished]:
@@ -360,3 +363,13 @@ def test_a_score_that_is_not_measured_of_a_model_is_told(asking: Asking) -> None
     asking.client.submit(replace(DETECTION, scores=("mass", "copy_by_value")), cells([0]))
     reason = "scores: copy_by_value cannot be measured of this model; copy, mass, query can"
     assert asking.results(Replaying(), Detecting(), "0") == {"0": Unanswered("error", reason)}
+
+
+@pytest.mark.parametrize(("wanted", "first"), [(("copy", "mass"), 49), (("copy", "query"), 40), ((), 40)])
+def test_the_questions_rows_are_computed_again_where_a_score_looks_from_them(
+    asking: Asking, wanted: tuple[str, ...], first: int
+) -> None:
+    engine = Replaying()
+    asking.client.submit(replace(DETECTION, scores=wanted), cells([0]))
+    assert asking.results(engine, Detecting(), "0")["0"].head_scores
+    assert engine.first_rows == {"replay 0": first}

@@ -311,11 +311,20 @@ class Loop:
             return
         if not said:
             raise EngineError("the answer has no tokens, so that there is nothing to score heads on")
-        rows = _rows(request, said, thoughts, self._cell(key).question)
+        rows = self._rows(request, said, thoughts, self._cell(key).question)
         name = f"{_REPLAY}{key}"
         self.engine.replay(name, [*request.ids, *said[:-1]], rows, rows.first, of=key)
         self.fed += len(request.ids)  # of a stored answer; after a generation it is forgotten before more is fed
         self.in_flight[name] = partial(self._scored, key, request, answer, rows)
+
+    def _rows(self, request: Request, said: Sequence[int], thoughts: int, question: Question) -> Rows:
+        """What a suite's scores read of a replay. Where none looks from the question's rows, or at the question, these
+        are not computed again, nor what stands between them and the answer, thoughts among it.
+        """
+        rows = replace(request.rows(said, thoughts), scores=question.scores)
+        of_answer = replace(rows, question_span=(0, 0))
+        scores = [head_score(name) for name in measured_scores(rows, self.engine.scores)]
+        return of_answer if all(score.looks(of_answer) == score.looks(rows) for score in scores) else rows
 
     def _scored_before(self, known: Record, request: Request, question: Question) -> Record | None:
         """The record with the scores that a suite wants, if heads were scored by all of them on what the suite's tags
@@ -325,7 +334,7 @@ class Loop:
             return None
         if known.heads is None:
             return known if known.is_cut_off else None
-        rows = _rows(request, known.token_ids or (), known.thought_tokens or 0, question)
+        rows = self._rows(request, known.token_ids or (), known.thought_tokens or 0, question)
         wanted = [name for name in measured_scores(rows, self.engine.scores) if head_score(name).looks(rows)]
         if not known.heads.keys() >= set(wanted):
             return None
@@ -338,10 +347,6 @@ class Loop:
 
 def _answered(request: Request, answer: Answer) -> Answered:
     return Answered(answer, request.facts, request.expected, request.hash, request.answered_by, request.mask)
-
-
-def _rows(request: Request, said: Sequence[int], thoughts: int, question: Question) -> Rows:
-    return replace(request.rows(said, thoughts), scores=question.scores)
 
 
 def _fail(error: Exception) -> None:

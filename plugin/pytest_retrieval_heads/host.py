@@ -27,6 +27,7 @@ from pytest_retrieval_heads.shared_engine import SharedEngine
 from pytest_retrieval_heads.termination import Termination
 from pytest_retrieval_heads.user_hooks import call_hook
 from retrieval_heads.engine.client import Address, EngineProcess
+from retrieval_heads.engine.warm import SessionEngine
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError
 from retrieval_heads.redaction import without_secrets
 from retrieval_heads.runs.record import Record
@@ -54,7 +55,7 @@ class Host:
         self._termination = Termination()
         self._console = Console(config)
         self._files = RunFiles(options, self._console)
-        self._engine = SharedEngine(self._process(), self._files, self._console)
+        self._engine = SharedEngine(self._process(), options, self._files, self._console)
         self._plan: Plan | None = None
         self._decision: Decision | None = None
         self._presentation: Presentation | None = None
@@ -68,8 +69,10 @@ class Host:
         """The engine to come, or the stored answers of the run that is scored again."""
         if self._options.run and not (self._options.rescore or self._options.resume):
             raise pytest.UsageError("rh: --rh-run names the run for --rh-resume or --rh-rescore: give one of them")
+        if self._options.matrix and self._options.engine == "keep":
+            raise pytest.UsageError("rh: --rh-engine keep is for one engine, and --rh-matrix has several take turns")
         if not self._options.rescore:
-            return EngineProcess()
+            return SessionEngine()
         answers, facts = stored_answers(self._options, self._settings.output_dir)
         self._files.facts = dict(facts)
         return answers

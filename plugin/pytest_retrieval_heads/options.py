@@ -33,6 +33,8 @@ class Options:
         run: The folder of the earlier run, where it is not the latest.
         matrix: The file of settings that the same cells are asked under.
         allow_other_prompts: Whether settings may be compared whose prompts are not the same tokens.
+        engine: `own`: one that ends with the session; `keep`: a warm one, which is started where none fits and stays;
+            `None`: a warm one that fits, else its own.
         no_model: What a test that needs a model is where none is named.
         base: The folder that pytest was called in; paths of options start there.
         arguments: What was typed, without what `addopts` adds.
@@ -54,6 +56,7 @@ class Options:
     run: str | None
     matrix: str | None
     allow_other_prompts: bool
+    engine: Literal["own", "keep"] | None
     no_model: Literal["error", "skip"]
     base: Path
     arguments: tuple[str, ...]
@@ -101,6 +104,7 @@ class Options:
             run=given("run"),
             matrix=given("matrix"),
             allow_other_prompts=given("allow_other_prompts"),
+            engine=given("engine"),
             no_model=no_model,
             base=Path(config.invocation_params.dir),
             arguments=tuple(map(str, config.invocation_params.args)),
@@ -199,6 +203,12 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--rh-rescore", action="store_true", help="Score the latest run's stored answers again, without an engine"
+    )
+    group.addoption(
+        "--rh-engine",
+        choices=["own", "keep"],
+        help="keep: ask a warm engine, started where none fits and left for later runs; own: one that ends with this "
+        "run (default: a warm one that fits, else its own)",
     )
     group.addoption("--rh-run", metavar="DIR", help="The run for --rh-resume and --rh-rescore, where not the latest")
     group.addoption(

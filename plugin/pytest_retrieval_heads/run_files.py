@@ -22,7 +22,7 @@ from retrieval_heads.runs.identity import Identities, why_asked_again
 from retrieval_heads.runs.record import Record, Status
 
 _STATUSES = get_args(Status)
-_TIME = "%Y-%m-%dT%H:%M:%S%z"
+TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
 class RunFiles:
@@ -65,7 +65,7 @@ class RunFiles:
                 self.folder.write_matrix(self._options.base / path_of(self._options.matrix))
         if self._options.rescore:
             # What the cells were asked of stays as it was.
-            self.facts |= {"rescored": time.strftime(_TIME), "arguments": self._arguments}
+            self.facts |= {"rescored": time.strftime(TIME), "arguments": self._arguments}
             return
         self.facts = self._facts_of(plan)
         if self.folder and not self.folder.earlier:  # that it cannot be written is told before an engine is loaded
@@ -89,7 +89,7 @@ class RunFiles:
 
     def _facts_of(self, plan: Plan) -> dict[str, object]:
         facts = {
-            "began": time.strftime(_TIME),
+            "began": time.strftime(TIME),
             "retrieval_heads": __version__,
             "python": platform.python_version(),
             "arguments": self._arguments,

@@ -1,8 +1,11 @@
-"""The session's one engine: launched once, and how it failed or ended told once."""
+"""The session's one engine: a warm one that is joined, or launched once; how it failed or ended is told once."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,15 @@ import pytest
 from pytest_retrieval_heads import ablating
 from pytest_retrieval_heads.console import Console
 from pytest_retrieval_heads.failure import EngineFailure
+from pytest_retrieval_heads.options import Options
 from pytest_retrieval_heads.plan import Plan, PlannedSetting
 from pytest_retrieval_heads.provenance import check_answers
-from pytest_retrieval_heads.run_files import RunFiles
-from retrieval_heads.engine.backends.backend import find, reference_of
+from pytest_retrieval_heads.run_files import TIME, RunFiles
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.jobs import SettingState
 from retrieval_heads.engine.messages import EngineSetting, Hello
+from retrieval_heads.engine.start import StartedWith, hello_of
+from retrieval_heads.engine.warm import Order, SessionEngine, Warm, check_gpus, new_log, start, starting, warm_engines
 from retrieval_heads.errors import ConfigError, EngineError
 from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.folder import Facts
@@ -28,12 +33,14 @@ class SharedEngine:
 
     Args:
         process: The engine to come, or the stored answers that stand in for one.
+        options: The session's.
         files: The run's.
         console: Where the session speaks.
     """
 
-    def __init__(self, process: EngineProcess, files: RunFiles, console: Console) -> None:
+    def __init__(self, process: EngineProcess, options: Options, files: RunFiles, console: Console) -> None:
         self.process = process
+        self._options = options
         self.failure: EngineFailure | None = None
         """Why there is no engine, or none any more."""
         self.log = process.own_log
@@ -69,20 +76,12 @@ class SharedEngine:
         if self.process.is_launched or self.failure is not None:
             return None
         cells = f"{plan.total} cells of {', '.join(plan.suites)}; " if plan.suites else ""
-        self._console.say(f"{cells}starting the engine, log {self._console.path(self.log)}")
         try:
-            hello = self._hello(plan)
+            info = self._joined(plan, cells) or self._launched(plan, cells)
         except (ConfigError, EngineError) as error:
-            self._dismiss(f"the engine did not start: {error}", "the engine did not start")
-            return None
-        folder = self._files.folder
-        earlier = str(folder.results) if folder and folder.earlier else None
-        try:
-            self.process.launch(hello, self.log)
-            info = self.process.wait_ready()
-            self.process.begin(earlier)
-        except EngineError as error:
-            self._dismiss(str(error), "the engine did not start")
+            line = str(error)
+            said = line if line.startswith("the engine ") else f"the engine did not start: {line}"
+            self._dismiss(said, "the engine did not start")
             return None
         info = without_values(info)
         seconds = self._files.engine_is_ready(info)
@@ -108,7 +107,6 @@ class SharedEngine:
             RetrievalHeadsError: The backend refuses the settings; of a matrix each setting's own refusal is told to
                 its cells.
         """
-        folder = self._files.folder
         settings = tuple(_setting(name, one, plan.traced) for name, one in plan.settings.items())
         first = settings[0] if settings else _setting("", PlannedSetting(plan.model, plan.engine, []), plan.traced)
         if first.refusal and not settings:
@@ -119,13 +117,70 @@ class SharedEngine:
             backend=first.backend,
             options=first.options,
             haystacks=tuple(plan.haystacks),
-            is_resumed=bool(folder and folder.earlier),
+            is_resumed=self._earlier is not None,
             replicas=first.replicas,
             silence=None if settings else first.silence,
             start_limit=None if settings else first.start_limit,
             offline=first.offline,
             settings=settings,
         )
+
+    def _joined(self, plan: Plan, cells: str) -> Facts | None:
+        """What a warm engine says of itself that was started with what the plan needs; `None` where there is none.
+
+        With `--rh-engine keep` one is started then.
+        """
+        session, mode = self.process, self._options.engine
+        if not isinstance(session, SessionEngine) or mode == "own" or plan.settings:
+            return None
+        with starting(self._console.say) if mode == "keep" else nullcontext():
+            engines = warm_engines()
+            if not engines and mode != "keep":
+                return None
+            section = plan.engine_section
+            needed = StartedWith.of(plan.model, section, traced=plan.traced)
+            for warm in engines:
+                if differing := warm.started.differences(needed):
+                    self._console.say(f"{warm.name} is not used: {differing[0]}")
+                elif (info := session.join(warm, self._earlier)) is not None:
+                    self._console.say(f"{cells}asking {warm.name}, log {warm.log}")
+                    return self._noted(warm, info)
+            check_gpus(engines, plan.model, section.replicas)
+            if mode != "keep":
+                return None
+            hello, log = replace(self._hello(plan), is_resumed=False), new_log()
+            self._console.say(f"{cells}starting an engine that stays, log {log}")
+            order = Order.of(hello, needed, section, log, self._options.config_file or None, self._options.sets)
+            warm = start(order)
+            info = session.join(warm, self._earlier)
+            if info is None:
+                raise EngineError(f"the engine is gone as soon as it was there{warm.last_words()}")
+            return self._noted(warm, info)
+
+    def _noted(self, warm: Warm, info: Facts) -> Facts:
+        """Say in the run's own log where the engine's is."""
+        own, self.log = self.log, Path(warm.log)
+        if self._files.folder is not None:
+            with suppress(OSError):
+                own.write_text(f"answered by {warm.name}; its log is {warm.log}\n", encoding="utf-8")
+        return {
+            **info,
+            "warm_engine": {"process": warm.process, "began": time.strftime(TIME, time.localtime(warm.began))},
+        }
+
+    def _launched(self, plan: Plan, cells: str) -> Facts:
+        """What an engine of the session's own says of itself."""
+        self._console.say(f"{cells}starting the engine, log {self._console.path(self.log)}")
+        self.process.launch(self._hello(plan), self.log)
+        info = self.process.wait_ready()
+        self.process.begin(self._earlier)
+        return info
+
+    @property
+    def _earlier(self) -> str | None:
+        """The results of the run that is gone on with."""
+        folder = self._files.folder
+        return str(folder.results) if folder and folder.earlier else None
 
     def _dismiss(self, text: str, status: str) -> None:
         """End an engine that nobody can ask; whatever needed it is an error, and all else runs.
@@ -197,24 +252,20 @@ class SharedEngine:
 
 def _setting(name: str, planned: PlannedSetting, traced: bool) -> EngineSetting:
     """One engine as its process is told of it; why it cannot be loaded, as far as can be told before."""
-    section, refusal, is_offline, reference = planned.engine_section, "", False, ""
+    section, refusal, hello = planned.engine_section, "", Hello(planned.model)
     try:
-        backend = find(section.kind)
-        reference = reference_of(backend)
-        backend.check_installed(traced=traced)
-        backend.check_arguments(planned.model, section.options)
-        is_offline = backend.check_model(planned.model)
+        hello = hello_of(planned.model, section, traced=traced)
     except (ConfigError, EngineError) as error:
         refusal = str(error)
     return EngineSetting(
         name=name,
         model=planned.model,
         suites=tuple(suite.partition("/")[2] for suite in planned.suites),
-        backend=reference,
+        backend=hello.backend,
         options=section.options,
         replicas=section.replicas,
         silence=section.silence,
         start_limit=section.start_limit,
-        offline=is_offline,
+        offline=hello.offline,
         refusal=refusal,
     )

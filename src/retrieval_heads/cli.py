@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from retrieval_heads.commands.engine import Engine, engine
 from retrieval_heads.commands.heads import Heads, heads
 from retrieval_heads.commands.models import Models
 from retrieval_heads.commands.reconstruct import Reconstruct
@@ -147,6 +148,7 @@ _COMMANDS: dict[str, Any] = {
     "validate": Validate,
     "report": Report,
     "heads": Heads,
+    "engine": Engine,
     "models": Models,
 }
 _DISPATCHED: dict[str, Callable[[Sequence[str], str], None]] = {
@@ -159,6 +161,7 @@ _DISPATCHED: dict[str, Callable[[Sequence[str], str], None]] = {
     "validate": validate,
     "visualize": visualize,
     "heads": heads,
+    "engine": engine,
 }
 """Those that read their arguments themselves: every setting is a flag of theirs, or they have subcommands."""
 

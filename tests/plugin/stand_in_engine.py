@@ -63,6 +63,8 @@ class Behaviour:
         unscored: Why no head of the model can be scored.
         worse_under, fail_under, die_under, bytes_under: Arguments of the model under which it answers wrongly, does not
             start, is killed after its first answer, or has the other tokenizer.
+        drops: A file that gets a line for each request that it is told to drop.
+        sleeps: A file that gets a line each time it goes to sleep or wakes; without one it cannot.
         says: What it prints at its start: `model`, its arguments, or the value of an environment variable.
     """
 
@@ -88,6 +90,8 @@ class Behaviour:
     gpus: Sequence[str] | None = None
     bad_gpu: str | None = None
     served: str = os.devnull
+    drops: str = os.devnull
+    sleeps: str | None = None
     says: Sequence[str] = ()
     worse_under: Mapping[str, str] | None = None
     fail_under: Mapping[str, str] | None = None
@@ -176,7 +180,7 @@ class StandIn(Backend):
             start_seconds={"engine": self.told.start_seconds},
         )
 
-    capabilities: ClassVar = Capabilities(scores_heads=True, masks_heads=True, replicas=True)
+    capabilities: ClassVar = Capabilities(scores_heads=True, masks_heads=True, replicas=True, sleeps=True)
     scores = ("copy", "copy_reference", "mass", "query")
 
     @classmethod
@@ -224,6 +228,27 @@ class StandIn(Backend):
             told = Path(self.told.asked)
             before = told.read_text().split("\n")[: self.number] if told.exists() else []
             told.write_text("\n".join([*before, str(self.asked)]))
+
+    def drop(self, requests: Sequence[str]) -> None:
+        """Forget requests."""
+        self.waiting = [one for one in self.waiting if one[0] not in requests]
+        with Path(self.told.drops).open("a") as drops:
+            drops.writelines(f"{request}\n" for request in requests)
+
+    def sleep(self) -> str:
+        """Say so."""
+        return self._note("asleep") and "0.1 GiB are given back"
+
+    def wake(self) -> None:
+        """Say so."""
+        self._note("awake")
+
+    def _note(self, what: str) -> str:
+        if self.told.sleeps is None:
+            return ""
+        with Path(self.told.sleeps).open("a") as file:
+            file.write(f"{what}\n")
+        return what
 
     def step(self) -> list[Finished]:
         """Answer everything that waits, or with a delay the first of it."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from retrieval_heads.ablation.arms import MODES
-from retrieval_heads.engine.jobs import Counters, Done, FreeQuestion
+from retrieval_heads.engine.jobs import Counters, Done, FreeQuestion, Use
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Hello, Message, receive, send
 from retrieval_heads.engine.private_folder import PrivateFolder
@@ -79,6 +79,8 @@ class EngineClient:
         self._idle: deque[socket.socket] = deque()
         self._process = os.getpid()
         self._is_gone = False
+        self._joined: Address | None = None
+        """Where a warm engine listens that the session has joined in place of one of its own."""
 
     def connect(self, *, patience: float = 60.0) -> None:
         """Connect, waiting for the engine's socket to appear.
@@ -107,9 +109,23 @@ class EngineClient:
             earlier: Results of an earlier run whose answers are used again.
 
         Raises:
-            EngineError: They cannot be read, or the engine takes no more runs.
+            EngineDied: The engine is gone, or takes no more runs.
+            EngineError: The results cannot be read.
         """
-        self._call({"do": "begin", "earlier": earlier})
+        who = f"process {os.getpid()} in {Path.cwd()}"
+        self._call({"do": "begin", "earlier": earlier, "who": who})
+
+    def use(self) -> Use:
+        """Who uses a warm engine."""
+        return Use.of_json(self._call({"do": "use"}))
+
+    def retire(self, *, always: bool = False) -> bool:
+        """Have a warm engine take no more runs; whether it does, which it does not while it is used.
+
+        Args:
+            always: Even then.
+        """
+        return bool(self._call({"do": "retire", "always": always})["is_retired"])
 
     def submit(self, question: Question, cells: Mapping[str, Cell]) -> None:
         """Hand cells to the engine; cells that it knows already are left as they are.
@@ -220,19 +236,24 @@ class EngineClient:
         A process that cannot be killed, as one whose GPU hangs may be, does not hang up either.
         """
         connection.settimeout(_LOOK)
-        while not _grave(self._address).exists():
+        while not self._graves():
             with contextlib.suppress(TimeoutError):
                 connection.recv(1, socket.MSG_PEEK)
-                if not _grave(self._address).exists():  # else it is what a stopped process went on with
+                if not self._graves():  # else it is what a stopped process went on with
                     connection.settimeout(None)
                     return receive(connection)
         return None
 
     def _died(self) -> EngineDied:
-        try:
-            return EngineDied(f"the engine {_grave(self._address).read_text(encoding='utf-8')}")
-        except OSError:
-            return EngineDied("the engine process is gone")
+        for grave in self._graves():
+            with contextlib.suppress(OSError):
+                return EngineDied(f"the engine {grave.read_text(encoding='utf-8')}")
+        return EngineDied("the engine process is gone")
+
+    def _graves(self) -> list[Path]:
+        """The files that say why the engine was ended, where it was."""
+        places = [self._address, *([self._joined] if self._joined else [])]
+        return [grave for grave in map(_grave, places) if grave.exists()]
 
     def _taken(self, patience: float = 60.0) -> socket.socket:
         """A connection that nobody else has."""
@@ -248,17 +269,19 @@ class EngineClient:
     def _connected(self, patience: float) -> socket.socket:
         give_up = time.monotonic() + patience
         while True:
-            if self._is_gone or _grave(self._address).exists():
+            self._joined = self._joined or joined_from(self._address)
+            address = self._joined or self._address
+            if self._is_gone or self._graves():
                 raise self._died()
             connection = socket.socket(socket.AF_UNIX)
             try:
-                connection.connect(self._address.path)
-                send(connection, {"key": self._address.key, "run": self._address.run})
+                connection.connect(address.path)
+                send(connection, {"key": address.key, "run": address.run})
             except OSError as error:
                 connection.close()
                 if isinstance(error, ConnectionRefusedError):  # its socket is there: it was, and is no more
                     give_up = min(give_up, time.monotonic() + _REFUSED)
-                if time.monotonic() > give_up or not Path(self._address.path).parent.exists():
+                if time.monotonic() > give_up or not Path(address.path).parent.exists():
                     self._is_gone = True  # the next question need not wait for it
                     raise EngineDied(f"nothing listens for the engine ({error.strerror})") from None
                 time.sleep(0.05)
@@ -269,6 +292,28 @@ class EngineClient:
 def _grave(address: Address) -> Path:
     """The file that says why an engine was ended by who launched it, for the clients of every process."""
     return Path(address.path).with_name("ended")
+
+
+_JOINED = "joined"
+"""Beside a session's socket to be: where the warm engine listens that was joined."""
+
+
+def join(address: Address, warm: Address) -> None:
+    """Have whoever asks at an address, from any process of the session, ask a warm engine."""
+    write_whole(Path(address.path).with_name(_JOINED), json.dumps(warm.to_json()).encode(), is_private=True)
+
+
+def leave(address: Address) -> None:
+    """Have them ask it no more."""
+    Path(address.path).with_name(_JOINED).unlink(missing_ok=True)
+
+
+def joined_from(address: Address) -> Address | None:
+    """Where the warm engine listens that was joined; `None` where none was."""
+    try:
+        return Address.of_json(json.loads(Path(address.path).with_name(_JOINED).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
 
 
 def _mask_of(mask: object) -> Mask | None:
@@ -319,14 +364,15 @@ class EngineProcess:
     Args:
         within: The folder of an engine process, where that launches this one as a replica. It listens in there and
             stays in that one's process group: whatever ends the one ends both, and nothing else need.
+        prefix: What the folder's name begins with, where it is no session's.
     """
 
     name = "the engine"
     """What errors call it."""
 
-    def __init__(self, within: Path | None = None) -> None:
+    def __init__(self, within: Path | None = None, prefix: str | None = None) -> None:
         self._is_replica = within is not None
-        self._folder = PrivateFolder(within)
+        self._folder = PrivateFolder(within, prefix) if prefix else PrivateFolder(within)
         self.address = Address(str(self._folder.path / "engine.sock"), secrets.token_hex(16))
         self._process: subprocess.Popen[bytes] | None = None
         self._log: EngineLog | None = None

@@ -107,11 +107,13 @@ class Run:
 
     Args:
         name: Tells it from the others that the engine answers; empty where there are none.
+        who: For users, whose process it is; empty until it has begun.
         earlier: Records of an earlier run, by their cells' keys: one whose request is the same is not asked again.
         earlier_file: Where they stand.
     """
 
     name: str = ""
+    who: str = ""
     earlier: Mapping[str, Record] = field(default_factory=dict)
     earlier_file: str | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -147,6 +149,23 @@ class SettingState(Plain):
     start_seconds: float = 0.0
     first_seconds: float = 0.0
     answer_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Use(Plain):
+    """Who uses a warm engine.
+
+    Args:
+        runs: Whose processes' runs have begun and last.
+        idle_seconds: Since when there is none; 0 where there is one.
+        asleep: What was given back, and at what cost, in words; empty while it is awake.
+        failure: Why it can do no more; empty while it can.
+    """
+
+    runs: tuple[str, ...] = ()
+    idle_seconds: float = 0.0
+    asleep: str = ""
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

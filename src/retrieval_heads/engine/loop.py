@@ -61,6 +61,7 @@ class Loop:
         server: Where jobs come from and results go.
         engine: What answers.
         builder: Builds cells' prompts, a bounded number ahead of the engine.
+        sleep_after: Seconds without a run after which a warm engine that can gives its GPU's memory back.
         clock: Tells seconds, for what is counted.
         beat: Called at every sign of life: a job that was started, a step that moved something, a second of rest.
     """
@@ -70,6 +71,7 @@ class Loop:
     builder: CellBuilder
     beat: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.perf_counter
+    sleep_after: float | None = None
     in_flight: dict[str, Then] = field(default_factory=dict)
     """What to do as each request finishes."""
     held: dict[str, list[str]] = field(default_factory=dict)
@@ -105,10 +107,12 @@ class Loop:
                     key = self._next()
                 except queue.Empty:
                     break
+                self._wake()
                 since = clock() if since is None else since
                 self._guarded(key, self._start, key)
                 self.beat()
             if not self.in_flight:
+                self._sleep()
                 self.beat()
                 # A prompt that is still being built is waited for, and counted.
                 since = (since or clock()) if self.upcoming else None
@@ -131,6 +135,21 @@ class Loop:
                     then(finished)
             if not self.in_flight:
                 since = None  # what it waits for is no work of ours
+
+    def _sleep(self) -> None:
+        """Give memory back, where nobody has asked for a while."""
+        server = self.server
+        if self.sleep_after is None or server.asleep or not self.engine.capabilities.sleeps:
+            return
+        if server.idle_seconds >= self.sleep_after:
+            server.asleep = self.engine.sleep()
+            if server.asleep:
+                self.reuse = Reuse(self.engine.info.block_size)  # its prefix cache is empty
+
+    def _wake(self) -> None:
+        if self.server.asleep:
+            self.engine.wake()
+            self.server.asleep = ""
 
     def _look_at_runs(self) -> None:
         """Drop what runs asked that are gone; read anew what has changed on disk since one began."""
@@ -182,14 +201,26 @@ class Loop:
             return self.upcoming.popleft()
         if self.upcoming:
             return self.upcoming.popleft()
-        return self.server.waiting.get(block=not self.in_flight, timeout=_REST)
+        return self._taken(block=not self.in_flight)
+
+    def _taken(self, *, block: bool) -> str:
+        """The next job of the server's queue, once what its run changes is seen to.
+
+        Raises:
+            queue.Empty: There is none now.
+        """
+        key = self.server.waiting.get(block=block, timeout=_REST)
+        self._look_at_runs()
+        if key not in self.server.jobs:
+            raise queue.Empty  # its run has just gone
+        return key
 
     def _look_ahead(self) -> None:
         """Take the next jobs from the queue; waits for the first, only when there is nothing else to do."""
         while len(self.upcoming) < self._ahead.reach:
             is_idle = not self.in_flight and not self.upcoming
             try:
-                key = self.server.waiting.get(block=is_idle, timeout=_REST)
+                key = self._taken(block=is_idle)
             except queue.Empty:
                 return
             self.upcoming.append(key)

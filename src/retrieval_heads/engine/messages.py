@@ -71,6 +71,7 @@ class Hello(Plain):
         silence: Seconds without a sign of life after which it is ended; `None` waits for ever.
         start_limit: Seconds that it may take to load; `None` waits for ever.
         offline: Whether the hub is left alone.
+        sleep_after: Seconds without a run after which a warm engine gives its GPU's memory back; `None`: it is none.
         run: Tells this run's unknown models from another's.
         socket: Where it listens.
         key: What a client must show.
@@ -90,6 +91,7 @@ class Hello(Plain):
     silence: float | None = None
     start_limit: float | None = None
     offline: bool = False
+    sleep_after: float | None = None
     run: str = ""
     socket: str = ""
     key: str = ""

@@ -19,6 +19,8 @@ from typing import IO
 from retrieval_heads.errors import EngineError
 
 _PREFIX = "rh-"
+KEPT = "rh-warm-"
+"""Begins the name of a warm engine's folder, by which others find it."""
 _LOCK = "owner.lock"
 _LONGEST = 107
 """Bytes of a UNIX socket's path."""
@@ -32,17 +34,18 @@ class PrivateFolder:
 
     Args:
         within: The folder of an engine process that makes this one for a replica; else the system's temporary folder.
+        prefix: What its name begins with.
 
     Raises:
         EngineError: There is no place for it.
     """
 
-    def __init__(self, within: Path | None = None) -> None:
-        base = within or _base()
+    def __init__(self, within: Path | None = None, prefix: str = _PREFIX) -> None:
+        base = within or _base(_room(prefix))
         if within is None:
             sweep(base)
         try:
-            self.path, self._lock = _made(base)
+            self.path, self._lock = _made(base, prefix)
         except OSError as error:
             raise EngineError(f"{base}: no temporary folder can be made there ({error.strerror})") from None
 
@@ -52,9 +55,37 @@ class PrivateFolder:
         self._lock.close()
 
 
-def _made(base: Path) -> tuple[Path, IO[bytes]]:
+def kept_folders() -> Iterator[Path]:
+    """The folders of warm engines, of every user, the makers of this user's alive."""
+    with suppress(OSError):
+        for entry in sorted(os.scandir(_base(_room(KEPT))), key=lambda entry: entry.name):
+            if entry.name.startswith(KEPT) and entry.is_dir(follow_symlinks=False):
+                path = Path(entry.path)
+                if not is_own(path) or has_maker(path):
+                    yield path
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder is this user's, and nobody else can enter it."""
+    told = folder.lstat()
+    return told.st_uid == os.getuid() and not told.st_mode & 0o077
+
+
+def has_maker(folder: Path) -> bool:
+    """Whether the process lives that made a folder of this user's."""
+    try:
+        with open(folder / _LOCK, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may look at once
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _made(base: Path, prefix: str) -> tuple[Path, IO[bytes]]:
     while True:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
         with suppress(FileNotFoundError):  # swept before it was locked
             lock = open(path / _LOCK, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -82,21 +113,26 @@ def _remove_if_dead(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _base() -> Path:
+def _room(prefix: str) -> int:
+    return _ROOM + len(prefix) - len(_PREFIX)
+
+
+def _base(room: int) -> Path:
     """The temporary folder, or a shorter one where a socket's path would be too long in it.
 
     Raises:
         EngineError: There is none.
     """
-    return next(_bases())
+    for base in _bases(room):
+        return base
+    raise EngineError(f"TMPDIR={tempfile.gettempdir()} is too long for a socket's path; set it to a shorter folder")
 
 
-def _bases() -> Iterator[Path]:
+def _bases(room: int) -> Iterator[Path]:
     try:
         usual = Path(tempfile.gettempdir()).absolute()
     except FileNotFoundError as error:
         raise EngineError(f"{error.strerror}; set TMPDIR to a folder that can be written") from None
-    if len(os.fsencode(usual)) + _ROOM <= _LONGEST:
+    if len(os.fsencode(usual)) + room <= _LONGEST:
         yield usual
     yield from (Path(short) for short in _SHORT if os.access(short, os.W_OK | os.X_OK))
-    raise EngineError(f"TMPDIR={usual} is too long for a socket's path; set it to a shorter folder")

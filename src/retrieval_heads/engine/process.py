@@ -76,6 +76,7 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
             return Router.launched(server, hello, found).run
 
     from retrieval_heads.engine.loop import Loop
+    from retrieval_heads.engine.start import gpus_each
     from retrieval_heads.runs import identity
     from retrieval_heads.tasks.builder import CellBuilder
 
@@ -83,9 +84,10 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
     name, template = model.pop("model"), model.pop("chat_template", None)
     kwargs = model.pop("chat_template_kwargs", None)
     location, environment = backend.locate(name), dict(os.environ)  # before vLLM sets variables of its own
+    arguments = model if hello.sleep_after is None else backend.able_to_sleep(model)
     # Beside the engine, which reads the same files.
     files = ThreadPoolExecutor(1).submit(identity.weights_of, location)
-    engine = backend(location, model, hello.options, traced=hello.traced)
+    engine = backend(location, arguments, hello.options, traced=hello.traced)
     loaded = dict(engine.info.loaded)
     revision = loaded.pop("revision", engine.info.model_revision or None)
     given = identity.model_identity(name, files.result(), model, loaded, revision)
@@ -109,9 +111,11 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
     facts: Message = {"start_seconds": start_seconds, "identities": identities.to_json()}
     if warnings:
         facts["warnings"] = warnings
+    if hello.sleep_after is not None and (gpus := backend.gpus()):
+        facts["gpus"] = gpus[: gpus_each(hello.model)]
     pulse.beat()
     server.started({"model": name, **engine.info.to_json(), **facts})
-    return Loop(server, engine, builder, beat=pulse.beat).run
+    return Loop(server, engine, builder, beat=pulse.beat, sleep_after=hello.sleep_after).run
 
 
 def _end_with_launcher() -> None:

@@ -25,6 +25,7 @@ from retrieval_heads.engine.messages import Devices, Hello
 from retrieval_heads.engine.results import Answered, Result, Unanswered
 from retrieval_heads.engine.routing import ANSWER, Asked, share_out
 from retrieval_heads.engine.server import Server
+from retrieval_heads.engine.start import gpus_each
 from retrieval_heads.errors import ConfigError, EngineError, RetrievalHeadsError
 from retrieval_heads.plain import Fields
 from retrieval_heads.runs.layers import Layer
@@ -45,7 +46,7 @@ def places(replicas: int | str, model: Fields, gpus: Sequence[str] | None) -> li
     """
     if gpus is None:
         return _cpu_places(1 if replicas == "auto" else int(replicas))
-    each = int(model.get("tensor_parallel_size") or 1) * int(model.get("pipeline_parallel_size") or 1)
+    each = gpus_each(model)
     count = max(1, len(gpus) // each) if replicas == "auto" else int(replicas)
     if count > 1 and count * each > len(gpus):
         raise ConfigError(
@@ -170,7 +171,8 @@ class Router:
             one.result()  # the first that fails is told at once
         infos = [one.result() for one in ready]
         devices = [f"{info['device']}, {place.name}" for info, place in zip(infos, places, strict=True)]
-        server.started({**infos[0], "replicas": count, "devices": devices})
+        gpus = [gpu for info in infos for gpu in info.get("gpus", ())]
+        server.started({**infos[0], "replicas": count, "devices": devices, **({"gpus": gpus} if gpus else {})})
         return cls(server, replicas, infos[0])
 
     def run(self) -> None:

@@ -8,13 +8,14 @@ import os
 import secrets
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retrieval_heads.engine.earlier_answers import complete_answers
-from retrieval_heads.engine.jobs import CellQuestion, Counters, FreeQuestion, Job, Run, SettingState
+from retrieval_heads.engine.jobs import CellQuestion, Counters, FreeQuestion, Job, Run, SettingState, Use
 from retrieval_heads.engine.messages import OPENING, Message, receive, send
 from retrieval_heads.engine.results import Result, Unanswered
 from retrieval_heads.engine.turns import Turns
@@ -44,6 +45,8 @@ class Server:
     - `finished`: waits for results of more cells than `after`; replies with those beyond.
     - `ask`: a free `question`; waits for the `answer`.
     - `counters`: how much was done.
+    - `use`: who uses a warm engine.
+    - `retire`: takes no more runs; where some last, only if `always` says so. Replies whether it `is_retired`.
     """
 
     key: str
@@ -57,6 +60,11 @@ class Server:
     begun: int = 0
     """How many runs have begun: each may ask of files that have changed since."""
     changed: threading.Condition = field(default_factory=threading.Condition)
+    is_retired: bool = False
+    """Whether it takes no more runs."""
+    asleep: str = ""
+    """What a sleeping engine has given back; see `Use`."""
+    idle_since: float = field(default_factory=time.monotonic)
     info: Message | None = None
     failure: str | None = None
     settings: dict[str, SettingState] = field(default_factory=dict)
@@ -146,6 +154,8 @@ class Server:
             "finished": self._finished,
             "ask": self._ask,
             "counters": self._counters,
+            "use": self._use,
+            "retire": self._retire,
         }
         action = actions.get(str(message.get("do")))
         if action is None:
@@ -170,6 +180,9 @@ class Server:
         # Read before whoever begins goes on, and may write there.
         run.earlier = complete_answers(Path(run.earlier_file)) if run.earlier_file else {}
         with self.changed:
+            if self.is_retired:
+                return {"error": "it takes no more runs", "is_fatal": True}
+            run.who = str(message.get("who") or f"run {run.name}")
             self.begun += 1
         return {}
 
@@ -180,6 +193,7 @@ class Server:
             self._ended[run.name] = Run(run.name, is_over=True)
             self.over.append(run)
             self.waiting.drop(run.name)
+            self.idle_since = time.monotonic()
             self.changed.notify_all()
 
     def _submit(self, run: Run, message: Message) -> Message:
@@ -228,6 +242,23 @@ class Server:
         with self.changed:
             finished = sum(job.result is not None for job in run.jobs.values())
             return Counters(len(run.jobs), finished, os.getpid(), run.done, dict(self.settings)).to_json()
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since when no run lasts that was begun; 0 where one does."""
+        return 0.0 if self._who() else time.monotonic() - self.idle_since
+
+    def _who(self) -> tuple[str, ...]:
+        return tuple(run.who for run in self.runs.copy().values() if run.who)
+
+    def _use(self, _run: Run, _: Message) -> Message:
+        with self.changed:
+            return Use(self._who(), self.idle_seconds, self.asleep, self.failure or "").to_json()
+
+    def _retire(self, _run: Run, message: Message) -> Message:
+        with self.changed:
+            self.is_retired |= bool(message.get("always")) or not self._who()
+            return {"is_retired": self.is_retired}
 
     def _is_at_end(self, run: Run) -> bool:
         return self.failure is not None or run.is_over

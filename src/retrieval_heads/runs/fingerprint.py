@@ -44,27 +44,37 @@ def fingerprints(path: Path) -> dict[str, str]:
     Returns:
         By kind and name: `weights/model.safetensors`, `tokenizer/tokenizer.json`, `config/config.json`.
     """
-    if path.is_file():
-        files = {f"{'weights' if path.suffix in _WEIGHTS else 'config'}/{path.name}": path}
-    else:
-        files = {f"{kind}/{file.name}": file for file in sorted(path.iterdir()) if (kind := _kind(file))}
+    files = model_files(path)
     remembered = _remembered()
     hashes: dict[str, str] = {}
     learnt: dict[str, list[object]] = {}
     with ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0))))) as pool:
         for name, file in files.items():
-            stamp, began = _stamp(file), time.time()
+            stamped, began = list(stamp(file)), time.time()
             known = remembered.get(str(file.resolve()))
-            if known and known[:-1] == stamp:
+            if known and known[:-1] == stamped:
                 hashes[name] = str(known[-1])
                 continue
             hashes[name] = _hash(file, pool)
             size, changed = file.stat().st_size, max(file.stat().st_mtime, file.stat().st_ctime)
-            if size >= _WORTH_REMEMBERING and began - changed > _SETTLED_SECONDS and _stamp(file) == stamp:
-                learnt[str(file.resolve())] = [*stamp, hashes[name]]
+            if size >= _WORTH_REMEMBERING and began - changed > _SETTLED_SECONDS and list(stamp(file)) == stamped:
+                learnt[str(file.resolve())] = [*stamped, hashes[name]]
     if learnt:
         _remember(remembered | learnt)
     return hashes
+
+
+def model_files(path: Path) -> dict[str, Path]:
+    """The files of a model that can change what it says, by kind and name; see `fingerprints`."""
+    if path.is_file():
+        return {f"{'weights' if path.suffix in _WEIGHTS else 'config'}/{path.name}": path}
+    return {f"{kind}/{file.name}": file for file in sorted(path.iterdir()) if (kind := _kind(file))}
+
+
+def stamp(file: Path) -> tuple[int, ...]:
+    """What differs once a file was written again, or is another of its name."""
+    told = file.stat()
+    return told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino, told.st_dev
 
 
 def _kind(file: Path) -> str | None:
@@ -95,11 +105,6 @@ def _piece(file: Path, start: int) -> bytes:
             found.update(block)
             left -= len(block)
     return found.digest()
-
-
-def _stamp(file: Path) -> list[object]:
-    told = file.stat()
-    return [told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino, told.st_dev]
 
 
 def _memory() -> Path:

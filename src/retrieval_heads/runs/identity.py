@@ -253,13 +253,14 @@ def engine_identity(
             "device": device,
             "traced": traced,
             **_said(arguments, of_the_model=False),
-            **{
-                name: value
-                for name, value in sorted(environment.items())
-                if _CHOOSES_KERNELS.match(name) and not _CHOOSES_NOTHING.search(name)
-            },
+            **{name: value for name, value in sorted(environment.items()) if chooses_kernels(name)},
         }
     )
+
+
+def chooses_kernels(variable: str) -> bool:
+    """Whether an environment variable can change an answer."""
+    return bool(_CHOOSES_KERNELS.match(variable)) and not _CHOOSES_NOTHING.search(variable)
 
 
 def question_identity(record: Record) -> Identity:

@@ -95,6 +95,11 @@ class Engine(Section):
     start_limit: float | None = 3600
     """Seconds that an engine may take until its model is loaded; `null` waits for ever."""
 
+    idle: float = 900
+    """Seconds without a run after which a warm engine ends."""
+    sleep: float = 60
+    """Seconds without a run after which a warm engine gives its GPU's memory back, where it can."""
+
     @field_validator("replicas", mode="before")
     @classmethod
     def _some(cls, replicas: object) -> object:
@@ -114,6 +119,14 @@ class Engine(Section):
             raise ValueError(f"expected a number of seconds above 0, or null for no limit; found {limit!r}")
         return limit
 
+    @field_validator("idle", "sleep", mode="before")
+    @classmethod
+    def _while(cls, seconds: object) -> object:
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < math.inf
+        if not is_number:
+            raise ValueError(f"expected a number of seconds above 0; found {seconds!r}")
+        return seconds
+
     @property
     def options(self) -> dict[str, object]:
         """What it says to the backend alone."""
@@ -122,8 +135,9 @@ class Engine(Section):
     @model_serializer(mode="wrap")
     def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         said: dict[str, object] = dump(self)
-        if said.get("kind") == DEFAULT_BACKEND:
-            del said["kind"]
+        for key in ("kind", "idle", "sleep"):
+            if said.get(key) == Engine.model_fields[key].default:
+                del said[key]
         return said
 
 

@@ -38,12 +38,14 @@ class Capabilities:
         scores_heads: It replays an answer and scores every head on it (suites of kind detect).
         masks_heads: It answers with some heads masked (suites of kind ablate).
         replicas: Several of it can answer beside each other, each on devices of its own (`engine.replicas`).
+        sleeps: One that nobody asks can give memory back, and take it again.
     """
 
     takes: Literal["ids", "text"] = "ids"
     scores_heads: bool = False
     masks_heads: bool = False
     replicas: bool = False
+    sleeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,11 @@ class Backend(Protocol):
         return None
 
     @classmethod
+    def able_to_sleep(cls, model: Fields) -> Fields:
+        """The keys of the `model` section with what it takes to `sleep` later."""
+        return model
+
+    @classmethod
     def reason(cls, error: BaseException) -> str:
         """What an error of its libraries comes to, as one sentence."""
         return str(error)
@@ -180,6 +187,16 @@ class Backend(Protocol):
 
     def drop(self, requests: Sequence[str]) -> None:
         """Work no more on requests that nobody waits for any more; one that is answered all the same is passed over."""
+
+    def sleep(self) -> str:
+        """Give memory back while nobody asks, with all that the prefix cache holds; what and where to, in words.
+
+        Empty where there is none that can be given back: it stays as it is.
+        """
+        return ""
+
+    def wake(self) -> None:
+        """Take it again."""
 
     def step(self) -> list[Finished]:
         """Work for a while on what is queued; the requests that this finished."""

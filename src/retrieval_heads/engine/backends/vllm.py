@@ -45,7 +45,7 @@ class Engine(Backend):
         EngineError: This vLLM is not supported, or has no such argument; vLLM's own errors come as they are.
     """
 
-    capabilities: ClassVar = Capabilities(scores_heads=True, masks_heads=True, replicas=True)
+    capabilities: ClassVar = Capabilities(scores_heads=True, masks_heads=True, replicas=True, sleeps=True)
 
     @classmethod
     def check_installed(cls, *, traced: bool) -> None:
@@ -89,6 +89,16 @@ class Engine(Backend):
         count = torch.cuda.device_count()
         said = os.environ.get("CUDA_VISIBLE_DEVICES")
         return [one.strip() for one in said.split(",")][:count] if said else [str(number) for number in range(count)]
+
+    @classmethod
+    def able_to_sleep(cls, model: Fields) -> Fields:
+        """With vLLM's sleep mode, where the platform has one: it takes an allocator that gives memory back."""
+        _supported_version()
+        from vllm.platforms import current_platform
+
+        can = current_platform.is_sleep_mode_available()
+        is_there = getattr(current_platform, "is_cumem_allocator_available", lambda: True)
+        return {"enable_sleep_mode": True, **model} if can and is_there() else model
 
     @classmethod
     def reason(cls, error: BaseException) -> str:
@@ -362,6 +372,19 @@ class Engine(Backend):
         for request in requests:
             self._queued.pop(request, None)
 
+    def sleep(self) -> str:
+        """Give the GPU's memory back: weights go to the host's memory, what the KV cache holds is forgotten."""
+        if not self._engine.vllm_config.model_config.enable_sleep_mode:
+            return ""
+        weights = sum(self._engine.collective_rpc(_weight_bytes))
+        self._engine.reset_prefix_cache()
+        self._engine.sleep(level=1)
+        return f"its GPU memory is given back, {weights / (1 << 30):.1f} GiB of weights are in the host's"
+
+    def wake(self) -> None:
+        """Take it again."""
+        self._engine.wake_up()
+
     @property
     def has_work(self) -> bool:
         """Whether a request is unfinished."""
@@ -490,6 +513,11 @@ def _supported_version() -> str:
         ) from None
     refuse_unsupported("vLLM", version, SUPPORTED)
     return str(version)
+
+
+def _weight_bytes(worker: Any) -> int:
+    """In a worker: the bytes of its part of the model."""
+    return sum(parameter.nbytes for parameter in worker.model_runner.model.parameters())
 
 
 def _names(target: Any) -> Sequence[str]:

@@ -104,6 +104,7 @@ class Decision:
                     self._files.facts_of(f"detect/{suite}", self._plan),
                     self._files.path,
                     self.suffix("detect", suite),
+                    inconclusive=self.judge.inconclusive,
                 )
             except FileError as error:
                 self._files.cannot_write(error)

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from retrieval_heads.ablation.arms import named
 from retrieval_heads.errors import ResultsError, RetrievalHeadsError
-from retrieval_heads.gates import META_KEYS, HeadMeans, Outcome
+from retrieval_heads.gates import META_KEYS, HeadMeans, Inconclusive, Outcome
 from retrieval_heads.gates.expression import SLACK
 from retrieval_heads.gates.settings import Expect
+from retrieval_heads.heads.agreement import overlaps
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, Detection, aggregate
 from retrieval_heads.heads.formats import read_ranked, write_heads
 from retrieval_heads.heads.score import RANKING, head_score
-from retrieval_heads.heads.table import Head
+from retrieval_heads.heads.table import Head, Ranked
 from retrieval_heads.heads.top_heads import overlap, top_heads
-from retrieval_heads.intervals import Interval, shown
+from retrieval_heads.intervals import Interval, drawn_interval, shown
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
@@ -50,13 +51,18 @@ class DetectionOutcome:
     @property
     def means(self) -> HeadMeans | None:
         """Mean scores of the heads, by name; `None` where there are none."""
-        if self.detection is None:
-            return None
-        return {name: estimate.mean for name, estimate in self.detection.estimates.items()}
+        return self.detection.means if self.detection else None
 
 
 def finish(
-    suite: str, settings: Settings, records: Sequence[Record], facts: Facts, folder: Path, suffix: str
+    suite: str,
+    settings: Settings,
+    records: Sequence[Record],
+    facts: Facts,
+    folder: Path,
+    suffix: str,
+    *,
+    inconclusive: Inconclusive,
 ) -> DetectionOutcome:
     """Aggregate a suite's samples and write its head files.
 
@@ -67,13 +73,16 @@ def finish(
         facts: What `run.json` says; the layers among it.
         folder: The run's folder.
         suffix: Behind each file's name, when the run has several detect suites.
+        inconclusive: Whether an expectation that chance may explain fails the run.
     """
     try:
         detection = aggregate(records, [Layer(**layer) for layer in facts.get("layers", ())])
     except ResultsError as error:
         return DetectionOutcome(suite, None, [], str(error), [])
     paths = write_heads(detection, folder, {"suite": suite, **identity_of(facts)}, suffix)
-    expected = [replace(outcome, suite=f"detect/{suite}") for outcome in _judged(settings.expect, detection)]
+    expected = [
+        replace(outcome, suite=f"detect/{suite}") for outcome in _judged(settings.expect, detection, inconclusive)
+    ]
     unmeasured = [name for name in settings.scores or () if name not in detection.estimates]
     return DetectionOutcome(suite, detection, expected, None, paths, unmeasured)
 
@@ -124,13 +133,13 @@ def failures(expected: Sequence[Outcome]) -> Iterator[str]:
     yield from (f"{one.outcome}: {one.sentence}" for one in expected if one.outcome != "held")
 
 
-def _judged(expect: Expect | None, detection: Detection) -> Iterator[Outcome]:
+def _judged(expect: Expect | None, detection: Detection, inconclusive: Inconclusive) -> Iterator[Outcome]:
     if expect is None:
         return
     if expect.top_heads:
         yield _among_the_best(expect, detection)
     if expect.min_overlap_with is not None:
-        yield _found_again(expect, Path(expect.min_overlap_with), detection)
+        yield _found_again(expect, Path(expect.min_overlap_with), detection, inconclusive)
 
 
 def _among_the_best(expect: Expect, detection: Detection) -> Outcome:
@@ -158,7 +167,7 @@ def _among_the_best(expect: Expect, detection: Detection) -> Outcome:
     return Outcome(f"expect top_heads within {expect.within_top}", not missing, count - len(missing), count, sentence)
 
 
-def _found_again(expect: Expect, file: Path, detection: Detection) -> Outcome:
+def _found_again(expect: Expect, file: Path, detection: Detection, inconclusive: Inconclusive) -> Outcome:
     gate, asked = f"expect min_overlap >= {expect.min_overlap:g}", expect.within_top
     try:
         ranked = read_ranked(file)
@@ -170,8 +179,28 @@ def _found_again(expect: Expect, file: Path, detection: Detection) -> Outcome:
     if shared is None:
         return Outcome(gate, False, None, expect.min_overlap, f"no head of {file} or of this run stands out{notes}")
     wanted = f"{100 * expect.min_overlap:.0f} % are expected"
-    sentence = f"of the top {asked} of {file} {100 * shared:.0f} % are found again, {wanted}"
+    interval = _overlap_interval(shared, ranked, detection, asked)
+    within = f" [{100 * interval.low:.0f}, {100 * interval.high:.0f}]" if interval else ""
+    sentence = f"of the top {asked} of {file} {100 * shared:.0f}{within} % are found again, {wanted}"
     if gone := [head for head, _ in ranked if head in before.heads - now.heads]:
         sentence += f"; gone: {', '.join(map(named, gone))}"
-    passed = shared >= expect.min_overlap - SLACK
-    return Outcome(gate, passed, shared, expect.min_overlap, sentence + notes)
+    holds = shared >= expect.min_overlap - SLACK
+    is_open = not holds and interval is not None and interval.high >= expect.min_overlap - SLACK
+    if is_open:
+        notes += f"; the interval holds {100 * expect.min_overlap:.0f} %, so more needles or seeds are needed to tell"
+    figures = {"low": interval.low, "high": interval.high} if interval else {}
+    passed = holds or (is_open and inconclusive == "warn")
+    return Outcome(gate, passed, shared, expect.min_overlap, sentence + notes, figures=figures, is_inconclusive=is_open)
+
+
+def _overlap_interval(shared: float, ranked: Sequence[Ranked], detection: Detection, top: int) -> Interval | None:
+    """The interval of the overlap with a file's best heads, over the needles and texts of this run."""
+    import numpy as np
+
+    drawn, means = detection.drawn(), dict(ranked)
+    if drawn is None:
+        return None
+    places = [(row, head, layer.number) for row, layer in enumerate(detection.layers) for head in range(layer.heads)]
+    before = np.array([[means.get((number, head), 0.0) for _, head, number in places]])
+    now = drawn.means[:, [row for row, *_ in places], [head for _, head, _ in places]]
+    return drawn_interval(shared, overlaps(now, before, top), drawn.groups, (0, 1))

@@ -16,7 +16,6 @@ from retrieval_heads.gates import (
     PASS_RATE,
     Baseline,
     Comparison,
-    HeadMeans,
     Inconclusive,
     Outcome,
     Shrinkage,
@@ -33,6 +32,7 @@ from retrieval_heads.gates import (
 )
 from retrieval_heads.gates.expression import nearest
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
+from retrieval_heads.heads.detection import Detection
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import EVERY_METRIC
@@ -131,19 +131,18 @@ class Judge:
             detections: What its detect suites came to.
             facts: What `run.json` says.
         """
-        heads = {each.suite: each.means for each in detections}
+        found = {f"detect/{each.suite}": each.detection for each in detections}
         of_suite = {suite: [record for record in records if record.suite_id == suite] for suite in self.settings}
         # All suites are compared before any is judged: the more comparisons, the more of them fall by chance.
         compared = {suite: self._compare(suite, of_suite[suite], facts) for suite in self.baselines}
         judged = dict(zip(compared, judge(list(compared.values()), self.inconclusive), strict=True))
         verdict = Verdict(())
         for suite in self.settings:
-            kind, _, name = suite.partition("/")
             of_baseline = judged.get(suite, Verdict(()))
             if not self.plan.is_whole(suite):
                 verdict += _of_part(of_baseline)
                 continue
-            verdict += self._gates(suite, of_suite[suite], heads.get(name) if kind == "detect" else None)
+            verdict += self._gates(suite, of_suite[suite], found.get(suite))
             verdict += of_baseline
         return verdict + self._partial() + self._shrunk()
 
@@ -193,7 +192,8 @@ class Judge:
                 outcomes += [shrunk.outcome(suite) for suite in shrunk.removed]
         return Verdict(tuple(outcomes), tuple(warnings))
 
-    def _gates(self, suite: str, records: Sequence[Record], heads: HeadMeans | None) -> Verdict:
+    def _gates(self, suite: str, records: Sequence[Record], found: Detection | None) -> Verdict:
+        heads = found.means if found else None
         settings, baseline = self.settings[suite], self.baselines.get(suite)
         before = baseline.heads.get(suite.partition("/")[2]) if baseline else None
         verdict = check(
@@ -204,6 +204,8 @@ class Judge:
             suite=suite,
             heads=heads,
             baseline_heads=before,
+            drawn=found.drawn if found else None,
+            inconclusive=self.inconclusive,
         )
         return verdict + Verdict((), notes=tuple(agreement(suite, heads, before)))
 

@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import Baseline, check, compare_heads, load_baseline, parse_gate, save_baseline
+from retrieval_heads.heads.clusters import Clusters, drawn
 from retrieval_heads.runs.record import Record
 
 RNG = np.random.default_rng(0)
@@ -120,9 +121,9 @@ CELL = Record(
 )
 
 
-def judged(gate, heads, before, records=(CELL,)):
+def judged(gate, heads, before, records=(CELL,), **more):
     """The outcome of one gate over one selected cell."""
-    return check([parse_gate(gate)], records, [CELL.cell], heads=heads, baseline_heads=before).outcomes[0]
+    return check([parse_gate(gate)], records, [CELL.cell], heads=heads, baseline_heads=before, **more).outcomes[0]
 
 
 def test_a_gate_on_heads_holds_for_the_same_and_breaks_for_others():
@@ -149,6 +150,26 @@ def test_heads_that_cannot_be_compared_break_the_gate(heads, before, told):
     assert not outcome.passed
     assert outcome.measured is None
     assert told in outcome.sentence
+
+
+def test_a_figure_below_its_limit_that_chance_can_explain_is_inconclusive():
+    """Six needles of which two find the heads in another order."""
+    samples = np.stack([*[SCORES] * 4, *[SCORES[::-1]] * 2])
+    clusters = Clusters(tuple((f"needle {number}", "text") for number in range(6)))
+    heads, means = {"copy": samples.mean(0)}, {"copy": SCORES}
+    more = {"drawn": lambda score: drawn(samples, clusters)}
+    value = judged("head_overlap(10) >= 0", heads, means).measured
+    assert value < 1
+    outcome = judged("head_overlap(10) >= 1", heads, means, **more)
+    assert (outcome.outcome, outcome.passed) == ("inconclusive", False)
+    assert outcome.figures["low"] < value < outcome.figures["high"] == 1
+    assert "the interval holds 1, so more needles or seeds are needed to tell" in outcome.sentence
+    assert judged("head_overlap(10) >= 1", heads, means, **more, inconclusive="warn").passed
+    assert judged("head_overlap(10) >= 1", heads, means).outcome == "broken", "of too few needles there is no interval"
+    assert judged("head_spearman() >= 1.5", heads, means, **more).outcome == "broken"
+    held = judged(f"head_overlap(10) >= {value}", heads, means, **more)
+    assert held.outcome == "held"
+    assert judged("head_overlap(10) >= 1", heads, means, (), **more).outcome == "broken", "a cell has no result"
 
 
 def test_a_cell_without_a_result_breaks_a_gate_on_heads():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pytest_retrieval_heads.detection import finish
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.clusters import cluster_of, clusters_of
 from retrieval_heads.heads.detection import aggregate
@@ -15,6 +16,7 @@ from retrieval_heads.heads.table import rank
 from retrieval_heads.intervals import mean_interval
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import HeadScores, Recipe, Record
+from retrieval_heads.suites.settings import Settings
 
 LAYERS = [Layer("model.model.layers.0.self_attn.attn", 0, 3), Layer("model.model.layers.2.self_attn.attn", 2, 3)]
 
@@ -166,6 +168,25 @@ def test_a_count_per_step_has_the_scale_of_the_longest_answer() -> None:
     expected = mean_interval([0.5, 1.5, 2.0, 0.0, 1.0], top=3)
     assert expected is not None
     assert (found.low[0, 0], found.high[0, 0]) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(("least", "word"), [(1.0, "inconclusive"), (0.4, "held")])
+def test_an_expected_overlap_that_chance_may_explain_is_inconclusive(tmp_path: Path, least: float, word: str) -> None:
+    """Two of three heads are found again; one text in three ranks the other layer's heads above them."""
+    usual, other = [[0.45, 0.6, 0.7], [0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0], [0.8, 0.9, 1.0]]
+    drawn = [sample(other if seed % 3 == 0 else usual) for seed in range(9)]
+    records = [record.model_copy(update={"needle": "n", "seed": seed}) for seed, record in enumerate(drawn)]
+    (tmp_path / "before.json").write_text(json.dumps({"0-0": [0.5], "0-1": [0.6], "0-2": [0.7]}))
+    before = str(tmp_path / "before.json")
+    settings = Settings.model_validate(
+        {"kind": "detect", "expect": {"min_overlap_with": before, "min_overlap": least, "within_top": 3}}
+    )
+    facts = {"layers": [vars(layer) for layer in LAYERS]}
+    found = finish("tale", settings, records, facts, tmp_path, "", inconclusive="fail")
+    (outcome,) = found.expected
+    assert outcome.outcome == word
+    assert outcome.figures["low"] < outcome.measured < outcome.figures["high"] if outcome.measured else False
+    assert ("the interval holds 100 %, so more needles" in outcome.sentence) is (word == "inconclusive")
 
 
 def test_ranking_puts_ties_in_the_order_of_layer_then_head() -> None:

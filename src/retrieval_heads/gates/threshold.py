@@ -17,10 +17,10 @@ from retrieval_heads.gates.expression import (
     Gate,
     How,
 )
-from retrieval_heads.gates.head_agreement import HeadMeans, judge_heads
+from retrieval_heads.gates.head_agreement import Draw, HeadMeans, judge_heads
 from retrieval_heads.gates.number import number_names, stored_number
 from retrieval_heads.gates.selection import Gap, Selection, Values, describe, name_gaps, place, select, valued
-from retrieval_heads.gates.verdict import WORST_SHOWN, Outcome, Verdict, plain
+from retrieval_heads.gates.verdict import WORST_SHOWN, Inconclusive, Outcome, Verdict, plain
 from retrieval_heads.runs.place import LENGTH, Value, in_order, shown
 from retrieval_heads.runs.record import Record, finite_mean
 
@@ -44,6 +44,8 @@ def check(
     suite: str = "",
     heads: HeadMeans | None = None,
     baseline_heads: HeadMeans | None = None,
+    drawn: Draw | None = None,
+    inconclusive: Inconclusive = "fail",
 ) -> Verdict:
     """Judge the gates of one suite.
 
@@ -58,10 +60,12 @@ def check(
         suite: Stands before each line, where there are several suites.
         heads: The run's mean head scores by name, each `[layers, heads]`; for gates on heads.
         baseline_heads: The baseline's.
+        drawn: The run's mean scores under other weights of its needles and texts.
+        inconclusive: Whether a gate on heads that chance may explain fails the run.
     """
     cells = select(records, selected, allow_skipped=allow_skipped)
     outcomes = tuple(
-        judge_heads(gate, gate.measure, heads, baseline_heads, cells, suite)
+        judge_heads(gate, gate.measure, heads, baseline_heads, cells, suite, drawn, inconclusive)
         if isinstance(gate.measure, Agreement)
         else _judge(gate, cells, suite)
         for gate in gates

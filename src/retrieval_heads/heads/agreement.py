@@ -118,16 +118,16 @@ def agreement(first: Definition, second: Definition, top: int) -> Agreement:
         notes += [note] if (note := best.note(definition.name)) else []
     ranked = np.array([one[head] > SAME and other[head] > SAME for head in heads])
     one_mean, other_mean = first.drawn(heads, None), second.drawn(heads, None)
-    overlap = float(_overlaps(one_mean, other_mean, top)[0])
-    spearman = float(_spearmans(one_mean[:, ranked], other_mean[:, ranked])[0])
+    overlap = float(overlaps(one_mean, other_mean, top)[0])
+    spearman = float(spearmans(one_mean[:, ranked], other_mean[:, ranked])[0])
     overlap_interval = spearman_interval = None
     weights = _weights(first, second)
     if isinstance(weights, str):
         notes.append(weights)
     else:
         one_drawn, other_drawn = first.drawn(heads, weights.first), second.drawn(heads, weights.second)
-        overlap_interval = drawn_interval(overlap, _overlaps(one_drawn, other_drawn, top), weights.groups, (0, 1))
-        drawn = _spearmans(one_drawn[:, ranked], other_drawn[:, ranked])
+        overlap_interval = drawn_interval(overlap, overlaps(one_drawn, other_drawn, top), weights.groups, (0, 1))
+        drawn = spearmans(one_drawn[:, ranked], other_drawn[:, ranked])
         spearman_interval = drawn_interval(spearman, drawn, weights.groups, (-1, 1))
     return Agreement(
         *(_known(overlap), overlap_interval, _known(spearman), spearman_interval),
@@ -174,7 +174,7 @@ def _weights(first: Definition, second: Definition) -> _Weights | str:
     return _Weights(split[0], split[1], groups)
 
 
-def _overlaps(first: NDArray[float64], second: NDArray[float64], top: int) -> NDArray[float64]:
+def overlaps(first: NDArray[float64], second: NDArray[float64], top: int) -> NDArray[float64]:
     """The overlap of the best heads, `[draws]` of `[draws, heads]` each; NaN where none stands out."""
     import numpy as np
 
@@ -195,7 +195,7 @@ def _best(means: NDArray[float64], top: int) -> NDArray[bool_]:
     return best
 
 
-def _spearmans(first: NDArray[float64], second: NDArray[float64]) -> NDArray[float64]:
+def spearmans(first: NDArray[float64], second: NDArray[float64]) -> NDArray[float64]:
     """Spearman's rank correlation, `[draws]` of `[draws, heads]` each; NaN where it is not defined."""
     import numpy as np
     from scipy.stats import rankdata

@@ -6,10 +6,14 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from retrieval_heads.intervals import FEWEST, FEWEST_OF_EACH, Grouping, enough, varied
+from retrieval_heads.intervals import FEWEST, FEWEST_OF_EACH, Grouping, enough, group_weights, varied
 from retrieval_heads.runs.record import Record
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
 
 _OF_A_NEEDLE: Final = re.compile(r"(?P<haystack>.*)/(?P<needle>[^/]+-[0-9a-f]{8})/(?P<seed>seed_\d+)(?:/|$)")
 _OF_A_TASK: Final = re.compile(r"(?P<task>.*)/(?P<seed>seed_\d+)(?:/|$)")
@@ -44,6 +48,29 @@ class Clusters:
             f"no intervals: the samples are of {what}, which are not independent; {FEWEST} needles or {FEWEST} texts "
             f"are needed, and where both differ {FEWEST_OF_EACH} of each"
         )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Mean scores under other weights of the samples' needles and texts, of which figures are computed anew.
+
+    Args:
+        means: `[draws, layers, heads]`.
+        groups: Needles or texts, the fewer of the two of which there are several.
+    """
+
+    means: NDArray[float64]
+    groups: int
+
+
+def drawn(figures: NDArray[float64], clusters: Clusters) -> Drawn | None:
+    """Means of samples' figures, `[samples, layers, heads]`, under other weights; `None` for too few clusters."""
+    if not enough(clusters.groupings, len(figures)):
+        return None
+    weights = group_weights(clusters.groupings)
+    weights /= weights.sum(1, keepdims=True)
+    means = (weights @ figures.reshape(len(figures), -1)).reshape(-1, *figures.shape[1:])
+    return Drawn(means, min(len(set(grouping)) for grouping in clusters.groupings))
 
 
 def cluster_of(record: Record) -> Cluster:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from retrieval_heads.errors import ResultsError
-from retrieval_heads.heads.clusters import Clusters, clusters_of
+from retrieval_heads.heads.clusters import Clusters, Drawn, clusters_of, drawn
 from retrieval_heads.heads.score import RANKING, HeadScore, head_scores, ranking_of
 from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, Ranked, rank, rectangle
 from retrieval_heads.heads.top_heads import TopHeads, overlap, top_heads
@@ -40,6 +40,11 @@ class Detection:
     counted: tuple[Record, ...]
     samples: tuple[Record, ...]
     estimates: Mapping[str, Estimate]
+
+    @property
+    def means(self) -> Mapping[str, NDArray[float64]]:
+        """The mean of every head, by score."""
+        return {name: estimate.mean for name, estimate in self.estimates.items()}
 
     @property
     def clusters(self) -> Clusters:
@@ -81,6 +86,10 @@ class Detection:
             first, second = (top_heads(enumerate(values[half].mean(0).tolist()), top) for half in halves)
             overlaps.append(overlap(first, second) or 0.0)
         return float(np.mean(overlaps))
+
+    def drawn(self, score: str | None = None) -> Drawn | None:
+        """The means of a score under other weights of needles and texts; `None` where there are too few of those."""
+        return drawn(_stacked(self.counted, score or self.ranking), self.clusters)
 
     def top(self, count: int, score: str | None = None) -> TopHeads:
         """The best heads, as far as their scores tell them from the rest."""

@@ -79,10 +79,15 @@ class ConfigFile:
         """
         if self.matrix is None:
             return load_suites(path, self.data, self.sets)
+        read = {
+            setting: load_suites(path, overlay(self.data, laid), self.sets)
+            for setting, laid in self.matrix.settings.items()
+        }
+        self.matrix.check(read)
         return {
             f"{name}@{setting}" if name else setting: self.matrix.variant(suite, setting)
-            for setting, laid in self.matrix.settings.items()
-            for name, suite in load_suites(path, overlay(self.data, laid), self.sets).items()
+            for setting, suites in read.items()
+            for name, suite in suites.items()
         }
 
     def suites_beside(self, collected: Iterable[Suite]) -> Iterator[Suite]:

@@ -197,3 +197,11 @@ def test_the_folder_holds_what_runs_it_again(project: Project) -> None:
         "--rh-config", str(kept / "config.yaml"), "--rh-matrix", str(kept / "matrix.yaml"), config=False, suites=False
     )
     again.assert_outcomes(passed=18)
+
+
+def test_a_setting_that_says_what_the_config_says_is_refused(project: Project) -> None:
+    project.suite()
+    project.write("config.yaml", {"model": {"model": "toy", "kv_cache_dtype": "fp8"}})
+    result = project.run(*matrix(project))
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*matrix.fp8-kv: what it says is what suite and config say already*same as reference"])

@@ -81,6 +81,24 @@ class Matrix:
     settings: Mapping[str, Fields]
     gates: tuple[SettingGate, ...] = ()
 
+    def check(self, read: Mapping[str, Mapping[str, Suite]]) -> None:
+        """See that every setting changes something of what suite, config and options come to.
+
+        Args:
+            read: Suites by name, under each setting.
+
+        Raises:
+            ConfigError: One does not.
+        """
+        for setting, suites in read.items():
+            for name, suite in suites.items():
+                under = read[REFERENCE][name]
+                if setting not in (REFERENCE, AGAIN) and _canonical(suite.settings) == _canonical(under.settings):
+                    raise ConfigError(
+                        f"{suite.path}: matrix.{setting}: what it says is what suite and config say already: it is "
+                        f"the same as {REFERENCE}"
+                    )
+
     def variant(self, suite: Suite, setting: str) -> Suite:
         """A suite that was read under a setting, under a name of its own; the reference keeps the suite's.
 
@@ -123,9 +141,9 @@ def read_matrix(path: Path) -> Matrix:
         raise ConfigError(
             f"{_at(path, text, AGAIN)}: matrix.{AGAIN}: that is the reference asked a second time; name it otherwise"
         )
-    known = {_canonical(reference): REFERENCE}
+    known = {_canonical(_resolved(reference)): REFERENCE}
     for name, laid in settings.items():
-        twin = known.setdefault(_canonical(overlay(reference, laid)), name)
+        twin = known.setdefault(_canonical(_resolved(overlay(reference, laid))), name)
         if twin != name:
             raise ConfigError(f"{_at(path, text, name)}: matrix.{name}: it is the same as {twin}")
     if not settings and not file.again:
@@ -144,6 +162,9 @@ def _at(path: Path, text: str, name: str) -> str:
     return f"{path}:{line}" if line else str(path)
 
 
-def _canonical(laid: Fields) -> str:
-    resolved = Settings.model_validate(dict(laid))
-    return json.dumps(resolved.model_dump(mode="json", include=set(_SECTIONS)), sort_keys=True)
+def _resolved(laid: Fields) -> Settings:
+    return Settings.model_validate(dict(laid))
+
+
+def _canonical(settings: Settings) -> str:
+    return json.dumps(settings.model_dump(mode="json", include=set(_SECTIONS)), sort_keys=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from scipy.stats import binomtest
@@ -10,6 +11,7 @@ from scipy.stats import binomtest
 from retrieval_heads.gates.paired import holm
 from retrieval_heads.matrix.comparison import Pair, cells_to_decide, change_interval, compare, first_parted
 from retrieval_heads.matrix.gate import NotWorse, SettingGate, parse_setting_gate
+from retrieval_heads.matrix.sequential import Bets, decided_after
 from retrieval_heads.matrix.verdict import judge_settings
 from retrieval_heads.runs.record import Record
 
@@ -138,3 +140,24 @@ def test_a_gate_reads_back_as_it_was_written() -> None:
         "fp8: min(pass_rate) >= 0.5",
     ):
         assert str(parse_setting_gate(text, ["fp8"])) == text
+
+
+def test_a_bet_is_won_where_the_mean_lies_on_its_side() -> None:
+    assert decided_after([-1.0, 0.0] * 100, 200, -0.05) == ("below", pytest.approx(20, abs=15))
+    side, asked = decided_after([0.0] * 1000, 1000, -0.05)
+    assert side == "above"
+    assert asked < 400
+    assert decided_after([0.0] * 18, 18, -0.02) == (None, 18)
+    with pytest.raises(ValueError, match="is not in"):
+        Bets(3, 0.0).see(1.5)
+
+
+def test_bets_keep_their_level_under_continuous_looking() -> None:
+    """Numbers whose mean is the bound itself: each side may be told wrongly in 2.5 % of the runs."""
+    told = {None: 0, "above": 0, "below": 0}
+    for seed in range(1000):
+        draw = random.Random(seed)
+        values = [draw.choice([-1.0, 0.0, 0.0, 0.0, 1.0]) for _ in range(150)]
+        told[decided_after(values, 150, 0.0)[0]] += 1
+    assert told["above"] <= 25 + 15
+    assert told["below"] <= 25 + 15

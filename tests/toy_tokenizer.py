@@ -114,6 +114,15 @@ class ToyTokenizer:
         """Ids to text; bytes that are no character become U+FFFD."""
         return b"".join(self._bytes_of(token) for token in token_ids).decode(errors="replace")
 
+    def get_vocab(self) -> dict[str, int]:
+        """A thousand words that no text holds, beside the special tokens."""
+        return SPECIAL | {f"word {number}": -number for number in range(1, 1001)}
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Those of the special tokens."""
+        return list(SPECIAL.values())
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text that holds no special token."""
         return [token for token, _, _ in self._plain(text, 0)]
@@ -131,6 +140,8 @@ class ToyTokenizer:
         raise NotImplementedError
 
     def _bytes_of(self, token: int) -> bytes:
+        if token < 0:  # of the vocabulary's other words
+            return b" word"
         return next((name.encode() for name, special in SPECIAL.items() if special == token), b"")
 
 

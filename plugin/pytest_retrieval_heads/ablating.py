@@ -115,7 +115,7 @@ def finish(
             for drop in sorted(counts.items())
         ]
         return AblationOutcome(suite, None, expected, {}, str(error), None)
-    effect = replace(effect, notes=[*effect.notes, *_never_copied(effect, ranked)])
+    effect = replace(effect, notes=[*effect.notes, *_never_copied(effect, ranked, settings.ablate.by)])
     told = to_json(effect, {"suite": suite, **identity_of(facts), "seed": settings.ablate.seed})
     told["controls"] = {arm: asdict(control) for arm, control in controls.items()}
     path = folder.write_json(f"ablation{suffix}.json", told)
@@ -231,8 +231,8 @@ def _gate(count: int, least: float) -> str:
     return f"expect top_{count}_drop_exceeds_random {least:g}"
 
 
-def _never_copied(effect: Effect, ranked: Mapping[Head, float]) -> Iterator[str]:
+def _never_copied(effect: Effect, ranked: Mapping[Head, float], by: str | None) -> Iterator[str]:
     """A sentence for each count of best heads of which some never copied: masking those tells nothing of copying."""
     for group in effect.groups:
-        if group.count and not group.draws and (idle := idle_heads(group.masks[group.name], ranked)):
+        if group.count and not group.draws and (idle := idle_heads(group.masks[group.name], ranked, by)):
             yield f"{group.name}: {idle}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_retrieval_heads import ablating, detection
@@ -18,7 +18,9 @@ from retrieval_heads.ablation.controls import Control
 from retrieval_heads.engine.client import Address
 from retrieval_heads.errors import FileError, ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import Outcome, Verdict, read_gates, to_json, with_kept
+from retrieval_heads.heads.formats.heads import measured_texts
 from retrieval_heads.heads.table import Head
+from retrieval_heads.heads.texts import MeasuredText
 from retrieval_heads.matrix.comparison import Comparison, compare
 from retrieval_heads.matrix.settings import REFERENCE, Matrix
 from retrieval_heads.matrix.stored import to_json as to_json_of
@@ -104,6 +106,7 @@ class Decision:
                     self._files.facts_of(f"detect/{suite}", self._plan),
                     self._files.path,
                     self.suffix("detect", suite),
+                    self._texts(suite, settings),
                     inconclusive=self.judge.inconclusive,
                 )
             except FileError as error:
@@ -177,6 +180,16 @@ class Decision:
         """A suite's settings; what it expects is left out where it was run in part."""
         return settings if self._plan.is_whole(suite) else settings.model_copy(update={"expect": None})
 
+    def _texts(self, suite: str, settings: Settings) -> Sequence[MeasuredText]:
+        """Heads on a suite's random texts: measured, or of the run whose stored answers are scored again."""
+        try:
+            if self._options.rescore:
+                return measured_texts(self._files.path / f"heads{self.suffix('detect', suite)}.json")
+            return detection.measure_texts(self._engine, settings)
+        except RetrievalHeadsError as error:
+            self._fail(f"no random texts of detect/{suite}: {error}")
+            return ()
+
     def _controls(self, suite: str, settings: Settings) -> Mapping[str, Control]:
         """Other behaviour under the suite's masks: measured, or of the run whose stored answers are scored again."""
         is_whole = len(self._files.records) == self._plan.total
@@ -191,11 +204,12 @@ class Decision:
             return {}
 
     def _ranked(self, settings: Settings) -> Mapping[Head, float]:
-        """Mean `copy` of the heads that a detect suite of this run found for an ablation; empty where none did."""
-        name = settings.ablate.awaited if settings.ablate else None
+        """Mean scores of the heads that a detect suite of this run ranked for an ablation; empty where none did."""
+        ablate = settings.ablate
+        name, by = (ablate.awaited, ablate.by) if ablate else (None, None)
         for outcome in self.detections:
             if f"detect/{outcome.suite}" == name and outcome.detection:
-                return dict(outcome.detection.ranked())
+                return dict(outcome.detection.ranked(by)) if by in (None, *outcome.detection.estimates) else {}
         return {}
 
     def _require_measurement(self) -> None:

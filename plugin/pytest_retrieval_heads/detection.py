@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retrieval_heads.ablation.arms import named
+from retrieval_heads.engine.client import Address, EngineClient
+from retrieval_heads.engine.jobs import FreeQuestion
 from retrieval_heads.errors import ResultsError, RetrievalHeadsError
 from retrieval_heads.gates import META_KEYS, HeadMeans, Inconclusive, Outcome
 from retrieval_heads.gates.expression import SLACK
@@ -15,14 +17,15 @@ from retrieval_heads.gates.settings import Expect
 from retrieval_heads.heads.agreement import overlaps
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, Detection, aggregate
 from retrieval_heads.heads.formats import read_ranked, write_heads
-from retrieval_heads.heads.score import RANKING, head_score
+from retrieval_heads.heads.score import RANKING, head_score, is_of_texts
 from retrieval_heads.heads.table import Head, Ranked
+from retrieval_heads.heads.texts import MeasuredText, RandomText
 from retrieval_heads.heads.top_heads import overlap, top_heads
 from retrieval_heads.intervals import Interval, drawn_interval, shown
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
-from retrieval_heads.suites.settings import Settings
+from retrieval_heads.suites.settings import RandomTexts, Settings
 
 _TOP = 10
 _IDENTITY = (*META_KEYS, "tensor_parallel_size")
@@ -54,6 +57,28 @@ class DetectionOutcome:
         return self.detection.means if self.detection else None
 
 
+def measure_texts(address: Address, settings: Settings) -> list[MeasuredText]:
+    """Have heads measured on the random texts that a suite's scores ask for, one after the other.
+
+    Raises:
+        RetrievalHeadsError: A text does not fit the model, or heads cannot be scored on it.
+    """
+    scores = tuple(name for name in settings.scores or () if is_of_texts(head_score(name)))
+    if not scores:
+        return []
+    wanted, found = settings.random_text or RandomTexts(), []
+    client = EngineClient(address)
+    try:
+        for seed in wanted.seeds:
+            text = RandomText(wanted.tokens, wanted.repeats, seed, scores)
+            answered = client.answer(FreeQuestion("", text=text))
+            if answered.head_scores is not None and answered.replay is not None:
+                found.append(MeasuredText(text, answered.head_scores, answered.replay))
+    finally:
+        client.close()
+    return found
+
+
 def finish(
     suite: str,
     settings: Settings,
@@ -61,6 +86,7 @@ def finish(
     facts: Facts,
     folder: Path,
     suffix: str,
+    texts: Sequence[MeasuredText] = (),
     *,
     inconclusive: Inconclusive,
 ) -> DetectionOutcome:
@@ -73,10 +99,11 @@ def finish(
         facts: What `run.json` says; the layers among it.
         folder: The run's folder.
         suffix: Behind each file's name, when the run has several detect suites.
+        texts: Random texts that heads were measured on, for this suite.
         inconclusive: Whether an expectation that chance may explain fails the run.
     """
     try:
-        detection = aggregate(records, [Layer(**layer) for layer in facts.get("layers", ())])
+        detection = aggregate(records, [Layer(**layer) for layer in facts.get("layers", ())], texts)
     except ResultsError as error:
         return DetectionOutcome(suite, None, [], str(error), [])
     paths = write_heads(detection, folder, {"suite": suite, **identity_of(facts)}, suffix)
@@ -121,11 +148,27 @@ def table(outcome: DetectionOutcome) -> Iterator[str]:
     yield detection.clusters.note
     if outcome.unmeasured:
         yield f"not measured on every counted sample: {', '.join(outcome.unmeasured)}"
+    if detection.texts:
+        yield _texts_line(detection.texts)
     if (stability := detection.stability()) is not None:
         yield f"the top {_TOP} of random halves of the samples agree on {100 * stability:.0f} %"
     if note := detection.top(_TOP).note("this run"):
         yield note
     yield from failures(outcome.expected)
+
+
+def _texts_line(texts: Sequence[MeasuredText]) -> str:
+    """What random texts were measured, and what that took."""
+    first, count = texts[0].text, len(texts)
+    computed, seconds = (sum(values) for values in zip(*map(_cost, texts), strict=True))
+    return (
+        f"{', '.join(first.scores)}: {count} random {'text' if count == 1 else 'texts'} of {first.tokens:,} tokens, "
+        f"{first.repeats} times each; {computed:,} tokens computed, {seconds:.1f} s"
+    )
+
+
+def _cost(text: MeasuredText) -> tuple[int, float]:
+    return text.replay.computed_tokens, text.replay.seconds
 
 
 def failures(expected: Sequence[Outcome]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from functools import reduce
 from pathlib import Path
 
 from retrieval_heads.files import write_whole
+from retrieval_heads.heads.score import head_score, is_wanted
 from retrieval_heads.hub import length_limit
 from retrieval_heads.plain import Fields, Plain
 from retrieval_heads.redaction import without_values
@@ -264,9 +265,18 @@ def _settings_of(suites: Iterable[Suite]) -> dict[str, PlannedSetting]:
 def _unfound(suite: Suite, suites: Sequence[Suite]) -> str | None:
     """What is wrong when the heads that a suite masks are to be found by one that does not run."""
     name = awaited(suite)
-    if name is None or name in {other.id for other in suites}:
-        return None
+    found = next((other for other in suites if other.id == name), None)
+    if name is None or found is not None:
+        return _unranked(suite, found)
     return f"the heads of {name} are to be masked, and no cell of that suite is selected; select it too, or name a file"
+
+
+def _unranked(suite: Suite, found: Suite | None) -> str | None:
+    """What is wrong when the heads are to be ranked by a score that the suite which finds them does not measure."""
+    by = suite.settings.ablate.by if suite.settings.ablate else None
+    if found is None or by is None or is_wanted(head_score(by), found.question.scores):
+        return None
+    return f"ablate.by: {found.id} does not measure {by}; name it in that suite's `scores`"
 
 
 def _misfit(selected: Sequence[SelectedCell]) -> str | None:

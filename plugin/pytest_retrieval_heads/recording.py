@@ -113,6 +113,7 @@ def _heads(result: Answered) -> Fields:
         "mask": result.mask and result.mask.as_stored,
         "heads": result.head_scores,
         "replay": result.replay,
+        "other_replays": dict(result.other_replays) or None,
     }
     return {name: value for name, value in told.items() if value is not None}
 

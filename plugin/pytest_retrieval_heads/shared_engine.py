@@ -18,7 +18,7 @@ from pytest_retrieval_heads.plan import Plan, PlannedSetting
 from pytest_retrieval_heads.provenance import check_answers
 from pytest_retrieval_heads.run_files import TIME, RunFiles
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
-from retrieval_heads.engine.jobs import SettingState
+from retrieval_heads.engine.jobs import Done, SettingState
 from retrieval_heads.engine.messages import EngineSetting, Hello
 from retrieval_heads.engine.start import StartedWith, hello_of
 from retrieval_heads.engine.warm import Order, SessionEngine, Warm, check_gpus, new_log, start, starting, warm_engines
@@ -247,6 +247,7 @@ class SharedEngine:
             "step_seconds": round(done.step_seconds, 3),
             "feed_gap_seconds": round(done.feed_gap_seconds, 3),
             "feed_gap_share": round(share, 5),
+            **({} if not done.other_replays else _others(done)),
         }
 
 
@@ -269,3 +270,12 @@ def _setting(name: str, planned: PlannedSetting, traced: bool) -> EngineSetting:
         offline=hello.offline,
         refusal=refusal,
     )
+
+
+def _others(done: Done) -> dict[str, object]:
+    """What head scores cost that read other prompts than the samples' own."""
+    return {
+        "other_replays": done.other_replays,
+        "other_replay_tokens": done.other_replay_tokens,
+        "other_replay_seconds": round(done.other_replay_seconds, 3),
+    }

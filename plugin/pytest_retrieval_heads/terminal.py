@@ -99,17 +99,23 @@ def summary(
 
 
 def done(facts: Facts) -> list[str]:
-    """What the prefix cache gave, and how long the engine waited for us, in one line; none where no cell was asked.
+    """What the prefix cache gave, how long the engine waited for us, and what replays of other prompts took.
 
     Args:
-        facts: Of the run, as `run.json` has them.
+        facts: of the run, as `run.json` has them.
     """
     if not facts.get("prompt_tokens"):
         return []
     cached, best = (facts[name] / facts["prompt_tokens"] for name in ("cached_tokens", "reusable_tokens"))
     told = f"prefix cache: {cached:.1%} of {facts['prompt_tokens']:,} tokens (at best {best:.1%})"
     share = facts.get("feed_gap_share")  # none where no step was timed
-    return [told if share is None else f"{told}; between steps: {share:.1%}"]
+    lines = [told if share is None else f"{told}; between steps: {share:.1%}"]
+    if facts.get("other_replays"):
+        lines.append(
+            f"head scores of other prompts: {facts['other_replays']:,} replays, "
+            f"{facts['other_replay_tokens']:,} tokens computed, {facts['other_replay_seconds']:.1f} s beside others"
+        )
+    return lines
 
 
 def totals(records: Sequence[Record]) -> list[str]:

@@ -25,6 +25,7 @@ from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
+from retrieval_heads.heads.score import head_score
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.tracing.gated_delta import causal_conv, effective_weights, recurrence
 from retrieval_heads.tracing.layer_kinds import conv_weight, into_latent_space, projected
@@ -271,6 +272,11 @@ MASKED = tuple((layer, head) for layer in range(3) for head in range(3))
 PROMPT_TOKENS = 300
 NEEDLE_SPAN = (200, 212)
 QUESTION_SPAN = (290, 298)
+TEXT_COPIES = 4
+"""Of a repeated text of `TEXT_IDS`."""
+
+
+TEXT_IDS = (torch.randperm(VOCABULARY - END - 1, generator=torch.Generator().manual_seed(1))[:40] + END + 1).tolist()
 
 
 def tokens() -> list[int]:
@@ -333,6 +339,26 @@ def main(out: str, folder: str, *names: str) -> None:
     os._exit(0)  # nothing of the engine is worth an orderly end
 
 
+def is_scoreless(engine: Engine) -> bool:
+    """Whether no head can be scored."""
+    return not any(layer.heads for layer in engine.info.layers or ())
+
+
+def weighed(engine: Engine, ids: list[int]) -> dict[str, Any]:
+    """What `qr` reads of the prompt, and `induction` and `echo` of a text."""
+    needle = tuple(ids[slice(*NEEDLE_SPAN)])
+    rows = Rows(len(ids), (), NEEDLE_SPAN, needle, (0, 0), query_span=(QUESTION_SPAN[0], len(ids)), scores=("qr",))
+    text = TEXT_IDS * TEXT_COPIES
+    repeated = Rows(len(text), (), (0, 0), (), (0, 0), period=len(TEXT_IDS), scores=("induction", "echo"))
+    engine.replay("query", ids, rows, rows.first)
+    engine.replay("text", text, repeated, repeated.first)
+    finished = finish(engine)
+    return {
+        name: each.error if each.head_scores is None else torch.from_numpy(each.head_scores)
+        for name, each in finished.items()
+    }
+
+
 def run(model: Tiny, folder: Path) -> dict[str, Any]:
     build(model, folder)
     engine = Engine(str(folder), ENGINE | model.engine, traced=True)
@@ -354,7 +380,8 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
         "maskable": list(engine.info.maskable_layers or ()),
         "uniform": uniform.error,
         "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
-        "names": engine.scores,
+        "names": [name for name in engine.scores if head_score(name).is_default],
+        "weighed": None if is_scoreless(engine) else weighed(engine, ids),
         "cached_tokens": finished.cached_tokens,
         "has_prefix_cache": engine.info.more["enable_prefix_caching"],
         "layers": [asdict(layer) for layer in layers],

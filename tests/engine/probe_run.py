@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -21,6 +22,7 @@ from retrieval_heads.heads.looks import Rows
 from retrieval_heads.models import locate_model
 from retrieval_heads.prompts.haystack import Haystack, read_text
 from retrieval_heads.prompts.prompt import BuiltPrompt, PromptBuilder
+from retrieval_heads.prompts.random_text import plain_tokens, repeated_text
 from retrieval_heads.prompts.settings import Needle, Prompt
 
 NEEDLE = Needle(
@@ -31,6 +33,8 @@ WORDING = Prompt.model_validate({"messages": [{"content": "<book>\n{context}\n</
 DEPTHS = (37, 5, 80, 50)
 DISTRACTORS = ((100, 120), (300, 331))
 """Two runs of the haystack's tokens, in the place of texts that are like the needle."""
+PERIOD, COPIES = 270, 4
+"""Of a random text; 1080 tokens."""
 TRACKED = "nnsight_request_count"
 
 
@@ -71,6 +75,8 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
     together = finish(engine)
     runs["batched"] = {length: together[f"{length}"] for length in prompts}
     told["replays by step"] = staggered(engine, prompts)
+    told["text"] = repeated(engine)
+    told["qr"] = {length: calibrated(engine, prompt, answers[length]) for length, prompt in prompts.items()}
     found = {
         (name, length): {
             "ids": prompts[length].ids,
@@ -103,6 +109,46 @@ def staggered(engine: Engine, prompts: dict[int, BuiltPrompt]) -> list[int]:
                 replay(engine, tokens[each.id], prompts[tokens[each.id]], each.token_ids)
         ended.append(sum(each.head_scores is not None for each in finished))
     return [count for count in ended if count]
+
+
+def repeated(engine: Engine) -> dict[str, Any]:
+    """Heads on a random text, which takes two steps."""
+    ids = repeated_text(plain_tokens(engine.tokenizer), PERIOD, COPIES, seed=0)
+    rows = Rows(len(ids), (), (0, 0), (), (0, 0), period=PERIOD, scores=("induction", "echo"))
+    engine.replay("text", ids, rows, rows.first)
+    finished = finish(engine)["text"]
+    return {"ids": ids, "scores": torch.from_numpy(finished.head_scores), "error": finished.error}
+
+
+def calibrated(engine: Engine, prompt: BuiltPrompt, answer: list[int]) -> dict[str, Any]:
+    """What `qr` reads of a prompt and of the same with the question N/A, together in one step, beside another score."""
+    builder = PromptBuilder(engine.tokenizer, None, {})
+    start = len(prompt.ids) - len(builder.frame(WORDING, NEEDLE.question).tail)
+    blank = [*prompt.ids[:start], *builder.frame(WORDING, "N/A").tail]
+    needle = tuple(prompt.ids[slice(*prompt.needle_span)])
+    asked = Rows(
+        len(prompt.ids),
+        tuple(answer),
+        prompt.needle_span,
+        needle,
+        prompt.question_span,
+        query_span=(start, len(prompt.ids)),
+        scores=("mass", "qr"),
+    )
+    other = Rows(len(blank), (), prompt.needle_span, needle, (0, 0), query_span=(start, len(blank)), scores=("qr",))
+    engine.replay("asked", [*prompt.ids, *answer[:-1]], asked, asked.first)
+    engine.replay("blank", blank, other, other.first)
+    finished = finish(engine)
+    handed = {name: torch.from_numpy(each.head_scores) for name, each in finished.items()}
+    return {
+        "start": start,
+        "ids": {"asked": list(prompt.ids), "blank": blank},
+        "errors": [each.error for each in finished.values()],
+        "cached": finished["blank"].cached_tokens,
+        "mass": handed["asked"][0],
+        "asked": handed["asked"][1:],
+        "blank": handed["blank"],
+    }
 
 
 def build(engine: Engine, lengths: Iterable[int]) -> Iterable[BuiltPrompt]:

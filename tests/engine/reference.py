@@ -115,6 +115,17 @@ def head_scores(
     }
 
 
+def repeated_scores(weights: torch.Tensor, period: int) -> dict[str, torch.Tensor]:
+    """`induction` and `echo` of a repeated text's rows `[layers, heads, tokens, tokens]`, each `[layers, heads]`."""
+    rows = range(period, weights.shape[2])
+    induction, echo = torch.zeros(weights.shape[:2]), torch.zeros(weights.shape[:2])
+    for row in rows:
+        for copy in range(row % period, row, period):  # the token's earlier copies
+            echo += weights[:, :, row, copy]
+            induction += weights[:, :, row, copy + 1]
+    return {"induction": induction / len(rows), "echo": echo / len(rows)}
+
+
 _models: dict[str, Any] = {}
 
 

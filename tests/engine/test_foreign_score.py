@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 import foreign_score
-from retrieval_heads.heads.looks import Look, Rows, Seen
+from retrieval_heads.heads.looks import Look, Rows, Seen, Weigh, WeighBehind, Weighing
 from retrieval_heads.heads.score import HeadScore
-from retrieval_heads.tracing import layer_kinds
+from retrieval_heads.tracing import key_weights, layer_kinds
+from retrieval_heads.tracing.attention_torch import score_rows_dense
 from retrieval_heads.tracing.figures import figures, looks_of, scored_looks, scores_of
-from retrieval_heads.tracing.gated_delta import score_rows_gated_delta
+from retrieval_heads.tracing.gated_delta import effective_weights, score_rows_gated_delta
+from retrieval_heads.tracing.key_weights import Softmax
 from retrieval_heads.tracing.keys import KeyOrder
 from retrieval_heads.tracing.layer_kinds import GatedDelta, LayerKind, SoftmaxAttention
 from retrieval_heads.tracing.probe import Probe, Replay
@@ -143,10 +145,15 @@ def replayed(
     return [torch.from_numpy(replay.saves["head_scores"].arrived()) for replay in replays]
 
 
+def usual_names(kind: LayerKind) -> list[str]:
+    """Of the scores that are measured where none is named, in order."""
+    return [score.name for score in scores_of([kind]) if score.is_default]
+
+
 @pytest.mark.parametrize("size", [1000, 7, 1], ids=["at once", "in chunks", "token by token"])
 def test_each_row_looks_at_a_span_of_its_own(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     all_ = contexts()
-    names = [score.name for score in scores_of([SoftmaxAttention()])]
+    names = usual_names(SoftmaxAttention())
     starts = [context.rows.first - more for context, more in zip(all_, (12, 0, 5), strict=True)]
     found = replayed(all_, SoftmaxAttention(), softmax_layers(all_, monkeypatch), starts, size)
     for context, figures_ in zip(all_, found, strict=True):
@@ -171,7 +178,7 @@ def test_replays_of_one_step_each_get_the_scores_that_they_name(monkeypatch: pyt
     usual, wanted = contexts(), [(), ("query", "mass"), (foreign_score.SCORE.name,)]
     named = [replace(each, rows=replace(each.rows, scores=names)) for each, names in zip(usual, wanted, strict=True)]
     modules, starts = softmax_layers(usual, monkeypatch), [context.rows.first for context in usual]
-    every = [score.name for score in scores_of([SoftmaxAttention()])]
+    every = usual_names(SoftmaxAttention())
     for size in (1000, 7):
         all_ = replayed(usual, SoftmaxAttention(), modules, starts, size)
         some = replayed(named, SoftmaxAttention(), modules, starts, size)
@@ -221,7 +228,7 @@ def test_each_row_of_a_recurrence_does_too(size: int) -> None:
         for _ in range(LAYERS)
     ]
     (found,) = replayed([context], Remembered(), modules, [0], size)
-    names = [score.name for score in scores_of([Remembered()])]
+    names = usual_names(Remembered())
     own = ["copy", "copy_reference", "mass", "query", "mass_distractors", "copy_by_value"]
     assert names == [*own, foreign_score.SCORE.name]
     for layer, module in enumerate(modules):
@@ -237,6 +244,96 @@ def test_each_row_of_a_recurrence_does_too(size: int) -> None:
             for row in range(*context.rows.answer_rows)
         ]
         torch.testing.assert_close(found[-1, layer], torch.stack(shares).amax(0), rtol=1e-5, atol=1e-6)
+    (sums,) = replayed([context], Remembered(), modules, [0], size, [Behind()])
+    for layer, module in enumerate(modules):
+        whole = torch.zeros(context.rows.end, HEADS, context.rows.end)
+        for start, weights in effective_weights(
+            context.queries[layer], 0, module.keys, module.log_decay, module.strength
+        ):
+            whole[..., start : start + weights.shape[-1]] = weights.abs()
+        shares_of_all = (whole / whole.sum(-1, keepdim=True)).transpose(0, 1)
+        torch.testing.assert_close(sums[:, layer], behind_of(context.rows, shares_of_all).T, rtol=1e-4, atol=1e-5)
+
+
+class Behind(HeadScore):
+    """Weight on the tokens 3 and 9 behind the question's rows, and on each of two tokens from the answer's."""
+
+    name, definition, label = "behind", "", ""
+
+    def weighings(self, rows: Rows) -> Sequence[Weighing]:
+        asked = (*rows.question_span, rows.question_span[0] < rows.question_span[1])
+        behind = [WeighBehind(asked[:2], distance) for distance in (3, 9)] if asked[2] else []
+        return [*behind, Weigh(rows.answer_rows, (4, 6))]
+
+    def parts(self, rows: Rows) -> int:
+        return sum(each.sums for each in self.weighings(rows))
+
+    def figure(self, seen: Seen) -> Tensor:
+        return seen.sums.movedim(2, 0)
+
+
+def behind_of(rows: Rows, weights: Tensor) -> Tensor:
+    """The same of `[..., rows, keys]`, `[..., sums]`."""
+    asked, answered = range(*rows.question_span), range(*rows.answer_rows)
+    sums = [sum(weights[..., row, row - distance] for row in asked) for distance in (3, 9)] if asked else []
+    sums += [weights[..., list(answered), key].sum(-1) for key in (4, 5)]
+    return torch.stack([torch.as_tensor(each) for each in sums], dim=-1)
+
+
+@pytest.mark.parametrize("size", [1000, 7, 1], ids=["at once", "in chunks", "token by token"])
+@pytest.mark.parametrize("numbers", [1 << 20, 2 * LAYERS * HEADS * SIZE], ids=["all rows", "two rows"])
+def test_weights_on_single_keys_are_added_up_over_rows(
+    size: int, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_weights, "NUMBERS_AT_A_TIME", numbers)
+    all_ = contexts()
+    starts = [context.rows.first - more for context, more in zip(all_, (12, 0, 5), strict=True)]
+    found = replayed(all_, SoftmaxAttention(), softmax_layers(all_, monkeypatch), starts, size, [Behind()])
+    for context, sums in zip(all_, found, strict=True):
+        expected = behind_of(context.rows, context.weights()).movedim(-1, 0)
+        assert len(sums) == len(expected), "as many as it has, of whatever the others of the step have"
+        torch.testing.assert_close(sums, expected.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("slopes", [None, torch.tensor([0.5, 0.1, 0.02, 0.3])])
+def test_single_weights_have_windows_caps_slopes_and_sinks(
+    window: int | None, cap: float | None, slopes: Tensor | None
+) -> None:
+    source = torch.Generator().manual_seed(1)
+    q, keys = torch.randn(1, 9, HEADS, SIZE, generator=source), torch.randn(1, 20, KV_HEADS, SIZE, generator=source)
+    sinks = torch.randn(HEADS, generator=source)
+    whole = score_rows_dense(
+        q[0], keys[0], 11, scale=0.3, span=(0, 0), sliding_window=window, soft_cap=cap, sinks=sinks, alibi_slopes=slopes
+    )
+    softmax = Softmax(0.3, window, cap, slopes)
+    for weighing in (Weigh((11, 20), (8, 14)), WeighBehind((11, 20), 4), WeighBehind((11, 20), 15)):
+        sums = key_weights.weigh(
+            key_weights.Weighed(weighing, 11, 9), q, whole.logsumexp[None], lambda a, b: keys[:, a:b], softmax
+        )[0]
+        rows = range(9)
+        pairs = (
+            [[(row, key) for row in rows] for key in range(8, 14)]
+            if isinstance(weighing, Weigh)
+            else [[(row, 11 + row - weighing.distance) for row in rows]]
+        )
+        for each, found in zip(pairs, sums, strict=True):
+            expected = torch.zeros(HEADS)
+            for row, key in each:
+                span = score_rows_dense(
+                    q[0, row : row + 1],
+                    keys[0],
+                    11 + row,
+                    scale=0.3,
+                    span=(max(0, key), max(0, key + 1)),
+                    sliding_window=window,
+                    soft_cap=cap,
+                    sinks=sinks,
+                    alibi_slopes=slopes,
+                )
+                expected += (span.span_logsumexp - span.logsumexp).exp()[0]
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 class Wrong(HeadScore):

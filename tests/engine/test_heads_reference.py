@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from probe_run import DISTRACTORS
-from reference import Reference, attention_rows, head_scores
+from probe_run import DISTRACTORS, PERIOD
+from reference import Reference, attention_rows, head_scores, repeated_scores
 
 from conftest import run_script
+from retrieval_heads.heads import qr
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.models import locate_model
 
 pytestmark = pytest.mark.engine
@@ -141,3 +143,47 @@ def test_short_ways_round_vllm_and_nnsight_are_taken(probed: Any) -> None:
 
 def test_replays_of_answers_that_end_one_after_the_other_go_together(probed: Any) -> None:
     assert probed("float32-block32")["told"]["replays by step"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("engine", "length"), [("float32-block32", 512), ("float32-block32", 4096), ("float32-block128", 1024)]
+)
+def test_qr_is_that_of_the_reference_for_every_head(probed: Any, engine: str, length: int) -> None:
+    found = probed(engine)["told"]["qr"][length]
+    cached, (start, end) = probed(engine)["cached", length], probed(engine)["cached", length]["needle_span"]
+    assert found["errors"] == [None, None]
+    expected = {}
+    for name, ids in found["ids"].items():
+        rows = attention_rows(locate_model("SmolLM2-135M-Instruct"), ids, found["start"])
+        weights = rows.rows(found["start"], len(ids))
+        expected[name] = weights.mean(2)[..., start:end]
+        torch.testing.assert_close(found[name], expected[name].movedim(-1, 0), rtol=0, atol=1e-5, msg=name)
+    torch.testing.assert_close(found["mass"], cached["scores"][2], rtol=0, atol=1e-6)
+    blocks = int(ENGINES[engine][1])
+    assert found["cached"] == found["start"] // blocks * blocks, "all of the context comes from the cache"
+    asked = Rows(len(found["ids"]["asked"]), (), (start, end), (), (0, 0))
+    ours = qr.SCORE.combined([found[name].double().numpy() for name in ("asked", "blank")], asked)
+    theirs = torch.zeros(expected["asked"].shape[:2])
+    for layer, head in product(*map(range, theirs.shape)):  # token by token, as the paper tells it
+        tokens = expected["asked"][layer, head] - expected["blank"][layer, head]
+        threshold = tokens.mean() - 2 * tokens.std()
+        theirs[layer, head] = sum(token for token in tokens if token > threshold)
+    torch.testing.assert_close(torch.from_numpy(ours).float(), theirs, rtol=0, atol=1e-4)
+    assert theirs.max() > 0.1
+    assert theirs.min() < 0
+
+
+@pytest.mark.parametrize("engine", ["float32-block32", "float32-block128"])
+def test_heads_on_a_repeated_text_are_those_of_the_reference(probed: Any, engine: str) -> None:
+    found = probed(engine)["told"]["text"]
+    assert found["error"] is None
+    expected = _repeated(tuple(found["ids"]))
+    for row, name in enumerate(("induction", "echo")):
+        torch.testing.assert_close(found["scores"][row], expected[name], rtol=0, atol=1e-4, msg=name)
+        assert expected[name].max() > 0.2
+
+
+@cache
+def _repeated(ids: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    rows = attention_rows(locate_model("SmolLM2-135M-Instruct"), list(ids), 0)
+    return repeated_scores(rows.weights, PERIOD)

@@ -19,12 +19,21 @@ from models_run import (
     QUESTION_SPAN,
     SHARED,
     STEPPED,
+    TEXT_COPIES,
+    TEXT_IDS,
     TWO_RANKS,
     UNSCORED,
     tokens,
 )
 from models_table import table
-from reference import Reference, attention_rows, gated_delta_rows, head_scores, masked_logprob
+from reference import (
+    Reference,
+    attention_rows,
+    gated_delta_rows,
+    head_scores,
+    masked_logprob,
+    repeated_scores,
+)
 
 from conftest import ALL_CORES, run_script
 
@@ -78,6 +87,18 @@ def test_weights_are_close_for_every_head(runs: Any, folder: Path, model: str) -
     expected = head_scores(reference_of(folder, model), PROMPT_TOKENS, needle, NEEDLE_SPAN, needle, QUESTION_SPAN)
     for row, name in enumerate(("copy", "copy_reference", "mass", "query")):
         torch.testing.assert_close(runs[model]["scores"][row], expected[name], rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_weights_on_single_keys_are_those_of_the_reference(runs: Any, folder: Path, model: str) -> None:
+    query, text = (runs[model]["weighed"][name] for name in ("query", "text"))
+    weights = reference_of(folder, model).rows(QUESTION_SPAN[0], PROMPT_TOKENS)
+    expected = weights[..., slice(*NEEDLE_SPAN)].mean(2).movedim(-1, 0)
+    torch.testing.assert_close(query, expected, rtol=0, atol=1e-4, msg="qr, for each needle token")
+    whole = attention_rows(str(folder / MODELS[model].architecture), TEXT_IDS * TEXT_COPIES, 0).weights
+    for scores, name in zip(text, ("induction", "echo"), strict=True):
+        expected = repeated_scores(whole, len(TEXT_IDS))[name]
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("model", MODELS)

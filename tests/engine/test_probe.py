@@ -40,7 +40,7 @@ def rows(*answer: int, question_span: tuple[int, int] = (20, 23)) -> Rows:
 
 
 CPU = torch.device("cpu")
-EVERY_SCORE = scores_of_kinds([SoftmaxAttention()])
+EVERY_SCORE = tuple(score for score in scores_of_kinds([SoftmaxAttention()]) if score.is_default)
 SCORES = tuple(score for score in EVERY_SCORE if score.name != "mass_distractors")
 """Those that a prompt without distractors has."""
 

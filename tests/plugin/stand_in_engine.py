@@ -21,6 +21,7 @@ import numpy
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
+from retrieval_heads.heads.score import head_score
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.mask import Mask
 from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
@@ -125,7 +126,7 @@ class StandIn(Backend):
     traced: bool = False
     waiting: list[tuple[str, Sequence[int]]] = field(default_factory=list)
     masked: dict[str, Mask] = field(default_factory=dict)
-    replayed: dict[str, Sequence[str]] = field(default_factory=dict)
+    replayed: dict[str, int] = field(default_factory=dict)
     weighed: set[str] = field(default_factory=set)
     measured: set[str] = field(default_factory=set)
     answered: int = 0
@@ -181,7 +182,7 @@ class StandIn(Backend):
         )
 
     capabilities: ClassVar = Capabilities(scores_heads=True, masks_heads=True, replicas=True, sleeps=True)
-    scores = ("copy", "copy_reference", "mass", "query")
+    scores = ("copy", "copy_reference", "mass", "query", "qr", "induction", "echo")
 
     @classmethod
     def gpus(cls) -> list[str] | None:
@@ -199,7 +200,7 @@ class StandIn(Backend):
         """Queue a replay."""
         if self.told.unscored:
             raise EngineError(self.told.unscored)
-        self.replayed[request] = rows.scores or self.scores
+        self.replayed[request] = sum(head_score(name).parts(rows) for name in rows.scores)
         self.waiting.append((request, ids))
 
     def add(
@@ -318,8 +319,8 @@ class StandIn(Backend):
             head_scores=self._head_scores(self.replayed[request]) if request in self.replayed else None,
         )
 
-    def _head_scores(self, names: Sequence[str]) -> Any:
+    def _head_scores(self, figures: int) -> Any:
         """1 for a head that copies, else 0, by every score."""
         copying = [list(head) for head in self.told.retrieval_heads]
         scores = [[float([layer, head] in copying) for head in range(4)] for layer in range(4)]
-        return numpy.array([scores] * len(names))
+        return numpy.array([scores] * figures)

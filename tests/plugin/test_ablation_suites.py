@@ -280,3 +280,32 @@ def test_draws_that_do_not_exist_are_skipped(project: Project) -> None:
     result = project.run()
     result.assert_outcomes(passed=6, skipped=2)
     result.stdout.fnmatch_lines(["skipped: * no draw 2: the distinct draws of 8 other heads number 1"])
+
+
+def test_heads_are_ranked_by_the_score_that_is_named(project: Project) -> None:
+    project.suite("heads", kind="detect", sweep=SWEEP, scores=["copy", "mass"])
+    project.behave(retrieval_heads=HEADS[:2])
+    ablation(project, heads="detect/heads", by="mass")
+    project.run().assert_outcomes(passed=8, xfailed=2)
+    ablation(project, heads="detect/heads", by="query")
+    result = project.run()
+    assert result.ret == 4
+    result.stdout.fnmatch_lines(["*ablate.by: detect/heads does not measure query; name it in that suite's `scores`*"])
+
+
+@pytest.mark.parametrize(
+    ("ablate", "message"),
+    [
+        ({"heads": "detect/heads", "by": "mas"}, "*ablate: by: unknown head score 'mas'; did you mean 'mass'*"),
+        ({"heads": "detect/heads", "by": "echo"}, "*ablate: by: echo is measured when a run's cells are done; name*"),
+        ({"heads": [[0, 0], [0, 1]], "by": "mass"}, "*ablate: by: a list of heads is ranked as it stands*"),
+        ({"heads": "file.json", "by": "mass"}, "*ablate.heads: *file.json: has no score mass; it has copy_reference*"),
+    ],
+)
+def test_a_ranking_that_cannot_be_is_refused(project: Project, ablate: dict[str, Any], message: str) -> None:
+    project.suite("heads", kind="detect", sweep=SWEEP)
+    project.write("file.json", json.dumps({"0-0": [0.5], "0-1": [0.25]}))
+    ablation(project, **ablate)
+    result = project.run()
+    assert result.ret != 0
+    (result.stdout if any("ablate" in line for line in result.outlines) else result.stderr).fnmatch_lines([message])

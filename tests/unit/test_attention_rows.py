@@ -604,3 +604,17 @@ def test_triton_passes_in_its_interpreter(tests: str) -> None:
     )
     assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]
     assert "passed" in child.stdout
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_rows_of_a_long_text_are_scored_some_at_a_time(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = torch.Generator().manual_seed(2)
+    q, keys = torch.randn(40, 4, 8, generator=source), torch.randn(50, 2, 8, generator=source)
+    options: dict[str, Any] = {"scale": 0.3, "span": (20, 30), "sliding_window": window, "sinks": torch.ones(4)}
+    whole = attention_torch.score_rows_dense(q, keys, 10, **options)
+    monkeypatch.setattr(attention_torch, "ROWS_AT_A_TIME", 7)
+    for at_once, in_parts in zip(
+        vars(whole).values(), vars(attention_torch.score_rows_dense(q, keys, 10, **options)).values(), strict=True
+    ):
+        if at_once is not None:
+            torch.testing.assert_close(in_parts, at_once)

@@ -19,17 +19,19 @@ import pytest
 
 from retrieval_heads.engine.backends.backend import Finished, Info
 from retrieval_heads.engine.client import Address, EngineClient
+from retrieval_heads.engine.jobs import FreeQuestion
 from retrieval_heads.engine.loop import Loop
 from retrieval_heads.engine.results import Answered, Unanswered
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError, PromptError
 from retrieval_heads.heads.looks import Rows
+from retrieval_heads.heads.texts import RandomText
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.prompts.reuse import Prefix
-from retrieval_heads.runs.facts import PromptFacts
+from retrieval_heads.runs.facts import Expectation, PromptFacts
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.place import Place
-from retrieval_heads.runs.record import Record
+from retrieval_heads.runs.record import Record, Replay
 from retrieval_heads.tasks.task import Ablation, Cell, Question
 
 BUILDING, STEPPING = 0.25, 0.125  # seconds that floats hold exactly
@@ -60,8 +62,10 @@ class Asking:
         (run,) = self._server.runs.values()
         run.earlier = earlier
 
-    def results(self, engine: Engine, builder: Builder, keys: Iterable[str], **options: Any) -> dict[str, Any]:
-        """What the cells that were submitted before come to."""
+    def results(
+        self, engine: Engine, builder: Builder, keys: Iterable[str], *, is_kept: bool = False, **options: Any
+    ) -> dict[str, Any]:
+        """What the cells that were submitted before come to; the loop may be kept for what is asked after."""
         is_over = threading.Event()
 
         def beat() -> None:
@@ -78,7 +82,8 @@ class Asking:
         try:
             return {key: self.client.result(key) for key in keys}
         finally:
-            is_over.set()
+            if not is_kept:
+                is_over.set()
 
 
 @pytest.fixture
@@ -343,7 +348,7 @@ DETECTION = Question("heads", "detect")
         (("mass", "copy"), None, HEADS),
         (("mass",), None, {"mass": HEADS["mass"]}),
         (("mass", "query"), ("mass", "query"), {"mass": [[0.5, 0.25]], "query": [[0.5, 0.25]]}),
-        ((), (), {name: [[0.5, 0.25]] for name in ("copy", "mass", "query")}),
+        ((), ("copy", "mass", "query"), {name: [[0.5, 0.25]] for name in ("copy", "mass", "query")}),
     ],
     ids=["all of them", "fewer", "others", "the usual ones"],
 )
@@ -373,3 +378,101 @@ def test_the_questions_rows_are_computed_again_where_a_score_looks_from_them(
     asking.client.submit(replace(DETECTION, scores=wanted), cells([0]))
     assert asking.results(engine, Detecting(), "0")["0"].head_scores
     assert engine.first_rows == {"replay 0": first}
+
+
+class Calibrating(Replaying):
+    """Has `qr`, of needles of two tokens; what its replays of other questions come to can be an error."""
+
+    scores = ("copy", "qr")
+
+    def __init__(self, failing: str = "") -> None:
+        super().__init__()
+        self.failing = failing
+        self.hashed: dict[str, str | None] = {}
+
+    def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None) -> None:
+        super().replay(request, ids, rows, first_row, of=of or "")
+        self.hashed[request] = of
+
+    def step(self) -> list[Finished]:
+        request, ids = self.waiting.pop(0)
+        wanted = self.replayed.get(request)
+        figures = {"copy": [[[0.5, 0.25]]], "qr": [[[0.5, 0.0]], [[0.25, 0.0]]]}
+        scores = None if wanted is None else [row for name in wanted for row in figures[name]]
+        error = "too bad" if request == self.failing else None
+        return [Finished(request, "", [1, 2], "stop", len(ids), 16, 0.5, head_scores=scores, error=error)]
+
+
+class Questioning(Detecting):
+    """Knows what stands behind the context."""
+
+    def query_span(self, request: Request, question: str) -> tuple[int, int]:
+        assert question == "When?"
+        return 38, 50
+
+    def with_query(self, request: Request, question: str, other: str) -> list[int]:
+        return [*range(38), 7, 7, 7]
+
+    def request(self, question: Any, cell: Any, mask: Any) -> Request:
+        return replace(super().request(question, cell, mask), expected=Expectation(question="When?", reference="x"))
+
+
+CALIBRATION = replace(DETECTION, scores=("copy", "qr"))
+
+
+def test_a_score_of_two_prompts_has_its_other_replay_counted_apart(asking: Asking) -> None:
+    engine = Calibrating()
+    asking.client.submit(CALIBRATION, cells([0, 1]))
+    found = asking.results(engine, Questioning(), "01")
+    assert engine.replayed["replay 0"] == ("copy", "qr")
+    assert engine.replayed["replay 1 of 0"] == ("qr",)
+    assert engine.hashed["replay 0"] == "0"
+    assert engine.hashed["replay 1 of 0"] is None, "another prompt has other blocks"
+    for result in found.values():
+        assert result.head_scores == {"copy": [[0.5, 0.25]], "qr": [[0.0, 0.0]]}
+        assert result.replay.computed_tokens == 51 - 16
+        assert {query: how.computed_tokens for query, how in result.other_replays.items()} == {"N/A": 41 - 16}
+    done = asking.client.counters().done
+    assert (done.other_replays, done.other_replay_tokens, done.other_replay_seconds) == (2, 50, 1.0)
+    assert done.prompt_tokens == 100, "of cells alone"
+
+
+@pytest.mark.parametrize("failing", ["replay 0", "replay 1 of 0"])
+def test_a_sample_of_which_a_replay_fails_is_in_error_once(asking: Asking, failing: str) -> None:
+    asking.client.submit(CALIBRATION, cells([0, 1]))
+    found = asking.results(Calibrating(failing), Questioning(), "01")
+    assert found["0"] == Unanswered("error", "the heads were not scored: too bad")
+    assert found["1"].head_scores.keys() == {"copy", "qr"}
+
+
+def test_stored_figures_without_the_calibrated_score_are_not_those_of_a_suite_that_wants_it(asking: Asking) -> None:
+    known = Record(status="pass", token_ids=[1, 2], request="same", heads={"copy": [[0.125, 1.0]]})
+    engine = Calibrating()
+    asking.client.submit(CALIBRATION, cells([0]))
+    asking.remember({"0": known})
+    assert asking.results(engine, Questioning(), "0")["0"].head_scores.keys() == {"copy", "qr"}
+
+
+def test_heads_are_measured_on_a_text_that_no_suite_asks(asking: Asking) -> None:
+    class Reading(Replaying):
+        scores = ("copy", "induction", "echo")
+
+        def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None) -> None:
+            assert (ids, rows.period, first_row, of) == ([5, 6, 7, 5, 6, 7], 3, 3, None)
+            super().replay(request, ids, rows, first_row, of="")
+
+    class Repeating(Builder):
+        def repeated(self, text: RandomText) -> list[int]:
+            if text.repeats > 2:
+                raise PromptError("too long")
+            return [5, 6, 7] * text.repeats
+
+    asking.client.submit(PLAIN, cells([0]))
+    asking.results(Reading(), Repeating(), "0", is_kept=True)
+    text = RandomText(3, 2, 0, ("induction",))
+    answered = asking.client.answer(FreeQuestion("", text=text))
+    assert answered.head_scores == {"induction": [[0.5, 0.25]]}
+    assert answered.replay == Replay(cached_tokens=0, computed_tokens=6, seconds=0.0)
+    assert asking.client.counters().done.other_replay_tokens == 6
+    with pytest.raises(EngineError, match="too long"):
+        asking.client.answer(FreeQuestion("", text=replace(text, repeats=3)))

@@ -331,6 +331,12 @@ def test_a_detection_names_the_scores_that_it_measures(load: Load) -> None:
         ({"scores": ["mass", "mass"]}, "scores: mass is given twice"),
         ({"scores": []}, "scores: "),
         (
+            {"scores": ["induction", "echo"]},
+            "scores: induction, echo: measured on random texts; expected a score of the samples as well",
+        ),
+        ({"random_text": {"seeds": [3, 3]}}, "random_text.seeds: 3 is given twice"),
+        ({"random_text": {"tokens": 1}}, "random_text.tokens: "),
+        (
             {"scores": ["mass", "query"], "gates": ["head_spearman() >= 0.5"]},
             "gates: gate 'head_spearman() >= 0.5': the suite does not measure copy (scores); it measures mass, query",
         ),

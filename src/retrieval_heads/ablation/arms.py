@@ -17,6 +17,7 @@ from pathlib import Path
 
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.heads.formats import read_ranked, read_table
+from retrieval_heads.heads.score import RANKING
 from retrieval_heads.heads.table import Head
 
 MODES = {
@@ -178,17 +179,18 @@ def borrowed(best: Sequence[Head], control: Sequence[Head]) -> str:
     return f"{short} left; the rest is of layer {', '.join(str(layer) for layer in sorted(here - there))}"
 
 
-def read_heads(path: Path, model: str | None) -> tuple[Heads, str]:
+def read_heads(path: Path, model: str | None, by: str | None = None) -> tuple[Heads, str]:
     """The heads of a head file, best first, and what is odd about it in one sentence, or nothing.
 
     Args:
         path: Any file that `retrieval_heads.heads.formats.read_ranked` reads.
         model: The model that is to be ablated.
+        by: The score that ranks them; `None` for the file's own.
 
     Raises:
-        ResultsError: The file cannot be read or holds a head twice.
+        ResultsError: The file cannot be read, holds a head twice, or has no such score.
     """
-    ranked = tuple(head for head, _ in read_ranked(path))
+    ranked = tuple(head for head, _ in read_ranked(path, by))
     if twice := repeated(ranked):
         raise ResultsError(f"{path}: head {named(twice)} is given twice")
     measured = read_table(path).facts.get("model")
@@ -197,15 +199,17 @@ def read_heads(path: Path, model: str | None) -> tuple[Heads, str]:
     return ranked, ""
 
 
-def idle_heads(masked: Sequence[Head], scores: Mapping[Head, float]) -> str:
+def idle_heads(masked: Sequence[Head], scores: Mapping[Head, float], by: str | None = None) -> str:
     """What a reader must know of masked heads with a score of 0; empty where there are none.
 
     Args:
         masked: The best heads of a detection.
-        scores: Mean `copy` of its heads.
+        scores: Its heads' means.
+        by: Of which score; `None` for `copy` or what stands in its place.
     """
     idle = [named(head) for head in masked if scores.get(head, 1.0) <= 0]
-    return f"{len(idle)} of the top {len(masked)} heads never copied: {', '.join(idle)}" if idle else ""
+    said = "never copied" if by in (None, RANKING) else f"have no {by} above 0"
+    return f"{len(idle)} of the top {len(masked)} heads {said}: {', '.join(idle)}" if idle else ""
 
 
 def repeated(heads: Sequence[Head]) -> Head | None:

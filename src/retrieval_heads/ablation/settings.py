@@ -7,11 +7,20 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from retrieval_heads.ablation.arms import named, repeated
+from retrieval_heads.errors import ConfigError
+from retrieval_heads.heads.score import head_score, is_of_texts
 from retrieval_heads.settings.section import HeadPair, Number, Section, Whole
 
 
 def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
+
+
+def _is_of_texts(name: str) -> bool:
+    try:
+        return is_of_texts(head_score(name))
+    except ConfigError as error:
+        raise ValueError(f"by: {error}") from None
 
 
 class Ablate(Section):
@@ -25,6 +34,8 @@ class Ablate(Section):
         | None
     ) = None
     """A head file, a list of [layer, head] with the best first, or `detect/NAME`: what that suite of the run finds."""
+    by: str | None = None
+    """The head score that ranks the heads of a file or a suite; left out, `copy` or what stands there in its place."""
     top: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1), BeforeValidator(_as_list)] = [10]
     """How many of the best heads are masked; a list makes a dose curve."""
     draws: Annotated[Whole, Field(ge=1)] = 5
@@ -44,6 +55,12 @@ class Ablate(Section):
             raise ValueError(f"heads: head {named(twice)} is given twice")
         if self.awaited == "detect/":
             raise ValueError("heads: detect/ names no suite; expected detect/NAME")
+        if self.by is not None and isinstance(self.heads, list):
+            raise ValueError("by: a list of heads is ranked as it stands; leave it out")
+        if self.by is not None and self.awaited and _is_of_texts(self.by):
+            raise ValueError(
+                f"by: {self.by} is measured when a run's cells are done; name the heads.json of an earlier run"
+            )
         if len(set(self.top)) < len(self.top):
             raise ValueError(f"top: {next(count for count in self.top if self.top.count(count) > 1)} is given twice")
         return self

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy
 
@@ -12,7 +13,7 @@ from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.packed import PackedHeads
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
-from retrieval_heads.heads.score import head_score, is_wanted
+from retrieval_heads.heads.score import head_score, is_measured, is_wanted
 from retrieval_heads.prompts.prompt import Tokenizer
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.runs.answer import Answer
@@ -20,6 +21,10 @@ from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Replay
 from retrieval_heads.scoring.settings import Tags
 from retrieval_heads.scoring.thoughts import opens_thoughts, thoughts_in
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
 
 _PROMPT_END = 32
 """Tokens of a prompt, a prefill's not counted, among which a template opens the thoughts."""
@@ -72,41 +77,56 @@ def without_thoughts(answer: Answer, request: Request, tags: Sequence[Tags], tok
     return replace(answer, text=text.lstrip(), thoughts=whole[: found.answer], thought_tokens=count)
 
 
-def measured_scores(rows: Rows, names: Sequence[str]) -> list[str]:
-    """Those of the scores that can be measured of a model that are wanted of a replay, in order.
+def measured_scores(wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the scores that can be measured of a model that are wanted, in order.
+
+    Args:
+        wanted: Names; none stands for the usual ones.
+        names: Of the scores that can be measured of the model.
 
     Raises:
         EngineError: One that was named cannot be measured.
     """
-    if lacking := [name for name in rows.scores if name not in names]:
+    if lacking := [name for name in wanted if name not in names]:
         raise EngineError(f"scores: {', '.join(lacking)} cannot be measured of this model; {', '.join(names)} can")
-    return [name for name in names if is_wanted(head_score(name), rows.scores)]
+    return tuple(name for name in names if is_wanted(head_score(name), wanted))
 
 
-def scores_of(
-    finished: Finished, rows: Rows, names: Sequence[str], layers: Sequence[Layer]
-) -> tuple[PackedHeads, Replay]:
-    """What a finished replay says of a cell: every head's scores, and how they were scored.
+def handed_over(finished: Finished, rows: Rows, names: Sequence[str]) -> dict[str, NDArray[float64]]:
+    """What a finished replay hands over for each score, `[parts, layers, heads]`.
 
     Args:
         finished: The replay.
         rows: What was replayed.
-        names: Of the scores that can be measured of the model; its figures are those of them that the rows want.
-        layers: The model's; a row of heads for each, empty where a layer cannot be scored.
+        names: Of the scores that its figures are of, in order.
 
     Raises:
-        EngineError: The probe failed, a score that was named is not measured of this model, or a layer's queries, keys
-            or decay hold NaN.
+        EngineError: The probe failed.
     """
     if finished.error is not None or finished.head_scores is None:
         raise EngineError(f"the heads were not scored: {finished.error or 'the probe did not run'}")
-    figures = numpy.asarray(finished.head_scores, dtype=float).round(8)
-    wanted = measured_scores(rows, names)
-    scores = {name: values for name, values in zip(wanted, figures, strict=True) if head_score(name).looks(rows)}
+    figures, found, start = numpy.asarray(finished.head_scores, dtype=float), {}, 0
+    for name in names:
+        end = start + head_score(name).parts(rows)
+        found[name] = figures[start:end]
+        start = end
+    return found
+
+
+def heads_of(scores: Mapping[str, NDArray[float64]], layers: Sequence[Layer]) -> PackedHeads:
+    """Every head's scores of a sample.
+
+    Args:
+        scores: By name, `[layers, heads]`.
+        layers: The model's; a row of heads for each, empty where a layer cannot be scored.
+
+    Raises:
+        EngineError: A layer's queries, keys or decay hold NaN.
+    """
     counts = [layer.heads for layer in layers]
     widths = numpy.array([count for count in counts if count])
-    is_own = numpy.arange(figures.shape[2]) < widths[:, None]  # a row is as long as the longest layer's
     for name, values in scores.items():
+        is_own = numpy.arange(values.shape[1]) < widths[:, None]  # a row is as long as the longest layer's
         broken = is_own & ~numpy.isfinite(values)
         if broken.any():
             row = int(broken.any(1).argmax())
@@ -115,9 +135,36 @@ def scores_of(
             raise EngineError(
                 f"the heads were not scored: {name} is no number, for NaN in the queries, keys or decay of {where}"
             )
-    replay = Replay(
+    return PackedHeads.of({name: values.round(8) for name, values in scores.items()}, counts)
+
+
+def replay_of(finished: Finished) -> Replay:
+    """How a replay was run."""
+    return Replay(
         cached_tokens=finished.cached_tokens,
         computed_tokens=finished.prompt_tokens - finished.cached_tokens,
         seconds=finished.seconds,
     )
-    return PackedHeads.of(scores, counts), replay
+
+
+def scores_of(
+    finished: Finished, rows: Rows, names: Sequence[str], layers: Sequence[Layer]
+) -> tuple[PackedHeads, Replay]:
+    """What one finished replay says of a cell: every head's scores, and how they were scored.
+
+    Args:
+        finished: The replay, the only one that its scores read.
+        rows: What was replayed.
+        names: Of the scores that can be measured of the model; its figures are those of them that the rows want.
+        layers: The model's.
+
+    Raises:
+        EngineError: See `measured_scores`, `handed_over` and `heads_of`.
+    """
+    handed = handed_over(finished, rows, measured_scores(rows.scores, names))
+    scores = {
+        name: head_score(name).combined([parts], rows)
+        for name, parts in handed.items()
+        if is_measured(head_score(name), rows)
+    }
+    return heads_of(scores, layers), replay_of(finished)

@@ -29,7 +29,7 @@ from retrieval_heads.engine.jobs import Counters, Done, FreeQuestion, Use
 from retrieval_heads.engine.log import EngineLog
 from retrieval_heads.engine.messages import Hello, Message, receive, send
 from retrieval_heads.engine.private_folder import PrivateFolder
-from retrieval_heads.engine.results import Result, result_of_json
+from retrieval_heads.engine.results import Answered, Result, result_of_json
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
 from retrieval_heads.errors import EngineError, FileError, QuestionError
 from retrieval_heads.files import write_whole
@@ -192,15 +192,15 @@ class EngineClient:
                     "lists and mappings do"
                 ) from None
         messages = prompt if isinstance(prompt, str) else tuple(prompt)
-        return self.answer(FreeQuestion(messages, sampling, bool(chat), mask))
+        return self.answer(FreeQuestion(messages, sampling, bool(chat), mask)).answer
 
-    def answer(self, question: FreeQuestion) -> Answer:
-        """Wait for the answer to a question that no suite asks.
+    def answer(self, question: FreeQuestion) -> Answered:
+        """Wait for the answer to a question that no suite asks, or for what heads are on a text.
 
         Raises:
             EngineError: The engine refused it.
         """
-        return Answer.of_json(self._call({"do": "ask", "question": question.to_json()})["answer"])
+        return Answered.of_json(self._call({"do": "ask", "question": question.to_json()})["answered"])
 
     def counters(self) -> Counters:
         """How much the engine has done."""

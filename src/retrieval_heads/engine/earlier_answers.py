@@ -53,6 +53,7 @@ def result_of(record: Record) -> Result:
         mask=record.mask,
         heads=record.heads,
         replay=record.replay,
+        other_replays=record.other_replays or {},
     )
 
 

@@ -16,7 +16,7 @@ from queue import Empty
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion, Job, SettingState
 from retrieval_heads.engine.messages import EngineSetting, Hello
-from retrieval_heads.engine.results import Answered, Result, Unanswered
+from retrieval_heads.engine.results import Result, Unanswered
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 
@@ -189,7 +189,7 @@ class InTurn:
 
 def _answer(client: EngineClient, ask: FreeQuestion) -> Result:
     try:
-        return Answered(client.answer(ask))
+        return client.answer(ask)
     except EngineDied:
         raise
     except RetrievalHeadsError as error:

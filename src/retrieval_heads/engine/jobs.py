@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, fields
 
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.results import Result
+from retrieval_heads.heads.texts import RandomText
 from retrieval_heads.plain import Json, Plain
 from retrieval_heads.runs.mask import Mask
-from retrieval_heads.runs.record import Record
+from retrieval_heads.runs.record import Record, Replay
 from retrieval_heads.tasks.task import Cell, Question
 
 
@@ -22,12 +23,14 @@ class FreeQuestion(Plain):
         sampling: Sampling parameters.
         chat: Whether the chat template writes the prompt.
         mask: Heads that have no say in its answer.
+        text: In place of a question, a text that heads are measured on.
     """
 
     prompt: str | tuple[Mapping[str, str], ...]
     sampling: Mapping[str, Json] = field(default_factory=dict)
     chat: bool = True
     mask: Mask | None = None
+    text: RandomText | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,13 @@ class Done(Plain):
     reusable_tokens: int = 0
     """What a cache that holds everything would have given, the cells asked in the same order."""
 
+    other_replays: int = 0
+    """Replays of other prompts than the samples' own, which some head scores read."""
+    other_replay_tokens: int = 0
+    """What was computed for these."""
+    other_replay_seconds: float = 0.0
+    """From the first step of each to its last, beside others."""
+
     @classmethod
     def sum(cls, each: Iterable[Done]) -> Done:
         """Of several engines."""
@@ -99,6 +109,12 @@ class Done(Plain):
         self.prompt_tokens += tokens
         self.cached_tokens += cached
         self.reusable_tokens += reusable
+
+    def count_other(self, replay: Replay) -> None:
+        """One more replay of another prompt than a sample's own."""
+        self.other_replays += 1
+        self.other_replay_tokens += replay.computed_tokens
+        self.other_replay_seconds += replay.seconds
 
 
 @dataclass

@@ -17,16 +17,19 @@ from functools import partial
 from typing import TypeVar
 
 from retrieval_heads.engine.ahead import Ahead
-from retrieval_heads.engine.answers import answer_of, measured_scores, scores_of, without_thoughts
+from retrieval_heads.engine.answers import answer_of, measured_scores, without_thoughts
 from retrieval_heads.engine.backends.backend import Backend, Finished
 from retrieval_heads.engine.earlier_answers import answer_in, result_of
 from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion, Job, Run
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.results import Answered, Unanswered
+from retrieval_heads.engine.sample import Sample, ToReplay
 from retrieval_heads.engine.server import Server
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.heads.looks import Rows
-from retrieval_heads.heads.score import head_score
+from retrieval_heads.heads.replays import ANSWERED, OtherQuery
+from retrieval_heads.heads.score import HeadScore, head_score
+from retrieval_heads.heads.texts import RandomText
 from retrieval_heads.prompts.requests import CellSkipped, Request
 from retrieval_heads.prompts.reuse import Reuse
 from retrieval_heads.runs.answer import Answer
@@ -34,7 +37,7 @@ from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import Tags
 from retrieval_heads.scoring.thoughts import told_apart
 from retrieval_heads.tasks.builder import CellBuilder
-from retrieval_heads.tasks.task import Question
+from retrieval_heads.tasks.task import TASKS, Question
 
 Then = Callable[[Finished], None]
 Argument = TypeVar("Argument")
@@ -84,6 +87,8 @@ class Loop:
     """Tokens to compute that were handed to the engine since its last step, as far as prompts tell."""
     ahead: Ahead | None = None
     """Builds prompts in other processes; left out, as many as there are cores to spare."""
+    replayed: dict[str, str] = field(default_factory=dict)
+    """Which job each replay in flight is of."""
     references: dict[str, Reference] = field(default_factory=dict)
     """By haystack, what masks of mode `mean` put in place of heads."""
 
@@ -126,7 +131,8 @@ class Loop:
                 run.done.count_step(ended - began, began - (since or began))
             since = ended
             for finished in found:
-                then, key = self.in_flight.pop(finished.id, None), finished.id.removeprefix(_REPLAY)
+                then = self.in_flight.pop(finished.id, None)
+                key = self.replayed.pop(finished.id, finished.id)
                 if then is None:
                     continue  # of a run that is gone, from a backend that works on
                 if key in self.server.jobs:
@@ -171,9 +177,10 @@ class Loop:
         self.masks.forget(names)
         for name in names:
             self._ahead.drop(name)
-        asked = [name for name in self.in_flight if name.removeprefix(_REPLAY) in names]
+        asked = [name for name in self.in_flight if self.replayed.get(name, name) in names]
         for name in asked:
             del self.in_flight[name]
+            self.replayed.pop(name, None)
         if asked:
             self.engine.drop(asked)
 
@@ -242,7 +249,9 @@ class Loop:
 
     def _start(self, key: str) -> None:
         ask = self._job(key).ask
-        if isinstance(ask, FreeQuestion):
+        if isinstance(ask, FreeQuestion) and ask.text is not None:
+            self._measure(key, ask.text)
+        elif isinstance(ask, FreeQuestion):
             request = replace(self.builder.ask(ask.prompt, chat=ask.chat), sampling=dict(ask.sampling), mask=ask.mask)
             self._send(key, request, partial(self._answered, key, request, ()))
         elif ask.cell.stored is not None:
@@ -269,7 +278,7 @@ class Loop:
         known = job.run.earlier.get(job.key)
         tags = question.scoring.tags
         if known and known.request == request.hash:
-            found = self._scored_before(known, request, question) if is_traced else known
+            found = self._scored_before(known, request, asked) if is_traced else known
             if found is not None:
                 self.server.finish(key, result_of(found))
                 return
@@ -342,42 +351,111 @@ class Loop:
             return
         if not said:
             raise EngineError("the answer has no tokens, so that there is nothing to score heads on")
-        rows = self._rows(request, said, thoughts, self._cell(key).question)
-        name = f"{_REPLAY}{key}"
-        self.engine.replay(name, [*request.ids, *said[:-1]], rows, rows.first, of=key)
+        rows = self._rows(request, said, thoughts, self._cell(key))
+        sample = Sample([*request.ids, *said[:-1]], rows)
+        asked = sample.to_replay(partial(self._with_query, request, self._cell(key)))
+        if not asked:
+            raise EngineError(f"the sample has nothing that {', '.join(rows.scores)} could be measured on")
+        for number, each in enumerate(asked):
+            name = f"{_REPLAY}{number} of {key}" if number else f"{_REPLAY}{key}"
+            of = key if each.replayed == ANSWERED else None
+            self.engine.replay(name, each.ids, each.rows, each.rows.first, of=of)
+            self.in_flight[name] = partial(self._scored, key, request, answer, sample, each)
+            self.replayed[name] = key
         self.fed += len(request.ids)  # of a stored answer; after a generation it is forgotten before more is fed
-        self.in_flight[name] = partial(self._scored, key, request, answer, rows)
 
-    def _rows(self, request: Request, said: Sequence[int], thoughts: int, question: Question) -> Rows:
-        """What a suite's scores read of a replay. Where none looks from the question's rows, or at the question, these
-        are not computed again, nor what stands between them and the answer, thoughts among it.
+    def _measure(self, key: str, text: RandomText) -> None:
+        """Have heads measured on a random text."""
+        names = measured_scores(text.scores, self.engine.scores)
+        ids = self.builder.repeated(text)
+        rows = Rows(len(ids), (), (0, 0), (), (0, 0), scores=names, period=text.tokens)
+        sample = Sample(ids, rows)
+        (asked,) = sample.to_replay(_no_query)
+        name = f"{_REPLAY}{key}"
+        self.engine.replay(name, ids, rows, rows.first, of=None)
+        self.in_flight[name], self.replayed[name] = partial(self._text_measured, key, sample, asked), key
+
+    def _text_measured(self, key: str, sample: Sample, done: ToReplay, finished: Finished) -> None:
+        sample.take(done, finished)
+        replay = sample.replays[done.replayed]
+        self._job(key).run.done.count_other(replay)
+        heads = sample.heads(self.engine.info.layers or ())
+        said_nothing = Answer(
+            text="",
+            token_ids=[],
+            finish_reason=finished.finish_reason,
+            prompt_tokens=finished.prompt_tokens,
+            cached_tokens=finished.cached_tokens,
+            seconds=finished.seconds,
+        )
+        self.server.finish(key, Answered(said_nothing, heads=heads, replay=replay))
+
+    def _rows(self, request: Request, said: Sequence[int], thoughts: int, asked: CellQuestion) -> Rows:
+        """What a suite's scores read of a replay, with all their names. Where none reads the question's rows, or looks
+        at the question, these are not computed again, nor what stands between them and the answer, thoughts among it.
         """
-        rows = replace(request.rows(said, thoughts), scores=question.scores)
+        names = measured_scores(asked.question.scores, self.engine.scores)
+        scores = [head_score(name) for name in names]
+        rows = replace(request.rows(said, thoughts), scores=names)
+        if any(isinstance(one, OtherQuery) for score in scores for one in score.replays):
+            span = self.builder.query_span(request, _words(request, asked))
+            rows = rows if span is None else replace(rows, query_span=span)
         of_answer = replace(rows, question_span=(0, 0))
-        scores = [head_score(name) for name in measured_scores(rows, self.engine.scores)]
-        return of_answer if all(score.looks(of_answer) == score.looks(rows) for score in scores) else rows
+        return of_answer if all(_reads_alike(score, rows, of_answer) for score in scores) else rows
 
-    def _scored_before(self, known: Record, request: Request, question: Question) -> Record | None:
+    def _with_query(self, request: Request, asked: CellQuestion, other: OtherQuery) -> Sequence[int]:
+        return self.builder.with_query(request, _words(request, asked), other.query)
+
+    def _scored_before(self, known: Record, request: Request, asked: CellQuestion) -> Record | None:
         """The record with the scores that a suite wants, if heads were scored by all of them on what the suite's tags
         leave as the answer, or there is none that they could be scored on.
         """
-        if told_apart(known.thoughts, known.text, question.scoring.tags) != (known.thoughts, known.text):
+        tags = asked.question.scoring.tags
+        if told_apart(known.thoughts, known.text, tags) != (known.thoughts, known.text):
             return None
         if known.heads is None:
             return known if known.is_cut_off else None
-        rows = self._rows(request, known.token_ids or (), known.thought_tokens or 0, question)
-        wanted = [name for name in measured_scores(rows, self.engine.scores) if head_score(name).looks(rows)]
+        rows = self._rows(request, known.token_ids, known.thought_tokens or 0, asked)
+        wanted = Sample((), rows).names
         if not known.heads.keys() >= set(wanted):
             return None
         return known.model_copy(update={"heads": {name: known.heads[name] for name in wanted}})
 
-    def _scored(self, key: str, request: Request, answer: Answer, rows: Rows, finished: Finished) -> None:
-        heads, replay = scores_of(finished, rows, self.engine.scores, self.engine.info.layers or ())
-        self.server.finish(key, replace(_answered(request, answer), heads=heads, replay=replay))
+    def _scored(
+        self, key: str, request: Request, answer: Answer, sample: Sample, done: ToReplay, finished: Finished
+    ) -> None:
+        job = self._job(key)
+        if job.result is not None:
+            return  # another replay of the sample failed
+        is_last = sample.take(done, finished)
+        if done.replayed != ANSWERED:
+            job.run.done.count_other(sample.replays[done.replayed])
+        if is_last:
+            heads = sample.heads(self.engine.info.layers or ())
+            others = {one.query: how for one, how in sample.replays.items() if isinstance(one, OtherQuery)}
+            replay = sample.replays.get(ANSWERED)
+            found = replace(_answered(request, answer), heads=heads, replay=replay, other_replays=others)
+            self.server.finish(key, found)
 
 
 def _answered(request: Request, answer: Answer) -> Answered:
     return Answered(answer, request.facts, request.expected, request.hash, request.answered_by, request.mask)
+
+
+def _reads_alike(score: HeadScore, rows: Rows, other: Rows) -> bool:
+    return score.looks(rows) == score.looks(other) and score.weighings(rows) == score.weighings(other)
+
+
+def _no_query(other: OtherQuery) -> Sequence[int]:
+    raise EngineError(f"a random text has no question that {other.query} could stand for")
+
+
+def _words(request: Request, asked: CellQuestion) -> str:
+    """The question, as the prompt words it."""
+    if asked.cell.stored is not None:
+        return asked.cell.stored.question
+    expected = request.expected or TASKS.find(asked.question.task).asked(asked.question, asked.cell.place)
+    return expected.question
 
 
 def _fail(error: Exception) -> None:

@@ -9,7 +9,7 @@ from retrieval_heads.ablation.arms import Arm, NoSuchDraw, heads_of
 from retrieval_heads.engine.jobs import CellQuestion, Job
 from retrieval_heads.engine.results import Answered
 from retrieval_heads.engine.server import Server
-from retrieval_heads.errors import EngineError
+from retrieval_heads.errors import EngineError, ResultsError
 from retrieval_heads.heads.detection import aggregate
 from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.requests import CellSkipped
@@ -32,7 +32,7 @@ class Masks:
     server: Server
     layers: Sequence[Layer]
     maskable: Collection[int] = ()
-    _ranked: dict[tuple[str, ...], tuple[Head, ...]] = field(default_factory=dict)
+    _ranked: dict[tuple[tuple[str, ...], str], tuple[Head, ...]] = field(default_factory=dict)
 
     def are_known(self, ablate: Ablation) -> bool:
         """Whether every sample that an ablation waits for has its result.
@@ -71,7 +71,7 @@ class Masks:
             return None
         if not shape:
             raise EngineError("no head of this model can be masked: `retrieval-heads models --check` says why")
-        ranked = ablate.heads or self.found(ablate.awaits)
+        ranked = ablate.heads or self.found(ablate.awaits, ablate.by)
         try:
             heads = heads_of(chosen, ranked, shape, ablate.seed)
         except NoSuchDraw as reason:
@@ -84,19 +84,25 @@ class Masks:
         Args:
             keys: Of its jobs.
         """
-        self._ranked = {samples: ranked for samples, ranked in self._ranked.items() if samples[0] not in keys}
+        self._ranked = {found: ranked for found, ranked in self._ranked.items() if found[0][0] not in keys}
 
-    def found(self, keys: tuple[str, ...]) -> tuple[Head, ...]:
+    def found(self, keys: tuple[str, ...], by: str = "") -> tuple[Head, ...]:
         """The heads that the samples of these keys rank, best first.
 
+        Args:
+            keys: Of the samples.
+            by: The head score that ranks them; empty for the usual one.
+
         Raises:
-            ResultsError: None of the samples counts.
+            ResultsError: None of the samples counts, or some that do lack the score.
         """
-        if keys not in self._ranked:
+        if (keys, by) not in self._ranked:
             samples = [_sample(self.server.jobs[key]) for key in keys]
             detection = aggregate(samples, self.layers)
-            self._ranked[keys] = tuple(head for head, _ in detection.ranked())
-        return self._ranked[keys]
+            if by and by not in detection.estimates:
+                raise ResultsError(f"ablate.by: {by} was not measured on every sample that counts")
+            self._ranked[keys, by] = tuple(head for head, _ in detection.ranked(by or None))
+        return self._ranked[keys, by]
 
 
 def _sample(job: Job) -> Record:

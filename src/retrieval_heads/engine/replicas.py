@@ -311,7 +311,7 @@ class Router:
     def _with_heads(self, question: Question) -> Question:
         """The question of cells whose heads another suite has found, with these in place of that suite."""
         assert question.ablate is not None
-        heads = self.masks.found(question.ablate.awaits)
+        heads = self.masks.found(question.ablate.awaits, question.ablate.by)
         return replace(question, ablate=replace(question.ablate, heads=heads, awaits=()))
 
     def _ask(self, key: str, ask: FreeQuestion) -> None:
@@ -324,7 +324,7 @@ class Router:
     def _answer(self, job: Job, ask: FreeQuestion, replica: Replica) -> None:
         client = EngineClient(replace(replica.address, run=job.run.name))
         try:
-            result: Result = Answered(client.answer(ask))
+            result: Result = client.answer(ask)
         except EngineDied as error:
             if not job.run.is_over:
                 self._fail(replica, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +27,7 @@ class Answered(Plain):
         mask: The heads that had no say.
         heads: Every head's scores (detection); lists where a record held them.
         replay: How the heads were scored.
+        other_replays: What scores cost that read the prompt with another question as well, by that question.
     """
 
     answer: Answer
@@ -36,6 +38,7 @@ class Answered(Plain):
     mask: Mask | None = None
     heads: PackedHeads | HeadScores | None = None
     replay: Replay | None = None
+    other_replays: Mapping[str, Replay] = field(default_factory=dict)
 
     @property
     def head_scores(self) -> HeadScores | None:

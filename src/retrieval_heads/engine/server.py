@@ -236,7 +236,7 @@ class Server:
         result = self._wait(job)
         if result is None:
             return self._fatal(run)
-        return {"error": result.reason} if isinstance(result, Unanswered) else {"answer": result.answer.to_json()}
+        return {"error": result.reason} if isinstance(result, Unanswered) else {"answered": result.to_json()}
 
     def _counters(self, run: Run, _: Message) -> Message:
         with self.changed:

@@ -10,6 +10,7 @@ from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.clusters import Clusters, Drawn, clusters_of, drawn
 from retrieval_heads.heads.score import RANKING, HeadScore, head_scores, ranking_of
 from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, Ranked, rank, rectangle
+from retrieval_heads.heads.texts import MeasuredText
 from retrieval_heads.heads.top_heads import TopHeads, overlap, top_heads
 from retrieval_heads.intervals import mean_intervals
 from retrieval_heads.runs.layers import Layer
@@ -33,6 +34,7 @@ class Detection:
         layers: The layers, in the order of the scores' rows; those that cannot be scored have no heads.
         counted: Records whose answer retrieved the needle; they alone are averaged.
         samples: Every record with head scores.
+        texts: Random texts that heads were measured on, and their scores: each is a sample of its own kind.
         estimates: By score; a score that some counted sample lacks is not among them.
     """
 
@@ -40,6 +42,7 @@ class Detection:
     counted: tuple[Record, ...]
     samples: tuple[Record, ...]
     estimates: Mapping[str, Estimate]
+    texts: tuple[MeasuredText, ...] = ()
 
     @property
     def means(self) -> Mapping[str, NDArray[float64]]:
@@ -111,12 +114,18 @@ class Detection:
         return int((self.estimates[RANKING].mean.round(DIGITS) >= RETRIEVAL_THRESHOLD).sum())
 
 
-def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
+def aggregate(records: Sequence[Record], layers: Sequence[Layer], texts: Sequence[MeasuredText] = ()) -> Detection:
     """Average the head scores of the samples whose answer retrieved the needle.
 
     Intervals are those of `intervals.mean_intervals` over the samples' needles and texts (`heads.clusters`). Of a score
     that is no share the scale ends at the greatest figure that any counted sample could have come to
-    (`HeadScore.greatest`).
+    (`HeadScore.greatest`). Scores of random texts are means over these, which are independent of each other and of
+    samples.
+
+    Args:
+        records: The samples.
+        layers: The model's.
+        texts: The random texts that heads were measured on.
 
     Raises:
         ResultsError: No head of the model can be scored, no sample counts, or samples are of other models.
@@ -146,7 +155,9 @@ def aggregate(records: Sequence[Record], layers: Sequence[Layer]) -> Detection:
         tuple(layers),
         counted,
         samples,
-        {score.name: _estimate(score, counted) for score in measured},
+        {score.name: _estimate(score, counted) for score in measured}
+        | {name: _of_texts(name, texts) for name in head_scores() if texts and all(name in one.heads for one in texts)},
+        tuple(texts),
     )
 
 
@@ -159,8 +170,17 @@ def _stacked(records: Sequence[Record], score: str) -> NDArray[float64]:
 
 
 def _estimate(score: HeadScore, counted: Sequence[Record]) -> Estimate:
-    values = _stacked(counted, score.name)
-    return Estimate(values.mean(0), *mean_intervals(values, _greatest(score, counted), clusters_of(counted).groupings))
+    values, greatest = _stacked(counted, score.name), _greatest(score, counted)
+    least = -greatest if score.is_signed else 0.0
+    low, high = mean_intervals(values - least, greatest - least, clusters_of(counted).groupings)
+    return Estimate(values.mean(0), low + least, high + least)
+
+
+def _of_texts(name: str, texts: Sequence[MeasuredText]) -> Estimate:
+    import numpy as np
+
+    values = np.array([rectangle(text.heads[name]) for text in texts], dtype=np.float64)
+    return Estimate(values.mean(0), *mean_intervals(values))
 
 
 def _greatest(score: HeadScore, records: Sequence[Record]) -> float:
@@ -168,4 +188,4 @@ def _greatest(score: HeadScore, records: Sequence[Record]) -> float:
     if score.is_share:
         return 1.0
     measured = [value for record in records for row in (record.heads or {})[score.name] for value in row]
-    return max(*map(score.greatest, records), *measured)
+    return max(*map(score.greatest, records), *map(abs, measured))

@@ -37,6 +37,9 @@ class Rows(Plain):
         more_spans: The other needles that are asked for, where there are several.
         distractor_spans: Texts that are like the needle and are not asked for.
         scores: Names of the scores that are wanted; none stands for the usual ones (`HeadScore.is_default`).
+        query_span: From the context's end to the prompt's: instruction, question and what the template writes behind
+            them; empty where no wanted score reads it, and where that place is not known.
+        period: Of a random text that is repeated, the tokens of one copy; 0 of a sample.
         positions: Hand back each answer row's argmax as well: for tests, since that grows with the answer.
     """
 
@@ -48,6 +51,8 @@ class Rows(Plain):
     more_spans: tuple[Span, ...] = ()
     distractor_spans: tuple[Span, ...] = ()
     scores: tuple[str, ...] = ()
+    query_span: Span = (0, 0)
+    period: int = 0
     positions: bool = False
 
     @property
@@ -61,15 +66,20 @@ class Rows(Plain):
         return self.prompt_tokens - 1, self.prompt_tokens - 1 + len(self.answer)
 
     @property
+    def repeated_rows(self) -> Span:
+        """The rows of a repeated text's copies from the second on; none of a sample."""
+        return (self.period, self.prompt_tokens) if self.period else (0, 0)
+
+    @property
     def first(self) -> int:
         """The first row that is computed: nothing at or after it may come from the prefix cache."""
-        start, end = self.question_span
-        return min(start, self.answer_rows[0]) if start < end else self.answer_rows[0]
+        spans = [span for span in (self.question_span, self.query_span, self.repeated_rows) if span[0] < span[1]]
+        return min([self.answer_rows[0], *(start for start, _ in spans)])
 
     @property
     def end(self) -> int:
         """The row after the last."""
-        return self.answer_rows[1]
+        return max(self.answer_rows[1], self.query_span[1], self.repeated_rows[1])
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,47 @@ class Look:
 
     rows: Span
     span: Span
+
+
+@dataclass(frozen=True)
+class Weigh:
+    """Rows whose weights on single keys are added up: one sum for each key of a span.
+
+    Costs no other pass over the keys than that of all rows at the needle.
+
+    Args:
+        rows: As those of `Look`.
+        keys: Positions. A row has no weight on a key that it does not see.
+    """
+
+    rows: Span
+    keys: Span
+
+    @property
+    def sums(self) -> int:
+        """How many sums come of it."""
+        return self.keys[1] - self.keys[0]
+
+
+@dataclass(frozen=True)
+class WeighBehind:
+    """Rows whose weights on the key that stands so far behind each of them are added up: one sum.
+
+    Args:
+        rows: As those of `Look`.
+        distance: Tokens from a row back to its key.
+    """
+
+    rows: Span
+    distance: int
+
+    @property
+    def sums(self) -> int:
+        """One."""
+        return 1
+
+
+Weighing = Weigh | WeighBehind
 
 
 class Seen(Protocol):
@@ -112,6 +163,12 @@ class Seen(Protocol):
     @property
     def weight(self) -> Tensor:
         """Share of a row's weight that lies on its look's span, float32 `[layers, requests, rows, heads]`."""
+
+    @property
+    def sums(self) -> Tensor:
+        """What the score's weighings came to, one after the other, float32 `[layers, requests, sums, heads]`; 0 beyond
+        those of a request that has fewer.
+        """
 
     @property
     def written(self) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.heads.score import head_score, is_of_texts
 from retrieval_heads.matrix.gate import SettingGate, parse_setting_gate
 from retrieval_heads.plain import Fields
 from retrieval_heads.reading import read_bytes
@@ -107,6 +108,11 @@ class Matrix:
         """
         if suite.settings.kind == "ablate":
             raise ConfigError(f"{suite.path}: kind: a matrix compares suites of kind niah and detect, not ablate")
+        if texts := [name for name in suite.question.scores if is_of_texts(head_score(name))]:
+            raise ConfigError(
+                f"{suite.path}: scores: {', '.join(texts)} are measured once a run's cells are done, on the engine "
+                "there is then, and a matrix has several; leave them out"
+            )
         if setting == REFERENCE:
             return replace(suite, setting=setting)
         name = f"{suite.name}@{setting}"

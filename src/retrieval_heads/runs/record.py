@@ -255,6 +255,8 @@ class Record(BaseModel):
     """Every head's scores on this cell (detection); the layers are those of `run.json`."""
     replay: Replay | None = None
     """How the heads were scored (detection)."""
+    other_replays: dict[str, Replay] | None = None
+    """What head scores cost that read the prompt with another question as well, by that question (detection)."""
     seconds: float | None = None
     """From the engine's first work on the request to its last token, other requests beside it."""
     extra: dict[str, object] | None = None

@@ -28,7 +28,7 @@ from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates.expression import parse_gate
 from retrieval_heads.gates.number import FIELDS, PASS_RATE
 from retrieval_heads.gates.settings import Expect
-from retrieval_heads.heads.score import head_score
+from retrieval_heads.heads.score import head_score, is_of_texts
 from retrieval_heads.kinds import Kind
 from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, NeedleFile, Prompt, named_prompt
 from retrieval_heads.scoring.settings import EVERY_METRIC, Scoring
@@ -182,6 +182,24 @@ class Sweep(Section):
         return depths
 
 
+class RandomTexts(Section):
+    """The texts that `induction` and `echo` are measured on."""
+
+    tokens: Annotated[Whole, Field(ge=2, le=LONGEST_CONTEXT)] = 256
+    """Of one copy, all different, special tokens left out; the paper has 2500."""
+    repeats: Annotated[Whole, Field(ge=2, le=1000)] = 4
+    """Copies of it."""
+    seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2, 3, 4]
+    """Each makes a text, which is one sample."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{next(seed for seed in seeds if seeds.count(seed) > 1)} is given twice")
+        return seeds
+
+
 class Generation(Section):
     """How answers are sampled. Every other key is passed to vLLM's `SamplingParams` as it stands."""
 
@@ -263,6 +281,8 @@ class Settings(Section):
     """Read for the predecessor's sake: scores are computed where the model is."""
     scores: Annotated[list[str], Field(min_length=1), BeforeValidator(_plain_list)] | None = None
     """The head scores that are measured (detect); left out, those that the one replay of an answer gives."""
+    random_text: RandomTexts | None = None
+    """What scores are measured on that are of the model and not of samples (detect); see `RandomTexts`."""
     ablate: Ablate | None = None
     """Whose heads are masked (ablate)."""
     expect: Expect | None = None
@@ -292,4 +312,6 @@ class Settings(Section):
                 raise ValueError(str(error)) from None
             if names and names.count(name) > 1:
                 raise ValueError(f"{name} is given twice")
+        if names and all(is_of_texts(head_score(name)) for name in names):
+            raise ValueError(f"{', '.join(names)}: measured on random texts; expected a score of the samples as well")
         return names

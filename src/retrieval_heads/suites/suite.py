@@ -251,7 +251,7 @@ def _options(task: Task, settings: Settings, written: _Written) -> dict[str, obj
 def _ablate(settings: Settings, heads: tuple[Head, ...]) -> Ablation | None:
     if settings.ablate is None or settings.kind != "ablate":
         return None
-    return Ablation(settings.ablate.mode, settings.ablate.seed, heads)
+    return Ablation(settings.ablate.mode, settings.ablate.seed, heads, by=settings.ablate.by or "")
 
 
 def _scores(settings: Settings) -> tuple[str, ...]:
@@ -378,10 +378,10 @@ def _masked_heads(settings: Settings, written: _Written) -> tuple[Head, ...]:
     else:
         try:
             file = _found(ablate.heads, written.path)
-            heads, odd = read_heads(file, settings.model.model)
+            heads, odd = read_heads(file, settings.model.model, ablate.by)
         except ResultsError as error:
             raise ConfigError(f"{written.at('ablate', 'heads')}: ablate.heads: {error}") from None
-        idle = idle_heads(heads[: max(ablate.top)], dict(read_ranked(file)))
+        idle = idle_heads(heads[: max(ablate.top)], dict(read_ranked(file, ablate.by)), ablate.by)
         for sentence in filter(None, (odd, idle and f"{file}: {idle}")):
             warnings.warn(f"{written.at('ablate', 'heads')}: ablate.heads: {sentence}", stacklevel=2)
         source = str(file)

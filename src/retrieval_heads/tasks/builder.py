@@ -7,13 +7,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.errors import PromptError
+from retrieval_heads.heads.texts import RandomText
 from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.prompt import PromptBuilder, PromptText, Tokenizer
+from retrieval_heads.prompts.random_text import plain_tokens, repeated_text
 from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.prompts.settings import Prompt
 from retrieval_heads.prompts.start_token import start_token_fault
 from retrieval_heads.runs.facts import PromptFacts
 from retrieval_heads.runs.mask import Mask
@@ -131,6 +134,58 @@ class CellBuilder:
             ConfigError: Its task is not known here.
         """
         return TASKS.find(record.task or THE_NEEDLE).rebuilt(record, self._writer)
+
+    def repeated(self, text: RandomText) -> list[int]:
+        """The token ids of a random text.
+
+        Raises:
+            PromptError: The vocabulary has too few tokens, or the text does not fit the model.
+        """
+        ids = repeated_text(self._vocabulary, text.tokens, text.repeats, text.seed)
+        if len(ids) >= self._writer.max_model_len:
+            raise PromptError(
+                f"random_text: {text.repeats} times {text.tokens} tokens do not fit max_model_len "
+                f"{self._writer.max_model_len}, which has room for one more; set random_text.tokens or .repeats"
+            )
+        return ids
+
+    @cached_property
+    def _vocabulary(self) -> Sequence[int]:
+        return plain_tokens(self.prompts.tokenizer)
+
+    def query_span(self, request: Request, question: str) -> tuple[int, int] | None:
+        """From a prompt's context to its end: all that stands behind the context, question and template among it.
+
+        Args:
+            request: A prompt that was built here.
+            question: What it asks, as its wording holds it.
+
+        Returns:
+            `None` where the question does not stand behind the context, or the prompt has no such parts.
+        """
+        tail = self._tail(request, question)
+        return None if tail is None else (len(request.ids) - len(tail), len(request.ids))
+
+    def with_query(self, request: Request, question: str, other: str) -> list[int]:
+        """A prompt that has a `query_span`, with another question in the place of its own; the same up to that span."""
+        span, tail = self.query_span(request, question), self._tail_of(request, other)
+        if span is None or tail is None:
+            raise PromptError("what stands behind the prompt's context is not known")
+        return [*request.ids[: span[0]], *tail]
+
+    def _tail(self, request: Request, question: str) -> Sequence[int] | None:
+        """What stands behind a prompt's context, if it is what its wording makes of the question."""
+        tail = self._tail_of(request, question)
+        return tail if tail and list(request.ids[-len(tail) :]) == list(tail) else None
+
+    def _tail_of(self, request: Request, question: str) -> Sequence[int] | None:
+        recipe = request.facts.recipe
+        marked = "".join(message["content"] for message in recipe.wording or ()) if recipe else ""
+        if recipe is None or any(marked.count(mark) != 1 for mark in ("{context}", "{question}")):
+            return None
+        prompt = Prompt.model_validate({"messages": recipe.wording, "prefill": recipe.prefill})
+        frame = self._writer.frame(prompt, question)
+        return None if frame.question_in_head else frame.tail
 
     def ask(self, prompt: str | Sequence[Mapping[str, str]], *, chat: bool) -> Request:
         """The prompt of a free question: a user's message or messages, or with `chat` off the text itself.

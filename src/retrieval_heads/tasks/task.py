@@ -36,12 +36,14 @@ class Ablation(Plain):
         seed: Chooses the control draws.
         heads: Each (layer, head), best first; none where samples of the same run find them.
         awaits: The keys of those samples.
+        by: The head score that ranks what they find; empty for the usual one.
     """
 
     mode: str
     seed: int = 0
     heads: tuple[tuple[int, int], ...] = ()
     awaits: tuple[str, ...] = ()
+    by: str = ""
 
 
 _AsItIs = Annotated[Needle, WrapValidator(lambda needle, _: Needle.model_construct(**needle))]

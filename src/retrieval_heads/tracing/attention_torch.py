@@ -8,7 +8,7 @@ log-sum-exps that weights are ratios of (the weight on a span is `exp(span_logsu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from retrieval_heads.tracing.rows import FP8, RowScores, Stretch, check_layers, 
 
 KEYS_AT_A_TIME = 2048  # scores of 50 rows × 9 heads × 2048 keys: 4 MB, so they stay in a CPU's cache
 KEYS_PER_GROUP = 64
+ROWS_AT_A_TIME = 1024  # of a long text of which every row is scored
 NATS = math.log(2.0)  # in one bit
 NO_SCORE = -3.0e38  # below every score; finite, so that -inf - NO_SCORE is -inf and not NaN
 
@@ -264,6 +265,11 @@ def _score(
     Partial log-sum-exps merge exactly (online softmax: arXiv 1805.02867), and so do partial maxima.
     """
     rows, heads, head_size = q.shape
+    if rows > ROWS_AT_A_TIME:
+        options: Any = {"scale": scale, "span": span, "sliding_window": sliding_window, "soft_cap": soft_cap}
+        options |= {"sinks": sinks, "alibi_slopes": alibi_slopes}
+        parts = ((first_position + start, part) for start, part in _parts(q))
+        return joined([_score(part, read, kv_heads, start, **options) for start, part in parts])
     group = heads // kv_heads
     # Rows of the heads that share a KV head are one matrix: K is multiplied once for all of them.
     folded = q.float().view(rows, kv_heads, group, head_size).permute(1, 2, 0, 3)
@@ -315,6 +321,12 @@ def _score(
         logsumexp=_rows_first(logsumexp),
         span_logsumexp=_rows_first(span_logsumexp),
     )
+
+
+def _parts(q: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Pieces of the rows, each with the place where it starts."""
+    for start in range(0, len(q), ROWS_AT_A_TIME):
+        yield start, q[start : start + ROWS_AT_A_TIME]
 
 
 def _capped(scores: Tensor, cap: float | None) -> Tensor:

@@ -6,7 +6,7 @@ What leaves the worker is a number for each head and score, never for a position
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from retrieval_heads.heads.looks import Look, Result, Rows, Seen
+from retrieval_heads.heads.looks import Look, Result, Rows, Seen, Weighing
 from retrieval_heads.heads.score import HeadScore, head_scores
 from retrieval_heads.tracing.layer_kinds import LayerKind, host_ints
 from retrieval_heads.tracing.rows import RowScores
@@ -49,6 +49,43 @@ def looks_of(rows: Rows, scores: Sequence[HeadScore]) -> list[tuple[Look, ...]]:
     return found
 
 
+def weighings_of(rows: Rows, scores: Sequence[HeadScore]) -> list[tuple[Weighing, ...]]:
+    """What each score has added up of a replay's weights on single keys.
+
+    Raises:
+        ValueError: It does so over rows that are not computed.
+    """
+    found = []
+    for score in scores:
+        weighings = tuple(score.weighings(rows))
+        for first, end in (each.rows for each in weighings):
+            if not rows.first <= first < end <= rows.end:
+                raise ValueError(
+                    f"{score.name} weighs from rows {first} to {end - 1}; computed are {rows.first} to {rows.end - 1}"
+                )
+        found.append(weighings)
+    return found
+
+
+def columns(requests: Sequence[Rows], scores: Sequence[HeadScore]) -> list[list[int]]:
+    """Which of the figures that replays have together are each one's own, in order.
+
+    Args:
+        requests: The replays.
+        scores: Which are wanted, of all of them alike.
+    """
+    own: list[list[int]] = [[] for _ in requests]
+    start = 0
+    for score in scores:
+        parts = [score.parts(rows) for rows in requests]
+        for places, count in zip(own, parts, strict=True):
+            places += range(start, start + count)
+        start += max(parts)
+    for places, rows in zip(own, requests, strict=True):
+        places += range(start, start + len(rows.answer)) if rows.positions else ()
+    return own
+
+
 def scored_looks(rows: Rows, wanted: Sequence[tuple[Look, ...]]) -> tuple[Look, ...]:
     """What has to be scored, each once: all rows of a replay at the needle, and what scores look at besides.
 
@@ -60,8 +97,15 @@ def scored_looks(rows: Rows, wanted: Sequence[tuple[Look, ...]]) -> tuple[Look, 
     return tuple(dict.fromkeys([Look((rows.first, rows.end), rows.needle_span), *besides]))
 
 
-def figures(layers: Sequence[RowScores], requests: Sequence[Rows], scores: Sequence[HeadScore]) -> Tensor:
-    """The scores of finished replays, `[requests, scores, layers, heads]` float32.
+Sums = Mapping[Weighing, Mapping[int, Tensor]]
+"""What a replay's weighings came to, `[sums, heads]` of each layer, by its place."""
+
+
+def figures(
+    layers: Sequence[RowScores], requests: Sequence[Rows], scores: Sequence[HeadScore], sums: Sequence[Sums] = ()
+) -> Tensor:
+    """The scores of finished replays, `[requests, scores, layers, heads]` float32; of a score with several parts as
+    many figures as the most of a request. `columns` tells which are whose.
 
     Every rank's heads are in order, NaN where a layer has fewer heads than another. Where a request wants `positions`,
     an answer row's argmax for each head follows: `[requests, scores + answer rows, layers, heads]`. Nothing here waits
@@ -71,6 +115,7 @@ def figures(layers: Sequence[RowScores], requests: Sequence[Rows], scores: Seque
         layers: Each layer's scores of all requests' rows: one request after the other, of each its `scored_looks`.
         requests: Whose they are.
         scores: Which are wanted, of all of them alike.
+        sums: Of each request, what its weighings came to.
 
     Raises:
         ValueError: The rows scored are not the rows wanted.
@@ -81,40 +126,63 @@ def figures(layers: Sequence[RowScores], requests: Sequence[Rows], scores: Seque
     found: list[Tensor] = [torch.empty(0)] * len(layers)
     for heads in dict.fromkeys(one.argmax.shape[1] for one in layers):
         places = [place for place, one in enumerate(layers) if one.argmax.shape[1] == heads]
-        alike = _figures([layers[place] for place in places], grid)
+        alike = _figures([layers[place] for place in places], grid, places, sums)
         for place, one in zip(places, alike.unbind(1), strict=True):
             found[place] = one.flatten(0, 1)
     return gather_heads(found).unflatten(0, (-1, len(requests))).transpose(0, 1)
 
 
-def _figures(layers: Sequence[RowScores], grid: _Grid) -> Tensor:
+def _figures(layers: Sequence[RowScores], grid: _Grid, places: Sequence[int], sums: Sequence[Sums]) -> Tensor:
     """`[scores, layers, requests, heads]` of layers with as many heads."""
     stacked = _Layers(layers)
-    seen: dict[_Looks, _Seen] = {}
+    seen: dict[tuple[_Looks, _Weighings], _Seen] = {}
 
-    def of(looks: _Looks) -> _Seen:
-        if looks not in seen:
-            seen[looks] = _Seen(grid, looks, stacked)
-        return seen[looks]
+    def of(looks: _Looks, weighings: _Weighings = ()) -> _Seen:
+        key = looks, weighings if any(weighings) else ()
+        if key not in seen:
+            seen[key] = _Seen(grid, looks, stacked, _together(weighings, places, sums) if key[1] else None)
+        return seen[key]
 
     shape = (len(layers), len(grid.requests), layers[0].argmax.shape[1])
     found = []
-    for score, looks in grid.looks:
+    for score, looks, weighings in grid.looks:
+        parts = max(score.parts(rows) for rows in grid.requests)
         # Of a score that no request is measured on there is nothing to be made.
-        made = score.figure(of(looks)) if any(looks) else torch.full(shape, math.nan, device=grid.device)
-        if made.shape != shape:
+        is_measured = any(looks) or any(weighings)
+        made = score.figure(of(looks, weighings)) if is_measured else torch.full(shape, math.nan, device=grid.device)
+        if not is_measured or (made.dim() == len(shape) and parts == 1):
+            made = made.expand(parts, *made.shape)
+        if made.shape != (parts, *shape):
             raise ValueError(
-                f"{score.name} gives figures of shape {list(made.shape)}; [layers, requests, heads] is {list(shape)}"
+                f"{score.name} gives figures of shape {list(made.shape[parts == 1 :])}; "
+                + (f"[layers, requests, heads] is {list(shape)}" if parts == 1 else f"expected is {[parts, *shape]}")
             )
         found.append(made.float())
     if not any(rows.positions for rows in grid.requests):
-        return torch.stack(found)
+        return torch.cat(found)
     answers = of(tuple((Look(rows.answer_rows, rows.needle_span),) for rows in grid.requests))
-    return torch.cat([torch.stack(found), answers.argmax.float().movedim(2, 0)])
+    return torch.cat([*found, answers.argmax.float().movedim(2, 0)])
+
+
+def _together(weighings: _Weighings, places: Sequence[int], sums: Sequence[Sums]) -> Tensor:
+    """What a score's weighings came to, `[layers, requests, sums, heads]`, 0 beyond those of a request."""
+    whole = [
+        [torch.cat([found[each][place] for each in own]) for place in places] if own else []
+        for own, found in zip(weighings, sums, strict=True)
+    ]
+    most = max(len(each[0]) for each in whole if each)
+    empty = torch.zeros_like(next(each[0] for each in whole if each)[:1].expand(most, -1))
+    rectangle = [
+        torch.stack([pad(one, (0, 0, 0, most - len(one))) for one in each] or [empty] * len(places)) for each in whole
+    ]
+    return torch.stack(rectangle, dim=1)
 
 
 _Looks = tuple[tuple[Look, ...], ...]
 """A score's, of each request."""
+
+_Weighings = tuple[tuple[Weighing, ...], ...]
+"""Likewise."""
 
 
 class _Grid:
@@ -130,7 +198,10 @@ class _Grid:
         self.requests = requests
         self.device = device
         wanted = [looks_of(rows, scores) for rows in requests]
-        self.looks: list[tuple[HeadScore, _Looks]] = list(zip(scores, zip(*wanted, strict=True), strict=True))
+        weighings = [weighings_of(rows, scores) for rows in requests]
+        self.looks: list[tuple[HeadScore, _Looks, _Weighings]] = list(
+            zip(scores, zip(*wanted, strict=True), zip(*weighings, strict=True), strict=True)
+        )
         self.rows = 0
         """Of all requests."""
         self._starts: list[dict[Look, int]] = []
@@ -196,10 +267,11 @@ class _Layers:
 class _Seen(Seen):
     """Of some looks, in layers that have as many heads."""
 
-    def __init__(self, grid: _Grid, looks: _Looks, layers: _Layers) -> None:
+    def __init__(self, grid: _Grid, looks: _Looks, layers: _Layers, sums: Tensor | None = None) -> None:
         self.requests = grid.requests
         self._grid = grid
         self._layers = layers
+        self._sums = sums
         self._index, self._counts = grid.rectangle(looks)
         self._made: dict[Callable[[Seen], object], Any] = {}
 
@@ -222,6 +294,11 @@ class _Seen(Seen):
     @cached_property
     def written(self) -> Tensor:
         return self._layers.written[:, self._index]
+
+    @property
+    def sums(self) -> Tensor:
+        assert self._sums is not None, "the score weighs nothing"
+        return self._sums
 
     def mean(self, values: Tensor) -> Tensor:
         # `where` and not a product: NaN of a row that does not count must not get in.
@@ -264,16 +341,16 @@ class Arriving:
     Args:
         together: All of the step's, `[replays, figures, layers, heads]`.
         place: Which replay's.
-        count: How many figures are its own.
+        own: Which of the figures are its own, in order.
     """
 
     together: OnItsWay
     place: int
-    count: int
+    own: Sequence[int]
 
     def arrived(self) -> NDArray[float32]:
         """Wait for them; `[figures, layers, heads]`."""
-        found: NDArray[float32] = self.together.arrived()[self.place, : self.count].numpy()
+        found: NDArray[float32] = self.together.arrived()[self.place].numpy()[list(self.own)]
         return found
 
 

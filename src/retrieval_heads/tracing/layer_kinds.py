@@ -7,8 +7,8 @@ are scored with it: never by a model's name. Checked on vLLM 0.26.0 and 0.32.0.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,8 +20,9 @@ from retrieval_heads.tracing.attention import scorer
 from retrieval_heads.tracing.attention_torch import score_rows, score_rows_dense
 from retrieval_heads.tracing.declared import unscored_feature, why_refused
 from retrieval_heads.tracing.gated_delta import recurrence, score_rows_gated_delta
+from retrieval_heads.tracing.key_weights import Softmax, Weighed, weigh, weigh_gated_delta
 from retrieval_heads.tracing.keys import KeyOrder, key_order, key_scales
-from retrieval_heads.tracing.rows import RowScores, Stretch, joined
+from retrieval_heads.tracing.rows import FP8, RowScores, Stretch, joined
 
 if TYPE_CHECKING:
     from nnsight.intervention.envoy import Envoy
@@ -45,6 +46,7 @@ class Part:
         tokens: How many of its tokens are computed.
         stretches: The rows to score, in the order of the replay's looks: without rows where this step has none of a
             look's. The first are all of the step's, at the needle.
+        weighed: The rows, among those first ones, whose weights on single keys are added up.
     """
 
     row: int
@@ -52,6 +54,7 @@ class Part:
     position: int
     tokens: int
     stretches: tuple[Stretch, ...]
+    weighed: tuple[Weighed, ...] = ()
 
     @property
     def own(self) -> slice:
@@ -83,8 +86,17 @@ class Batch:
         self.scored = tuple((part, stretch) for part in parts for stretch in part.scored)
         """Whose rows are wanted, in order: `take` and `score` give the rows of one stretch after the other."""
         self.stretches = tuple(stretch for _, stretch in self.scored)
+        self.weighed = tuple(self._weighed())
+        """Whose weights on single keys are added up."""
         self.device = device
         self._end = max((stretch.end for stretch in self.stretches), default=0)
+
+    def _weighed(self) -> Iterator[Weighed]:
+        place = 0
+        for number, part in enumerate(self.parts):
+            for each in part.weighed:
+                yield replace(each, part=number, place=place + each.first - part.stretches[0].first)
+            place += sum(stretch.rows for stretch in part.scored)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -175,6 +187,11 @@ class LayerKind(Protocol):
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """Score the wanted rows of layers of this kind, once their keys are in the cache."""
+
+    def weigh(self, taken: Sequence[Taken], scores: Sequence[RowScores], batch: Batch) -> list[list[Tensor]]:
+        """Add up weights on single keys, once the same rows are scored: of each layer for each of `batch.weighed`,
+        `[sums, heads]`.
+        """
 
 
 class _Softmax:
@@ -278,6 +295,50 @@ class SoftmaxAttention(_Softmax):
             for one in taken
         ]
 
+    def weigh(self, taken: Sequence[Taken], scores: Sequence[RowScores], batch: Batch) -> list[list[Tensor]]:
+        """In the same groups, one weighing after the other."""
+        found: list[list[Tensor]] = [[] for _ in taken]
+        for group in _alike(taken):
+            layers = [taken[layer] for layer in group]
+            module = layers[0].module
+            softmax = Softmax(
+                float(module.impl.scale),
+                module.sliding_window,
+                module.impl.logits_soft_cap or None,
+                getattr(module.impl, "alibi_slopes", None),
+            )
+            for weighed in batch.weighed:
+                sums = weigh(
+                    weighed,
+                    torch.stack([one.rows[weighed.own] for one in layers]),
+                    torch.stack([scores[layer].logsumexp[weighed.own] for layer in group]),
+                    partial(_keys_between, [one.module for one in layers], batch.parts[weighed.part].row),
+                    softmax,
+                )
+                for layer, one in zip(group, sums, strict=True):
+                    found[layer].append(one)
+        return found
+
+
+def _keys_between(modules: Sequence[Module], row: int, start: int, stop: int) -> Tensor:
+    """A request's keys of alike layers at some positions, float32 `[layers, stop - start, kv_heads, head_size]`."""
+    order, blocks = _order(modules[0]), _metadata(modules[0]).block_table[row]
+    size = order.shape[0]
+    first = start // size
+    ids = blocks[first : -(-stop // size)]
+    own = slice(start - first * size, stop - first * size)
+    keys = []
+    for module in modules:
+        view = order.view(module.kv_cache)
+        if view is None:
+            read = order.read(module.kv_cache, ids)
+        else:
+            cells = view.view(torch.uint8) if view.dtype == FP8 else view  # which has no index_select
+            read = cells.index_select(0, ids).transpose(1, 2).flatten(0, 1)
+            read = read.view(FP8) if read.dtype == torch.uint8 else read
+        keys.append(_scaled(read[own].float(), module))
+    return torch.stack(keys)
+
 
 def _score_packed(
     module: Module, order: KeyOrder, rows: Tensor, block_ids: Tensor, stretch: Stretch, **options: Any
@@ -348,6 +409,22 @@ class LatentAttention(_Softmax):
             for one in taken
         ]
 
+    def weigh(self, taken: Sequence[Taken], scores: Sequence[RowScores], batch: Batch) -> list[list[Tensor]]:
+        """Layer by layer, against the latents."""
+        return [
+            [
+                weigh(
+                    weighed,
+                    into_latent_space(one.module, one.rows[weighed.own])[None],
+                    scored.logsumexp[None, weighed.own],
+                    partial(_latents_between, one.module, batch.parts[weighed.part].row),
+                    Softmax(float(one.module.scale), self.window(one.module)),
+                )[0]
+                for weighed in batch.weighed
+            ]
+            for one, scored in zip(taken, scores, strict=True)
+        ]
+
     def _score(self, module: Module, rows: Tensor, row: int, stretch: Stretch) -> RowScores:
         cache = module.kv_cache.unsqueeze(1)
         blocks = _latent_blocks(_metadata(module), row)
@@ -360,6 +437,16 @@ class LatentAttention(_Softmax):
             span=stretch.span,
             sliding_window=self.window(module),
         )
+
+
+def _latents_between(module: Module, row: int, start: int, stop: int) -> Tensor:
+    """A request's latents at some positions, float32 `[1, stop - start, 1, latent + rotated]`."""
+    cache = module.kv_cache
+    size = cache.shape[1]
+    first = start // size
+    ids = _latent_blocks(_metadata(module), row)[first : -(-stop // size)].long()
+    latents = cache.index_select(0, ids).flatten(0, 1)[start - first * size : stop - first * size]
+    return latents.float()[None, :, None]
 
 
 class GatedDelta:
@@ -453,10 +540,23 @@ class GatedDelta:
             for one in taken
         ]
 
+    def weigh(self, taken: Sequence[Taken], scores: Sequence[RowScores], batch: Batch) -> list[list[Tensor]]:
+        """Layer by layer, in another pass backwards through the context each."""
+        starts = {id(part): number for number, (part, _) in reversed(list(enumerate(batch.scored)))}
+        return [
+            [
+                weigh_gated_delta(
+                    weighed,
+                    one.rows[weighed.own],
+                    *_remembered(one.memories[starts[id(batch.parts[weighed.part])]]),
+                )
+                for weighed in batch.weighed
+            ]
+            for one in taken
+        ]
+
     def _score(self, rows: Tensor, stretch: Stretch, memory: Memory) -> RowScores:
-        for name in ("keys", "log_decay", "strength"):
-            memory[name] = [torch.cat(memory[name])]
-        keys, log_decay, strength = (memory[name][0] for name in ("keys", "log_decay", "strength"))
+        keys, log_decay, strength = _remembered(memory)
         scores = score_rows_gated_delta(rows, stretch.first, keys, log_decay, strength, span=stretch.span)
         return RowScores(
             argmax=scores.argmax_magnitude,
@@ -464,6 +564,13 @@ class GatedDelta:
             span_logsumexp=scores.span_share.log(),
             argmax_by_value=scores.argmax_value,
         )
+
+
+def _remembered(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, decay and strength of all tokens so far, each put together once."""
+    for name in ("keys", "log_decay", "strength"):
+        memory[name] = [torch.cat(memory[name])]
+    return memory["keys"][0], memory["log_decay"][0], memory["strength"][0]
 
 
 REGISTRY: dict[str, LayerKind] = {

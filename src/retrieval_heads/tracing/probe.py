@@ -15,9 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from retrieval_heads.heads.looks import Look, Rows
+from retrieval_heads.heads.looks import Look, Rows, Weighing
 from retrieval_heads.heads.score import HeadScore, is_wanted, needs_of
-from retrieval_heads.tracing.figures import Arriving, OnItsWay, figures, looks_of, scored_looks, scores_of
+from retrieval_heads.tracing.figures import (
+    Arriving,
+    OnItsWay,
+    columns,
+    figures,
+    looks_of,
+    scored_looks,
+    scores_of,
+    weighings_of,
+)
+from retrieval_heads.tracing.key_weights import Weighed
 from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Memory, Part, Taken
 from retrieval_heads.tracing.rows import RowScores, Stretch, joined
 from retrieval_heads.tracing.worker import PROBE, Scheduled, runner
@@ -47,6 +57,9 @@ class Replay:
     looks: tuple[Look, ...] = field(init=False)
     parts: list[list[list[RowScores]]] = field(init=False)
     """Of each look and each step that scored rows of it, each layer's, while rows are wanted still."""
+    weighings: tuple[Weighing, ...] = field(init=False)
+    sums: list[dict[int, Tensor]] = field(init=False)
+    """Of each weighing, by layer, what the steps so far added up to, `[sums, heads]`."""
     memories: list[Memory] = field(init=False)
     """What the kind of each layer keeps of it from step to step."""
     covered: int = field(init=False)
@@ -57,6 +70,8 @@ class Replay:
         self.scores = [score for score in self.scores if is_wanted(score, self.rows.scores)]
         self.looks = scored_looks(self.rows, looks_of(self.rows, self.scores))
         self.parts = [[] for _ in self.looks]
+        self.weighings = tuple(dict.fromkeys(each for score in weighings_of(self.rows, self.scores) for each in score))
+        self.sums = [{} for _ in self.weighings]
         self.memories = [{} for _ in range(self.layers)]
         self.covered = self.rows.first
 
@@ -90,7 +105,13 @@ class Replay:
         end = min(self.rows.end, self.computed)
         start = min(max(self.covered, position), end)
         stretches = tuple(_within(look, start, end) for look in self.looks)
-        return Part(place.row, place.start, position, place.tokens, stretches)
+        weighed = tuple(
+            Weighed(each, first, last - first, number=number)
+            for number, each in enumerate(self.weighings)
+            for first, last in [(max(each.rows[0], start), min(each.rows[1], end))]
+            if first < last
+        )
+        return Part(place.row, place.start, position, place.tokens, stretches, weighed)
 
 
 def _within(look: Look, start: int, end: int) -> Stretch:
@@ -184,10 +205,11 @@ class Probe:
             layers: Each layer's scores of all their rows, one replay after the other.
         """
         scores = replays[0].scores
-        together = OnItsWay(figures(layers, [replay.rows for replay in replays], scores))
-        for place, replay in enumerate(replays):
-            positions = len(replay.rows.answer) if replay.rows.positions else 0
-            replay.saves["head_scores"] = Arriving(together, place, len(scores) + positions)
+        requests = [replay.rows for replay in replays]
+        sums = [dict(zip(replay.weighings, replay.sums, strict=True)) for replay in replays]
+        together = OnItsWay(figures(layers, requests, scores, sums))
+        for place, (replay, own) in enumerate(zip(replays, columns(requests, scores), strict=True)):
+            replay.saves["head_scores"] = Arriving(together, place, own)
 
     @staticmethod
     def _keep(replays: Sequence[tuple[Replay, Part]], layers: Sequence[RowScores]) -> None:
@@ -224,3 +246,13 @@ class Probe:
             found = kind.score([taken[layer] for layer in layers], self._batch) if layers else []
             for layer, scores in zip(layers, found, strict=True):
                 self._scores[layer] = scores
+            if layers and self._batch.weighed:
+                each = kind.weigh([taken[layer] for layer in layers], found, self._batch)
+                for layer, sums in zip(layers, each, strict=True):
+                    self._add(layer, sums)
+
+    def _add(self, layer: int, sums: Sequence[Tensor]) -> None:
+        """Add what a layer's weighings of this step came to."""
+        for weighed, found in zip(self._batch.weighed, sums, strict=True):
+            whole = self._replays[weighed.part][0].sums[weighed.number]
+            whole[layer] = whole[layer] + found if layer in whole else found

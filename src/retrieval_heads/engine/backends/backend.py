@@ -106,8 +106,8 @@ class Finished:
         prompt_tokens: Tokens of the prompt.
         cached_tokens: How many of those the prefix cache gave.
         seconds: From the first step that worked on it to its last token.
-        head_scores: A replay's, `[scores, layers with heads, heads]`: those of `Backend.scores` that its rows want, in
-            that order.
+        head_scores: A replay's, `[figures, layers with heads, heads]`: those of `Backend.scores` that its rows want, in
+            that order, of each as many as its `parts`.
         prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
         error: Why it has no answer, no head scores or no mask, in one sentence.
     """
@@ -179,8 +179,10 @@ class Backend(Protocol):
     def add(self, request: str, prompt: Prompt, sampling: Fields, mask: Mask | None, *, is_replayed: bool) -> None:
         """Queue a prompt: `mask` names the heads that have no say; `is_replayed` where `replay` will follow."""
 
-    def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str) -> None:
-        """Score heads on prompt and answer, ahead of what waits; nothing from `first_row` on comes from a cache."""
+    def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None) -> None:
+        """Score heads on prompt and answer, ahead of what waits; nothing from `first_row` on comes from a cache. `of`
+        names the request whose answer it is, `None` where it is another prompt.
+        """
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
         """Take the heads' outputs on a text into the mean of that name, which masks of mode `mean` put in."""

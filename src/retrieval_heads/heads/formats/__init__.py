@@ -40,17 +40,20 @@ def write_heads(detection: Detection, folder: Path, facts: Facts, suffix: str = 
     return written
 
 
-def read_ranked(path: Path) -> list[Ranked]:
+def read_ranked(path: Path, by: str | None = None) -> list[Ranked]:
     """The heads of any head file with their mean scores, best first; ties in the order of layer, then head.
 
     Args:
         path: As `read_table` takes.
+        by: The score that ranks them; `None` for the file's own.
 
     Raises:
-        ResultsError: See `read_table`.
+        ResultsError: See `read_table`; or the file has no such score.
     """
     table = read_table(path)
-    return rank(scored_heads(table, table.ranking))
+    if by is not None and by not in table.estimates:
+        raise ResultsError(f"{path}: has no score {by}; it has {', '.join(table.estimates)}")
+    return rank(scored_heads(table, by or table.ranking))
 
 
 def read_table(path: Path) -> HeadTable:

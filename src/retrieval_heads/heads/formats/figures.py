@@ -23,6 +23,11 @@ def is_known_share(name: str) -> bool:
     return name in SCORES.names and head_score(name).is_share
 
 
+def may_be_negative(name: str) -> bool:
+    """Whether a score may lie below 0: one that says so, or that is not known here."""
+    return name not in SCORES.names or head_score(name).is_signed
+
+
 def checked_score(value: Any, where: str, *, is_share: bool, is_signed: bool = False) -> float:
     """A head's score, which is a number from 0, and up to 1 where it is a share.
 
@@ -62,7 +67,7 @@ def named_score(value: Any, where: str, score: str) -> float:
     Raises:
         ValueError: See `checked_score`.
     """
-    return checked_score(value, where, is_share=is_known_share(score), is_signed=score not in SCORES.names)
+    return checked_score(value, where, is_share=is_known_share(score), is_signed=may_be_negative(score))
 
 
 def checked_figures(heads: Iterable[tuple[Head, Any]], score: str) -> Iterator[tuple[Head, list[float]]]:

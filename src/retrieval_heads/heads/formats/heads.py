@@ -5,24 +5,36 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.clusters import Cluster, cluster_of
 from retrieval_heads.heads.detection import Detection
-from retrieval_heads.heads.formats.figures import Nonsense, check_counts, checked_score, is_known_share, scored_heads
+from retrieval_heads.heads.formats.figures import (
+    Nonsense,
+    check_counts,
+    checked_score,
+    is_known_share,
+    may_be_negative,
+    scored_heads,
+)
 from retrieval_heads.heads.formats.format import HeadFile, HeadFormat, Output, Samples, Source, Wanted
-from retrieval_heads.heads.score import SCORES, head_scores
+from retrieval_heads.heads.score import head_scores
 from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, rank, rectangle
+from retrieval_heads.heads.texts import MeasuredText, RandomText
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.layers import Layer, read_layer
+from retrieval_heads.runs.record import Replay
 
 SCHEMA = "retrieval-heads-heads/1"
 
 _PARTS = ("mean", "low", "high")
 _PARTIAL = "partial"
 """Set where some heads have no score: a run scores every one, and a null in its means is a broken file."""
-_OWN = {_PARTIAL, "schema", "definitions", "layers", "ranked", "scores", "samples", "suite"}
+_TEXTS = "texts"
+"""Random texts that heads were measured on once for the model, each with its seed, scores and cost."""
+_OWN = {_PARTIAL, _TEXTS, "schema", "definitions", "layers", "ranked", "scores", "samples", "suite"}
 """What is said of heads; everything else in a file is a fact of the run."""
 
 
@@ -200,7 +212,7 @@ def _checked_rows(rows: Any, layers: Sequence[Layer], where: str, *, may_lack: b
         if not isinstance(row, list) or len(row) != layer.heads:
             raise Nonsense(f"{where}: {layer.heads} scores are expected for layer {layer.number}")
     name = where.partition(".")[0].partition(" of ")[0]
-    is_share, is_signed = is_known_share(name), name not in SCORES.names
+    is_share, is_signed = is_known_share(name), may_be_negative(name)
 
     def checked(value: Any, layer: Layer, head: int) -> float:
         if value is None and may_lack:
@@ -250,4 +262,27 @@ def _everything(detection: Detection, facts: Facts) -> dict[str, Any]:
             }
             for record in detection.samples
         ],
+        **({_TEXTS: [_of_text(text) for text in detection.texts]} if detection.texts else {}),
     }
+
+
+def _of_text(text: MeasuredText) -> dict[str, Any]:
+    return {"text": text.text.to_json(), "scores": text.heads, "replay": text.replay.model_dump()}
+
+
+def measured_texts(path: Path) -> list[MeasuredText]:
+    """The random texts that a run's file holds, with what heads were measured on them; none where there is no file.
+
+    Raises:
+        ResultsError: It cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        held = json.loads(path.read_text(encoding="utf-8")).get(_TEXTS, [])
+        return [
+            MeasuredText(RandomText.of_json(one["text"]), one["scores"], Replay.model_validate(one["replay"]))
+            for one in held
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(f"{path}: its random texts cannot be read: {error}") from None

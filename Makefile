@@ -1,5 +1,6 @@
 # make demo: environment, CPU engine, model, essays; then the sweep and the heads; then the pictures.
-# make test: environment with the test tools; lint, then all tests, the real engine included.
+# make test: environment with the test tools; lint, then all tests, the real engine included, whose output comes when
+# they have ended.
 # make check: lint, types, layers and unit tests, for whoever changes something.
 # make soak: ten times as many malformed inputs, then a thousand kills of a running session, each resumed
 # (docs/reliability.md).
@@ -10,14 +11,21 @@ pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 # Hundreds of processes import what nobody has compiled yet where this is set.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test soak lint clean
+.PHONY: demo check test test-engines test-others soak lint clean
 
 demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
 
+# Both parts at once: what one waits for, the other uses.
 test: lint
-	$(bin)/pytest -n 3 tests/unit tests/plugin tests/faults tests/browser
-	$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/engine
+	$(MAKE) --no-print-directory --jobs 2 --keep-going test-engines test-others
+
+test-engines:
+	@$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/engine >$(VENV)/engines.log 2>&1; \
+	  status=$$?; cat $(VENV)/engines.log; exit $$status
+
+test-others:
+	$(bin)/pytest -n 2 tests/unit tests/plugin tests/faults tests/browser
 
 check: lint
 	$(bin)/pytest -n 2 -q tests/unit

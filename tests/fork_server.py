@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from forks import IGNORED_BY_PYTHON, LENGTH, Order, Popen
+from forks import FORK_PATIENCE, IGNORED_BY_PYTHON, LENGTH, Order, Popen
 
 
 @dataclass
@@ -43,12 +43,13 @@ class _Copy:
 class _Forks:
     """The server's loop: takes orders, tells who asked when a copy has ended, and holds its process id until then."""
 
-    def __init__(self, address: str, filters: Sequence[Any]) -> None:
+    def __init__(self, address: str, filters: Sequence[Any], environment: Mapping[str, str]) -> None:
         own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         self._path = [path for path in sys.path[1:] if path not in own]
         self._searched = {*self._path, *own}
         self._known = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
-        self._python = _interpreter_settings(os.environ)
+        self._read = _read_at_start(environment)
+        self._cores = sorted(os.sched_getaffinity(0))
         self._filters = filters
         self._session = os.getsid(0)
         self._copies: list[_Copy] = []
@@ -76,6 +77,7 @@ class _Forks:
                         os.read(self._waking, 4096)
                 elif key.fileobj is self._listening:
                     asker, _ = self._listening.accept()
+                    asker.settimeout(FORK_PATIENCE)  # one that was stopped in the middle keeps nobody else waiting
                     if (order := self._take(asker)) is not None:
                         return order
                 else:
@@ -116,7 +118,8 @@ class _Forks:
         """Whether a copy would be what a new process is."""
         if not order.has_session and order.session != self._session:
             return False  # it could not join that one's process group
-        if _interpreter_settings(order.environment) != self._python:
+        # By their cores libraries choose how many threads they have.
+        if list(order.cores) != self._cores or _read_at_start(order.environment) != self._read:
             return False
         paths = {Path(order.folder, path) for path in order.import_path if path not in self._searched}
         return not any(name in self._known for path in paths for name in _modules_in(path))
@@ -148,6 +151,8 @@ class _Forks:
         warnings._filters_mutated()  # type: ignore[attr-defined]
         if "numpy.random" in sys.modules:
             sys.modules["numpy.random"].seed()
+        if "torch._dynamo.config" in sys.modules:
+            sys.modules["torch._dynamo.config"].disable = order.environment.get("TORCH_COMPILE_DISABLE") == "1"
         for copy in self._copies:
             if copy.asker is not None:
                 copy.asker.close()
@@ -185,10 +190,26 @@ def _gone() -> bytes:
     raise EOFError
 
 
-def _interpreter_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What an interpreter reads at its start and a copy therefore has from the server."""
-    names = ("PYTHON", "LANG", "LC_", "LD_", "MALLOC_")
-    return {key: value for key, value in environment.items() if key.startswith(names) and key != "PYTHONPATH"}
+_INTERPRETER = ("PYTHON", "LANG", "LC_", "LD_", "MALLOC_", "GLIBC_", "GOMP_", "KMP_", "MKL_", "OMP_")
+_LIBRARIES = {
+    "huggingface_hub": ("HF_",),
+    "nnsight": ("NNSIGHT_",),
+    "torch": ("CUDA", "TORCH", "TRITON_"),
+    "transformers": ("TRANSFORMERS_",),
+    "vllm": ("VLLM_",),
+}
+"""How names of variables begin that are read as a library is imported."""
+_READ_LATE = {"PYTHONPATH", "TORCH_COMPILE_DISABLE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_ENABLE_V1_MULTIPROCESSING"}
+"""Of those, what a copy is told of, and what vLLM 0.32 reads where it makes an engine."""
+
+
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the interpreter and libraries that are loaded read at their start: a copy has it from the server."""
+    names = (
+        *_INTERPRETER,
+        *(name for library, names in _LIBRARIES.items() if library in sys.modules for name in names),
+    )
+    return {key: value for key, value in environment.items() if key.startswith(names) and key not in _READ_LATE}
 
 
 def _modules_in(folder: Path) -> Iterable[str]:
@@ -257,14 +278,19 @@ def _load(modules: Iterable[str]) -> None:
 
 def main(address: str, *modules: str) -> None:
     """Serve."""
-    filters = list(warnings.filters)
+    filters, environment = list(warnings.filters), dict(os.environ)
     _load(modules)
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads > 1:  # a copy would lack them, and what they hold stay locked
+        print(f"{threads} threads run: something that it imports starts them")
+        sys.exit(1)
     subprocess.Popen = Popen  # type: ignore[misc]
-    forks = _Forks(address, filters)
+    forks = _Forks(address, filters, environment)
     print("ready", flush=True)
     order = forks.serve()
     if order is not None:
         _live(order)
+    os._exit(0)  # libraries count what an orderly end leaves behind, and say so
 
 
 if __name__ == "__main__":

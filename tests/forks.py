@@ -1,7 +1,7 @@
 """Python processes as copies of one that has imported everything: an import costs once what every start would pay.
 
-A server (`fork_server.py`, started by `Server`) imports what sessions, workers and stand-in engines need, and forks
-for each that somebody asks for. What is asked for is told as to `subprocess.Popen`, which `Popen` here stands in for:
+A server (`fork_server.py`, started by `Server`) imports what sessions, workers and engines need, and forks for each
+that somebody asks for. What is asked for is told as to `subprocess.Popen`, which `Popen` here stands in for:
 where the variable `ADDRESS` names a server, and arguments and options are ones that a copy can honour, it returns a
 `Forked`; else it starts a process as ever. So without the variable everything is a real process, and tests of what a
 kill does to a process group, of replicas (which share one) and of starting itself take it away or are refused a copy.
@@ -13,6 +13,7 @@ process group of whoever asked, modules imported and nothing else. It ends as an
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -61,8 +62,28 @@ SESSIONS = (
     "xdist.remote",
 )
 """What sessions, workers, stand-in engines and malformed inputs import."""
+ENGINES = (
+    "nnsight.modeling.vllm",
+    "nnsight.modeling.vllm.engines.engine",
+    "retrieval_heads.commands.models",
+    "retrieval_heads.engine.backends.scheduler",
+    "retrieval_heads.engine.backends.vllm",
+    "retrieval_heads.tracing.traced",
+    "safetensors.torch",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm.v1.engine.llm_engine",
+)
+"""What real engines import beside that, and what tests run that step them by hand."""
+THREADLESS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Keeps libraries from starting threads as they are imported, which a copy would not have."""
 LENGTH = struct.Struct("!I")
 """Of an order, in front of it."""
+LOAD_PATIENCE = 300.0
+"""Seconds in which a server imports everything; it takes 2 to 8 of a processor."""
+FORK_PATIENCE = 120.0
+"""Seconds in which it answers; it takes some hundredths of one."""
 IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
 _FOLDERS = (".", "plugin", "faults")
 """Where modules of the tests lie that are imported."""
@@ -84,6 +105,7 @@ class Order:
         group: Of whoever asks.
         limits: Its `RLIMIT_...`, soft and hard, by number.
         ignored: Signals that whoever asks ignores; all others do what they do by default.
+        cores: Those that whoever asks may use.
     """
 
     kind: str
@@ -104,6 +126,7 @@ class Order:
             if signal.getsignal(number) is signal.SIG_IGN
         ]
     )
+    cores: Sequence[int] = field(default_factory=lambda: sorted(os.sched_getaffinity(0)))
 
     @classmethod
     def of(cls, command: Any, options: Mapping[str, Any]) -> Order | None:
@@ -149,7 +172,7 @@ class Forked:
 
     Raises:
         Refused: A copy would differ from a real process.
-        OSError: There is no server, or it could make no process.
+        OSError: There is no server, it could make no process, or it does not answer.
     """
 
     def __init__(self, order: Order, options: Mapping[str, Any]) -> None:
@@ -163,6 +186,7 @@ class Forked:
         self._theirs: list[int] = []
         """Files to close once the copy has them."""
         self._server = socket.socket(socket.AF_UNIX)
+        self._server.settimeout(FORK_PATIENCE)
         try:
             self._server.connect(order.environment[ADDRESS])
             content = json.dumps(asdict(order)).encode()
@@ -173,15 +197,22 @@ class Forked:
                 raise Refused
             if told != "started":
                 raise OSError(number, os.strerror(number))
+            self._server.settimeout(None)
+        except TimeoutError:
+            self._close()
+            raise TimeoutError(errno.ETIMEDOUT, f"the server of forks is silent for {FORK_PATIENCE:g} s") from None
         except BaseException:
-            for file in (self._server, self.stdin, self.stdout, self.stderr):
-                if file is not None:
-                    file.close()
+            self._close()
             raise
         finally:
             for number_of_file in self._theirs:
                 os.close(number_of_file)
         self.pid = number
+
+    def _close(self) -> None:
+        for file in (self._server, self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                file.close()
 
     def _files(self, options: Mapping[str, Any]) -> list[int]:
         """The copy's standard input, output and error."""
@@ -270,17 +301,19 @@ class Server:
 
     Args:
         modules: What it imports for everybody.
+        environment: In which it does; this process's own where nothing is said.
     """
 
-    def __init__(self, modules: Iterable[str] = SESSIONS) -> None:
+    def __init__(self, modules: Iterable[str] = SESSIONS, environment: Mapping[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="forks-")  # a short name: that of a socket may not be long
         self.address = str(Path(self._folder.name, "socket"))
         here = Path(__file__).resolve().parent
-        paths = [*(str(here / name) for name in _FOLDERS), os.environ.get("PYTHONPATH", "")]
+        given = os.environ if environment is None else environment
+        paths = [*(str(here / name) for name in _FOLDERS), given.get("PYTHONPATH", "")]
         environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
+            **{key: value for key, value in given.items() if not key.startswith("PYTEST_")},
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "OPENBLAS_NUM_THREADS": "1",  # a process with threads had better not fork
+            **THREADLESS,
         }
         self._process = subprocess.Popen(
             [sys.executable, "-u", str(here / "fork_server.py"), self.address, *modules],
@@ -289,8 +322,12 @@ class Server:
             env=environment,
         )
         assert self._process.stdout is not None
-        if self._process.stdout.readline() != b"ready\n":
-            raise RuntimeError(f"the server of forks did not start: exit status {self._process.wait()}")
+        if not select.select([self._process.stdout], [], [], LOAD_PATIENCE)[0]:
+            self._process.kill()
+        if (said := self._process.stdout.readline()) != b"ready\n":
+            self._process.kill()
+            why = f"exit status {self._process.wait()} {said.decode()}".strip()
+            raise RuntimeError(f"the server of forks did not start: {why}")
 
     @property
     def process(self) -> int:
@@ -302,6 +339,10 @@ class Server:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait()
+        try:
+            self._process.wait(FORK_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._process.stdout.close()
         self._folder.cleanup()

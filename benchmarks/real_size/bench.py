@@ -225,7 +225,7 @@ class Bench:
         self.info: dict[str, Any] = {}
         self._using: dict[str, Any] | None = None
         self._process: EngineProcess | None = None
-        self._bare: subprocess.Popen[str] | None = None
+        self._bare: subprocess.Popen[bytes] | None = None
         self._bare_starts = False
         load_rouge()
 
@@ -460,7 +460,6 @@ class Bench:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
                 env={**os.environ, **variables},
                 start_new_session=True,
             )
@@ -470,7 +469,7 @@ class Bench:
     def _tell_bare(self, message: dict[str, Any]) -> None:
         assert self._bare is not None
         assert self._bare.stdin is not None
-        self._bare.stdin.write(json.dumps(message) + "\n")
+        self._bare.stdin.write(json.dumps(message).encode() + b"\n")
         self._bare.stdin.flush()
 
     def _ask_bare(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -484,7 +483,7 @@ class Bench:
         assert self._bare is not None
         assert self._bare.stdout is not None
         heard, _, _ = select.select([self._bare.stdout], [], [], PATIENCE)
-        line = self._bare.stdout.readline() if heard else ""
+        line = self._bare.stdout.readline() if heard else b""
         if not line:
             raise RuntimeError("bare vLLM ended" if heard else f"bare vLLM said nothing for {PATIENCE} s")
         reply: dict[str, Any] = json.loads(line)

@@ -7,18 +7,19 @@ import os
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 import yaml
 
+from forks import ADDRESS, ENGINES, SESSIONS, Forked, Popen, Server
 from retrieval_heads.models import locate_model
 from retrieval_heads.prompts.haystack import read_text
 from retrieval_heads.runs.record import Record, read_records
@@ -28,15 +29,32 @@ if TYPE_CHECKING:
 
 MODEL = "SmolLM2-135M-Instruct"
 CHECKOUT = Path(__file__).parents[2]
-MARK = "RH_TEST_RUN"
+ENVIRONMENT = dict(os.environ)
+"""As it was before a test imported what sets variables."""
 ALL_CORES = os.sched_getaffinity(0)
 FOREIGN = ("PYTEST_", "RH_", "CI", "BUILD_NUMBER", "GITHUB_")  # variables that say how to run, not where
-PATIENCE = 400  # seconds; a run takes about 40 on two idle cores
+SMALL_CACHE = {"kv_cache_memory_bytes": 512 << 20}
+"""Room for 11,000 tokens in float32; of the 4 GiB that are vLLM's here where nothing is said, each page is written at
+every start, which takes 1.5 to 8 s.
+"""
+PATIENCE = 550  # seconds; a run takes 5 to 40 of a processor
 
 
-LONGEST = ("test_answers", "test_identity_run", "test_run", "test_benchmark", "test_models", "test_heads_reference")
+LONGEST = (
+    "test_run",
+    "test_answers",
+    "test_identity_run",
+    "test_own_run",
+    "test_heads_reference",
+    "test_benchmark",
+    "test_models",
+    "test_ablation",
+    "test_detect_run",
+    "test_faults",
+    "test_foreign_run",
+)
 """Files that begin first, so that no worker is left with a long one at the end."""
-TOGETHER = {"test_identity_run": "test_answers", "test_run": "test_answers"}
+TOGETHER = {"test_identity_run": "test_answers", "test_own_run": "test_answers"}
 """Files that look at `own_project` as well; one worker has all of them, and starts its engine once."""
 
 
@@ -66,6 +84,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if (worker := getattr(config, "workerinput", None)) is not None:
         number = int(worker["workerid"].removeprefix("gw"))
         os.sched_setaffinity(0, {sorted(ALL_CORES)[number % len(ALL_CORES)]})
+
+
+@cache
+def engine_forks() -> Server:
+    """Where this process's tests get sessions, engines and scripts from; started where the first is wanted."""
+    return Server((*SESSIONS, *ENGINES), ENVIRONMENT)
+
+
+def pytest_sessionfinish() -> None:
+    """End it."""
+    if engine_forks.cache_info().currsize:
+        engine_forks().end()
 
 
 @dataclass(frozen=True)
@@ -108,26 +138,34 @@ class Outcome:
 
 
 class Started:
-    """A pytest subprocess, and whatever that starts: every process inherits its mark."""
+    """A pytest process, and whatever that starts: all of them run in its folder, which is its own.
 
-    def __init__(self, arguments: list[str], cwd: Path) -> None:
+    Args:
+        arguments: Of pytest.
+        cwd: The folder.
+        is_real: Whether it and all that it starts are new processes, and no copies.
+        **environment: More variables.
+    """
+
+    def __init__(self, arguments: list[str], cwd: Path, *, is_real: bool = False, **environment: str) -> None:
         self.cwd = cwd
-        self._mark = uuid.uuid4().hex
         self._output = cwd / "output.txt"
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+        inherited = {key: value for key, value in ENVIRONMENT.items() if not key.startswith(FOREIGN)}
+        copied = {} if is_real else {ADDRESS: engine_forks().address}
         with self._output.open("wb") as output:
-            self.process = subprocess.Popen(
+            self.process = Popen(
                 # Nothing is written into the checkout, whose suites and rootdir some runs use.
                 [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
                 cwd=cwd,
-                env={**inherited, MARK: self._mark, "COLUMNS": "120"},
+                env={**inherited, **copied, "COLUMNS": "120", **environment},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+        assert is_real or isinstance(self.process, Forked)
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this run that is alive."""
-        return [one for one in psutil.process_iter(["environ"]) if (one.info["environ"] or {}).get(MARK) == self._mark]
+        return alive_in(self.cwd)
 
     def finish(self) -> Outcome:
         """Wait for its end."""
@@ -145,35 +183,53 @@ class Started:
 
 
 @contextmanager
-def started(arguments: list[str], cwd: Path) -> Iterator[Started]:
-    """A pytest subprocess that is gone afterwards, whatever happens."""
-    run = Started(arguments, cwd)
+def started(arguments: list[str], cwd: Path, *, is_real: bool = False, **environment: str) -> Iterator[Started]:
+    """A pytest process that is gone afterwards, whatever happens."""
+    run = Started(arguments, cwd, is_real=is_real, **environment)
     try:
         yield run
     finally:
         run.kill()
 
 
-def finished(arguments: list[str], cwd: Path) -> Outcome:
+def alive_in(folder: Path) -> list[psutil.Process]:
+    """Every process that runs there, or below."""
+    here = os.path.realpath(folder)
+    every = psutil.process_iter(["cwd", "status"])
+    return [
+        one
+        for one in every
+        if one.info["status"] != psutil.STATUS_ZOMBIE and f"{one.info['cwd']}/".startswith(f"{here}/")
+    ]
+
+
+def finished(arguments: list[str], cwd: Path, *, is_real: bool = False, **environment: str) -> Outcome:
     """The outcome of `pytest ARGUMENTS`, called in a folder of its own."""
-    with started(arguments, cwd) as run:
+    with started(arguments, cwd, is_real=is_real, **environment) as run:
         return run.finish()
 
 
-def run_script(name: str, *arguments: object, **environment: str) -> None:
+def run_script(name: str, *arguments: object, is_real: bool = False, **environment: str) -> None:
     """Run a script of this folder to its end: engines that are stepped by hand, in a process of their own.
 
     vLLM compiles a few small functions where they are first called; without that, 3 engines of `models_run.py` took
     13 s of a processor in place of 22.
+
+    Args:
+        name: Of its file.
+        *arguments: Its own.
+        is_real: Whether it is a new process, and no copy.
+        **environment: More variables.
     """
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)],
-        env={**os.environ, "TORCH_COMPILE_DISABLE": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)]
+    copied = {} if is_real else {ADDRESS: engine_forks().address}
+    settings = {**ENVIRONMENT, **copied, "TORCH_COMPILE_DISABLE": "1", **environment}
+    with TemporaryFile() as printed:
+        script = Popen(command, env=settings, stdout=printed, stderr=subprocess.STDOUT)
+        assert is_real or isinstance(script, Forked)
+        status = script.wait()
+        printed.seek(0)
+        assert status == 0, printed.read().decode(errors="replace")[-6000:]
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> Path:
@@ -193,7 +249,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture
 def all_cores() -> Iterator[None]:
-    """For what starts several engines and gives each its own."""
+    """For what starts several engines and gives each its own; a copy has those of the process it is one of."""
     mine = os.sched_getaffinity(0)
     os.sched_setaffinity(0, ALL_CORES)
     yield
@@ -203,7 +259,7 @@ def all_cores() -> Iterator[None]:
 @pytest.fixture
 def run_pytest(tmp_path: Path) -> Callable[..., Outcome]:
     """Runs pytest in the test's own folder, to its end."""
-    return lambda *arguments: finished(list(arguments), tmp_path)
+    return lambda *arguments, **options: finished(list(arguments), tmp_path, **options)
 
 
 @pytest.fixture
@@ -259,8 +315,9 @@ def own_project(tmp_path_factory: pytest.TempPathFactory) -> OwnProject:
         "generation": {"max_tokens": 40, "ignore_eos": True},
         "verdict": "none",
     }
-    config = {"model": {"model": MODEL, "dtype": "float32", "max_model_len": 1024, "enforce_eager": True}}
-    suite_file, config_file = write_yaml(folder / "museum.yaml", suite), write_yaml(folder / "float32.yaml", config)
+    model = {"model": MODEL, "dtype": "float32", "max_model_len": 1024, "enforce_eager": True, **SMALL_CACHE}
+    suite_file = write_yaml(folder / "museum.yaml", suite)
+    config_file = write_yaml(folder / "float32.yaml", {"model": model})
     (folder / "test_own.py").write_text(OWN_TEST, encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     outcome = finished([".", "--rh-config", str(config_file), "-rs"], folder)
@@ -269,15 +326,18 @@ def own_project(tmp_path_factory: pytest.TempPathFactory) -> OwnProject:
 
 CI_SUITE = CHECKOUT / "suites/niah/ci.yaml"
 CI_ARGUMENTS = [str(CI_SUITE), "--rh-config", str(CHECKOUT / "configs/smollm2.yaml"), "--rh-set", "model.dtype=float32"]
+CI_CACHE = ["--rh-set", f"model.kv_cache_memory_bytes={3 << 29}"]
+"""Room for all of its cells."""
 
 
 @pytest.fixture(scope="session")
 def ci_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The shipped CI suite, in one process."""
-    return finished([*CI_ARGUMENTS, "--rh-report", "--rh-verdict", "none"], tmp_path_factory.mktemp("ci"))
+    """The shipped CI suite, in one process; it and its engine are new ones, with which copies are compared."""
+    arguments = [*CI_ARGUMENTS, "--rh-report", "--rh-verdict", "none"]
+    return finished(arguments, tmp_path_factory.mktemp("ci"), is_real=True)
 
 
 @pytest.fixture(scope="session")
 def ci_run_of_two_workers(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The same under xdist, judged cell by cell."""
-    return finished([*CI_ARGUMENTS, "-n", "2"], tmp_path_factory.mktemp("ci-n2"))
+    return finished([*CI_ARGUMENTS, *CI_CACHE, "-n", "2"], tmp_path_factory.mktemp("ci-n2"))

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # else it leaves one of two cores to its front end
     from vllm import LLM, SamplingParams, TokensPrompt
 

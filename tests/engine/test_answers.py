@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.decoders import DecodeStream
 
-from conftest import run_script
+from conftest import SMALL_CACHE, run_script
 from retrieval_heads.engine.backends.vllm import primed_stream
 from retrieval_heads.models import locate_model
 from retrieval_heads.prompts.prompt import hash_ids
@@ -56,12 +56,13 @@ def plain_answers(rebuilt: dict[str, Request], tmp_path_factory: pytest.TempPath
             "dtype": "float32",
             "max_model_len": 1024,
             "enforce_eager": True,
+            **SMALL_CACHE,
         },
         "prompts": [request.ids for request in rebuilt.values()],
         "sampling": {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True},
     }
     (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-    run_script("plain_vllm.py", folder / "asked.json", folder / "answered.json")
+    run_script("plain_vllm.py", folder / "asked.json", folder / "answered.json", is_real=True)
     answers = json.loads((folder / "answered.json").read_text(encoding="utf-8"))
     return dict(zip(rebuilt, answers, strict=True))
 

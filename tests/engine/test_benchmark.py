@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from conftest import MARK, PATIENCE
+from conftest import ENVIRONMENT, PATIENCE, alive_in, engine_forks
+from forks import ADDRESS, Popen
 
 pytestmark = pytest.mark.engine
 
@@ -25,16 +23,16 @@ HEADS = 30 * 9  # SmolLM2's
 
 
 class Benchmark:
-    """The script as a process, and everything that it starts: every process inherits its mark."""
+    """The script as a process, and everything that it starts: all of them run in a folder of its own."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        self._mark = uuid.uuid4().hex
+        self._folder = folder
         self.printed, self.errors = folder / "printed", folder / "errors"
         with self.printed.open("wb") as printed, self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
+            self.process = Popen(
                 [sys.executable, str(CHECKOUT / "benchmarks/gpu.py"), "--cpu", *arguments],
                 cwd=folder,
-                env={**os.environ, MARK: self._mark},
+                env={**ENVIRONMENT, ADDRESS: engine_forks().address},
                 stdout=printed,
                 stderr=errors,
             )
@@ -45,9 +43,7 @@ class Benchmark:
 
     def alive(self) -> list[psutil.Process]:
         """What runs of it."""
-        every = psutil.process_iter(["environ", "status"])
-        mine = (one for one in every if (one.info["environ"] or {}).get(MARK) == self._mark)
-        return [one for one in mine if one.info["status"] != psutil.STATUS_ZOMBIE]
+        return alive_in(self._folder)
 
     def left(self) -> list[str]:
         """The names of what still runs some seconds after its end."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest import MODEL, finished, write_yaml
+from conftest import MODEL, SMALL_CACHE, finished, write_yaml
 from retrieval_heads.heads.formats import read_ranked
 from retrieval_heads.runs.record import Record, read_records
 
@@ -29,7 +29,7 @@ SUITE: dict[str, Any] = {
     # What a hand-made hook found on this model with other prompts: known before this code was written.
     "expect": {"top_heads": [[18, 6], [18, 7], [17, 3], [20, 6], [17, 4], [23, 2]], "within_top": 10},
 }
-CONFIG = {"model": {"model": MODEL, "dtype": "float32", "max_model_len": 1536}}
+CONFIG = {"model": {"model": MODEL, "dtype": "float32", "max_model_len": 1536, **SMALL_CACHE}}
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MODEL, Outcome, write_yaml
+from conftest import MODEL, SMALL_CACHE, Outcome, write_yaml
 
 pytestmark = pytest.mark.engine
 
@@ -36,7 +36,7 @@ def test_silence(rh_engine):
 def test_answers_without_statistics_and_an_engine_that_is_stopped(
     run_pytest: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    model = {"model": MODEL, "max_model_len": 512, "enforce_eager": True, "disable_log_stats": True}
+    model = {"model": MODEL, "max_model_len": 512, "enforce_eager": True, "disable_log_stats": True, **SMALL_CACHE}
     config = write_yaml(tmp_path / "config.yaml", {"model": model, "engine": {"silence": 20}})
     (tmp_path / "test_mine.py").write_text(TESTS, encoding="utf-8")
     outcome = run_pytest("test_mine.py", "--rh-config", str(config), "-p", "cacheprovider")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
+
+from conftest import ENVIRONMENT, MODEL, SMALL_CACHE, finished, write_yaml
+from equal_runs import differences, read
 
 pytestmark = pytest.mark.engine
 
@@ -40,40 +42,58 @@ SUITES = {
 }
 
 
-def test_records_head_files_gates_and_pictures_know_them(tmp_path: Path) -> None:
-    info = tmp_path / "site" / "foreign_things-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-things\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(POINTS)
-    for name, suite in SUITES.items():
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(suite))
-    model = {"model": "SmolLM2-135M-Instruct", "dtype": "float32", "max_model_len": 512, "enforce_eager": True}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model}))
-    paths = [str(info.parent), str(TESTS), str(TESTS / "foreign"), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "sums.yaml", "tale.yaml", "--rh-config", "config.yaml", "--rh-report"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    run = tmp_path / "reports" / "latest"
-    records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs both suites with that distribution installed; the run's folder."""
+
+    @cache
+    def made(is_real: bool) -> Path:
+        folder = tmp_path_factory.mktemp("foreign")
+        info = folder / "site" / "foreign_things-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-things\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(POINTS)
+        for name, suite in SUITES.items():
+            write_yaml(folder / f"{name}.yaml", suite)
+        model = {"model": MODEL, "dtype": "float32", "max_model_len": 512, "enforce_eager": True, **SMALL_CACHE}
+        write_yaml(folder / "config.yaml", {"model": model})
+        paths = [str(info.parent), str(TESTS), str(TESTS / "foreign"), ENVIRONMENT.get("PYTHONPATH", "")]
+        outcome = finished(
+            ["sums.yaml", "tale.yaml", "--rh-config", "config.yaml", "--rh-report"],
+            folder,
+            is_real=is_real,
+            PYTHONPATH=os.pathsep.join(filter(None, paths)),
+        )
+        assert outcome.exit_status == 0, outcome.output[-3000:]
+        return outcome.folder
+
+    return made
+
+
+def test_copies_of_one_process_find_what_new_processes_do(run: Callable[..., Path]) -> None:
+    """Session and engine; the answers of a copied pair of workers are compared in `test_run.py`."""
+    copied, real = run(is_real=False), run(is_real=True)
+    names = {"results.jsonl", "heads.json", "detected.json", "detected-agg.json", "head_score.json"}
+    assert names <= {file.name for file in real.iterdir()}
+    assert [found for name in names for found in differences(read(real / name), read(copied / name), name)] == []
+
+
+def test_records_head_files_gates_and_pictures_know_them(run: Callable[..., Path]) -> None:
+    folder = run(is_real=False)
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert [record["axes"] for record in records if record.get("task") == "sums"] == [
         {"terms": 2, "digits": 1},
         {"terms": 3, "digits": 1},
     ]
-    heads = json.loads((run / "heads.json").read_text())
+    heads = json.loads((folder / "heads.json").read_text())
     assert heads["definitions"]["predecessor_mass"].startswith("attention weight on the token before")
     best = max(value for row in heads["scores"]["predecessor_mass"]["mean"] for value in row)
     assert 0.5 < best <= 1, "some head of any trained model looks at the token before"
-    gates = json.loads((run / "gates.json").read_text())["gates"]
+    gates = json.loads((folder / "gates.json").read_text())["gates"]
     assert {(gate["suite"], gate["gate"]) for gate in gates} == {
         ("niah/sums", "mean over terms(seconds) <= 1000"),
         ("detect/tale", "mean(pass_rate) >= 0.5"),
     }
-    assert (run / "heatmap.png").exists() or list(run.glob("heatmap*.png"))
-    page = (run / "report.html").read_text()
+    assert (folder / "heatmap.png").exists() or list(folder.glob("heatmap*.png"))
+    page = (folder / "report.html").read_text()
     assert "predecessor (token before)" in page or "predecessor_mass" in page

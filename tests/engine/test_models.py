@@ -291,7 +291,6 @@ def test_latent_attention_in_bfloat16_scores_as_in_float32(runs: Any) -> None:
 
 
 @pytest.mark.skipif(len(ALL_CORES) < 2, reason="two ranks need two cores")
-@pytest.mark.usefixtures("all_cores")
 def test_two_ranks_score_gated_delta_heads_as_one_does(runs: Any, tmp_path: Path) -> None:
     found = run_models(tmp_path / "found.pt", tmp_path, TWO_RANKS, VLLM_CPU_OMP_THREADS_BIND="0|1")[TWO_RANKS]
     apart, equal = agreement(found, runs[GATED_DELTA])

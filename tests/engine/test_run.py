@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from conftest import ALL_CORES
+from conftest import CI_CACHE
 from retrieval_heads.cli import main
 from retrieval_heads.prompts.prompt import hash_ids
 from retrieval_heads.runs.record import SCHEMA, read_records
 from retrieval_heads.suites.suite import load_suite
 
 if TYPE_CHECKING:
-    from conftest import Outcome, OwnProject, Started
+    from conftest import Outcome, Started
 
 pytestmark = pytest.mark.engine
 
@@ -107,15 +108,6 @@ def test_config_yaml_is_a_suite_of_the_same_cells(ci_run: Outcome, run_pytest: C
     ]
 
 
-def test_config_yaml_finds_the_haystack_wherever_it_is_read(
-    own_project: OwnProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    resolved = load_suite(own_project.outcome.folder / "config.yaml")
-
-    assert [cell.id for cell in resolved.cells] == list(own_project.outcome.records)
-
-
 def test_heatmap_shows_the_scores(ci_run: Outcome) -> None:
     from matplotlib.image import imread
 
@@ -156,26 +148,6 @@ def test_two_workers_ask_the_same_on_one_engine(ci_run: Outcome, ci_run_of_two_w
     assert ci_run_of_two_workers.left == []
 
 
-@pytest.mark.skipif(len(ALL_CORES) < 2, reason="two replicas need two cores")
-@pytest.mark.usefixtures("all_cores")
-def test_two_replicas_answer_as_one_engine(own_project: OwnProject, run_pytest: Callable[..., Outcome]) -> None:
-    arguments = [str(own_project.suite), "--rh-config", str(own_project.config), "--rh-set", "engine.replicas=2"]
-    outcome = run_pytest(*arguments)
-    alone, shared = own_project.outcome.records, outcome.records
-    compared = ("status", "reason", "text", "token_ids", "finish_reason", "scores", "needle_span", "recipe", "request")
-    logs = [(outcome.folder / f"engine-{number}.log").read_text(encoding="utf-8") for number in (1, 2)]
-
-    assert outcome.exit_status == 0, outcome.output
-    assert shared.keys() == alone.keys()
-    for cell, record in shared.items():
-        assert {key: getattr(record, key) for key in compared} == {key: getattr(alone[cell], key) for key in compared}
-    assert outcome.facts["replicas"] == 2
-    assert len(set(outcome.facts["devices"])) == 2
-    assert [log.count("Initializing a V1 LLM engine") for log in logs] == [1, 1]
-    assert "Initializing a V1 LLM engine" not in outcome.engine_log
-    assert outcome.left == []
-
-
 def test_low_cells_fail_the_run_and_are_described(ci_run_of_two_workers: Outcome) -> None:
     low = [record for record in ci_run_of_two_workers.records.values() if record.status == "low"]
     output = ci_run_of_two_workers.output
@@ -185,32 +157,6 @@ def test_low_cells_fail_the_run_and_are_described(ci_run_of_two_workers: Outcome
     assert f"{len(low)} failed, {18 - len(low)} passed" in output
     assert output.count("    question  ") == output.count("    needle    ") == len(low)
     assert "Traceback" not in output
-
-
-def test_own_test_shares_the_engine_with_the_suite(own_project: OwnProject) -> None:
-    outcome = own_project.outcome
-
-    assert outcome.exit_status == 0, outcome.output
-    assert "test_own.py ." in outcome.output
-    assert "7 passed, 3 skipped" in outcome.output
-    assert outcome.engine_log.count("Initializing a V1 LLM engine") == 1
-    assert outcome.left == []
-
-
-def test_cells_beyond_the_model_are_skipped_recorded_and_named(own_project: OwnProject) -> None:
-    outcome = own_project.outcome
-    skipped = [record for record in outcome.records.values() if record.status == "skipped"]
-    reason = "5000 prompt tokens and 40 answer tokens do not fit max_model_len 1024"
-
-    assert [(record.context_length, record.document_depth) for record in skipped] == [
-        (5000, 0),
-        (5000, 50),
-        (5000, 100),
-    ]
-    assert {record.reason for record in skipped} == {reason}
-    assert all(record.passed is None and not record.scores for record in skipped)
-    assert outcome.facts["cells"] == {"pass": 6, "low": 0, "skipped": 3, "error": 0}
-    assert f"skipped: length 5000 at depths 0, 50, 100: {reason}" in outcome.output
 
 
 def test_unknown_engine_argument_is_named_with_the_nearest_valid_one(run_pytest: Callable[..., Outcome]) -> None:
@@ -245,11 +191,11 @@ def test_of_a_killed_engine_finished_cells_stay_and_the_others_are_errors(
     suite |= {"generation": {"max_tokens": 24}, "verdict": "none"}
     (tmp_path / "many.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
     # One request at a time, so that there is a middle of the run to be killed in.
-    run = start_pytest("many.yaml", "--rh-config", SMOLLM2, "--rh-set", "model.max_num_seqs=1", "-n", "2")
+    run = start_pytest("many.yaml", "--rh-config", SMOLLM2, "--rh-set", "model.max_num_seqs=1", *CI_CACHE, "-n", "2")
     while not (found := list(tmp_path.glob("reports/latest/results.jsonl"))) or found[0].read_text().count("\n") < 3:
         assert run.process.poll() is None, (tmp_path / "output.txt").read_text()
         time.sleep(0.05)
-    (engine,) = (one for one in run.processes() if "retrieval_heads.engine.process" in one.cmdline())
+    (engine,) = (one for one in run.processes() if os.getsid(one.pid) == one.pid)
     engine.kill()
     outcome = run.finish()
 
@@ -271,7 +217,7 @@ def test_of_a_killed_engine_finished_cells_stay_and_the_others_are_errors(
 def test_killed_run_resumes_to_what_an_undisturbed_one_gives(
     start_pytest: Callable[..., Started], run_pytest: Callable[..., Outcome], tmp_path: Path, ci_run: Outcome
 ) -> None:
-    arguments = [str(CI), "--rh-config", SMOLLM2, "--rh-set", "model.dtype=float32", "--rh-verdict", "none"]
+    arguments = [str(CI), "--rh-config", SMOLLM2, "--rh-set", "model.dtype=float32", *CI_CACHE, "--rh-verdict", "none"]
     # One request at a time, so that there is a middle of the run to be killed in.
     run = start_pytest(*arguments, "--rh-set", "model.max_num_seqs=1")
     while not (found := list(tmp_path.glob("reports/latest/results.jsonl"))) or found[0].read_text().count("\n") < 4:

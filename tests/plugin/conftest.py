@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterator
 
@@ -9,11 +10,15 @@ import pytest
 
 # Loaded once here and not anew in every in-process run, which would forget them (and numpy refuses to come twice).
 import rouge_score.rouge_scorer  # noqa: F401
+import tqdm.auto  # noqa: F401
 from project import Project, is_gone
 
 import pytest_retrieval_heads.run  # noqa: F401
 from forks import Server
 from retrieval_heads.scoring import score_answer
+
+with contextlib.suppress(ImportError):  # it comes with vLLM
+    import huggingface_hub.file_download  # noqa: F401
 
 score_answer("dawn", "dawn", "?")  # loads what scoring loads late
 

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from project import is_gone, until
 
+import forks
 from forks import ADDRESS, Forked, Popen, Server
 
 TELL = """
@@ -247,3 +248,62 @@ def test_many_at_once(launch: Callable[..., Any]) -> None:
         assert process.stdout.read().decode() == f"{number}\n"
         process.stdout.close()
         assert process.wait(60) == 0
+
+
+def test_another_core_is_a_new_process(launch: Callable[..., Any]) -> None:
+    """Libraries choose by them how many threads they have, when they are imported."""
+    mine = os.sched_getaffinity(0)
+    if len(mine) == 1:
+        pytest.skip("there is no other")
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        process = Popen([sys.executable, "-c", "pass"])
+    finally:
+        os.sched_setaffinity(0, mine)
+    assert isinstance(process, subprocess.Popen)
+    assert process.wait(60) == 0
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """One that a test may spoil."""
+    made = Server(["json"])
+    yield made
+    made.end()
+
+
+def test_a_server_that_says_nothing_is_told(
+    server: Server, launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ADDRESS, server.address)
+    process = launch("import time; time.sleep(600)")
+    monkeypatch.setattr(forks, "FORK_PATIENCE", 0.3)
+    os.kill(server.process, signal.SIGSTOP)
+    with pytest.raises(TimeoutError, match=r"the server of forks is silent for 0\.3 s"):
+        launch("pass")
+    monkeypatch.setattr(forks, "FORK_PATIENCE", 60)
+    os.kill(server.process, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="the server of forks ended before"):
+        process.wait(60)
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(ConnectionError):
+        launch("pass")
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (
+            "import threading, time; threading.Thread(target=time.sleep, args=[60], daemon=True).start()",
+            "2 threads run",
+        ),
+        ("raise ImportError('this one')", "exit status 1"),
+    ],
+)
+def test_why_a_server_did_not_start_is_told(
+    code: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "what_it_imports.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(RuntimeError, match=f"the server of forks did not start: .*{why}"):
+        Server(["what_it_imports"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 from pydantic import BaseModel, ValidationError, model_validator
 
@@ -67,6 +70,24 @@ def test_of_the_architectures_that_are_known_the_close_ones_are_named() -> None:
     error = ValueError(f"{unknown} Supported architectures: dict_keys([{known}])")
     assert plain_reason(error) == (
         "vLLM knows 2 architectures, and 'LlamaForCausalLN' is none of them; close to it: LlamaForCausalLM"
+    )
+
+
+def test_a_model_whose_module_cannot_be_imported_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_model_cls() -> None:
+        raise ModuleNotFoundError("No module named 'torchvision'")
+
+    models = {"Gemma3ForConditionalGeneration": SimpleNamespace(load_model_cls=load_model_cls)}
+    registry = SimpleNamespace(ModelRegistry=SimpleNamespace(models=models))
+    for name in ("vllm", "vllm.model_executor", "vllm.model_executor.models"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "vllm.model_executor.models.registry", registry)
+    error = ValueError(
+        "Model architectures ['Gemma3ForConditionalGeneration'] failed to be inspected. Please check the logs for more "
+        "details."
+    )
+    assert plain_reason(error) == (
+        "vLLM's Gemma3ForConditionalGeneration cannot be imported: ModuleNotFoundError: No module named 'torchvision'"
     )
 
 

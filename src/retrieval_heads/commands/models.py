@@ -56,7 +56,7 @@ class Models:
 
 
 def _check(asked: str) -> None:
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # errors are told below, without their stacks
     name, arguments = _model_of(asked)
     model = locate_model(name)
     try:

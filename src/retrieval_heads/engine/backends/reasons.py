@@ -19,6 +19,8 @@ def plain_reason(error: BaseException) -> str:
         close = difflib.get_close_matches(unknown[1].strip("'"), known, n=3, cutoff=0.8)
         hint = f"; close to it: {', '.join(close)}" if close else ""
         return f"vLLM knows {len(known)} architectures, and {unknown[1]} is none of them{hint}"
+    if unread := re.search(r"Model architectures \['(\w+)'\] failed to be inspected", text):
+        return f"vLLM's {unread[1]} cannot be imported: {_import_error(unread[1])}"
     if isinstance(error, ValidationError):
         return "; ".join(
             ": ".join([*map(str, one["loc"]), " ".join(re.sub("^(Value|Assertion) error, ", "", one["msg"]).split())])
@@ -27,6 +29,17 @@ def plain_reason(error: BaseException) -> str:
     told = " ".join(re.split(_STACK, text, maxsplit=1)[0].split())
     # A lone word, a key that was not found say, tells nothing by itself.
     return told if " " in told else ": ".join(filter(None, [type(error).__name__, told]))
+
+
+def _import_error(architecture: str) -> str:
+    """What the import of a model's class raises, which vLLM writes to its log alone."""
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    try:
+        ModelRegistry.models[architecture].load_model_cls()
+    except Exception as error:  # of the model's module or of any that it imports
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return "its process ended, as one that takes too much memory does"
 
 
 def raised_reason(text: str) -> str:

@@ -4,6 +4,7 @@
     python benchmarks/kernel.py --only correct --part 0/4    # a quarter of the shapes: compiling is what takes long
     python benchmarks/kernel.py --only speed
     python benchmarks/kernel.py --only roofline      # the share of the roof that binds, from 8 to 128 rows
+    python benchmarks/kernel.py --only write         # what heads write, at 8k and 128k: time, bytes of values, memory
     python benchmarks/kernel.py --cpu                # a few small shapes in Triton's interpreter, no times
 
 Needs torch, triton and `src` on PYTHONPATH. Prints one JSON line per measurement, then a table; exits 1 when a result
@@ -31,8 +32,10 @@ if "--cpu" in sys.argv:
 import torch
 import triton
 
-from retrieval_heads.tracing import attention_torch, attention_triton
+from retrieval_heads.tracing import attention_torch, attention_triton, written_triton
 from retrieval_heads.tracing.attention_triton import Tiling, tiling
+from retrieval_heads.tracing.emissions import Emission
+from retrieval_heads.tracing.rows import Stretch
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -202,7 +205,17 @@ class Stack:
     options: dict[str, Any]
 
     def together(self, cut: Tiling | None = None) -> None:
-        attention_triton.score_layers(self.q, self.caches, self.ids, self.first_position, **self.options, cut=cut)
+        options = {name: value for name, value in self.options.items() if name not in ("span", "sinks")}
+        sinks = self.options["sinks"]
+        attention_triton.score_layers(
+            self.q,
+            self.caches,
+            self.ids[None],
+            [Stretch(self.first_position, self.q.shape[1], self.options["span"])],
+            **options,
+            sinks=None if sinks is None else sinks.expand(len(self.q), -1),
+            cut=cut,
+        )
 
     def alone(self, cut: Tiling | None = None) -> None:
         for q, cache in zip(self.q, self.caches, strict=True):
@@ -372,6 +385,71 @@ def roofline(ceiling: dict[str, Any]) -> None:
         say(line)
 
 
+def write_all() -> None:
+    """`write` of a needle of 25 tokens at the middle of contexts that grow, layers of Qwen3-8B's shape: W_O is
+    4096 × 4096. Values read are the needle's, whatever the context is.
+    """
+    hidden, rows, needle, count = 4096, 32, 25, 36
+    for tokens in (8192, 131_072):
+        shape = replace(TARGET, tokens=tokens, rows=rows)
+        blocks = -(-tokens // shape.block_size)
+        layers = min(count, max(4, (32 << 30) // (2 * shape.k_bytes())))
+        size = (layers, blocks + 1, shape.kv_heads, shape.block_size, 2 * shape.head_size)
+        caches = torch.zeros(size, dtype=torch.bfloat16, device="cuda")
+        ids = (torch.randperm(blocks, device="cuda") + 1).int()[None]
+        first, start = tokens - rows, tokens // 2
+        emissions = (Emission(first, tuple(range(rows)), ((start, start + needle),)),)
+
+        def numbers(*size: int) -> Any:
+            return torch.randn(size, device="cuda").bfloat16()
+
+        arguments = {
+            "k_caches": [layer[..., : shape.head_size] for layer in caches],
+            "v_caches": [layer[..., shape.head_size :] for layer in caches],
+            "block_table": ids,
+            "emissions": emissions,
+            "q": numbers(layers, rows, shape.query_heads, shape.head_size),
+            "logsumexp": torch.full((layers, rows, shape.query_heads), 10.0, device="cuda"),
+            "outputs": numbers(layers, rows, shape.query_heads, shape.head_size),
+            "projections": [numbers(hidden, shape.query_heads * shape.head_size) for _ in range(layers)],
+            "unembedding": numbers(rows, hidden),
+            "scale": shape.head_size**-0.5,
+        }
+
+        def run(arguments: dict[str, Any] = arguments) -> None:
+            written_triton.score_written(**arguments)
+
+        run()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        started = time.perf_counter()
+        run()
+        host = time.perf_counter() - started
+        torch.cuda.synchronize()
+        seconds = best_of(run)
+        values = len(emissions[0].needle()) * shape.kv_heads * shape.head_size * 2
+        projection = hidden * shape.query_heads * shape.head_size * 2
+        say(
+            {
+                "what": "write",
+                "tokens": tokens,
+                "rows": rows,
+                "needle": needle,
+                "layers": layers,
+                "us": round(seconds / layers * 1e6, 2),
+                "host_us": round(host / layers * 1e6, 1),
+                "value_bytes": values,
+                "context_value_bytes": shape.k_bytes(),
+                "projection_bytes": projection,
+                "projection_gb_s": round(projection * layers / seconds / 1e9, 1),
+                "extra_mb": round((torch.cuda.max_memory_allocated() - before) / 1e6, 2),
+            }
+        )
+        del caches, arguments
+        torch.cuda.empty_cache()
+
+
 def sweep_all(ceiling: dict[str, Any]) -> None:
     print("\nhow rows tokens kv_heads | us of_copy of_matmul | block_m block_n warps stages registers programs columns")
     for shape, how in (
@@ -392,7 +470,7 @@ def sweep_all(ceiling: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="small shapes in Triton's interpreter")
-    parser.add_argument("--only", choices=["correct", "speed", "sweep", "roofline"], help="one of the parts")
+    parser.add_argument("--only", choices=["correct", "speed", "sweep", "roofline", "write"], help="one of the parts")
     parser.add_argument("--part", default="0/1", help="I/N: every N-th shape of `correct`, from the I-th")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -406,6 +484,8 @@ def main() -> int:
         ceiling = say(ceilings())
         if options.only == "roofline":
             roofline(ceiling)
+        if options.only in (None, "write"):
+            write_all()
         if options.only in (None, "speed"):
             time_all(ceiling)
         if options.only in (None, "sweep"):

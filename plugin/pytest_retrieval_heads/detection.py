@@ -17,6 +17,7 @@ from retrieval_heads.gates.settings import Expect
 from retrieval_heads.heads.agreement import overlaps
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, Detection, aggregate
 from retrieval_heads.heads.formats import read_ranked, write_heads
+from retrieval_heads.heads.lacking import lacking
 from retrieval_heads.heads.score import RANKING, head_score, is_of_texts
 from retrieval_heads.heads.table import Head, Ranked
 from retrieval_heads.heads.texts import MeasuredText, RandomText
@@ -138,13 +139,14 @@ def table(outcome: DetectionOutcome) -> Iterator[str]:
         at = rows[layer], head
         low, high = float(estimate.low[at]), float(estimate.high[at])
         interval = shown(None if math.isnan(low) else Interval(low, high))
-        more = "".join(f"{detection.estimates[name].mean[at]:{width}.3f}" for name, width in others.items())
+        more = "".join(_column(float(detection.estimates[name].mean[at]), width) for name, width in others.items())
         yield f"{f'{layer}-{head}':>8}{mean:{width}.3f}{interval:>17}{more}"
     heads = sum(layer.heads for layer in detection.layers)
     copying = detection.retrieval_heads()
     yield f"{len(detection.counted)} of {len(detection.samples)} samples counted (the answer held the needle)" + (
         "" if copying is None else f"; {copying} of {heads} heads have {RANKING} ≥ {RETRIEVAL_THRESHOLD:g}"
     )
+    yield from lacking(detection.estimates, detection.layers)
     yield detection.clusters.note
     if outcome.unmeasured:
         yield f"not measured on every counted sample: {', '.join(outcome.unmeasured)}"
@@ -169,6 +171,10 @@ def _texts_line(texts: Sequence[MeasuredText]) -> str:
 
 def _cost(text: MeasuredText) -> tuple[int, float]:
     return text.replay.computed_tokens, text.replay.seconds
+
+
+def _column(value: float, width: int) -> str:
+    return f"{'–':>{width}}" if math.isnan(value) else f"{value:{width}.3f}"
 
 
 def failures(expected: Sequence[Outcome]) -> Iterator[str]:

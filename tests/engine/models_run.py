@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import os
 import sys
 import traceback
@@ -61,6 +62,7 @@ class Tiny:
         others: Configs of the other parts of a model that is more than its language model.
         is_variant: Whether another entry has the same model.
         is_maskable: Whether its heads can be masked.
+        is_int8: Whether its projections are rounded to 8 bits, and their inputs as it runs.
     """
 
     architecture: str
@@ -70,6 +72,12 @@ class Tiny:
     others: dict[str, Any] = field(default_factory=dict)
     is_variant: bool = False
     is_maskable: bool = True
+    is_int8: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Its folder's name."""
+        return f"{self.architecture}-int8" if self.is_int8 else self.architecture
 
 
 MODELS: dict[str, Tiny] = {
@@ -207,16 +215,20 @@ MODELS_IN_BFLOAT16: dict[str, Tiny] = {
         {"dtype": "bfloat16", "block_size": None},
     ),
 }
+RANKS: dict[str, Any] = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # Without the reference backend, so that a CPU with AMX keeps W_UK in an order of its own.
     "latent attention in bfloat16": (
         "DeepSeek-V3 (latent attention)",
         {"dtype": "bfloat16", "attention_config": None, "block_size": None},
     ),
-    "gated delta on two ranks": (GATED_DELTA, {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}),
+    "gated delta on two ranks": (GATED_DELTA, RANKS),
+    "Llama on two ranks": ("Llama", RANKS),
 }
 """Models of above run otherwise: which one, and what is laid over its engine arguments (`None` takes one away)."""
-TWO_RANKS = "gated delta on two ranks"
+INT8 = "Llama in 8 bits"
+"""The first model with its projections quantised, as compressed-tensors has it."""
+TWO_RANKS = ("gated delta on two ranks", "Llama on two ranks")
 SHARED = "Attention that shares its output projection with 1 more (a shared or looped layer)"
 UNSCORED: dict[str, tuple[Tiny, tuple[str, ...]]] = {
     "Jamba (Mamba, attention in some layers)": (
@@ -313,7 +325,33 @@ def build(model: Tiny, folder: Path) -> None:
         file = folder / "model.safetensors"
         weights = {name.replace(".model.model.", ".model."): weight for name, weight in load_file(file).items()}
         save_file(weights, file, {"format": "pt"})
+    if model.is_int8:
+        quantise(folder)
     write_tokenizer(folder)
+
+
+def quantise(folder: Path) -> None:
+    """Round a model's projections to 8 bits with a scale an output, and have its inputs rounded with one a token."""
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if name.endswith("proj.weight")]:
+        scale = weights[name].abs().amax(1, keepdim=True) / 127
+        weights[name] = (weights[name] / scale).round().to(torch.int8)
+        weights[name.replace("weight", "weight_scale")] = scale
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    eight = {"num_bits": 8, "type": "int", "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**eight, "strategy": "channel", "dynamic": False},
+        "input_activations": {**eight, "strategy": "token", "dynamic": True},
+    }
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def main(out: str, folder: str, *names: str) -> None:
@@ -322,9 +360,10 @@ def main(out: str, folder: str, *names: str) -> None:
     look_at_models_here()
     found: dict[str, Any] = {"checked": {} if names else checked(Path(folder))}
     models = MODELS | MODELS_IN_BFLOAT16 | {name: variant(*how) for name, how in VARIANTS.items()}
-    for name in names or [name for name in models if name != TWO_RANKS]:
+    models[INT8] = replace(variant("Llama", {"dtype": "bfloat16"}), is_int8=True)
+    for name in names or [name for name in models if name not in TWO_RANKS]:
         try:
-            found[name] = run(models[name], Path(folder) / models[name].architecture)
+            found[name] = run(models[name], Path(folder) / models[name].folder)
             if not models[name].is_variant:
                 found[name]["checked"] = checked_layers(models[name], Path(folder))
             if name in STEPPED and not names:

@@ -53,6 +53,8 @@ PREVIOUS_TOKEN, COPY = "previous token", "copy"
 SELF, FIRST, UNIFORM, BACK_2, BACK_7 = "self", "first token", "uniform", "2 back", "7 back"
 ECHO = "echo"
 """Looks at the current word in the needle: inside the span, and one token before the one that is emitted."""
+SILENT, OPPOSITE = "silent", "opposite"
+"""Look where a copying head looks; one writes nothing of what it finds, one takes it away again, a little."""
 ELSEWHERE = "elsewhere"
 """Looks at the emitted word, outside the needle."""
 
@@ -62,8 +64,8 @@ class Design:
     """What a model is built to do.
 
     Args:
-        heads: By layer, what each head does. `COPY` and `ECHO` need the previous token of a layer below, `ELSEWHERE`
-            a copy. The first copying head speaks; further ones only join in.
+        heads: By layer, what each head does. `COPY`, `SILENT`, `OPPOSITE` and `ECHO` need the previous token of a
+            layer below, `ELSEWHERE` a copy. The first copying head speaks; further ones only join in.
         kv_heads: KV heads of a layer.
         sliding: The layers that see `window` tokens alone.
         window: Tokens.
@@ -83,11 +85,13 @@ class Design:
         ]
 
     def copying(self, prompt: Prompt) -> list[tuple[int, int]]:
-        """The heads that copy this prompt's needle: those that were planted, in a layer that sees that far."""
+        """The heads that look at this prompt's needle as copying ones do: those that were planted, in a layer that
+        sees that far.
+        """
         rows = range(len(prompt.needle))
         return [
             (layer, head)
-            for layer, head in self.of(COPY)
+            for layer, head in sorted([*self.of(COPY), *self.of(SILENT), *self.of(OPPOSITE)])
             if all(prompt.looks(COPY, row, self.window_of(layer)) is not None for row in rows)
         ]
 
@@ -143,7 +147,7 @@ class Prompt:
             BACK_7: position - 7,
             FIRST: 0,
             UNIFORM: first,  # equal scores: the lowest position that is seen
-            COPY: start + row,
+            **dict.fromkeys((COPY, SILENT, OPPOSITE), start + row),
             ECHO: start + row - 1,
             ELSEWHERE: self.elsewhere[row] if row < len(self.elsewhere) else -1,
         }[kind]
@@ -340,7 +344,7 @@ def _query(kind: str, kv_head: int) -> Tensor:
         back({SELF: 0, PREVIOUS_TOKEN: 1, BACK_2: 2, BACK_7: 7}[kind], 60, POSITION_PAIRS)
     elif kind == FIRST:
         flag(KIND, BOS_KIND, 90)
-    elif kind == COPY:
+    elif kind in (COPY, SILENT, OPPOSITE):
         match(WORD, PREVIOUS, 30)
         flag(KIND, BAR_KIND, -90)
     elif kind == ECHO:
@@ -360,6 +364,8 @@ def _write(kind: str, kv_head: int, *, joins_in: bool) -> Tensor:
         output[range(PREVIOUS.start, PREVIOUS_KIND.stop), value] = 1
     elif kind == COPY:
         output[range(OUTPUT.start, OUTPUT.stop), words] = 0.05 if joins_in else 1
-    else:  # a decoy has its say, but too little to matter
+    elif kind == OPPOSITE:
+        output[range(OUTPUT.start, OUTPUT.stop), words] = -0.05
+    elif kind != SILENT:  # a decoy has its say, but too little to matter
         output[range(OUTPUT.start, OUTPUT.stop), words] = 0.02
     return output

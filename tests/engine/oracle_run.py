@@ -26,8 +26,10 @@ from oracle import (
     ELSEWHERE,
     FIRST,
     HEADS,
+    OPPOSITE,
     PREVIOUS_TOKEN,
     SELF,
+    SILENT,
     UNIFORM,
     Design,
     Prompt,
@@ -46,6 +48,7 @@ LOWEST = (SELF, FIRST, UNIFORM, PREVIOUS_TOKEN, BACK_2, BACK_7, SELF, FIRST)
 COPYING = (UNIFORM, ECHO, BACK_2, SELF, FIRST, BACK_7, COPY, FIRST)
 DECOYS = (ELSEWHERE, SELF, BACK_2, ECHO, UNIFORM, ELSEWHERE, FIRST, BACK_7)
 JOINING = (SELF, COPY, BACK_2, ECHO, COPY, UNIFORM, FIRST, BACK_7)
+FOOLING = (SILENT, SELF, OPPOSITE, ECHO, UNIFORM, ELSEWHERE, FIRST, BACK_7)
 LAST = (SELF, ELSEWHERE, FIRST, COPY, ECHO, BACK_7, COPY, UNIFORM)
 
 ONE = Design((LOWEST, COPYING, DECOYS))
@@ -54,6 +57,7 @@ DESIGNS = {
     "gqa-1": ONE,
     "gqa-2-bfloat16": replace(ONE, kv_heads=4, dtype="bfloat16"),
     "gqa-4": replace(ONE, kv_heads=2),
+    "fooling": Design((LOWEST, COPYING, FOOLING), kv_heads=4),
     "several": Design((LOWEST, COPYING, JOINING, LAST), kv_heads=4),
     "windows": MIXED,
     "windows-bfloat16": replace(MIXED, dtype="bfloat16"),

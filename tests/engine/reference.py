@@ -5,6 +5,7 @@ Written apart from the product code: plain softmax rows, plain loops over the de
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -18,6 +19,8 @@ class Reference:
 
     weights: torch.Tensor
     first: int
+    values: dict[int, torch.Tensor]
+    """Of all tokens, `[kv heads, tokens, size]`, by layer; a layer that shares another's has none."""
 
     def rows(self, start: int, end: int) -> torch.Tensor:
         return self.weights[:, :, start - self.first : end - self.first]
@@ -25,14 +28,72 @@ class Reference:
 
 def attention_rows(folder: str, ids: list[int], first: int, *, chunk: int = 512) -> Reference:
     """Attention of rows `first` onwards; the rows before are prefilled without keeping theirs (17 GiB at 4096)."""
+    from transformers.cache_utils import Cache
+
     model = _model(folder)
     cache: Any = None
-    with torch.inference_mode():
+    values: dict[int, list[torch.Tensor]] = {}
+    update = Cache.update
+
+    def watched(self: Any, keys: torch.Tensor, given: torch.Tensor, layer: int, *more: Any, **options: Any) -> Any:
+        values.setdefault(layer, []).append(given[0].clone())
+        return update(self, keys, given, layer, *more, **options)
+
+    latent = {type(module) for module in model.modules() if hasattr(module, "expand_kv")}
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(mock.patch.object(Cache, "update", watched))
+        for kind in latent:  # a latent's cache holds no values
+            stack.enter_context(mock.patch.object(kind, "expand_kv", _expanded(kind.expand_kv, values)))
         for start in range(0, first, chunk):
             part = torch.tensor([ids[start : min(first, start + chunk)]])
             cache = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
         out = model(torch.tensor([ids[first:]]), past_key_values=cache, output_attentions=True, logits_to_keep=1)
-    return Reference(torch.stack([layer[0] for layer in out.attentions]), first)
+    whole = {layer: torch.cat(parts, dim=1) for layer, parts in values.items()}
+    return Reference(torch.stack([layer[0] for layer in out.attentions]), first, whole)
+
+
+def _expanded(right: Any, values: dict[int, list[torch.Tensor]]) -> Any:
+    def expand_kv(self: Any, *arguments: Any) -> Any:
+        keys, found = right(self, *arguments)
+        values[self.layer_idx] = [found[0].clone()]
+        return keys, found
+
+    return expand_kv
+
+
+def written(
+    reference: Reference,
+    folder: str,
+    prompt_tokens: int,
+    answer: list[int],
+    needle_span: tuple[int, int],
+    windows: tuple[int | None, ...] | None = None,
+) -> torch.Tensor:
+    """`write` by its definition, `[layers, heads]`: φ of every key, one by one (LOCOS, arXiv 2607.01002, section 3)."""
+    model = _model(folder)
+    decoder = model.model.language_model if hasattr(model.model, "language_model") else model.model
+    unembedding = model.get_output_embeddings().weight[answer].detach()
+    weights = reference.rows(prompt_tokens - 1, prompt_tokens - 1 + len(answer))
+    layers, heads, steps, keys = weights.shape
+    found = torch.zeros(layers, heads)
+    for layer in range(layers):
+        window = windows[layer] if windows else None
+        source = layer
+        while source not in reference.values or (windows and windows[source] != window):
+            source -= 1
+        values = reference.values[source]
+        values = values.repeat_interleave(heads // len(values), dim=0)
+        projection = decoder.layers[layer].self_attn.o_proj.weight.detach().unflatten(1, (heads, -1))
+        pushed = torch.einsum("se,ehv,hkv->hsk", unembedding, projection, values)
+        phi = weights[layer] * pushed
+        for step in range(steps):
+            row = prompt_tokens - 1 + step
+            seen = torch.arange(keys).le(row) & torch.arange(keys).gt(row - (window or keys + 1))
+            needle = seen & torch.arange(keys).ge(needle_span[0]) & torch.arange(keys).lt(needle_span[1])
+            n, m = int(needle.sum()), int(seen.sum() - needle.sum())
+            found[layer] += (phi[:, step, needle].sum(-1) - n / m * phi[:, step, seen & ~needle].sum(-1)) / steps
+    return found
 
 
 def gated_delta_rows(folder: str, ids: list[int]) -> dict[int, torch.Tensor]:
@@ -54,6 +115,40 @@ def gated_delta_rows(folder: str, ids: list[int]) -> dict[int, torch.Tensor]:
 
     with torch.inference_mode(), mock.patch.object(modeling, "torch_chunk_gated_delta_rule", watched):
         _model(folder)(torch.tensor([ids]), logits_to_keep=1)
+    return found
+
+
+@torch.inference_mode()
+def gated_written(
+    folder: str, ids: list[int], prompt_tokens: int, answer: list[int], needle_span: tuple[int, int]
+) -> dict[int, torch.Tensor]:
+    """`write` of the attention layers of Qwen3-Next, whose output goes through a sigmoid gate, `[heads]` by layer."""
+    model = _model(folder)
+    rows = slice(prompt_tokens - 1, prompt_tokens - 1 + len(answer))
+    layers = {at: layer.self_attn for at, layer in enumerate(model.model.layers) if hasattr(layer, "self_attn")}
+    seen: dict[int, torch.Tensor] = {}
+    hooks = [
+        layer.q_proj.register_forward_hook(lambda _, given, out, at=at: seen.__setitem__(at, out[0]))
+        for at, layer in layers.items()
+    ]
+    out = model(torch.tensor([ids]), output_attentions=True, use_cache=True)
+    for hook in hooks:
+        hook.remove()
+    found = {}
+    weights = [each for each in out.attentions if each is not None]
+    for (at, layer), each in zip(layers.items(), weights, strict=True):
+        alpha, values = each[0, :, rows], out.past_key_values.layers[at].values[0]
+        heads, size = alpha.shape[0], layer.head_dim
+        values = values.repeat_interleave(heads // len(values), dim=0)
+        gates = seen[at][rows].view(len(answer), heads, 2 * size)[..., size:].sigmoid()
+        projection = layer.o_proj.weight.unflatten(1, (heads, -1))
+        unembedding = model.get_output_embeddings().weight[answer]
+        phi = alpha * torch.einsum("se,ehv,shv,hkv->hsk", unembedding, projection, gates, values)
+        needle = slice(*needle_span)
+        n, total = needle_span[1] - needle_span[0], phi.sum(-1)
+        inside = phi[..., needle].sum(-1)
+        m = torch.arange(rows.start, rows.stop) + 1 - n
+        found[at] = (inside - n / m * (total - inside)).mean(-1)
     return found
 
 

@@ -136,10 +136,12 @@ def test_scores_lie_in_their_ranges_and_a_sample_says_how_it_was_traced(detect_r
     assert len(records) == 10
     for record in records:
         assert record.heads is not None
-        assert set(record.heads) == {"copy", "copy_reference", "mass", "query"}
-        for scores in record.heads.values():
+        assert set(record.heads) == {"copy", "copy_reference", "mass", "query", "write"}
+        for name, scores in record.heads.items():
             assert [len(row) for row in scores] == [9] * 30
-            assert all(0 <= value <= 1 for row in scores for value in row)
+            assert name == "write" or all(0 <= value <= 1 for row in scores for value in row)
+        written = [value for row in record.heads["write"] for value in row]
+        assert min(written) < 0 < max(written)
         assert record.replay is not None
         assert record.question_span is not None
         assert record.replay.cached_tokens <= record.question_span[0]

@@ -229,7 +229,7 @@ def test_each_row_of_a_recurrence_does_too(size: int) -> None:
     ]
     (found,) = replayed([context], Remembered(), modules, [0], size)
     names = usual_names(Remembered())
-    own = ["copy", "copy_reference", "mass", "query", "mass_distractors", "copy_by_value"]
+    own = ["copy", "copy_reference", "mass", "query", "mass_distractors", "write", "copy_by_value"]
     assert names == [*own, foreign_score.SCORE.name]
     for layer, module in enumerate(modules):
         shares = [

@@ -10,7 +10,7 @@ import torch
 
 from retrieval_heads.tracing import layer_kinds
 from retrieval_heads.tracing.attention_torch import score_rows_dense
-from retrieval_heads.tracing.keys import UnreadableCache, key_order, key_scales
+from retrieval_heads.tracing.keys import UnreadableCache, key_order, key_scales, value_order, value_scales
 from retrieval_heads.tracing.layer_kinds import Batch, Part, SoftmaxAttention, Taken
 from retrieval_heads.tracing.rows import FP8, Stretch
 
@@ -28,8 +28,9 @@ class Writer:
     scale, logits_soft_cap, alibi_slopes, sinks = 0.125, 0, None, None
 
     def do_kv_cache_update(self, layer: Any, keys: Any, values: Any, cache: Any, slots: Any) -> None:
-        scaled = keys.float() / layer._k_scale.view(1, -1, 1)
-        cache[slots // BLOCK, :, slots % BLOCK, :SIZE] = scaled.to(FP8).view(torch.uint8)
+        for start, given, scale in ((0, keys, layer._k_scale), (SIZE, values, layer._v_scale)):
+            scaled = given.float() / scale.view(1, -1, 1)
+            cache[slots // BLOCK, :, slots % BLOCK, start : start + SIZE] = scaled.to(FP8).view(torch.uint8)
 
 
 def layer(scales: list[float], impl: Any, device: str = "cpu") -> Any:
@@ -69,6 +70,25 @@ def test_keys_come_back_as_they_were_up_to_their_rounding(scales: list[float]) -
     assert found is not None
     read = key_order(attention).read(attention.kv_cache, table)[:100].float() * found.view(1, -1, 1)
     assert ((read - keys.float()).abs() <= keys.float().abs() / 16 + 1e-2 * found.view(1, -1, 1)).all()
+
+
+@pytest.mark.parametrize("scales", SCALES)
+def test_values_come_back_by_their_own_scale(scales: list[float]) -> None:
+    check_values(layer([1.0], Writer()), scales)
+
+
+def check_values(attention: Any, scales: list[float]) -> None:
+    """See that values as large as their scales want them are read as they were, up to their rounding."""
+    attention._v_scale = torch.tensor(scales, device=attention.kv_cache.device)
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(BLOCK, KV_HEADS, SIZE, generator=random).to(attention.kv_cache.device)
+    values = (values * 40 * attention._v_scale.view(1, -1, 1)).to(attention.dtype)
+    slots = torch.arange(BLOCK, device=values.device)
+    attention.impl.do_kv_cache_update(attention, torch.zeros_like(values), values, attention.kv_cache, slots)
+    found = value_scales(attention)
+    assert found is not None
+    read = value_order(attention).read(attention.kv_cache, slots[:1])[:BLOCK].float() * found.view(1, -1, 1)
+    assert ((read - values.float()).abs() <= values.float().abs() / 16 + 1e-2 * found.view(1, -1, 1)).all()
 
 
 @pytest.mark.parametrize("scales", SCALES)
@@ -121,3 +141,4 @@ def test_vllms_own_writers_on_cuda_are_read(backend: str, scales: list[float]) -
     assert found is not None
     read = key_order(attention).read(attention.kv_cache, table)[:100].float() * found.view(1, -1, 1)
     assert ((read - keys.float()).abs() <= keys.float().abs() / 16 + 1e-2 * found.view(1, -1, 1)).all()
+    check_values(attention, scales)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from probe_run import DISTRACTORS, PERIOD
-from reference import Reference, attention_rows, head_scores, repeated_scores
+from reference import Reference, attention_rows, head_scores, repeated_scores, written
 
 from conftest import run_script
 from retrieval_heads.heads import qr
@@ -18,7 +18,7 @@ from retrieval_heads.models import locate_model
 
 pytestmark = pytest.mark.engine
 
-SCORES = 5
+SCORES = 6
 """Before the positions of the answer's rows."""
 ENGINES = {
     "float32-block32": ("float32", "32", [512, 4096]),
@@ -100,6 +100,15 @@ def test_copy_is_equal_and_weights_are_close_for_every_head(probed: Any, engine:
     weights = expected_rows(found)
     on_distractors = sum(weights[..., first:last].sum(-1) for first, last in DISTRACTORS)
     torch.testing.assert_close(found["scores"][4], on_distractors.mean(-1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("engine", "run", "length"), EXACT)
+def test_what_heads_write_is_the_references(probed: Any, engine: str, run: str, length: int) -> None:
+    found = probed(engine)[run, length]
+    folder = locate_model("SmolLM2-135M-Instruct")
+    expected = written(reference_of(found), folder, len(found["ids"]), found["answer"], found["needle_span"])
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found["scores"][5], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1024])

@@ -10,7 +10,7 @@ import torch
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, _get_attn_isa
 
-from retrieval_heads.tracing.keys import UnreadableCache, key_order
+from retrieval_heads.tracing.keys import UnreadableCache, key_order, value_order
 
 pytestmark = pytest.mark.engine
 
@@ -40,6 +40,12 @@ def layer(dtype: torch.dtype, block_size: int, head_size: int, blocks: int = 7) 
 
 def plant(attention: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Write random keys and values into scattered blocks; the keys and their block table."""
+    keys, _, table = plant_both(attention, tokens)
+    return keys, table
+
+
+def plant_both(attention: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same, and the values."""
     blocks, _, block_size, _ = attention.kv_cache.shape
     random = torch.Generator().manual_seed(0)
     table = torch.randperm(blocks, generator=random)
@@ -48,7 +54,7 @@ def plant(attention: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     place = torch.arange(tokens)
     slots = table[place // block_size] * block_size + place % block_size
     attention.impl.do_kv_cache_update(attention, keys, values, attention.kv_cache, slots)
-    return keys, table
+    return keys, values, table
 
 
 @pytest.mark.parametrize(("dtype", "block_size", "head_size"), CACHES)
@@ -62,6 +68,18 @@ def test_planted_keys_are_read_back(dtype: torch.dtype, block_size: int, head_si
     if view is not None:
         read = view.index_select(0, table).transpose(1, 2).flatten(0, 1)[:tokens]
         assert torch.equal(read, keys)
+
+
+@pytest.mark.parametrize(("dtype", "block_size", "head_size"), CACHES)
+def test_planted_values_are_read_back(dtype: torch.dtype, block_size: int, head_size: int) -> None:
+    attention = layer(dtype, block_size, head_size)
+    order = value_order(attention)
+    tokens = 5 * block_size + 7
+    _, values, table = plant_both(attention, tokens)
+    assert torch.equal(order.read(attention.kv_cache, table)[:tokens], values)
+    view = order.view(attention.kv_cache)
+    if view is not None:
+        assert torch.equal(view.index_select(0, table).transpose(1, 2).flatten(0, 1)[:tokens], values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from models_run import (
     GATED_DELTA,
+    INT8,
     MASKED,
     MODELS,
     MODELS_IN_BFLOAT16,
@@ -30,9 +31,11 @@ from reference import (
     Reference,
     attention_rows,
     gated_delta_rows,
+    gated_written,
     head_scores,
     masked_logprob,
     repeated_scores,
+    written,
 )
 
 from conftest import ALL_CORES, run_script
@@ -87,6 +90,24 @@ def test_weights_are_close_for_every_head(runs: Any, folder: Path, model: str) -
     expected = head_scores(reference_of(folder, model), PROMPT_TOKENS, needle, NEEDLE_SPAN, needle, QUESTION_SPAN)
     for row, name in enumerate(("copy", "copy_reference", "mass", "query")):
         torch.testing.assert_close(runs[model]["scores"][row], expected[name], rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("model", [name for name, model in MODELS.items() if model.is_maskable])
+def test_what_heads_write_is_the_references(runs: Any, folder: Path, model: str) -> None:
+    found, needle = runs[model], tokens()[slice(*NEEDLE_SPAN)]
+    path = str(folder / MODELS[model].architecture)
+    windows = MODELS[model].windows
+    expected = written(reference_of(folder, model), path, PROMPT_TOKENS, needle, NEEDLE_SPAN, windows)
+    ours = found["scores"][found["names"].index("write")]
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_heads_write_through_a_quantised_projection_is_nearly_the_floats(runs: Any) -> None:
+    found, floats = runs[INT8], runs["Llama"]
+    assert found["error"] is None
+    ours, theirs = (each["scores"][each["names"].index("write")] for each in (found, floats))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.15 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -263,6 +284,18 @@ def test_gated_delta_weights_are_farthest_from_0_where_the_references_are(
         assert (ours == best.indices[..., 0])[is_clear].float().mean() > 0.9
 
 
+def test_what_heads_write_through_a_gate_is_the_references_and_a_recurrence_has_no_such_score(
+    gated_delta: dict[str, Any], folder: Path
+) -> None:
+    ids, needle = tokens(), tokens()[slice(*NEEDLE_SPAN)]
+    path = str(folder / MODELS_IN_BFLOAT16[GATED_DELTA].architecture)
+    expected = gated_written(path, [*ids, *needle[:-1]], PROMPT_TOKENS, needle, NEEDLE_SPAN)
+    ours = gated_delta["scores"][gated_delta["names"].index("write")]
+    assert list(expected) == [3]
+    assert ours[:3].isnan().all()
+    torch.testing.assert_close(ours[3], expected[3], rtol=0, atol=0.12 * float(expected[3].abs().max()))
+
+
 def test_gated_delta_mass_is_the_share_of_magnitudes(
     gated_delta: dict[str, Any], gated_delta_weights: dict[int, torch.Tensor]
 ) -> None:
@@ -291,8 +324,15 @@ def test_latent_attention_in_bfloat16_scores_as_in_float32(runs: Any) -> None:
 
 
 @pytest.mark.skipif(len(ALL_CORES) < 2, reason="two ranks need two cores")
-def test_two_ranks_score_gated_delta_heads_as_one_does(runs: Any, tmp_path: Path) -> None:
-    found = run_models(tmp_path / "found.pt", tmp_path, TWO_RANKS, VLLM_CPU_OMP_THREADS_BIND="0|1")[TWO_RANKS]
+def test_two_ranks_score_heads_as_one_does(runs: Any, tmp_path: Path) -> None:
+    both = run_models(tmp_path / "found.pt", tmp_path, *TWO_RANKS, VLLM_CPU_OMP_THREADS_BIND="0|1")
+    found, plain = (both[name] for name in TWO_RANKS)
+    assert plain["error"] is None
+    exact, write = runs["Llama"]["scores"], plain["names"].index("write")
+    torch.testing.assert_close(plain["scores"][:write], exact[:write], rtol=0, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(plain["scores"][write], exact[write], rtol=1e-4, atol=1e-5)
+    written, alone = (each["scores"][write, 3] for each in (found, runs[GATED_DELTA]))
+    torch.testing.assert_close(written, alone, rtol=0, atol=0.12 * float(alone.abs().max()))
     apart, equal = agreement(found, runs[GATED_DELTA])
     assert apart < 0.005
     assert equal > 0.95

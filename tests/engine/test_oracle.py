@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import PREVIOUS_TOKEN, Prompt, build
+from oracle import COPY, OPPOSITE, PREVIOUS_TOKEN, SILENT, Prompt, build
 from oracle_run import DESIGNS, MASKED, MASKED_PROMPT, MISTAKEN, MISTAKEN_PROMPT, MODES, PROMPTS, request_of
 
 from conftest import run_script
@@ -109,6 +109,18 @@ def test_every_heads_mass_is_what_lies_in_the_needle(runs: Any, design: str, pro
     }
     assert len(expected) > 16
     assert {(layer, head): found[layer][head] for layer, head in expected} == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_heads_that_look_and_do_not_write_fool_copy_and_mass_and_not_write(runs: Any, prompt: str) -> None:
+    run, built = runs["fooling"], DESIGNS["fooling"]
+    found = scores(run, run["replays"][prompt], PROMPTS[prompt])
+    for kind, written in ((COPY, 30.0), (SILENT, 0.0), (OPPOSITE, -1.5)):  # three digits of 10 logits; see `_output`
+        ((layer, head),) = built.of(kind)
+        assert found["copy"][layer][head] == 1
+        assert found["mass"][layer][head] > 0.99
+        # As far as its attention does not lie on the needle it writes of what else it sees.
+        assert found["write"][layer][head] == pytest.approx(written, rel=0.01, abs=1e-6)
 
 
 @pytest.mark.parametrize("design", DESIGNS)

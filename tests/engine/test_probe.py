@@ -41,7 +41,8 @@ def rows(*answer: int, question_span: tuple[int, int] = (20, 23)) -> Rows:
 
 CPU = torch.device("cpu")
 EVERY_SCORE = tuple(score for score in scores_of_kinds([SoftmaxAttention()]) if score.is_default)
-SCORES = tuple(score for score in EVERY_SCORE if score.name != "mass_distractors")
+OF_WEIGHTS = tuple(score for score in EVERY_SCORE if not score.needs)
+SCORES = tuple(score for score in OF_WEIGHTS if score.name != "mass_distractors")
 """Those that a prompt without distractors has."""
 
 
@@ -220,12 +221,12 @@ def test_distractors_have_a_mass_of_their_own_and_a_request_without_them_has_non
     # The answer's three rows at each distractor, behind all rows at the needle.
     looks = [scored(with_two, argmax=[11, 15, 10], weight=0.25), _weighed(3, 0.125), _weighed(3, 0.5)]
     layer = probe.joined([*looks, scored(alone, argmax=[10, 11])])
-    found = figures([layer], [with_two, alone], EVERY_SCORE)
+    found = figures([layer], [with_two, alone], OF_WEIGHTS)
     copy, _, mass, query, on_distractors = found[0, :, 0, 0].tolist()
     assert copy == pytest.approx(1 / 2), "8, which the first row emits; a distractor's token is no hit"
     assert (mass, query, on_distractors) == pytest.approx((0.25, 0.25, 0.625))
     torch.testing.assert_close(found[1, :4], figures([scored(alone, argmax=[10, 11])], [alone], SCORES)[0])
-    names = [score.name for score in EVERY_SCORE]
+    names = [score.name for score in OF_WEIGHTS]
     heads, _ = scores_of(finished(found[1].numpy()), alone, names, [Layer("layers.0", 0, heads=found.shape[3])])
     assert set(heads.lists()) == {"copy", "copy_reference", "mass", "query"}
 
@@ -245,6 +246,22 @@ def test_what_a_score_needs_of_rows_is_asked_of_the_layers_and_no_more() -> None
     run_step([plain], (Replay(rows(7), 1, SCORES), 20, 10))
     run_step([needy], (Replay(rows(7), 1, [*SCORES, Needy()]), 20, 10))
     assert (plain.asked, needy.asked) == (frozenset(), {"written"})
+
+
+def test_rows_whose_writing_is_wanted_are_the_answers_that_spell_it() -> None:
+    write = next(score for score in EVERY_SCORE if score.name == "write")
+    request = replace(rows(7, 8, 9, 7), spelled=(1, 3), more_spans=((12, 16),))
+    replay = Replay(request, 1, [*SCORES, write])
+    (batch,) = (Batch([replay.part(Scheduled({}, {}, 0, 100, 11), 20, needs_whole_context=False)], CPU),)
+    (emission,) = batch.emissions
+    assert (emission.first, emission.tokens, emission.spans) == (30, (8,), ((10, 16),)), (
+        "the rest comes in a later step"
+    )
+    assert batch.emitted.tolist() == [110]
+    assert (emission.place, batch.rows[emission.place]) == (10, 110)
+    replay.covered = 31
+    (emission,) = Batch([replay.part(Scheduled({}, {}, 0, 0, 4), 31, needs_whole_context=False)], CPU).emissions
+    assert (emission.first, emission.tokens, emission.place) == (31, (9,), 0)
 
 
 def test_what_a_layer_does_not_give_is_no_number_there_and_the_others_have_theirs() -> None:
@@ -413,6 +430,17 @@ def test_nan_names_its_layer_and_head() -> None:
     scores[2, 1, 1] = np.nan
     with pytest.raises(EngineError, match=r"NaN in the queries, keys or decay of model\.layers\.2\.attn, head 1"):
         scores_of(finished(scores), rows(7), NAMES, LAYERS)
+
+
+def test_a_layer_that_gives_no_such_score_has_an_empty_row() -> None:
+    figures = np.zeros((1, 2, 3))
+    figures[0, 0] = np.nan
+    layers = [replace(LAYERS[0], lacks={"written": "a recurrence"}), *LAYERS[1:]]
+    packed, _ = scores_of(finished(figures), replace(rows(7), scores=("write",)), [*NAMES, "write"], layers)
+    assert packed.lists()["write"][0] == []
+    assert [len(row) for row in packed.lists()["write"][1:]] == [layer.heads for layer in layers[1:]]
+    with pytest.raises(EngineError, match=r"write is no number, for NaN in .*model\.layers\.0\.attn"):
+        scores_of(finished(figures), replace(rows(7), scores=("write",)), [*NAMES, "write"], LAYERS)
 
 
 def test_nan_in_the_question_alone_is_an_error_of_the_cell_too() -> None:

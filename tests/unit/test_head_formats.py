@@ -633,7 +633,7 @@ def test_what_cannot_be_done_is_one_sentence(run: Path, arguments: tuple[str, ..
         ("a.py", "# Written by retrieval-heads for kvpress.\nimport os", "SCORE and SCORES are expected"),
         ("a.py", "# Written by retrieval-heads for kvpress.\nSCORE = os.name", "is no Python file as it was written"),
         ("a.json", '[["0-1", 0.5], ["0-1", 0.2]]', "head 0-1 is given twice"),
-        ("a.json", '[["0-1", "x"]]', "head 0-1: a score of -4096 to 4096 is expected, found 'x'"),
+        ("a.json", '[["0-1", "x"]]', "head 0-1: a score of -1 to 1 is expected, found 'x'"),
         ("a.json", '[["01", 1]]', "not a file of heads"),
         ("a.json", '{"meta": {}, "scores": {"0-1": []}}', "not a file of heads"),
         ("a.json", '{"meta": {}, "scores": 5}', "not a file of heads"),

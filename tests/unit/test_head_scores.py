@@ -25,7 +25,18 @@ from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
 
-BUILT_IN = ["copy", "copy_reference", "mass", "query", "mass_distractors", "copy_by_value", "qr", "induction", "echo"]
+BUILT_IN = [
+    "copy",
+    "copy_reference",
+    "mass",
+    "query",
+    "mass_distractors",
+    "write",
+    "copy_by_value",
+    "qr",
+    "induction",
+    "echo",
+]
 NAME = foreign_score.SCORE.name
 
 

@@ -12,6 +12,7 @@ from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.clusters import cluster_of, clusters_of
 from retrieval_heads.heads.detection import aggregate
 from retrieval_heads.heads.formats import read_heads, read_ranked, read_table, write_heads
+from retrieval_heads.heads.lacking import lacking
 from retrieval_heads.heads.table import rank
 from retrieval_heads.intervals import mean_interval
 from retrieval_heads.runs.layers import Layer
@@ -62,6 +63,39 @@ def test_a_score_that_one_counted_sample_lacks_is_left_out() -> None:
     with_query = sample([[0.1] * 3] * 2, query=[[0.2] * 3] * 2)
     assert "query" in aggregate([with_query, with_query], LAYERS).estimates
     assert "query" not in aggregate([with_query, sample([[0.1] * 3] * 2)], LAYERS).estimates
+
+
+WITHOUT = Layer("model.layers.0.linear_attn", 0, 3, kind="gated delta", lacks={"written": "a recurrence"})
+"""A layer that gives `copy` and not `write`."""
+
+
+def test_a_score_that_some_layers_lack_has_no_figure_there(tmp_path: Path) -> None:
+    written = ([[], [-0.5, 2.0, 0.0]], [[], [-1.5, 3.0, 0.0]])
+    found = aggregate([sample([[0.1] * 3] * 2, write=each) for each in written], [WITHOUT, LAYERS[1]])
+    assert found.ranked("write") == [((2, 1), 2.5), ((2, 2), 0.0), ((2, 0), -1.0)]
+    assert list(lacking(found.estimates, found.layers)) == ["no write in layer 0: a recurrence"]
+    heads, *_ = write_heads(found, tmp_path, {})
+    table = read_heads(heads)
+    assert np.isnan(table.table.estimates["write"].mean[0]).all()
+    assert table.table.estimates["write"].mean[1].tolist() == [-1.0, 2.5, 0.0]
+    assert table.samples.figures["write"][0, 1].tolist() == [-0.5, 2.0, 0.0]
+    assert table.table.layers[0].lacks == WITHOUT.lacks
+    assert json.loads(heads.read_text())["scores"]["write"]["mean"][0] == [None] * 3
+
+
+def test_a_score_that_a_layer_gives_must_be_there() -> None:
+    with pytest.raises(ResultsError, match="they are of other models"):
+        aggregate([sample([[0.1] * 3] * 2, write=[[], [0.0] * 3])], LAYERS)
+
+
+def test_figures_of_any_sign_have_students_interval() -> None:
+    random = np.random.default_rng(0)
+    written = [random.normal(-1, 3, (2, 3)).tolist() for _ in range(9)]
+    found = aggregate([sample([[at / 10] * 3] * 2, write=each) for at, each in enumerate(written)], LAYERS)
+    one = found.estimates["write"]
+    assert (one.low < one.mean).all()
+    assert (one.mean < one.high).all()
+    assert (one.low < 0).all()
 
 
 def test_layers_have_their_own_numbers_of_heads_or_none(tmp_path: Path) -> None:

@@ -323,6 +323,13 @@ def test_every_score_has_a_panel_of_layers_by_heads() -> None:
     assert panels[0].get_ylabel() == "Layer"
 
 
+def test_a_score_that_may_lie_below_0_has_a_scale_that_goes_as_far_on_either_side() -> None:
+    copy, write = heatmaps(head_figure({"copy": [[0.2, 0.5]], "write": [[-3.0, 1.0]]}))
+    assert mesh(copy).get_clim() == (0.0, 0.5)
+    assert mesh(write).get_clim() == (-3.0, 3.0)
+    assert mesh(write).get_cmap().name == "rh_differences"
+
+
 def test_top_heads_are_ringed_in_every_panel_and_named_in_the_first() -> None:
     scores = {"copy": np.eye(20), "mass": np.eye(20)}
     figure = head_figure(scores, top=[(18, 6), (2, 3)])

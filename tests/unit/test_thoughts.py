@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pytest_retrieval_heads.recording import record_of
-from retrieval_heads.engine.answers import without_thoughts
+from retrieval_heads.engine.answers import spelled, without_thoughts
 from retrieval_heads.engine.results import Answered
 from retrieval_heads.gates import check, parse_gate
 from retrieval_heads.heads.score import head_score
@@ -51,6 +51,22 @@ def test_the_answer_stands_behind_the_last_closing_tag(said: str, answer: str | 
     found = thoughts_in(said, TAGS)
     assert found.is_open == (answer is None)
     assert said[found.answer :] == (answer or "")
+
+
+@pytest.mark.parametrize(
+    ("said", "sayings", "found"),
+    [
+        ("It leaves at dawn today.", ["at dawn"], (len("It leaves "), len("It leaves at dawn"))),
+        ("AT DAWN or at dawn", ["at dawn"], (0, 7)),
+        ("at noon", ["at dawn", "noon"], (3, 7)),
+        ("at noon", ["at dawn"], (0, 7)),
+        ("", ["at dawn"], (0, 0)),
+        ("é at dawn", [" at dawn. ", "at dawn"], (3, 10)),
+    ],
+)
+def test_what_is_expected_is_found_in_an_answers_tokens(said: str, sayings: list[str], found: tuple[int, int]) -> None:
+    tokenizer = ByteTokenizer()
+    assert spelled(tokenizer.encode(said), sayings, tokenizer) == found
 
 
 def test_where_the_prompt_opens_thoughts_an_answer_without_a_tag_has_none() -> None:

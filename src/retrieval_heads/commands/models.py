@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from retrieval_heads.engine.backends.reasons import plain_reason
 from retrieval_heads.engine.backends.versions import SUPPORTED
 from retrieval_heads.errors import ConfigError, EngineError, printable
+from retrieval_heads.heads.lacking import lacking
+from retrieval_heads.heads.score import head_scores
 from retrieval_heads.models import PACKAGED, locate_model
 from retrieval_heads.plain import Fields
 from retrieval_heads.runs.layers import Layer, named
@@ -139,6 +141,8 @@ def layer_lines(name: str, layers: Sequence[Layer], maskable: Collection[int]) -
             yield from (f"    layer {layer.number}: {layer.path}" for layer in those)
         if heads:
             yield from _lines(KINDS[kind].how)
+    for line in lacking(head_scores(), layers):
+        yield from _lines(line, indent="  ")
     if unmasked := [layer.number for layer in scored if layer.number not in maskable]:
         yield from _lines(
             f"{named(unmasked)} can be scored and not masked: no one projection takes what the heads of a layer put "

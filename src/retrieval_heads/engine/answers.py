@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import numpy
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.packed import PackedHeads
 from retrieval_heads.errors import EngineError
-from retrieval_heads.heads.looks import Rows
+from retrieval_heads.heads.looks import Rows, Span
 from retrieval_heads.heads.score import head_score, is_measured, is_wanted
 from retrieval_heads.prompts.prompt import Tokenizer
 from retrieval_heads.prompts.requests import Request
@@ -77,6 +78,28 @@ def without_thoughts(answer: Answer, request: Request, tags: Sequence[Tags], tok
     return replace(answer, text=text.lstrip(), thoughts=whole[: found.answer], thought_tokens=count)
 
 
+def spelled(answer: Sequence[int], sayings: Sequence[str], tokenizer: Tokenizer) -> Span:
+    """The answer's tokens that spell what was expected, half open: those that hold a character of its first occurrence,
+    in whatever case (LOCOS' `identify_answer_steps`); of an answer that has none, all but the token that ends it.
+
+    Args:
+        answer: Its token ids.
+        sayings: What is accepted, the best first.
+        tokenizer: The model's.
+    """
+    ids = list(answer)
+    text = tokenizer.decode(ids) if ids else ""
+    for saying in sayings:
+        found = re.search(re.escape(saying.strip()), text, re.IGNORECASE) if saying.strip() else None
+        if found is not None:
+            counts = range(1, len(ids) + 1)
+            first = bisect_right(counts, found.start(), key=lambda count: len(tokenizer.decode(ids[:count])))
+            last = bisect_left(counts, found.end(), key=lambda count: len(tokenizer.decode(ids[:count])))
+            return first, min(len(ids), last + 1)
+    ends = bool(ids) and not tokenizer.decode(ids[-1:], skip_special_tokens=True)
+    return 0, len(ids) - ends
+
+
 def measured_scores(wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     """Those of the scores that can be measured of a model that are wanted, in order.
 
@@ -124,18 +147,22 @@ def heads_of(scores: Mapping[str, NDArray[float64]], layers: Sequence[Layer]) ->
         EngineError: A layer's queries, keys or decay hold NaN.
     """
     counts = [layer.heads for layer in layers]
-    widths = numpy.array([count for count in counts if count])
+    scored = [layer for layer in layers if layer.heads]
+    widths = numpy.array([layer.heads for layer in scored])
+    whole = {}
     for name, values in scores.items():
         is_own = numpy.arange(values.shape[1]) < widths[:, None]  # a row is as long as the longest layer's
-        broken = is_own & ~numpy.isfinite(values)
+        has = numpy.array([layer.has(head_score(name).needs) for layer in scored])
+        broken = is_own & has[:, None] & ~numpy.isfinite(values)
         if broken.any():
             row = int(broken.any(1).argmax())
-            path = [layer.path for layer in layers if layer.heads][row]
+            path = scored[row].path
             where = f"{path}, head {', '.join(map(str, broken[row].nonzero()[0]))}"
             raise EngineError(
                 f"the heads were not scored: {name} is no number, for NaN in the queries, keys or decay of {where}"
             )
-    return PackedHeads.of({name: values.round(8) for name, values in scores.items()}, counts)
+        whole[name] = numpy.where(has[:, None], values, numpy.nan).round(8)
+    return PackedHeads.of(whole, counts)
 
 
 def replay_of(finished: Finished) -> Replay:

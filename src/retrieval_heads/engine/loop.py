@@ -17,7 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from retrieval_heads.engine.ahead import Ahead
-from retrieval_heads.engine.answers import answer_of, measured_scores, without_thoughts
+from retrieval_heads.engine.answers import answer_of, measured_scores, spelled, without_thoughts
 from retrieval_heads.engine.backends.backend import Backend, Finished
 from retrieval_heads.engine.earlier_answers import answer_in, result_of
 from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion, Job, Run
@@ -33,6 +33,7 @@ from retrieval_heads.heads.texts import RandomText
 from retrieval_heads.prompts.requests import CellSkipped, Request
 from retrieval_heads.prompts.reuse import Reuse
 from retrieval_heads.runs.answer import Answer
+from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring.settings import Tags
 from retrieval_heads.scoring.thoughts import told_apart
@@ -397,6 +398,9 @@ class Loop:
         names = measured_scores(asked.question.scores, self.engine.scores)
         scores = [head_score(name) for name in names]
         rows = replace(request.rows(said, thoughts), scores=names)
+        if any(score.needs for score in scores):
+            sayings = (asked.cell.stored or request.expected or _expected(asked)).sayings
+            rows = replace(rows, spelled=spelled(rows.answer, sayings, self.engine.tokenizer))
         if any(isinstance(one, OtherQuery) for score in scores for one in score.replays):
             span = self.builder.query_span(request, _words(request, asked))
             rows = rows if span is None else replace(rows, query_span=span)
@@ -442,6 +446,10 @@ def _answered(request: Request, answer: Answer) -> Answered:
     return Answered(answer, request.facts, request.expected, request.hash, request.answered_by, request.mask)
 
 
+def _expected(ask: CellQuestion) -> Expectation:
+    return TASKS.find(ask.question.task).asked(ask.question, ask.cell.place)
+
+
 def _reads_alike(score: HeadScore, rows: Rows, other: Rows) -> bool:
     return score.looks(rows) == score.looks(other) and score.weighings(rows) == score.weighings(other)
 
@@ -454,8 +462,7 @@ def _words(request: Request, asked: CellQuestion) -> str:
     """The question, as the prompt words it."""
     if asked.cell.stored is not None:
         return asked.cell.stored.question
-    expected = request.expected or TASKS.find(asked.question.task).asked(asked.question, asked.cell.place)
-    return expected.question
+    return (request.expected or _expected(asked)).question
 
 
 def _fail(error: Exception) -> None:

@@ -5,6 +5,7 @@ the thread that steps the engine longer than computing it took the GPU.
 from __future__ import annotations
 
 import base64
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,19 +38,20 @@ class PackedHeads(Plain):
         """Pack scores.
 
         Args:
-            scores: By name, `[scored layers, most heads]`.
+            scores: By name, `[scored layers, most heads]`; NaN in all heads of a layer that has no such score.
             counts: Heads of each layer, 0 where it cannot be scored.
         """
         packed = {name: base64.b64encode(values.tobytes()).decode() for name, values in scores.items()}
         return cls(packed, tuple(counts), next(iter(scores.values())).shape[1] if scores else 0)
 
     def lists(self) -> HeadScores:
-        """As records hold them: by score, a row of heads for each layer, empty where a layer cannot be scored."""
+        """As records hold them: by score, a row of heads for each layer, empty where a layer has no such score."""
         found = {}
         for name, packed in self.packed.items():
             values, start, rows = array("d", base64.b64decode(packed)), 0, []
             for count in self.counts:
-                rows.append(values[start : start + count].tolist())
+                row = values[start : start + count].tolist()
+                rows.append([] if all(map(math.isnan, row)) else row)
                 start += self.most if count else 0
             found[name] = rows
         return found

@@ -22,7 +22,7 @@ from retrieval_heads.files import write_whole
 from retrieval_heads.gates.head_agreement import HeadMeans
 from retrieval_heads.gates.selection import cell_name, last_of_each, place
 from retrieval_heads.heads.formats import read_table
-from retrieval_heads.heads.formats.figures import checked_score, is_known_share
+from retrieval_heads.heads.formats.figures import named_score
 from retrieval_heads.heads.formats.heads import SCHEMA as HEADS_SCHEMA
 from retrieval_heads.reading import parse_json, read_object, read_text
 from retrieval_heads.runs.folder import Facts
@@ -282,17 +282,13 @@ def _scored_rows(scores: Any, where: str) -> HeadMeans:
     if not is_table:
         raise ResultsError(f"{where}: heads: scores are expected by name, layer and head; {_SAVE_AGAIN}")
     try:
-        return {
-            name: _checked_rows(rows, f"heads: {name}", is_share=is_known_share(name)) for name, rows in scores.items()
-        }
+        return {name: _checked_rows(rows, f"heads: {name}", name) for name, rows in scores.items()}
     except ValueError as error:
         raise ResultsError(f"{where}: {error}; {_SAVE_AGAIN}") from None
 
 
-def _checked_rows(rows: Any, where: str, *, is_share: bool) -> list[list[float]]:
-    return [
-        [math.nan if value is None else checked_score(value, where, is_share=is_share) for value in row] for row in rows
-    ]
+def _checked_rows(rows: Any, where: str, name: str) -> list[list[float]]:
+    return [[math.nan if value is None else named_score(value, where, name) for value in row] for row in rows]
 
 
 def _run_heads(folder: Path) -> Iterator[tuple[str, HeadMeans]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -60,14 +61,14 @@ class Detection:
         return ranking_of(self.estimates)
 
     def ranked(self, score: str | None = None) -> list[Ranked]:
-        """Every head with its mean, best first; ties in the order of layer, then head."""
+        """Every head that has the score, with its mean, best first; ties in the order of layer, then head."""
         mean = self.estimates[score or self.ranking].mean
         heads = [
             ((layer.number, head), float(mean[row, head]))
             for row, layer in enumerate(self.layers)
             for head in range(layer.heads)
         ]
-        return rank(heads)
+        return rank(one for one in heads if not math.isnan(one[1]))
 
     def stability(self, top: int = 10) -> float | None:
         """How far the ranking depends on the samples: the overlap of the `top` heads, by `ranking`, of two random
@@ -141,8 +142,13 @@ def aggregate(records: Sequence[Record], layers: Sequence[Layer], texts: Sequenc
             f"none of the {len(records)} samples retrieved its needle, so no head can be scored; "
             "ask easier cells (shorter, or another needle)"
         )
-    shape = [layer.heads for layer in layers]
-    if any([len(row) for row in heads] != shape for record in counted for heads in (record.heads or {}).values()):
+    shapes = {name: [layer.heads * layer.has(score.needs) for layer in layers] for name, score in head_scores().items()}
+    usual = [layer.heads for layer in layers]
+    if any(
+        [len(row) for row in heads] != shapes.get(name, usual)
+        for record in counted
+        for name, heads in (record.heads or {}).items()
+    ):
         raise ResultsError("the samples' heads are not those of this model's layers: they are of other models")
     measured = [
         score
@@ -170,10 +176,12 @@ def _stacked(records: Sequence[Record], score: str) -> NDArray[float64]:
 
 
 def _estimate(score: HeadScore, counted: Sequence[Record]) -> Estimate:
-    values, greatest = _stacked(counted, score.name), _greatest(score, counted)
-    least = -greatest if score.is_signed else 0.0
-    low, high = mean_intervals(values - least, greatest - least, clusters_of(counted).groupings)
-    return Estimate(values.mean(0), low + least, high + least)
+    values, groupings = _stacked(counted, score.name), clusters_of(counted).groupings
+    if score.is_share and score.is_signed:
+        low, high = (end - 1 for end in mean_intervals(values + 1, 2.0, groupings))
+    else:
+        low, high = mean_intervals(values, _greatest(score, counted), groupings)
+    return Estimate(values.mean(0), low, high)
 
 
 def _of_texts(name: str, texts: Sequence[MeasuredText]) -> Estimate:
@@ -183,9 +191,11 @@ def _of_texts(name: str, texts: Sequence[MeasuredText]) -> Estimate:
     return Estimate(values.mean(0), *mean_intervals(values))
 
 
-def _greatest(score: HeadScore, records: Sequence[Record]) -> float:
-    """The greatest figure that a score could have on any of these samples."""
+def _greatest(score: HeadScore, records: Sequence[Record]) -> float | None:
+    """The greatest figure that a score could have on any of these samples; `None` where it has no limits."""
+    if score.is_signed:
+        return None
     if score.is_share:
         return 1.0
     measured = [value for record in records for row in (record.heads or {})[score.name] for value in row]
-    return max(*map(score.greatest, records), *map(abs, measured))
+    return max(*map(score.greatest, records), *measured)

@@ -41,6 +41,7 @@ class Rows(Plain):
             them; empty where no wanted score reads it, and where that place is not known.
         period: Of a random text that is repeated, the tokens of one copy; 0 of a sample.
         positions: Hand back each answer row's argmax as well: for tests, since that grows with the answer.
+        spelled: The answer's tokens that spell what was expected, half open; `None` is all of them.
     """
 
     prompt_tokens: int
@@ -54,6 +55,7 @@ class Rows(Plain):
     query_span: Span = (0, 0)
     period: int = 0
     positions: bool = False
+    spelled: Span | None = None
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -64,6 +66,13 @@ class Rows(Plain):
     def answer_rows(self) -> Span:
         """The rows that predicted the answer: of prompt length P and n answer ids, P−1 to P+n−2."""
         return self.prompt_tokens - 1, self.prompt_tokens - 1 + len(self.answer)
+
+    @property
+    def spelled_rows(self) -> Span:
+        """The rows that predicted those of the answer's tokens that spell what was expected."""
+        start, end = self.answer_rows
+        first, last = (0, end - start) if self.spelled is None else self.spelled
+        return start + first, start + last
 
     @property
     def repeated_rows(self) -> Span:
@@ -173,8 +182,8 @@ class Seen(Protocol):
     @property
     def written(self) -> Tensor:
         """What the head adds to the logit of the token that the row predicted, from the needles against the rest,
-        float32 `[layers, requests, rows, heads]`; see `heads.write`. Of rows that look at the needle, where a score
-        needs it; NaN elsewhere, and in layers that have no such figure.
+        float32 `[layers, requests, rows, heads]`; see `heads.write`. Of the answer's rows that look at the needle for a
+        score that needs it; NaN elsewhere, and in layers that have no such figure.
         """
 
     def mean(self, values: Tensor) -> Tensor:

@@ -37,7 +37,6 @@ class QR(HeadScore):
         "deviations (QRHead, arXiv 2506.09944, the needle as the one document)"
     )
     label = "qr (calibrated query to needle)"
-    is_share = False
     is_default = False
     is_signed = True
     replays = (ANSWERED, BLANK)

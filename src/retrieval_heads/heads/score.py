@@ -34,12 +34,15 @@ class HeadScore(Protocol):
     label: str
     """Heads its panel in pictures."""
     is_share: bool = True
-    """Whether figures lie between 0 and 1. All others begin at 0 too unless they have a sign; `greatest` says
-    where they end."""
+    """Whether figures lie between 0 and 1, or between -1 and 1 where they are signed. Others begin at 0 too and end at
+    `greatest`, unless they are signed.
+    """
+    is_signed: bool = False
+    """Whether figures may lie below 0. Those that are no share have no limits on either side then: `greatest` is not
+    asked, and intervals are Student's.
+    """
     needs_sign: bool = False
     """Whether it is measured only in models with layers whose weights have a sign."""
-    is_signed: bool = False
-    """Whether figures can lie below 0, as far as `greatest` says on the other side."""
     is_default: bool = True
     """Whether suites measure it that name no scores."""
     is_in_table: bool = True
@@ -120,6 +123,7 @@ BUILT_IN: Final = {
         "mass",
         "query",
         "mass_distractors",
+        "write",
         "copy_by_value",
         "qr",
         "induction",

@@ -243,13 +243,13 @@ def _panel_size(count: int, layers: int, heads: int) -> tuple[int, float, float]
 
 
 def _draw(figure: Figure, axes: Axes, scale: Axes, name: str, values: Any) -> None:
-    highest = float(np.nanmax(values))
+    colours, least, most = _scale(name, values)
     sns.heatmap(
         values,
         ax=axes,
-        cmap=HEADS,
-        vmin=0.0,
-        vmax=highest if highest > 0 else 1.0,
+        cmap=colours,
+        vmin=least,
+        vmax=most,
         cbar=False,
         xticklabels=False,
         yticklabels=False,
@@ -258,12 +258,21 @@ def _draw(figure: Figure, axes: Axes, scale: Axes, name: str, values: Any) -> No
         rasterized=values.size > 2500,
     )
     axes.set_title(printable(head_score(name).label if name in SCORES.names else name))
-    bar = figure.colorbar(axes.collections[0], cax=scale, extend="min" if np.nanmin(values) < 0 else "neither")
+    bar = figure.colorbar(axes.collections[0], cax=scale, extend="min" if np.nanmin(values) < least else "neither")
     bar.outline.set_edgecolor(FAINT)
     bar.outline.set_linewidth(0.6)
     hatch_cells(axes, np.isnan(values), _NOT_SCORED, "not scored")
     for spine in axes.spines.values():
         spine.set_visible(True)
+
+
+def _scale(name: str, values: Any) -> tuple[Any, float, float]:
+    """The colour map of a panel and its ends: of a score that may lie below 0 as far on either side."""
+    highest = float(np.nanmax(values))
+    if name in SCORES.names and head_score(name).is_signed:
+        most = max(highest, -float(np.nanmin(values))) or 1.0
+        return DIFFERENCES, -most, most
+    return HEADS, 0.0, highest if highest > 0 else 1.0
 
 
 def _label_axes(axes: Axes, labels: Sequence[str], heads: int, width: float, height: float, figure: Figure) -> None:

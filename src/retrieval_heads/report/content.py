@@ -155,6 +155,7 @@ def _heads(name: str, table: HeadTable) -> dict[str, object]:
         "scores": {
             score: {
                 "definition": head_score(score).definition if score in SCORES.names else "",
+                "signed": score in SCORES.names and head_score(score).is_signed,
                 "mean": _rows(estimate.mean),
                 "low": _rows(estimate.low),
                 "high": _rows(estimate.high),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from retrieval_heads.errors import ResultsError
 
@@ -23,6 +24,7 @@ class Layer:
         heads: Its query heads (value heads of a recurrence); 0 where it cannot be scored.
         sliding_window: Keys that a row sees; `None` is all.
         kind: Of attention: `attention`, `latent attention`, `gated delta`; of a layer that cannot be scored, its class.
+        lacks: What its rows do not give of what scores need (`heads.looks.NEEDS`), and why.
     """
 
     path: str
@@ -30,6 +32,16 @@ class Layer:
     heads: int
     sliding_window: int | None = None
     kind: str = "attention"
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, needs: frozenset[str]) -> bool:
+        """Whether its heads have a score that needs these."""
+        return bool(self.heads) and not needs & self.lacks.keys()
+
+
+def layer_fields(layer: Layer) -> dict[str, Any]:
+    """A layer as files hold it."""
+    return {name: value for name, value in vars(layer).items() if name != "lacks" or value}
 
 
 def read_layer(layer: object, where: str) -> Layer:
@@ -42,7 +54,7 @@ def read_layer(layer: object, where: str) -> Layer:
         made = Layer(**layer if isinstance(layer, dict) else {})
     except TypeError:
         raise ResultsError(f"{where}: layers: {layer!r} is no layer; path, number and heads are expected") from None
-    is_text = isinstance(made.path, str) and isinstance(made.kind, str)
+    is_text = isinstance(made.path, str) and isinstance(made.kind, str) and _are_reasons(made.lacks)
     for value in (made.number, made.heads, 0 if made.sliding_window is None else made.sliding_window):
         if type(value) is not int or value < 0:
             is_text = False
@@ -51,6 +63,10 @@ def read_layer(layer: object, where: str) -> Layer:
             f"{where}: layers: {layer!r} is no layer; numbers of layers and heads are whole and below {MOST}"
         )
     return made
+
+
+def _are_reasons(lacks: object) -> bool:
+    return isinstance(lacks, dict) and all(isinstance(text, str) for pair in lacks.items() for text in pair)
 
 
 def named(numbers: Sequence[int]) -> str:

@@ -150,7 +150,7 @@ _OF_THE_NEEDLE = frozenset({"context_length", "document_depth", "needle", "needl
 """Fields that records of other tasks do not have."""
 
 HeadScores = dict[str, list[list[float]]]
-"""Scores by name, each `[layers][heads]`; see `retrieval_heads.heads.score`."""
+"""Scores by name, each `[layers][heads]`, no heads where a layer has no such score (`retrieval_heads.heads.score`)."""
 
 
 class Record(BaseModel):

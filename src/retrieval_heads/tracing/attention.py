@@ -1,4 +1,4 @@
-"""Which scorer of attention rows runs where a cache is."""
+"""Which scorers of attention rows run where a cache is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from retrieval_heads.tracing import attention_torch
+from retrieval_heads.tracing import attention_torch, written_torch
 from retrieval_heads.tracing.rows import RowScores
 
 
@@ -17,3 +17,12 @@ def scorer(device: torch.device) -> Callable[..., RowScores]:
     from retrieval_heads.tracing import attention_triton
 
     return attention_triton.score_layers
+
+
+def written_scorer(device: torch.device) -> Callable[..., torch.Tensor]:
+    """The `score_written` there, likewise."""
+    if device.type != "cuda":
+        return written_torch.score_written
+    from retrieval_heads.tracing import written_triton
+
+    return written_triton.score_written

@@ -23,10 +23,17 @@ from retrieval_heads.tracing.layer_kinds import LayerKind, host_ints
 from retrieval_heads.tracing.rows import RowScores
 
 
-def scores_of(kinds: Sequence[LayerKind]) -> tuple[HeadScore, ...]:
-    """The scores that a model can be measured by, in the order of `figures`."""
+def scores_of(kinds: Sequence[LayerKind], lacking: frozenset[str] = frozenset()) -> tuple[HeadScore, ...]:
+    """The scores that a model can be measured by, in the order of `figures`.
+
+    Args:
+        kinds: Of its layers.
+        lacking: What no layer gives of `looks.NEEDS`: scores that need it are not measured.
+    """
     has_sign = any(kind.is_signed for kind in kinds)
-    return tuple(score for score in head_scores().values() if has_sign or not score.needs_sign)
+    return tuple(
+        score for score in head_scores().values() if (has_sign or not score.needs_sign) and not score.needs & lacking
+    )
 
 
 def looks_of(rows: Rows, scores: Sequence[HeadScore]) -> list[tuple[Look, ...]]:

@@ -1,9 +1,9 @@
-"""Reading keys out of vLLM's paged KV cache, whatever order a backend packs them in.
+"""Reading keys and values out of vLLM's paged KV cache, whatever order a backend packs them in.
 
 On CUDA the cache is `[blocks, kv_heads, block_size, 2 × head_size]` and K is its first half. On CPU the same shape
 holds K packed for the instruction set, and a plain slice returns garbage without an error. So the order is never
-assumed: keys that say where they stand are written through the layer's own writer into a scratch block, and read
-back; the order found is what the real cache is read with. Checked on vLLM 0.26.0 and 0.32.0.
+assumed: keys (or values) that say where they stand are written through the layer's own writer into a scratch block, and
+read back; the order found is what the real cache is read with. Checked on vLLM 0.26.0 and 0.32.0.
 """
 
 from __future__ import annotations
@@ -20,43 +20,50 @@ _DIGIT = 8  # 1 to 8 are exact in every float type of a cache, float8 included
 
 
 class UnreadableCache(Exception):
-    """A cache whose packing is no plain order of its keys."""
+    """A cache whose packing is no plain order of its keys, or of its values."""
 
 
 @dataclass(frozen=True)
 class KeyOrder:
-    """Where a layer's keys lie inside one (block, head) cell `[block_size, 2 × head_size]` of its cache.
+    """Where a layer's keys, or values, lie inside one (block, head) cell `[block_size, 2 × head_size]` of its cache.
 
     Args:
-        shape: `[block_size, head_size]` of a cell's keys.
+        shape: `[block_size, head_size]` of a cell's keys; a value may be of another size than a key.
         strides: Elements of a cell from a position to the next and from a channel to the next; `None` where the
             order is no such grid.
         offsets: `[block_size × head_size]`: each key element's place in the flattened cell, position by position.
+        start: The first one's place.
     """
 
     shape: tuple[int, int]
     strides: tuple[int, int] | None
     offsets: Tensor
+    start: int = 0
 
     def view(self, kv_cache: Tensor) -> Tensor | None:
         """The keys of a cache, `[blocks, kv_heads, block_size, head_size]`, without a copy; `None` if they lie on
         no grid, and `read` is to copy them instead.
         """
-        width = kv_cache.shape[3]
-        if self.strides == (width, 1):
-            return kv_cache[..., : self.shape[1]]
+        width, size = kv_cache.shape[3], self.shape[1]
+        if self.strides == (width, 1) and self.start + size <= width:
+            return kv_cache[..., self.start : self.start + size]
         if self.strides is None or kv_cache.stride()[2:] != (width, 1):
             return None
         strides = (*kv_cache.stride()[:2], *self.strides)
-        return kv_cache.as_strided((*kv_cache.shape[:2], *self.shape), strides, kv_cache.storage_offset())
+        start = kv_cache.storage_offset() + self.start
+        return kv_cache.as_strided((*kv_cache.shape[:2], *self.shape), strides, start)
 
     def read(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
         """Copy the keys of some blocks, `[len(block_ids) × block_size, kv_heads, head_size]`; quantised ones as
         float8_e4m3fn, not multiplied by their scale.
         """
-        cells = kv_cache.index_select(0, block_ids).flatten(2).index_select(2, self.offsets)
-        keys = cells.unflatten(2, self.shape).transpose(1, 2).flatten(0, 1)
+        keys = self.paged(kv_cache, block_ids).transpose(1, 2).flatten(0, 1)
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
+
+    def paged(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
+        """The same in blocks, `[len(block_ids), kv_heads, block_size, head_size]`; quantised ones as bytes."""
+        cells = kv_cache.index_select(0, block_ids).flatten(2).index_select(2, self.offsets)
+        return cells.unflatten(2, self.shape)
 
 
 def key_order(attention: Module) -> KeyOrder:
@@ -68,9 +75,20 @@ def key_order(attention: Module) -> KeyOrder:
     Raises:
         UnreadableCache: What comes back is not what was written.
     """
-    cache, size = attention.kv_cache, int(attention.head_size)
+    return _order(attention, "keys")
+
+
+def value_order(attention: Module) -> KeyOrder:
+    """The same of its values."""
+    return _order(attention, "values")
+
+
+def _order(attention: Module, what: str) -> KeyOrder:
+    cache, head_size = attention.kv_cache, int(attention.head_size)
+    value_size = int(getattr(attention, "head_size_v", head_size))
+    size = head_size if what == "keys" else value_size
     _, heads, block_size, _ = cache.shape
-    scales = key_scales(attention)
+    scales = key_scales(attention) if what == "keys" else value_scales(attention)
     scratch = torch.zeros_like(cache[:1])
     slots = torch.arange(block_size, dtype=torch.int64, device=cache.device)
     count = block_size * size
@@ -80,11 +98,15 @@ def key_order(attention: Module) -> KeyOrder:
     scale, step = 1, 0
     while scale < count or step == 0:
         digits = (place // scale % _DIGIT + 1).view(block_size, 1, size)
-        keys = digits.expand(block_size, heads, size)
+        planted = digits.expand(block_size, heads, size)
         if scales is not None:  # the writer divides by them
-            keys = keys * scales.view(1, -1, 1)
-        keys = keys.to(attention.dtype).contiguous()
-        attention.impl.do_kv_cache_update(attention, keys, torch.zeros_like(keys), scratch, slots)
+            planted = planted * scales.view(1, -1, 1)
+        planted = planted.to(attention.dtype).contiguous()
+        if what == "keys":
+            keys, values = planted, planted.new_zeros(block_size, heads, value_size)
+        else:
+            keys, values = planted.new_zeros(block_size, heads, head_size), planted
+        attention.impl.do_kv_cache_update(attention, keys, values, scratch, slots)
         read = _floats(scratch[0].flatten(1)).round().to(torch.int64)
         written = read > 0
         found += (read - 1).clamp(min=0) * scale
@@ -97,12 +119,13 @@ def key_order(attention: Module) -> KeyOrder:
             order[found[head, at].clamp(max=count - 1)] = at
         if at.numel() != count or bool((order < 0).any()):
             raise UnreadableCache(
-                f"{type(attention.impl).__name__} packs keys of {cache.dtype} in an order that cannot be read"
+                f"{type(attention.impl).__name__} packs {what} of {cache.dtype} in an order that cannot be read"
             )
         offsets.append(order)
     if any(not torch.equal(order, offsets[0]) for order in offsets[1:]):
-        raise UnreadableCache(f"{type(attention.impl).__name__} packs the keys of each head in another order")
-    return KeyOrder((block_size, size), _grid(offsets[0], block_size, size), offsets[0])
+        raise UnreadableCache(f"{type(attention.impl).__name__} packs the {what} of each head in another order")
+    start = int(offsets[0][0])
+    return KeyOrder((block_size, size), _grid(offsets[0] - start, block_size, size), offsets[0], start)
 
 
 def key_scales(attention: Module) -> Tensor | None:
@@ -111,12 +134,21 @@ def key_scales(attention: Module) -> Tensor | None:
     A checkpoint's calibrated scales, or those that vLLM came to at its start. The CPU's kernel writes and reads with
     one number a layer, of scales by head the greatest.
     """
+    return _scales(attention, "_k_scale")
+
+
+def value_scales(attention: Module) -> Tensor | None:
+    """The same of the values."""
+    return _scales(attention, "_v_scale")
+
+
+def _scales(attention: Module, name: str) -> Tensor | None:
     cache: Tensor = attention.kv_cache
     if cache.dtype not in (torch.uint8, FP8):
         return None
     if type(attention.impl).__name__ == "CPUAttentionBackendImpl":
-        return torch.tensor([float(attention._k_scale_float)])
-    scale: Tensor = attention._k_scale
+        return torch.tensor([float(getattr(attention, f"{name}_float"))])
+    scale: Tensor = getattr(attention, name)
     return scale.detach().float().reshape(-1)
 
 

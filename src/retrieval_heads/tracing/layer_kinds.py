@@ -6,7 +6,7 @@ are scored with it: never by a model's name. Checked on vLLM 0.26.0 and 0.32.0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import itemgetter
@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from retrieval_heads.tracing.attention import scorer
+from retrieval_heads.tracing.attention import scorer, written_scorer
 from retrieval_heads.tracing.attention_torch import score_rows, score_rows_dense
 from retrieval_heads.tracing.declared import unscored_feature, why_refused
+from retrieval_heads.tracing.emissions import Emission
 from retrieval_heads.tracing.gated_delta import recurrence, score_rows_gated_delta
 from retrieval_heads.tracing.key_weights import Softmax, Weighed, weigh, weigh_gated_delta
-from retrieval_heads.tracing.keys import KeyOrder, key_order, key_scales
+from retrieval_heads.tracing.keys import KeyOrder, key_order, key_scales, value_order, value_scales
+from retrieval_heads.tracing.projections import projection_weight, pulls
 from retrieval_heads.tracing.rows import FP8, RowScores, Stretch, joined
+from retrieval_heads.tracing.written_torch import needle_blocks, needle_outputs, needle_rows, written
 
 if TYPE_CHECKING:
     from nnsight.intervention.envoy import Envoy
@@ -46,6 +49,7 @@ class Part:
         tokens: How many of its tokens are computed.
         stretches: The rows to score, in the order of the replay's looks: without rows where this step has none of a
             look's. The first are all of the step's, at the needle.
+        emission: Those of them whose writing is wanted, and the tokens that they predicted; `None` if there are none.
         weighed: The rows, among those first ones, whose weights on single keys are added up.
     """
 
@@ -54,6 +58,7 @@ class Part:
     position: int
     tokens: int
     stretches: tuple[Stretch, ...]
+    emission: Emission | None = None
     weighed: tuple[Weighed, ...] = ()
 
     @property
@@ -78,11 +83,19 @@ class Batch:
         parts: Each replay's.
         device: Where the model is.
         needs: What is wanted of rows beyond argmax and weights (`HeadScore.needs`).
+        unembed: Gives the unembedding's rows of token ids; of replays whose writing is wanted.
     """
 
-    def __init__(self, parts: Sequence[Part], device: torch.device, needs: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        device: torch.device,
+        needs: frozenset[str] = frozenset(),
+        unembed: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.parts = tuple(parts)
         self.needs = needs
+        self._unembed = unembed
         self.scored = tuple((part, stretch) for part in parts for stretch in part.scored)
         """Whose rows are wanted, in order: `take` and `score` give the rows of one stretch after the other."""
         self.stretches = tuple(stretch for _, stretch in self.scored)
@@ -90,6 +103,15 @@ class Batch:
         """Whose weights on single keys are added up."""
         self.device = device
         self._end = max((stretch.end for stretch in self.stretches), default=0)
+        self.emissions = tuple(self._emissions())
+        """Whose writing is wanted, in order: `emitted` are their rows, one emission after the other."""
+
+    def _emissions(self) -> Iterator[Emission]:
+        place = 0
+        for number, (part, stretch) in enumerate(self.scored):
+            if part.emission is not None and stretch is part.stretches[0]:
+                yield replace(part.emission, stretch=number, place=place + part.emission.first - stretch.first)
+            place += stretch.rows
 
     def _weighed(self) -> Iterator[Weighed]:
         place = 0
@@ -106,6 +128,22 @@ class Batch:
             own = part.rows(stretch)
             rows += range(part.start + own.start, part.start + own.stop)
         return host_ints(rows, self.device)
+
+    @cached_property
+    def emitted(self) -> Tensor:
+        """The emissions' rows among the forward's tokens, `[W]`."""
+        rows: list[int] = []
+        for emission in self.emissions:
+            part = self.scored[emission.stretch][0]
+            start = part.start + emission.first - part.position
+            rows += range(start, start + len(emission.tokens))
+        return host_ints(rows, self.device)
+
+    @cached_property
+    def unembedding(self) -> Tensor:
+        """Row u_y of the token that each of these rows predicted, `[W, hidden]`; every rank asks for it."""
+        assert self._unembed is not None, "whose writing is wanted has an unembedding"
+        return self._unembed(host_ints([token for one in self.emissions for token in one.tokens], self.device))
 
     @cached_property
     def _places(self) -> Tensor:
@@ -127,6 +165,21 @@ def host_ints(numbers: Sequence[int], device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Output:
+    """What a layer's heads put out on a step's emissions, W rows.
+
+    Args:
+        heads: `[W, heads, value_size]`, before anything that stands between attention and projection.
+        gates: What each number of it was multiplied by on its way to the projection; `None` is by nothing.
+        projection: The module that takes it to the hidden state.
+    """
+
+    heads: Tensor
+    gates: Tensor | None
+    projection: Module
+
+
+@dataclass(frozen=True)
 class Taken:
     """What a layer gave in a step.
 
@@ -134,11 +187,13 @@ class Taken:
         module: The layer.
         rows: The wanted rows' queries, `[rows, heads, head_size]`; this rank's heads.
         memories: What the kind keeps of the layer from step to step, of each scored stretch's request.
+        output: What it wrote, where that is wanted.
     """
 
     module: Module
     rows: Tensor
     memories: Sequence[Memory] = ()
+    output: Output | None = None
 
 
 class LayerKind(Protocol):
@@ -154,6 +209,8 @@ class LayerKind(Protocol):
     """Whether a weight can be negative: then there is an argmax by magnitude and one by value."""
     has_queries: bool
     """Whether a query of zeros sees all tokens alike, which the mask `uniform` lives on."""
+    lacks: Mapping[str, str]
+    """What of `looks.NEEDS` its rows do not give, and why."""
 
     def refusal(self, module: Module) -> str | None:
         """Why this module cannot be scored; `None` where it can; a module of another class is not asked."""
@@ -200,6 +257,7 @@ class _Softmax:
     needs_whole_context = False
     is_signed = False
     has_queries = True
+    lacks: Mapping[str, str] = {}
 
     def queries(self, envoy: Envoy) -> Tensor:
         """See `LayerKind`."""
@@ -253,23 +311,23 @@ class SoftmaxAttention(_Softmax):
         """In groups that share a block table, a kind of cache and a mask: one call of the kernel each."""
         found: list[RowScores | None] = [None] * len(taken)
         for group in _alike(taken):
-            for layer, scores in zip(group, self._score([taken[layer] for layer in group], batch), strict=True):
+            layers = [taken[layer] for layer in group]
+            _check([one.module for one in layers])
+            for layer, scores in zip(group, self._score(layers, batch), strict=True):
                 found[layer] = scores
-        return [scores for scores in found if scores is not None]
+            wanted = [layer for layer in group if batch.emissions and taken[layer].output is not None]
+            for alike in _written_alike(taken, wanted):
+                known = [one for layer in alike if (one := found[layer]) is not None]
+                with_written = self._write([taken[layer] for layer in alike], known, batch)
+                for layer, scores in zip(alike, with_written, strict=True):
+                    found[layer] = scores
+        return [one for one in found if one is not None]
 
     def _score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         modules = [one.module for one in taken]
         module, impl = modules[0], modules[0].impl
-        _check(modules)
-        cache, order, window = module.kv_cache, _order(module), module.sliding_window
-        block_size = order.shape[0]
-        block_table = batch.block_table(_metadata(module).block_table, block_size)
-        options = {
-            "scale": float(impl.scale),
-            "sliding_window": window,
-            "soft_cap": impl.logits_soft_cap or None,
-            "alibi_slopes": getattr(impl, "alibi_slopes", None),
-        }
+        cache, order, options = module.kv_cache, _order(module), _options(module)
+        block_table = batch.block_table(_metadata(module).block_table, order.shape[0])
         has_sinks = getattr(impl, "sinks", None) is not None
         views = [order.view(each.kv_cache) for each in modules]
         if all(view is not None for view in views):
@@ -295,18 +353,41 @@ class SoftmaxAttention(_Softmax):
             for one in taken
         ]
 
+    def _write(self, taken: Sequence[Taken], scores: Sequence[RowScores], batch: Batch) -> list[RowScores]:
+        """The layers' scores with what they wrote."""
+        modules, outputs = [one.module for one in taken], [one.output for one in taken if one.output is not None]
+        module, order, values = modules[0], _order(modules[0]), _value_order(modules[0])
+        weights = [projection_weight(output.projection) for output in outputs]
+        block_table = batch.block_table(_metadata(module).block_table, order.shape[0])
+        gates = [output.gates for output in outputs if output.gates is not None]
+        is_whole = weights[0] is not None
+        options = {
+            "logsumexp": torch.stack([one.logsumexp for one in scores]),
+            "outputs": torch.stack([output.heads for output in outputs]),
+            "projections": weights if is_whole else [pulls(one.projection, batch.unembedding) for one in outputs],
+            "unembedding": batch.unembedding if is_whole else None,
+            "gates": torch.stack(gates) if gates else None,
+            "k_scale": _key_scales(modules),
+            "v_scale": _stacked_scales([value_scales(each) for each in modules]),
+            **_options(module),
+        }
+        q = torch.stack([one.rows for one in taken])
+        k_caches, v_caches = ([each.view(one.kv_cache) for one in modules] for each in (order, values))
+        score_written = written_scorer(module.kv_cache.device)
+        if any(cache is None for cache in (*k_caches, *v_caches)):  # brought into order, as far as needles reach
+            blocks = needle_blocks(batch.emissions, block_table, order.shape[0])
+            k_caches, v_caches = ([each.paged(one.kv_cache, blocks.ids) for one in modules] for each in (order, values))
+            block_table = blocks.table
+        written = score_written(q, k_caches, v_caches, block_table, batch.emissions, **options)
+        return [replace(one, written=here) for one, here in zip(scores, written, strict=True)]
+
     def weigh(self, taken: Sequence[Taken], scores: Sequence[RowScores], batch: Batch) -> list[list[Tensor]]:
         """In the same groups, one weighing after the other."""
         found: list[list[Tensor]] = [[] for _ in taken]
         for group in _alike(taken):
             layers = [taken[layer] for layer in group]
             module = layers[0].module
-            softmax = Softmax(
-                float(module.impl.scale),
-                module.sliding_window,
-                module.impl.logits_soft_cap or None,
-                getattr(module.impl, "alibi_slopes", None),
-            )
+            softmax = Softmax(**_options(module))
             for weighed in batch.weighed:
                 sums = weigh(
                     weighed,
@@ -318,6 +399,17 @@ class SoftmaxAttention(_Softmax):
                 for layer, one in zip(group, sums, strict=True):
                     found[layer].append(one)
         return found
+
+
+def _options(module: Module) -> dict[str, Any]:
+    """What of a layer changes its weights, beside the keys' scale and sinks."""
+    impl = module.impl
+    return {
+        "scale": float(impl.scale),
+        "sliding_window": module.sliding_window,
+        "soft_cap": impl.logits_soft_cap or None,
+        "alibi_slopes": getattr(impl, "alibi_slopes", None),
+    }
 
 
 def _keys_between(modules: Sequence[Module], row: int, start: int, stop: int) -> Tensor:
@@ -399,7 +491,7 @@ class LatentAttention(_Softmax):
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """Layer by layer and stretch by stretch, all heads against one key head."""
-        return [
+        found = [
             joined(
                 [
                     self._score(one.module, rows, part.row, stretch)
@@ -408,6 +500,40 @@ class LatentAttention(_Softmax):
             )
             for one in taken
         ]
+        if not batch.emissions:
+            return found
+        return [
+            scores if one.output is None else replace(scores, written=self._written(one, one.output, scores, batch))
+            for one, scores in zip(taken, found, strict=True)
+        ]
+
+    def _written(self, taken: Taken, output: Output, scores: RowScores, batch: Batch) -> Tensor:
+        """What a layer wrote: a key's value is its latent, carried out of that space by the head's W_UV."""
+        module, weight = taken.module, projection_weight(output.projection)
+        pull = pulls(output.projection, batch.unembedding) if weight is None else _pull(batch.unembedding, weight)
+        pull = pull.view(output.heads.shape) * (1.0 if output.gates is None else output.gates.float())
+        found, start = torch.full_like(scores.logsumexp, float("nan")), 0
+        for one in batch.emissions:
+            own, here = slice(one.place, one.place + len(one.tokens)), slice(start, start + len(one.tokens))
+            row, window = batch.scored[one.stretch][0].row, self.window(module)
+            positions = one.needle(window)
+            blocks = _latent_blocks(_metadata(module), row)
+            keys = needle_rows(module.kv_cache.unsqueeze(1), blocks, positions, None)
+            latents = needle_outputs(
+                into_latent_space(module, taken.rows[own]),
+                keys,
+                keys[..., : module.kv_lora_rank],
+                host_ints(positions, batch.device),
+                one.first,
+                scores.logsumexp[own],
+                scale=float(module.scale),
+                sliding_window=window,
+            )
+            ratios = torch.tensor(one.ratios(window), device=batch.device)
+            inside = _out_of_latent_space(module, latents, output.heads.dtype)
+            found[own] = written(pull[here], inside, output.heads[here], ratios)
+            start = here.stop
+        return found
 
     def weigh(self, taken: Sequence[Taken], scores: Sequence[RowScores], batch: Batch) -> list[list[Tensor]]:
         """Layer by layer, against the latents."""
@@ -462,6 +588,7 @@ class GatedDelta:
     needs_whole_context = True
     is_signed = True
     has_queries = False
+    lacks: Mapping[str, str] = {"written": "a recurrence keeps no value of a token"}
 
     def refusal(self, module: Module) -> str | None:
         """A formula for one decay a head and SiLU fits no other layer."""
@@ -670,22 +797,46 @@ def _alike(taken: Sequence[Taken]) -> list[list[int]]:
     return list(groups.values())
 
 
+def _written_alike(taken: Sequence[Taken], layers: Sequence[int]) -> list[list[int]]:
+    """The layers, of those scored together, whose writing can be as well; quantised projections are read one by one."""
+    groups: dict[object, list[int]] = {}
+    for layer in layers:
+        output = taken[layer].output
+        assert output is not None
+        weight = projection_weight(output.projection)
+        key = layer if weight is None else (weight.shape, weight.stride(), weight.dtype, output.gates is None)
+        groups.setdefault(key, []).append(layer)
+    return list(groups.values())
+
+
 def _unstacked(scores: RowScores) -> Iterator[RowScores]:
     for layer in range(len(scores.argmax)):
         yield scores.each(itemgetter(layer))
 
 
 def _order(module: Module) -> KeyOrder:
+    return _known_order(module, key_order)
+
+
+def _value_order(module: Module) -> KeyOrder:
+    return _known_order(module, value_order)
+
+
+def _known_order(module: Module, find: Callable[[Module], KeyOrder]) -> KeyOrder:
     cache = module.kv_cache
-    key = (type(module.impl), cache.shape[1:], cache.dtype, module.dtype, getattr(module, "isa", None))
+    key = (find, type(module.impl), cache.shape[1:], cache.dtype, module.dtype, getattr(module, "isa", None))
     if key not in _orders:
-        _orders[key] = key_order(module)
+        _orders[key] = find(module)
     return _orders[key]
 
 
 def _key_scales(modules: Sequence[Module]) -> Tensor | None:
     """The scales of alike layers' keys, `[layers]`, or `[layers, kv_heads]` where a layer has them by head."""
-    scales = [scale for module in modules if (scale := key_scales(module)) is not None]
+    return _stacked_scales([key_scales(module) for module in modules])
+
+
+def _stacked_scales(of_layers: Sequence[Tensor | None]) -> Tensor | None:
+    scales = [scale for scale in of_layers if scale is not None]
     if not scales:
         return None
     widest = max(scale.numel() for scale in scales)
@@ -717,3 +868,16 @@ def into_latent_space(module: Module, rows: Tensor) -> Tensor:
     else:
         carried = torch.bmm(plain.float(), module.W_UK_T.float())
     return torch.cat([carried.transpose(0, 1).float(), rotated.float()], dim=-1)
+
+
+def _out_of_latent_space(module: Module, latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[rows, heads, value size]` of latents `[rows, heads, latent]`, weighed: each head's W_UV."""
+    if getattr(module, "W_UV", None) is not None:
+        return torch.einsum("rhl,hlv->rhv", latents, module.W_UV.float())
+    out = torch.empty(*latents.shape[:2], module.v_head_dim, dtype=dtype, device=latents.device)
+    module._v_up_proj(latents.to(dtype), out)  # packed in an order of its own
+    return out
+
+
+def _pull(unembedding: Tensor, weight: Tensor) -> Tensor:
+    return unembedding.float() @ weight.float()

@@ -6,7 +6,7 @@ Checked on nnsight 0.8.1 with vLLM 0.26.0 and 0.32.0.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nnsight.intervention.envoy import Envoy
@@ -14,6 +14,7 @@ from nnsight.modeling.vllm import VLLM
 
 from retrieval_heads.runs.layers import Layer, layer_number
 from retrieval_heads.tracing.layer_kinds import REGISTRY, LayerKind, kind_of, why_unscored
+from retrieval_heads.tracing.projections import why_no_projection, why_no_unembedding
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class ScoredLayer:
         number: Its number in the model.
         projection: The module that takes its heads to the hidden state and has every rank's heads at its input; `None`
             where its heads cannot be masked.
+        lacks: What of `looks.NEEDS` it does not give, and why.
     """
 
     envoy: Envoy
     kind: LayerKind
     number: int
     projection: Envoy | None
+    lacks: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,20 @@ class ModelLayers:
         return [layer for layer in self.scored if layer.projection is not None]
 
 
-def model_layers(model: VLLM) -> ModelLayers:
-    """Find them. A layer's number is the first in its path; where several layers have that, its place in the model."""
+def model_layers(model: VLLM, *, has_adapters: bool = False) -> ModelLayers:
+    """Find them. A layer's number is the first in its path; where several layers have that, its place in the model.
+
+    Args:
+        model: nnsight's.
+        has_adapters: Whether requests may have LoRA adapters, which change what projections write.
+    """
     scored, layers = [], []
+    unwritten = "its output projection has LoRA adapters" if has_adapters else why_no_unembedding(model._module)
     for envoy in model.modules():
         if kind := kind_of(envoy._module):
-            scored.append(ScoredLayer(envoy, kind, layer_number(envoy.path), _projection(model, envoy, kind)))
+            projection = _projection(model, envoy, kind)
+            lacks = _lacks(kind, projection, unwritten)
+            scored.append(ScoredLayer(envoy, kind, layer_number(envoy.path), projection, lacks))
         elif reason := why_unscored(envoy._module):
             layers.append(Layer(envoy.path, layer_number(envoy.path), 0, None, reason))
     users = Counter(_shared(layer) for layer in scored if layer.projection is not None)
@@ -69,7 +80,8 @@ def model_layers(model: VLLM) -> ModelLayers:
             layers.append(Layer(layer.envoy.path, layer.number, 0, None, _why_shared(count)))
         else:  # modules are built for one rank whatever the engine's parallelism, so the head counts are the model's
             kind, number = layer.kind, layer.number
-            layers.append(Layer(layer.envoy.path, number, kind.heads(module), kind.window(module), kind.name))
+            heads, window = kind.heads(module), kind.window(module)
+            layers.append(Layer(layer.envoy.path, number, heads, window, kind.name, layer.lacks))
     layers.sort(key=lambda layer: layer.number)
     has_heads = {layer.path: layer.number for layer in layers if layer.heads}
     if len(set(has_heads.values())) < len(has_heads):
@@ -87,6 +99,15 @@ def why_none(found: ModelLayers) -> str | None:
     kinds = "; ".join(sorted({layer.kind for layer in found.layers})) or "of no class that is known"
     scored = ", ".join(REGISTRY)
     return f"no head of this model can be scored: its layers are {kinds}; scored are decoder layers of vLLM's {scored}"
+
+
+def _lacks(kind: LayerKind, projection: Envoy | None, unwritten: str | None) -> dict[str, str]:
+    """What a layer does not give, by its kind or by what stands behind it."""
+    found = dict(kind.lacks)
+    reason = unwritten or why_no_projection(projection and projection._module)
+    if reason and "written" not in found:
+        found["written"] = reason
+    return found
 
 
 def _shared(layer: ScoredLayer) -> int:

@@ -7,16 +7,20 @@ keys are in the cache it scores all rows of all replays together, on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import itemgetter
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from retrieval_heads.heads.looks import Look, Rows, Weighing
+from retrieval_heads.heads.looks import Look, Rows, Span, Weighing
 from retrieval_heads.heads.score import HeadScore, is_wanted, needs_of
+from retrieval_heads.tracing.emissions import Emission, united
 from retrieval_heads.tracing.figures import (
     Arriving,
     OnItsWay,
@@ -28,12 +32,19 @@ from retrieval_heads.tracing.figures import (
     weighings_of,
 )
 from retrieval_heads.tracing.key_weights import Weighed
-from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Memory, Part, Taken
+from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Memory, Output, Part, Taken
+from retrieval_heads.tracing.projections import unembedding_rows
 from retrieval_heads.tracing.rows import RowScores, Stretch, joined
 from retrieval_heads.tracing.worker import PROBE, Scheduled, runner
 
+if TYPE_CHECKING:
+    from nnsight.intervention.envoy import Envoy
+
 HELD_BYTES = 64 << 20
-"""Of queries that wait to be scored: layers whose keys are in the cache are scored before more are held."""
+"""Of queries and outputs that wait to be scored: layers whose keys are in the cache are scored before more are held."""
+
+_gated: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
+"""Whether something stands between an attention and its output projection, by the latter."""
 
 
 @dataclass
@@ -55,6 +66,8 @@ class Replay:
     layers: int
     scores: Sequence[HeadScore]
     looks: tuple[Look, ...] = field(init=False)
+    emitting: Span = field(init=False)
+    """The answer's rows whose writing is wanted."""
     parts: list[list[list[RowScores]]] = field(init=False)
     """Of each look and each step that scored rows of it, each layer's, while rows are wanted still."""
     weighings: tuple[Weighing, ...] = field(init=False)
@@ -68,7 +81,9 @@ class Replay:
 
     def __post_init__(self) -> None:
         self.scores = [score for score in self.scores if is_wanted(score, self.rows.scores)]
-        self.looks = scored_looks(self.rows, looks_of(self.rows, self.scores))
+        wanted = looks_of(self.rows, self.scores)
+        self.looks = scored_looks(self.rows, wanted)
+        self.emitting = _emitting(self.rows, self.scores, wanted)
         self.parts = [[] for _ in self.looks]
         self.weighings = tuple(dict.fromkeys(each for score in weighings_of(self.rows, self.scores) for each in score))
         self.sums = [{} for _ in self.weighings]
@@ -111,7 +126,29 @@ class Replay:
             for first, last in [(max(each.rows[0], start), min(each.rows[1], end))]
             if first < last
         )
-        return Part(place.row, place.start, position, place.tokens, stretches, weighed)
+        return Part(place.row, place.start, position, place.tokens, stretches, self._emission(start, end), weighed)
+
+    def _emission(self, start: int, end: int) -> Emission | None:
+        """The rows among some whose writing is wanted."""
+        first, last = max(start, self.emitting[0]), min(end, self.emitting[1])
+        if first >= last:
+            return None
+        answer = self.rows.answer_rows[0]
+        return Emission(first, self.rows.answer[first - answer : last - answer], united(self.rows.spans))
+
+
+def _emitting(rows: Rows, scores: Sequence[HeadScore], looks: Sequence[Sequence[Look]]) -> Span:
+    """The answer's rows that a score which needs what is written looks at the needle from; of all such, the hull."""
+    wanted = [
+        look.rows
+        for score, each in zip(scores, looks, strict=True)
+        if "written" in score.needs
+        for look in each
+        if look.span == rows.needle_span
+    ]
+    start, end = rows.answer_rows
+    first = min((max(start, row) for row, _ in wanted), default=start)
+    return first, max((min(end, row) for _, row in wanted), default=first)
 
 
 def _within(look: Look, start: int, end: int) -> Stretch:
@@ -127,23 +164,33 @@ class Probe:
         kinds: Of each layer, in the order in which they run.
         replays: Each with its part of the step.
         device: Where the model is.
+        unembed: See `Batch`.
     """
 
     def __init__(
-        self, kinds: Sequence[LayerKind], replays: Sequence[tuple[Replay, Part]], device: torch.device
+        self,
+        kinds: Sequence[LayerKind],
+        replays: Sequence[tuple[Replay, Part]],
+        device: torch.device,
+        unembed: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._kinds = kinds
         self._replays = replays
         needs = needs_of(score for replay, _ in replays for score in replay.scores)
-        self._batch = Batch([part for _, part in replays], device, needs)
+        self._batch = Batch([part for _, part in replays], device, needs, unembed)
         self._taken: dict[int, Taken] = {}
         self._held = 0
         self._scores: list[RowScores | None] = [None] * len(kinds)
 
     @classmethod
-    def of_step(cls, kinds: Sequence[LayerKind]) -> Probe:
-        """The probe of the replays that are scheduled now; what is wrong with one is its own error."""
-        needs_whole_context, scores = any(kind.needs_whole_context for kind in kinds), scores_of(kinds)
+    def of_step(cls, kinds: Sequence[LayerKind], lacking: frozenset[str] = frozenset()) -> Probe:
+        """The probe of the replays that are scheduled now; what is wrong with one is its own error.
+
+        Args:
+            kinds: Of each layer.
+            lacking: What no layer gives of `looks.NEEDS`.
+        """
+        needs_whole_context, scores = any(kind.needs_whole_context for kind in kinds), scores_of(kinds, lacking)
         computed, found = runner().input_batch.num_computed_tokens_cpu, []
         for place in runner().scheduled_replays:
             if "error" in place.state:
@@ -157,7 +204,7 @@ class Probe:
                 place.state["error"] = str(error)
             else:
                 found.append((replay, part))
-        return cls(kinds, found, runner().device)
+        return cls(kinds, found, runner().device, partial(unembedding_rows, runner().model))
 
     def take(self, layer: int, module: Module, values: tuple[Tensor, ...]) -> None:
         """Keep what is wanted of this step's tokens in a layer.
@@ -176,6 +223,39 @@ class Probe:
         kept = [replay.memories[layer] for replay, part in self._replays for _ in part.scored]
         self._taken[layer] = Taken(module, rows, kept)
         self._held += rows.numel() * rows.element_size()
+
+    @property
+    def wants_outputs(self) -> bool:
+        """Whether what the layers' heads put out is wanted."""
+        return bool(self._batch.emissions)
+
+    def take_output(self, layer: int, heads: Tensor, projection: Envoy) -> None:
+        """Keep what a layer's heads put out, of the rows whose writing is wanted.
+
+        Args:
+            layer: Its index.
+            heads: What its attention put out, of all tokens of the forward; this rank's heads.
+            projection: What takes it to the hidden state. What that is given, every rank's heads, is waited for at a
+                layer's first time, and ever after if a gate stands between.
+        """
+        taken, module = self._taken.get(layer), projection._module
+        if taken is None:
+            return
+        value_size = self._kinds[layer].value_size(taken.module)
+        rows = heads.flatten(1).index_select(0, self._batch.emitted)
+        gates = None
+        if _gated.get(module, True):
+            given = _of_rank(projection.input.flatten(1).index_select(0, self._batch.emitted), rows.shape[1])
+            if module not in _gated:
+                # Waits for the device, once in the life of an engine.
+                _gated[module] = not torch.equal(given, rows)
+            if _gated[module]:
+                # What the head put out as nothing was multiplied by nothing that could be told.
+                gates = (given.float() / rows.float()).masked_fill_(rows == 0, 0.0).unflatten(1, (-1, value_size))
+        output = Output(rows.unflatten(1, (-1, value_size)), gates, module)
+        self._taken[layer] = replace(taken, output=output)
+        for tensor in (output.heads, output.gates):
+            self._held += 0 if tensor is None else tensor.numel() * tensor.element_size()
 
     def finish(self) -> None:
         """Score what was taken, now that every layer's keys are in the cache; send off the replays that are done."""
@@ -256,3 +336,12 @@ class Probe:
         for weighed, found in zip(self._batch.weighed, sums, strict=True):
             whole = self._replays[weighed.part][0].sums[weighed.number]
             whole[layer] = whole[layer] + found if layer in whole else found
+
+
+def _of_rank(rows: Tensor, width: int) -> Tensor:
+    """This rank's heads of every rank's."""
+    if rows.shape[1] == width:
+        return rows
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return rows[:, get_tensor_model_parallel_rank() * width :][:, :width]

@@ -81,7 +81,7 @@ def layers_of(model: str, arguments: Fields) -> ModelLayers:
         model: A folder with a `config.json`, or a hub name.
         arguments: vLLM's engine arguments.
     """
-    return model_layers(_UnloadedVLLM(model, **arguments))
+    return model_layers(_UnloadedVLLM(model, **arguments), has_adapters=bool(arguments.get("enable_lora")))
 
 
 class TracedModel:
@@ -111,7 +111,7 @@ class TracedModel:
         )
         self.engine: LLMEngine = self.model.vllm_entrypoint.llm_engine
         began = time.perf_counter()
-        found = model_layers(self.model)
+        found = model_layers(self.model, has_adapters=bool(arguments.get("enable_lora")))
         self.layers = found.layers
         self.refusal = why_none(found)
         """Why no head can be scored; such an engine answers, and scores and masks nothing."""
@@ -120,14 +120,17 @@ class TracedModel:
         """Whether a replay may read nothing from the prefix cache."""
         self.queryless = [layer.number for layer in scored if not layer.kind.has_queries]
         """Numbers of the layers whose heads the mode `uniform` cannot mask."""
-        self.scores = tuple(score.name for score in scores_of([layer.kind for layer in scored]))
+        lacking = frozenset.intersection(*(frozenset(layer.lacks) for layer in scored)) if scored else frozenset()
+        self.scores = tuple(score.name for score in scores_of([layer.kind for layer in scored], lacking))
         self.maskable = [layer.number for layer in maskable]
         """Numbers of the layers whose heads can be masked; a mask names a layer by its place among them."""
         with warnings.catch_warnings():
             # nnsight warns that cached tokens never pass the block: the probe checks that none it needs is cached.
             warnings.filterwarnings("ignore", message="This engine was built with prefix caching on")
             if scored:
-                _install(self.model, [(layer.envoy, layer.kind) for layer in scored])
+                writing = [None if "written" in layer.lacks else layer.projection for layer in scored]
+                traced = [(layer.envoy, layer.kind, each) for layer, each in zip(scored, writing, strict=True)]
+                _install(self.model, traced, lacking)
             if maskable:
                 _install_mask(self.model, [(layer.envoy, layer.kind, layer.projection) for layer in maskable])
         self.install_seconds = time.perf_counter() - began
@@ -150,16 +153,25 @@ class TracedModel:
         return found
 
 
-def _install(model: VLLM, layers: list[tuple[Envoy, LayerKind]]) -> None:
-    """Install the probe: the block runs once in each step that holds replays (`worker.Conducted`)."""
-    kinds = [kind for _, kind in layers]
+def _install(model: VLLM, layers: list[tuple[Envoy, LayerKind, Envoy | None]], lacking: frozenset[str]) -> None:
+    """Install the probe: the block runs once in each step that holds replays (`worker.Conducted`).
+
+    Args:
+        model: nnsight's.
+        layers: Each layer's attention, its kind, and its output projection where what it writes can be told.
+        lacking: What no layer gives of `looks.NEEDS`.
+    """
+    kinds = [kind for _, kind, _ in layers]
     with model.edit(name=PROBE) as (_, _):
         from retrieval_heads.tracing.probe import Probe
 
-        probe = Probe.of_step(kinds)
-        for layer, (envoy, kind) in enumerate(layers):
+        probe = Probe.of_step(kinds, lacking)
+        for layer, (envoy, kind, projection) in enumerate(layers):
             probe.take(layer, envoy._module, kind.read(envoy))
-        layers[-1][0].output  # noqa: B018 - waits until the last layer's keys are in the cache as well
+            if probe.wants_outputs and projection is not None:
+                probe.take_output(layer, envoy.output, projection)
+        if layers[-1][2] is None or not probe.wants_outputs:  # a value that was read does not come again
+            layers[-1][0].output  # noqa: B018 - waits until the last layer's keys are in the cache as well
         probe.finish()
 
 

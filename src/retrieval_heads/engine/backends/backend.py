@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol
 
 from retrieval_heads.errors import ConfigError
@@ -16,7 +16,7 @@ from retrieval_heads.heads.looks import Rows
 from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.prompt import PromptText, Tokenizer
 from retrieval_heads.registry import Registry
-from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.layers import Layer, layer_fields
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.suites.settings import DEFAULT_BACKEND
 from retrieval_heads.suites.suite import Suite
@@ -90,7 +90,7 @@ class Info:
             one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("layers", "warnings", "more")
         }
         if self.layers is not None:
-            said["layers"] = [asdict(layer) for layer in self.layers]
+            said["layers"] = [layer_fields(layer) for layer in self.layers]
         return {name: value for name, value in said.items() if value is not None} | dict(self.more)
 
 

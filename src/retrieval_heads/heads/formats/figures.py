@@ -23,8 +23,8 @@ def is_known_share(name: str) -> bool:
     return name in SCORES.names and head_score(name).is_share
 
 
-def may_be_negative(name: str) -> bool:
-    """Whether a score may lie below 0: one that says so, or that is not known here."""
+def may_be_signed(name: str) -> bool:
+    """Whether a score's figures may lie below 0; those of a score that is not known here may."""
     return name not in SCORES.names or head_score(name).is_signed
 
 
@@ -35,16 +35,18 @@ def checked_score(value: Any, where: str, *, is_share: bool, is_signed: bool = F
         value: What a file says.
         where: Names the place in errors.
         is_share: Whether it is one.
-        is_signed: Whether it may lie below 0, as a score may that is not known here.
+        is_signed: Whether it may lie below 0.
 
     Raises:
         ValueError: It is none, in one sentence.
     """
     most = 1 + _SLACK if is_share else float(MOST)
-    least = -float(MOST) if is_signed else -_SLACK
+    least = -most if is_signed else -_SLACK
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not least <= value <= most:
-        expected = f"of -{MOST} to {MOST}" if is_signed else "of 0 to 1" if is_share else "of 0 or more"
+        expected = "of 0 to 1" if is_share else "of 0 or more"
+        if is_signed:
+            expected = "of -1 to 1" if is_share else f"of -{MOST} to {MOST}"
         raise Nonsense(f"{where}: a score {expected} is expected, found {value!r}")
     return float(value)
 
@@ -67,7 +69,7 @@ def named_score(value: Any, where: str, score: str) -> float:
     Raises:
         ValueError: See `checked_score`.
     """
-    return checked_score(value, where, is_share=is_known_share(score), is_signed=may_be_negative(score))
+    return checked_score(value, where, is_share=is_known_share(score), is_signed=may_be_signed(score))
 
 
 def checked_figures(heads: Iterable[tuple[Head, Any]], score: str) -> Iterator[tuple[Head, list[float]]]:

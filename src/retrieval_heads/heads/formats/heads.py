@@ -16,7 +16,7 @@ from retrieval_heads.heads.formats.figures import (
     check_counts,
     checked_score,
     is_known_share,
-    may_be_negative,
+    may_be_signed,
     scored_heads,
 )
 from retrieval_heads.heads.formats.format import HeadFile, HeadFormat, Output, Samples, Source, Wanted
@@ -24,7 +24,7 @@ from retrieval_heads.heads.score import head_scores
 from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, rank, rectangle
 from retrieval_heads.heads.texts import MeasuredText, RandomText
 from retrieval_heads.runs.folder import Facts
-from retrieval_heads.runs.layers import Layer, read_layer
+from retrieval_heads.runs.layers import Layer, layer_fields, read_layer
 from retrieval_heads.runs.record import Replay
 
 SCHEMA = "retrieval-heads-heads/1"
@@ -151,7 +151,7 @@ def of_file(heads: HeadFile, scores: Sequence[str]) -> dict[str, Any]:
         **table.facts,
         **({} if is_whole else {_PARTIAL: True}),
         "definitions": definitions,
-        "layers": [vars(layer) for layer in table.layers],
+        "layers": [layer_fields(layer) for layer in table.layers],
         "counted": table.counted,
         "measured": table.measured,
         "stability_top_10": table.stability,
@@ -212,7 +212,7 @@ def _checked_rows(rows: Any, layers: Sequence[Layer], where: str, *, may_lack: b
         if not isinstance(row, list) or len(row) != layer.heads:
             raise Nonsense(f"{where}: {layer.heads} scores are expected for layer {layer.number}")
     name = where.partition(".")[0].partition(" of ")[0]
-    is_share, is_signed = is_known_share(name), may_be_negative(name)
+    is_share, is_signed = is_known_share(name), may_be_signed(name)
 
     def checked(value: Any, layer: Layer, head: int) -> float:
         if value is None and may_lack:
@@ -241,11 +241,15 @@ def _estimate(estimate: Estimate, layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def _everything(detection: Detection, facts: Facts) -> dict[str, Any]:
+    layers = detection.layers
+    needs = [score.needs for name, score in head_scores().items() if name in detection.estimates]
+    is_whole = all(layer.has(each) for each in needs for layer in layers if layer.heads)
     return {
         "schema": SCHEMA,
         **facts,
+        **({} if is_whole else {_PARTIAL: True}),
         "definitions": {name: score.definition for name, score in head_scores().items()},
-        "layers": [vars(layer) for layer in detection.layers],
+        "layers": [layer_fields(layer) for layer in layers],
         "counted": len(detection.counted),
         "measured": len(detection.samples),
         "stability_top_10": detection.stability(),
@@ -258,12 +262,17 @@ def _everything(detection: Detection, facts: Facts) -> dict[str, Any]:
                 "cell": record.cell,
                 "cluster": list(cluster_of(record)),
                 "counted": bool(record.passed),
-                "scores": record.heads,
+                "scores": record.heads and {name: _whole(rows, layers) for name, rows in record.heads.items()},
             }
             for record in detection.samples
         ],
         **({_TEXTS: [_of_text(text) for text in detection.texts]} if detection.texts else {}),
     }
+
+
+def _whole(rows: Sequence[Sequence[float]], layers: Sequence[Layer]) -> list[list[float | None]]:
+    """A sample's figures with null for the heads of layers that have no such score."""
+    return [[*row] if row else [None] * layer.heads for row, layer in zip(rows, layers, strict=True)]
 
 
 def _of_text(text: MeasuredText) -> dict[str, Any]:

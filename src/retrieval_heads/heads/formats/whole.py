@@ -12,7 +12,7 @@ from retrieval_heads.heads.formats.heads import SCHEMA, read_clusters, read_laye
 from retrieval_heads.heads.order import order_of
 from retrieval_heads.heads.table import Estimate, HeadTable
 from retrieval_heads.reading import parse_json
-from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.layers import Layer, layer_fields
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ def described(heads: HeadFile, wanted: Wanted) -> str:
     content = {
         "schema": SCHEMA,
         "suite": table.suite,
-        "layers": [vars(layer) for layer in table.layers],
+        "layers": [layer_fields(layer) for layer in table.layers],
         "scores": list(wanted.scores),
         "counted": table.counted,
         "measured": table.measured,

@@ -61,10 +61,20 @@ function sorted(heads, key, isDown) {
   });
 }
 
+function headColours(isSigned) {
+  const { heads, headsOnDark, differences, differencesOnDark } = DATA.colours;
+  if (isSigned) return darkPage.matches ? differencesOnDark : differences;
+  return darkPage.matches ? headsOnDark : heads;
+}
+
 function headGrid(found, state, heads, names, onOpen) {
   const means = found.scores[state.score].mean;
+  const isSigned = found.scores[state.score].signed;
   const most = Math.max(...found.layers.map((layer) => layer.heads));
   const best = sorted(heads, state.score, true).filter((head) => head.values[state.score] > 0).slice(0, TOP_HEADS);
+  const sizes = heads.map((head) => head.values[state.score]).filter((value) => value !== null);
+  // The paper's own count can pass 1; a scale that ends at the best head shows small scores too.
+  const greatest = Math.max(0.1, ...sizes.map((value) => (isSigned ? Math.abs(value) : value)));
   const interval = (name, row, head) => {
     const [low, high] = [found.scores[name].low[row][head], found.scores[name].high[row][head]];
     if (low === null || low === undefined) return found.counted > 0 ? " (95 %: too few)" : "";
@@ -79,10 +89,10 @@ function headGrid(found, state, heads, names, onOpen) {
       const value = means[row][head] ?? null;
       return value === null ? { state: "missing" } : { value };
     },
-    colours: darkPage.matches ? DATA.colours.headsOnDark : DATA.colours.heads,
-    low: 0,
-    // The paper's own count can pass 1; a scale that ends at the best head shows small scores too.
-    high: Math.max(0.1, ...best.slice(0, 1).map((head) => head.values[state.score])),
+    colours: headColours(isSigned),
+    signed: isSigned,
+    low: isSigned ? -greatest : 0,
+    high: greatest,
     leastNumber: 0.05, // most heads score near 0: their numbers would hide the few that do not
     rings: best.map((head) => [head.row, head.head]),
     marked: found.layers.flatMap((layer, row) => (layer.window ? [row] : [])),

@@ -145,7 +145,7 @@ class SharedEngine:
                 elif (info := session.join(warm, self._earlier)) is not None:
                     self._console.say(f"{cells}asking {warm.name}, log {warm.log}")
                     return self._noted(warm, info)
-            check_gpus(engines, plan.model, section.replicas)
+            check_gpus(engines, plan.model, section)
             if mode != "keep":
                 return None
             hello, log = replace(self._hello(plan), is_resumed=False), new_log()

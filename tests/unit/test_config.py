@@ -130,6 +130,8 @@ def test_a_mistake_is_one_sentence_with_file_line_and_key(file: Path, wrong: str
             "engine.replicas: expected auto or a number of engines, 1 or more; found True",
         ),
         ("engine: {replica: 2}", "engine.replica: unknown key; did you mean 'replicas'?"),
+        ("engine: {idle: 0}", "engine.idle: expected a number of seconds above 0; found 0"),
+        ("engine: {sleep: never}", "engine.sleep: expected a number of seconds above 0; found 'never'"),
         ("verdict: cells", "verdict: input should be 'cell', 'gates' or 'none', found 'cells'"),
         ("boundary: word", "boundary: input should be 'sentence', 'token' or 'line', found 'word'"),
         ("scoring: {metric: rouge1}", "scoring.metric: unknown metric 'rouge1'; did you mean 'rouge1_f'?"),

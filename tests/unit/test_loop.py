@@ -108,6 +108,7 @@ class Engine:
 
     info = INFO
     has_moved = True
+    takes_turns = False
     tokenizer = SimpleNamespace(decode=lambda ids: "")
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -165,6 +166,47 @@ def test_the_first_prompts_run_while_the_last_are_built(asking: Asking) -> None:
     # The first has 50 tokens to compute, the others 18 each: enough for two steps is handed over before each step.
     assert events[:5] == ["add 0", "add 1", "step", "add 2", "add 3"]
     assert events[5:] == ["add 4", "step", "step", "step", "step"]
+
+
+class Turning(Engine):
+    """Answers whoever's turn is first, as many at once as it has sequences."""
+
+    takes_turns = True
+    info = replace(INFO, max_num_seqs=4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+
+    def add(self, request: str, ids: Sequence[int], *more: Any, turn: int, **options: Any) -> None:
+        self.waiting.append((f"{turn:06} {request}", ids))
+        self.waiting.sort()
+
+    def step(self) -> list[Finished]:
+        (finished,) = super().step()
+        name = finished.id.partition(" ")[2]
+        self.order.append(name)
+        return [replace(finished, id=name)]
+
+
+def test_a_short_run_does_not_wait_for_all_that_a_long_one_has_handed_over(asking: Asking) -> None:
+    engine = Turning()
+    late = EngineClient(replace(asking.client._address, run="late"))
+
+    def step() -> list[Finished]:
+        if len(engine.order) == 2:
+            late.submit(PLAIN, cells(range(2)))
+        return Turning.step(engine)
+
+    asking.client.submit(PLAIN, cells(range(12)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "step", step)
+        asking.results(engine, Builder(), map(str, range(12)))
+    late.close()
+    # One that had to wait for what was handed over before it would come eleventh and later.
+    assert engine.order.index("late 0") < 8, engine.order
+    assert engine.order.index("late 1") < 11, engine.order
+    assert [name for name in engine.order if "late" not in name] == list(map(str, range(12)))
 
 
 class Measuring(Engine):

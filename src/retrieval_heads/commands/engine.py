@@ -47,7 +47,7 @@ class Start:
                 if not engine.started.differences(needed):
                     _say(f"{engine.name} is there already")
                     return
-            check_gpus(engines, model, settings.engine.replicas)
+            check_gpus(engines, model, settings.engine)
             hello, log, began = hello_of(model, settings.engine, traced=self.traced), new_log(), time.monotonic()
             _say(f"starting the engine, log {log}")
             config = str(self.config) if self.config else None

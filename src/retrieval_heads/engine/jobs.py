@@ -138,6 +138,8 @@ class Run:
     """Keys of the cells that have a result, as they came."""
     done: Done = field(default_factory=Done)
     """What the engine did for it; of steps, all that were made meanwhile."""
+    turn: int = 0
+    """Of what it asked last; see `retrieval_heads.engine.loop.Loop.turn`."""
     is_over: bool = False
     """Whether it is gone: nobody waits for what it asked."""
 

@@ -78,6 +78,11 @@ class Loop:
     sleep_after: float | None = None
     in_flight: dict[str, Then] = field(default_factory=dict)
     """What to do as each request finishes."""
+    turn: int = 0
+    """The latest of those that have come: whoever asks now has its next one after it, however much of another run's
+    waits (start-time fair queueing)."""
+    turns: dict[str, int] = field(default_factory=dict)
+    """By request, when it is its run's turn."""
     held: dict[str, list[str]] = field(default_factory=dict)
     """Masked cells by run and suite, while what they mask is not known."""
     released: deque[str] = field(default_factory=deque)
@@ -134,6 +139,7 @@ class Loop:
             for finished in found:
                 then = self.in_flight.pop(finished.id, None)
                 key = self.replayed.pop(finished.id, finished.id)
+                self.turn = max(self.turn, self.turns.pop(finished.id, 0))
                 if then is None:
                     continue  # of a run that is gone, from a backend that works on
                 if key in self.server.jobs:
@@ -182,6 +188,7 @@ class Loop:
         for name in asked:
             del self.in_flight[name]
             self.replayed.pop(name, None)
+            self.turns.pop(name, None)
         if asked:
             self.engine.drop(asked)
 
@@ -289,7 +296,11 @@ class Loop:
         self._send(key, request, partial(self._generated, job.run, then, reusable), is_replayed=is_traced)
 
     def _send(self, key: str, request: Request, then: Then, *, is_replayed: bool = False) -> None:
-        self.engine.add(key, request.prompt, request.sampling, request.mask, is_replayed=is_replayed)
+        turn: dict[str, int] = {}
+        if self.engine.takes_turns:
+            run = self._job(key).run
+            self.turns[key] = turn["turn"] = run.turn = max(run.turn, self.turn) + 1
+        self.engine.add(key, request.prompt, request.sampling, request.mask, is_replayed=is_replayed, **turn)
         self.in_flight[key] = then
 
     def _job(self, key: str) -> Job:

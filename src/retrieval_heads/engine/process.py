@@ -84,7 +84,7 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
     name, template = model.pop("model"), model.pop("chat_template", None)
     kwargs = model.pop("chat_template_kwargs", None)
     location, environment = backend.locate(name), dict(os.environ)  # before vLLM sets variables of its own
-    arguments = model if hello.sleep_after is None else backend.able_to_sleep(model)
+    arguments = model if hello.sleep_after is None else backend.kept(model)
     # Beside the engine, which reads the same files.
     files = ThreadPoolExecutor(1).submit(identity.weights_of, location)
     engine = backend(location, arguments, hello.options, traced=hello.traced)

@@ -84,7 +84,7 @@ class Server:
     def started(self, info: Message) -> None:
         """The model is loaded."""
         with self.changed:
-            self.info = info
+            self.info, self.idle_since = info, time.monotonic()
             self.changed.notify_all()
 
     def failed(self, reason: str) -> None:

@@ -168,19 +168,19 @@ def _user(number: int) -> str:
         return f"number {number}"
 
 
-def check_gpus(engines: list[Warm], model: Fields, replicas: int | str) -> None:
+def check_gpus(engines: list[Warm], model: Fields, section: Engine) -> None:
     """See that no warm engine holds the memory of a GPU that another would be loaded on.
 
     Args:
         engines: The warm ones.
         model: The `model` section of the other's settings.
-        replicas: How many of it.
+        section: Its `engine` section; a backend of another kind is not known to need one.
 
     Raises:
         EngineError: One does.
     """
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = None if replicas == "auto" else gpus_each(model) * int(replicas)
+    count = None if section.replicas == "auto" else gpus_each(model) * section.replicas
     share = float(model.get("gpu_memory_utilization") or 0.9)
     for engine in engines:
         seen = (
@@ -188,7 +188,9 @@ def check_gpus(engines: list[Warm], model: Fields, replicas: int | str) -> None:
         )
         wanted = [gpu.strip() for gpu in seen][:count]
         held = [gpu for gpu in engine.gpus if gpu in wanted]
-        if not held or engine.gpu_share + share <= 1 or ((use := engine.use()) and use.asleep):
+        if not held or engine.started.said["engine.kind"] != section.kind:
+            continue
+        if engine.gpu_share + share <= 1 or ((use := engine.use()) and use.asleep):
             continue
         raise EngineError(
             f"GPU {', '.join(held)} is held by {engine.name}, {engine.gpu_share:.0%} of its memory; "

@@ -136,6 +136,9 @@ class Backend(Protocol):
     has_moved: bool = True
     """Whether the last step came nearer to an answer, as far as can be seen; a watchdog ends what moves no more."""
 
+    takes_turns: bool = False
+    """Whether `add` takes a `turn`: of what waits, the lowest goes first, so that no run waits for all of another's."""
+
     @classmethod
     def check_installed(cls, *, traced: bool) -> None:
         """See that what it needs is there; `traced` where heads are scored or masked."""
@@ -164,8 +167,8 @@ class Backend(Protocol):
         return None
 
     @classmethod
-    def able_to_sleep(cls, model: Fields) -> Fields:
-        """The keys of the `model` section with what it takes to `sleep` later."""
+    def kept(cls, model: Fields) -> Fields:
+        """The keys of the `model` section for a warm engine: with what it takes to `sleep`, and to take turns."""
         return model
 
     @classmethod
@@ -176,8 +179,19 @@ class Backend(Protocol):
     def __init__(self, model: str, arguments: Fields, options: Fields, *, traced: bool) -> None:
         """Load what `locate` gave, with the other keys of the `model` section and those of `engine`."""
 
-    def add(self, request: str, prompt: Prompt, sampling: Fields, mask: Mask | None, *, is_replayed: bool) -> None:
-        """Queue a prompt: `mask` names the heads that have no say; `is_replayed` where `replay` will follow."""
+    def add(
+        self,
+        request: str,
+        prompt: Prompt,
+        sampling: Fields,
+        mask: Mask | None,
+        *,
+        is_replayed: bool,
+        turn: int = 0,
+    ) -> None:
+        """Queue a prompt: `mask` names the heads that have no say; `is_replayed` where `replay` will follow; `turn`
+        comes where it `takes_turns`.
+        """
 
     def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None) -> None:
         """Score heads on prompt and answer, ahead of what waits; nothing from `first_row` on comes from a cache. `of`

@@ -91,14 +91,14 @@ class Engine(Backend):
         return [one.strip() for one in said.split(",")][:count] if said else [str(number) for number in range(count)]
 
     @classmethod
-    def able_to_sleep(cls, model: Fields) -> Fields:
-        """With vLLM's sleep mode, where the platform has one: it takes an allocator that gives memory back."""
+    def kept(cls, model: Fields) -> Fields:
+        """With priorities, and where the platform has it with vLLM's sleep mode, whose allocator is another."""
         _supported_version()
         from vllm.platforms import current_platform
 
-        can = current_platform.is_sleep_mode_available()
         is_there = getattr(current_platform, "is_cumem_allocator_available", lambda: True)
-        return {"enable_sleep_mode": True, **model} if can and is_there() else model
+        asleep = {"enable_sleep_mode": True} if current_platform.is_sleep_mode_available() and is_there() else {}
+        return {"scheduling_policy": "priority", **asleep, **model}
 
     @classmethod
     def reason(cls, error: BaseException) -> str:
@@ -161,6 +161,7 @@ class Engine(Backend):
         self.start_seconds["engine"] = time.perf_counter() - began - self.start_seconds.get("tracing", 0.0)
         self._sampling_params = SamplingParams
         config = self._engine.vllm_config
+        self.takes_turns = config.scheduler_config.policy == "priority"
         self.tokenizer: Any = self._engine.get_tokenizer()
         hf_config = config.model_config.hf_config
         dtype = str(config.model_config.dtype).removeprefix("torch.")
@@ -253,6 +254,7 @@ class Engine(Backend):
         mask: Mask | None = None,
         *,
         is_replayed: bool = False,
+        turn: int = 0,
     ) -> None:
         """Queue a request.
 
@@ -262,6 +264,7 @@ class Engine(Backend):
             sampling: vLLM's sampling parameters.
             mask: The heads that have no say in it; for the mode `mean` its `reference` has been measured.
             is_replayed: Whether a `replay` of it will follow.
+            turn: Of what waits, the lowest goes first.
 
         Raises:
             EngineError: vLLM has no such sampling parameter, refuses the request, or cannot mask a head.
@@ -284,7 +287,7 @@ class Engine(Backend):
             sampling = {**sampling, "extra_args": {**(sampling.get("extra_args") or {}), **edited}}
         if is_replayed:
             self._to_replay.add(request)
-        self._add(request, prompt, sampling, salt=salt)
+        self._add(request, prompt, sampling, priority=turn, salt=salt)
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
         """Queue a piece of a reference text: every head's output on its tokens goes into that reference's mean.

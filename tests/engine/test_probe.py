@@ -264,6 +264,13 @@ def test_rows_whose_writing_is_wanted_are_the_answers_that_spell_it() -> None:
     assert (emission.first, emission.tokens, emission.place) == (31, (9,), 0)
 
 
+def test_rows_of_a_step_that_wanted_nothing_of_a_kind_are_no_numbers_among_those_that_did() -> None:
+    first, second = row_scores(2), replace(row_scores(3), written=torch.ones(3, 2))
+    written = probe.joined([first, second, first]).written
+    assert written is not None
+    assert written.isnan().all(1).tolist() == [True, True, False, False, False, True, True]
+
+
 def test_what_a_layer_does_not_give_is_no_number_there_and_the_others_have_theirs() -> None:
     request = rows(7, 8)
     without = scored(request)

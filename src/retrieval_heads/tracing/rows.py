@@ -63,12 +63,16 @@ def joined(parts: Sequence[RowScores]) -> RowScores:
     """Scores of rows that follow each other, `[..., rows, query_heads]`, as those of all of them."""
     if len(parts) == 1:
         return parts[0]
-    return RowScores(**{name: _joined([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+    return RowScores(**{name: _joined(parts, name) for name in vars(parts[0])})
 
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    tensors = [part for part in parts if part is not None]
-    return torch.cat(tensors, dim=-2) if tensors else None
+def _joined(parts: Sequence[RowScores], name: str) -> Tensor | None:
+    """What some parts lack, since it was wanted of none of their rows, is NaN there."""
+    given: list[Tensor | None] = [vars(part)[name] for part in parts]
+    if all(each is None for each in given):
+        return None
+    none = [torch.full_like(part.logsumexp, float("nan")) for part in parts]
+    return torch.cat([at if each is None else each for each, at in zip(given, none, strict=True)], dim=-2)
 
 
 def check_layers(

@@ -102,7 +102,7 @@ LLAMA_70B = {
 }
 
 PATIENCE = 180  # seconds for bare vLLM's start, or for a grid
-SCORES = ("copy", "copy_reference", "mass", "query")  # of models without gated delta layers
+SCORES = ("copy", "copy_reference", "mass", "query", "write")  # of models without gated delta layers
 
 
 class NotRun(Exception):
@@ -490,11 +490,12 @@ class Bench:
         return reply
 
     def _check_heads(self, result: Answered) -> None:
-        """All four scores of all heads; how many tokens a replay computed, which is a block and the rows at most."""
+        """All scores of all heads; how many tokens a replay computed, which is a block and the rows at most."""
         heads = sum(layer["heads"] for layer in self.info["layers"])
         assert result.replay is not None
         scores = result.head_scores or {}
-        assert {name: sum(map(len, rows)) for name, rows in scores.items()} == dict.fromkeys(SCORES, heads)
+        counts = {name: sum(map(len, rows)) for name, rows in scores.items()}
+        assert counts == dict.fromkeys([*SCORES, *counts], heads), counts
         self.recomputed = max(self.recomputed, result.replay.computed_tokens)
 
     def random_model(self, name: str, shape: dict[str, Any], dtype: str) -> str:

@@ -22,7 +22,6 @@ LENGTHS = (2048, 4096, 6144, 8192)
 EACH = 2
 ANSWER, MASKED = 32, 4
 GREEDY = {"temperature": 0.0, "ignore_eos": True, "max_tokens": ANSWER}
-SCORES = 5
 
 
 def main(model: str, dtype: str, ranks: str, out: str) -> None:
@@ -64,8 +63,9 @@ def main(model: str, dtype: str, ranks: str, out: str) -> None:
                 replays.update(finish(engine))
         replays.update(finish(engine))
         figures = numpy.stack([replays[name].head_scores for name in prompts])
-        found[f"{way}/scores"], found[f"{way}/positions"] = figures[:, :SCORES], figures[:, SCORES:]
-    numpy.savez(out, **found)
+        count = len(engine.scores)
+        found[f"{way}/scores"], found[f"{way}/positions"] = figures[:, :count], figures[:, count:]
+    numpy.savez(out, names=numpy.array(engine.scores), **found)
     sys.stdout.flush()
     os._exit(0)  # nothing of the engine is worth an orderly end
 

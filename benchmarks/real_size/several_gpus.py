@@ -87,13 +87,17 @@ def _on_ranks(bench: Bench, model: str, dtype: str, gpus: list[int]) -> Any:
 
 def _apart(one: Any, other: Any, way: str = "together") -> dict[str, Any]:
     """How far two runs on the same answers are from each other."""
+    names = one["names"].tolist()
     looks = one["together/positions"] == other[f"{way}/positions"]
     differences = numpy.abs(one["together/scores"] - other[f"{way}/scores"])  # [prompts, scores, layers, heads]
     return {
         "argmax_equal": float(looks.mean()),
         "argmaxes": int(looks.size),
-        **{f"{name}_apart": float(differences[:, place].max()) for place, name in enumerate(SCORES)},
-        "mass_mean": float(one["together/scores"][:, SCORES.index("mass")].mean()),
+        **{f"{name}_apart": float(differences[:, names.index(name)].max()) for name in SCORES},
+        **{
+            f"{name}_mean": float(abs(one["together/scores"][:, names.index(name)]).mean())
+            for name in ("mass", "write")
+        },
         "answers_equal": int((one["answers"] == other["answers"]).all(axis=1).sum()),
         "masked_equal": int((one["masked"] == other["masked"]).all(axis=1).sum()),
         "masked_differ_from_unmasked": int((one["masked"] != one["answers"][: len(one["masked"])]).any(axis=1).sum()),

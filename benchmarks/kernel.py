@@ -5,6 +5,7 @@
     python benchmarks/kernel.py --only speed
     python benchmarks/kernel.py --only roofline      # the share of the roof that binds, from 8 to 128 rows
     python benchmarks/kernel.py --only write         # what heads write, at 8k and 128k: time, bytes of values, memory
+    python benchmarks/kernel.py --only top           # what it costs to look for the greatest keys as well (`r2`)
     python benchmarks/kernel.py --cpu                # a few small shapes in Triton's interpreter, no times
 
 Needs torch, triton and `src` on PYTHONPATH. Prints one JSON line per measurement, then a table; exits 1 when a result
@@ -60,6 +61,7 @@ class Shape:
     cap: float | None = None
     sinks: bool = False
     alibi: bool = False
+    top: int = 0
 
     def k_bytes(self) -> int:
         seen = min(self.tokens, (self.window or self.tokens) + self.rows)
@@ -96,6 +98,7 @@ def inputs(shape: Shape, device: str, whole: bool = False) -> tuple[tuple[Any, .
         "sinks": torch.randn(shape.query_heads, device=device) if shape.sinks else None,
         "alibi_slopes": 0.5 ** torch.arange(1, shape.query_heads + 1, device=device) if shape.alibi else None,
         "k_scale": 0.5 if shape.cache == "fp8" else None,
+        "top": shape.top,
     }
     return (q, cache[..., : shape.head_size], ids, shape.tokens - shape.rows), options
 
@@ -116,10 +119,16 @@ def correctness(shape: Shape, device: str) -> dict[str, Any]:
                 apart = getattr(ours, name).double() - getattr(reference, name).double()
                 apart[getattr(ours, name) == getattr(reference, name)] = 0.0  # -inf both
                 line[f"{kind}_{name}_apart"] = apart.abs().max().item()
+            if shape.top:  # of normal numbers, keys that nearly tie across the last place may be on either side
+                near = torch.isclose(ours.top_logsumexp, reference.top_logsumexp, atol=1e-3, equal_nan=True)
+                line[f"{kind}_top_equal"] = near.float().mean().item()
         apart_most = max(value for name, value in line.items() if name.endswith("_apart"))
         # ALiBi under a cap ranks by tanh, whose rounding breaks exact ties either way.
         exact = line["whole_argmax_equal"] == 1.0 or (shape.alibi and shape.cap is not None)
         line["ok"] = exact and line["normal_argmax_equal"] > 0.995 and apart_most < 1e-3
+        if shape.top:
+            is_exact = line["whole_top_equal"] == 1.0 or (shape.alibi and shape.cap is not None)
+            line["ok"] = line["ok"] and is_exact and line["normal_top_equal"] > 0.98
     except Exception as error:  # a shape that fails to compile is a result, and the others must still run
         line.update(ok=False, error=f"{type(error).__name__}: {error}"[:400])
     return {**line, "seconds": round(time.perf_counter() - started, 2)}
@@ -158,6 +167,12 @@ def shapes_to_check() -> Iterator[Shape]:
             yield replace(base, rows=rows, **options)
     for tokens in (128, 129, 4096, 70_001):
         yield replace(base, rows=128, tokens=tokens)
+    for size, rows in itertools.product((64, 128, 256), (3, 32)):
+        yield replace(base, head_size=size, rows=rows, top=25)
+    for options in ({"window": 1000}, {"cap": 30.0}, {"alibi": True}, {"sinks": True}, {"dtype": "float32"}):
+        yield replace(base, **options, top=25)
+    yield replace(base, cache="fp8", top=25)
+    yield replace(base, tokens=70_001, top=25)
     yield Shape(rows=1, tokens=1, query_heads=1, kv_heads=1)
     yield Shape(rows=128, tokens=9000, query_heads=16, kv_heads=1)
 
@@ -205,17 +220,11 @@ class Stack:
     options: dict[str, Any]
 
     def together(self, cut: Tiling | None = None) -> None:
-        options = {name: value for name, value in self.options.items() if name not in ("span", "sinks")}
-        sinks = self.options["sinks"]
-        attention_triton.score_layers(
-            self.q,
-            self.caches,
-            self.ids[None],
-            [Stretch(self.first_position, self.q.shape[1], self.options["span"])],
-            **options,
-            sinks=None if sinks is None else sinks.expand(len(self.q), -1),
-            cut=cut,
-        )
+        options = dict(self.options)
+        stretch = Stretch(self.first_position, self.q.shape[1], options.pop("span"), options.pop("top"))
+        sinks = options.pop("sinks")
+        sinks = None if sinks is None else sinks.expand(len(self.caches), -1)
+        attention_triton.score_layers(self.q, self.caches, self.ids[None], [stretch], **options, sinks=sinks, cut=cut)
 
     def alone(self, cut: Tiling | None = None) -> None:
         for q, cache in zip(self.q, self.caches, strict=True):
@@ -323,6 +332,7 @@ def on_cpu() -> int:
         replace(base, head_size=80, window=20, layout="HND", sinks=True),
         replace(base, block_size=48, cache="fp8", cap=20.0),
         replace(base, dtype="float32", cache="float32", alibi=True, tokens=5),
+        replace(base, top=25),
     ]
     lines = [say(correctness(shape, "cpu")) for shape in checks]
     return 0 if all(line["ok"] for line in lines) else 1
@@ -364,6 +374,13 @@ def time_all(ceiling: dict[str, Any]) -> None:
             say(launches(shape, layers))
         del layers
     table(lines)
+
+
+def top_keys(ceiling: dict[str, Any]) -> None:
+    """With and without the greatest keys: the passes over the keys that `r2` takes beside the scoring."""
+    for tokens, top in itertools.product((8192, 32_768, 131_072), (0, 25, 60)):
+        shape = replace(TARGET, tokens=tokens, top=top)
+        say(speed(shape, "together", ceiling, stack(shape)))
 
 
 def roofline(ceiling: dict[str, Any]) -> None:
@@ -470,7 +487,9 @@ def sweep_all(ceiling: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="small shapes in Triton's interpreter")
-    parser.add_argument("--only", choices=["correct", "speed", "sweep", "roofline", "write"], help="one of the parts")
+    parser.add_argument(
+        "--only", choices=["correct", "speed", "sweep", "roofline", "write", "top"], help="one of the parts"
+    )
     parser.add_argument("--part", default="0/1", help="I/N: every N-th shape of `correct`, from the I-th")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -486,6 +505,8 @@ def main() -> int:
             roofline(ceiling)
         if options.only in (None, "write"):
             write_all()
+        if options.only == "top":
+            top_keys(ceiling)
         if options.only in (None, "speed"):
             time_all(ceiling)
         if options.only in (None, "sweep"):

@@ -19,6 +19,7 @@ from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, Detection, aggr
 from retrieval_heads.heads.formats import read_ranked, write_heads
 from retrieval_heads.heads.lacking import lacking
 from retrieval_heads.heads.score import RANKING, head_score, is_of_texts
+from retrieval_heads.heads.steps import StepAgreement, write_steps
 from retrieval_heads.heads.table import Head, Ranked
 from retrieval_heads.heads.texts import MeasuredText, RandomText
 from retrieval_heads.heads.top_heads import overlap, top_heads
@@ -43,6 +44,7 @@ class DetectionOutcome:
         error: Why there are no heads.
         paths: The files written.
         unmeasured: Scores that the suite names and that some counted sample lacks.
+        steps: How far heads agree from step to step, of a suite that keeps them.
     """
 
     suite: str
@@ -51,6 +53,7 @@ class DetectionOutcome:
     error: str | None
     paths: Sequence[Path]
     unmeasured: Sequence[str] = ()
+    steps: StepAgreement | None = None
 
     @property
     def means(self) -> HeadMeans | None:
@@ -107,12 +110,17 @@ def finish(
         detection = aggregate(records, [Layer(**layer) for layer in facts.get("layers", ())], texts)
     except ResultsError as error:
         return DetectionOutcome(suite, None, [], str(error), [])
-    paths = write_heads(detection, folder, {"suite": suite, **identity_of(facts)}, suffix)
+    about = {"suite": suite, **identity_of(facts)}
+    paths, steps = write_heads(detection, folder, about, suffix), None
+    if settings.per_step:
+        file = folder / f"steps{suffix}.npz"
+        steps = write_steps(detection, file, about)
+        paths += [file] if steps.samples else []
     expected = [
         replace(outcome, suite=f"detect/{suite}") for outcome in _judged(settings.expect, detection, inconclusive)
     ]
     unmeasured = [name for name in settings.scores or () if name not in detection.estimates]
-    return DetectionOutcome(suite, detection, expected, None, paths, unmeasured)
+    return DetectionOutcome(suite, detection, expected, None, paths, unmeasured, steps)
 
 
 def identity_of(facts: Facts) -> dict[str, object]:
@@ -156,6 +164,8 @@ def table(outcome: DetectionOutcome) -> Iterator[str]:
         yield f"the top {_TOP} of random halves of the samples agree on {100 * stability:.0f} %"
     if note := detection.top(_TOP).note("this run"):
         yield note
+    if outcome.steps is not None:
+        yield outcome.steps.note
     yield from failures(outcome.expected)
 
 

@@ -66,6 +66,7 @@ def _traced(suite: Suite, cell: Cell, stored: Record, result: Result) -> Record:
             "prompt": None,
             "heads": None,
             "replay": None,
+            "steps": None,
             "extra": None,
             **told,
         }
@@ -114,6 +115,7 @@ def _heads(result: Answered) -> Fields:
         "heads": result.head_scores,
         "replay": result.replay,
         "other_replays": dict(result.other_replays) or None,
+        "steps": result.steps,
     }
     return {name: value for name, value in told.items() if value is not None}
 

@@ -19,14 +19,13 @@ from typing import Any
 import torch
 from oracle import BOS, END, VOCABULARY, write_tokenizer
 from safetensors.torch import load_file, save_file
-from stepping import finish, look_at_models_here
+from stepping import finish, look_at_models_here, scores_of_an_answer
 
 from retrieval_heads.commands.models import Models, layer_lines
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
-from retrieval_heads.heads.score import head_score
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.tracing.gated_delta import causal_conv, effective_weights, recurrence
 from retrieval_heads.tracing.layer_kinds import conv_weight, into_latent_space, projected
@@ -403,7 +402,8 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
     engine = Engine(str(folder), ENGINE | model.engine, traced=True)
     ids = tokens()
     needle = ids[slice(*NEEDLE_SPAN)]
-    rows = Rows(len(ids), tuple(needle), NEEDLE_SPAN, tuple(needle), QUESTION_SPAN, positions=True)
+    wanted = {"scores": scores_of_an_answer(engine), "positions": True}
+    rows = Rows(len(ids), tuple(needle), NEEDLE_SPAN, tuple(needle), QUESTION_SPAN, **wanted)
     engine.add("prompt", ids, {"max_tokens": 1, "temperature": 0.0})
     finish(engine)
     masked, uniform = ask_masked(engine, ids, "zero"), ask_masked(engine, ids, "uniform")
@@ -419,7 +419,7 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
         "maskable": list(engine.info.maskable_layers or ()),
         "uniform": uniform.error,
         "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
-        "names": [name for name in engine.scores if head_score(name).is_default],
+        "names": scores_of_an_answer(engine),
         "weighed": None if is_scoreless(engine) else weighed(engine, ids),
         "cached_tokens": finished.cached_tokens,
         "has_prefix_cache": engine.info.more["enable_prefix_caching"],

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from stepping import finish
+from stepping import finish, scores_of_an_answer
 
 from retrieval_heads.engine.backends import vllm
 from retrieval_heads.engine.backends.backend import Finished
@@ -163,7 +163,8 @@ def build(engine: Engine, lengths: Iterable[int]) -> Iterable[BuiltPrompt]:
 def replay(engine: Engine, length: int, prompt: BuiltPrompt, answer: list[int], of: str | None = None) -> None:
     needle = tuple(prompt.ids[slice(*prompt.needle_span)])
     spans = {"needle_span": prompt.needle_span, "question_span": prompt.question_span}
-    rows = Rows(len(prompt.ids), tuple(answer), needle=needle, **spans, distractor_spans=DISTRACTORS, positions=True)
+    wanted = {"distractor_spans": DISTRACTORS, "scores": scores_of_an_answer(engine), "positions": True}
+    rows = Rows(len(prompt.ids), tuple(answer), needle=needle, **spans, **wanted)
     engine.replay(f"{length}", [*prompt.ids, *answer[:-1]], rows, prompt.question_span[0], of=of)
 
 

@@ -221,6 +221,25 @@ def repeated_scores(weights: torch.Tensor, period: int) -> dict[str, torch.Tenso
     return {"induction": induction / len(rows), "echo": echo / len(rows)}
 
 
+def r2_bounds(weights: torch.Tensor, needle_span: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`r2` by its definition, `[layers, heads]`, as little and as much as it may be: of keys whose weights differ by
+    less than float32's noise across the last place of the top n, either may be in it.
+
+    Args:
+        weights: Of the answer's rows, `[layers, heads, rows, keys]`.
+        needle_span: Of n tokens.
+    """
+    start, end = needle_span
+    low, high = torch.zeros(weights.shape[:2]), torch.zeros(weights.shape[:2])
+    for row in weights.unbind(2):
+        for position in range(start, end):
+            own = row[..., position]
+            more = (row > 1.0001 * own[..., None]).sum(-1), (row > 0.9999 * own[..., None]).sum(-1) - 1
+            high += own * (more[0] < end - start) / (end - start)
+            low += own * (more[1] < end - start) / (end - start)
+    return low, high
+
+
 _models: dict[str, Any] = {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
+from retrieval_heads.heads.score import head_score
 
 
 def finish(engine: Engine) -> dict[str, Finished]:
@@ -12,6 +13,11 @@ def finish(engine: Engine) -> dict[str, Finished]:
     while engine.has_work:
         finished.update({each.id: each for each in engine.step()})
     return finished
+
+
+def scores_of_an_answer(engine: Engine) -> tuple[str, ...]:
+    """The scores that one replay of an answer gives, those among them that are measured where a suite names them."""
+    return tuple(name for name in engine.scores if head_score(name).is_default or name == "r2")
 
 
 def look_at_models_here() -> None:

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from conftest import MODEL, SMALL_CACHE, finished, write_yaml
 from retrieval_heads.heads.formats import read_ranked
+from retrieval_heads.heads.steps import figures_of
 from retrieval_heads.runs.record import Record, read_records
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ SUITE: dict[str, Any] = {
     "needles": [{"needle": NEEDLE, "question": QUESTION}],
     "sweep": {"context_lengths": [512, 1024], "document_depths": {"min": 0, "max": 100, "intervals": 4}},
     "generation": {"max_tokens": 40},
+    "per_step": True,
     # What a hand-made hook found on this model with other prompts: known before this code was written.
     "expect": {"top_heads": [[18, 6], [18, 7], [17, 3], [20, 6], [17, 4], [23, 2]], "within_top": 10},
 }
@@ -37,7 +40,7 @@ def detect_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """Ten samples, and one cell of a NIAH suite beside them on the same engine."""
     folder = tmp_path_factory.mktemp("detect")
     beside = {**SUITE, "kind": "niah", "sweep": {"context_lengths": [700], "document_depths": [50]}}
-    del beside["expect"]
+    del beside["expect"], beside["per_step"]
     suites = [write_yaml(folder / "heads.yaml", SUITE), write_yaml(folder / "beside.yaml", beside)]
     config = write_yaml(folder / "config.yaml", CONFIG)
     return finished([*map(str, suites), "--rh-config", str(config), "--rh-report"], folder)
@@ -63,6 +66,7 @@ def stored_run(detect_run: Outcome, tmp_path_factory: pytest.TempPathFactory) ->
         "again": {
             "from_results": str(results),
             "sweep": {"context_lengths": [1024]},
+            "per_step": True,
             "expect": {"min_overlap_with": str(detect_run.folder / "heads.json"), "min_overlap": 0.7},
         },
         "predecessor": {"from_results": "predecessor.jsonl"},
@@ -148,6 +152,23 @@ def test_scores_lie_in_their_ranges_and_a_sample_says_how_it_was_traced(detect_r
         replayed = record.replay.cached_tokens + record.replay.computed_tokens
         assert replayed == record.context_length + len(record.token_ids) - 1
     assert any(record.replay and record.replay.cached_tokens for record in records)
+
+
+@pytest.mark.parametrize("suite", ["fresh", "again"])
+def test_the_steps_of_answers_come_to_their_scores(detect_run: Outcome, stored_run: Outcome, suite: str) -> None:
+    records = list(detect_run.records.values()) if suite == "fresh" else of_suite(stored_run, "again")
+    file = detect_run.folder / "steps.npz" if suite == "fresh" else stored_run.folder / "steps-again.npz"
+    by_cell, steps = {record.cell: record for record in records}, np.load(file)
+    assert steps["layers"].tolist() == list(range(30))
+    assert len(steps["cells"]) == {"fresh": 10, "again": 5}[suite]
+    for number, cell in enumerate(steps["cells"].tolist()):
+        copied, mass, heads = steps[f"copied.{number}"], steps[f"mass.{number}"], by_cell[cell].heads
+        assert copied.shape == mass.shape == (len(by_cell[cell].token_ids), 30, 9)
+        assert heads is not None
+        derived = figures_of(copied, mass, int(steps["needle_tokens"][number]))
+        assert derived["copy_reference"].tolist() == heads["copy_reference"]
+        assert derived["copy"].tolist() == heads["copy"]
+        np.testing.assert_allclose(derived["mass"], heads["mass"], rtol=0, atol=1e-6)
 
 
 def test_a_cell_beside_a_detection_is_answered_as_ever_and_has_no_heads(detect_run: Outcome) -> None:

@@ -68,10 +68,13 @@ class Context:
         weights, (first, end) = self.weights(), self.rows.answer_rows
         start, stop = self.rows.needle_span
         asked = slice(*self.rows.question_span)
+        answers, count = weights[..., first:end, :], stop - start
+        inside, least = answers[..., start:stop], answers.topk(count, -1).values[..., -1:]
         before = torch.stack([weights[..., row, row - 1] for row in range(first, end)], dim=-1)
         return {
             "mass": weights[..., first:end, start:stop].sum(-1).mean(-1),
             "query": weights[..., asked, start:stop].sum(-1).mean(-1),
+            "r2": inside.where(inside >= least, 0.0).sum((-1, -2)) / count,
             foreign_score.SCORE.name: before.amax(-1),
         }
 
@@ -152,8 +155,9 @@ def usual_names(kind: LayerKind) -> list[str]:
 
 @pytest.mark.parametrize("size", [1000, 7, 1], ids=["at once", "in chunks", "token by token"])
 def test_each_row_looks_at_a_span_of_its_own(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    all_ = contexts()
-    names = usual_names(SoftmaxAttention())
+    names = [*usual_names(SoftmaxAttention()), "r2"]
+    names = [score.name for score in scores_of([SoftmaxAttention()]) if score.name in names]
+    all_ = [replace(each, rows=replace(each.rows, scores=tuple(names))) for each in contexts()]
     starts = [context.rows.first - more for context, more in zip(all_, (12, 0, 5), strict=True)]
     found = replayed(all_, SoftmaxAttention(), softmax_layers(all_, monkeypatch), starts, size)
     for context, figures_ in zip(all_, found, strict=True):

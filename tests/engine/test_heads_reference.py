@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from probe_run import DISTRACTORS, PERIOD
-from reference import Reference, attention_rows, head_scores, repeated_scores, written
+from reference import Reference, attention_rows, head_scores, r2_bounds, repeated_scores, written
 
 from conftest import run_script
 from retrieval_heads.heads import qr
@@ -18,7 +18,7 @@ from retrieval_heads.models import locate_model
 
 pytestmark = pytest.mark.engine
 
-SCORES = 6
+SCORES = 7
 """Before the positions of the answer's rows."""
 ENGINES = {
     "float32-block32": ("float32", "32", [512, 4096]),
@@ -100,6 +100,11 @@ def test_copy_is_equal_and_weights_are_close_for_every_head(probed: Any, engine:
     weights = expected_rows(found)
     on_distractors = sum(weights[..., first:last].sum(-1) for first, last in DISTRACTORS)
     torch.testing.assert_close(found["scores"][4], on_distractors.mean(-1), rtol=0, atol=1e-4)
+    low, high = r2_bounds(weights, (start, end))
+    assert (low == high).float().mean() > 0.9
+    assert (found["scores"][6] > low - 1e-4).all()
+    assert (found["scores"][6] < high + 1e-4).all()
+    assert found["scores"][6].max() > 0.3
 
 
 @pytest.mark.parametrize(("engine", "run", "length"), EXACT)

@@ -34,6 +34,7 @@ from reference import (
     gated_written,
     head_scores,
     masked_logprob,
+    r2_bounds,
     repeated_scores,
     written,
 )
@@ -90,6 +91,12 @@ def test_weights_are_close_for_every_head(runs: Any, folder: Path, model: str) -
     expected = head_scores(reference_of(folder, model), PROMPT_TOKENS, needle, NEEDLE_SPAN, needle, QUESTION_SPAN)
     for row, name in enumerate(("copy", "copy_reference", "mass", "query")):
         torch.testing.assert_close(runs[model]["scores"][row], expected[name], rtol=0, atol=1e-4, msg=name)
+    rows = reference_of(folder, model).rows(PROMPT_TOKENS - 1, PROMPT_TOKENS - 1 + len(needle))
+    low, high = r2_bounds(rows, NEEDLE_SPAN)
+    ours = runs[model]["scores"][runs[model]["names"].index("r2")]
+    assert (low == high).any()
+    assert (ours > low - 1e-4).all()
+    assert (ours < high + 1e-4).all()
 
 
 @pytest.mark.parametrize("model", [name for name, model in MODELS.items() if model.is_maskable])
@@ -305,6 +312,18 @@ def test_gated_delta_mass_is_the_share_of_magnitudes(
             share = (part[..., slice(*NEEDLE_SPAN)].sum(-1) / part.sum(-1)).mean(-1)
             ours = gated_delta["scores"][gated_delta["names"].index(name), layer]
             torch.testing.assert_close(ours, share, rtol=0.05, atol=1e-3)
+
+
+def test_gated_delta_r2_is_of_magnitudes(
+    gated_delta: dict[str, Any], gated_delta_weights: dict[int, torch.Tensor]
+) -> None:
+    (start, end), answer = NEEDLE_SPAN, slice(PROMPT_TOKENS - 1, None)
+    for layer, weights in gated_delta_weights.items():
+        rows = weights[:, answer].abs()
+        inside, nth = rows[..., start:end], rows.topk(end - start, -1).values[..., -1:]
+        r2 = (inside.where(inside >= nth, 0.0).sum(-1) / rows.sum(-1)).sum(-1) / (end - start)
+        ours = gated_delta["scores"][gated_delta["names"].index("r2"), layer]
+        torch.testing.assert_close(ours, r2, rtol=0.1, atol=2e-3)
 
 
 def agreement(found: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:

@@ -13,15 +13,16 @@ import pytest
 import torch
 from nnsight.intervention.interleaver import Interleaver, Mediator
 
-from retrieval_heads.engine.answers import scores_of
+from retrieval_heads.engine.answers import scores_of, steps_of
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.scheduler import ReplayHashes
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Look, Rows, Seen
-from retrieval_heads.heads.score import HeadScore
+from retrieval_heads.heads.score import HeadScore, head_score
+from retrieval_heads.heads.steps import figures_of
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.tracing import probe
-from retrieval_heads.tracing.figures import figures, gather_heads
+from retrieval_heads.tracing.figures import figures, gather_heads, looks_of, scored_looks
 from retrieval_heads.tracing.figures import scores_of as scores_of_kinds
 from retrieval_heads.tracing.layer_kinds import Batch, SoftmaxAttention, Taken, projected
 from retrieval_heads.tracing.probe import Probe, Replay
@@ -203,6 +204,43 @@ def test_the_figures_of_many_requests_are_those_of_each_alone() -> None:
         )
 
 
+@pytest.mark.parametrize("names", [(), ("query",)])
+def test_steps_come_to_the_scores_that_are_measured(names: tuple[str, ...]) -> None:
+    """Of requests beside each other, of unlike lengths, one of them with two needles; `query` alone needs no steps."""
+    random, both = torch.Generator().manual_seed(1), ((15, 17),)
+    requests = [
+        replace(request, per_step=True, scores=names)
+        for request in (
+            rows(7, 8, 9, 7, 7, 8),
+            rows(8),
+            Rows(PROMPT, (8, 5, 6, 7, 5), (10, 12), (7, 8, 5, 6), (20, 21), more_spans=both),
+            Rows(22, (9, 1, 2, 3, 4, 5, 6), (3, 9), (1, 2, 3, 4, 5, 6), (0, 0)),
+        )
+    ]
+    wanted = [score for score in SCORES if not names or score.name in names]
+    alone = []
+    for request in requests:
+        looks = scored_looks(request, looks_of(request, wanted))
+        count = sum(look.rows[1] - look.rows[0] for look in looks)
+        argmax = torch.randint(3, 18, (count, 40), generator=random, dtype=torch.int32)
+        inside = torch.rand(count, 40, generator=random) - 3
+        alone.append(RowScores(argmax, torch.zeros(count, 40), inside))
+    found = figures([probe.joined(alone)], requests, wanted)
+    for place, request in enumerate(requests):
+        own = finished(found[place, : len(wanted) + 2 * len(request.answer)].numpy())
+        heads, _ = scores_of(own, request, [score.name for score in SCORES], [Layer("layers.0", 0, heads=40)])
+        steps = steps_of(own, request)
+        assert steps is not None
+        copied, mass = steps.arrays()
+        assert copied.shape == (len(request.answer), 1, 40)
+        derived, stored = figures_of(copied, mass, len(request.needle)), heads.lists()
+        if not names:
+            assert derived["copy_reference"].tolist() == stored["copy_reference"]
+            assert derived["copy"].tolist() == stored["copy"]
+            assert derived["mass"][0] == pytest.approx(stored["mass"][0], abs=1e-6)
+        assert derived["copy_reference"].max() > 0
+
+
 def test_several_needles_count_together_and_a_request_with_one_beside_them_as_it_does_alone() -> None:
     several = Rows(PROMPT, (8, 5, 6), (10, 12), (7, 8, 5), (20, 21), more_spans=((15, 16),))
     alone = rows(7, 8)
@@ -278,6 +316,41 @@ def test_what_a_layer_does_not_give_is_no_number_there_and_the_others_have_their
     found = figures([having, without], [request], [Needy()])
     assert found[0, 0, 0].tolist() == [pytest.approx(sum(range(*request.answer_rows)) / 2 - request.first)]
     assert found[0, 0, 1].isnan().all()
+
+
+R2 = head_score("r2")
+
+
+def topped(rows: RowScores, *weights: float) -> RowScores:
+    """These rows, with what lies on keys among the top of the last of them."""
+    top = torch.full_like(rows.logsumexp, torch.nan)
+    top[-len(weights) :, 0] = torch.tensor(weights).log()
+    return replace(rows, top_logsumexp=top)
+
+
+def test_r2_sums_what_lies_among_the_top_over_the_steps_and_all_needles_over_their_tokens() -> None:
+    several = Rows(PROMPT, (8, 5, 6), (10, 12), (7, 8, 5), (20, 21), more_spans=((15, 16),))
+    alone = rows(7, 8)
+    looks = [topped(scored(several), 0.5, 0.25, 0.0), topped(_weighed(3, 0.5), 0.0, 0.0, 0.75)]
+    other = topped(scored(alone), 0.5, 0.125)
+    found = figures([probe.joined([*looks, other])], [several, alone], [R2])
+    assert found[:, 0, 0, 0].tolist() == [pytest.approx(1.5 / 3), pytest.approx(0.625 / 4)]
+    torch.testing.assert_close(found[1], figures([other], [alone], [R2])[0])
+
+
+def test_the_greatest_keys_are_looked_for_in_rows_alone_that_r2_reads() -> None:
+    request = Rows(PROMPT, (8, 5), (10, 12), (7, 8, 5), (20, 21), ((15, 16),), distractor_spans=((2, 4),))
+    request = replace(request, scores=tuple(score.name for score in (*EVERY_SCORE, R2)))
+    wanted, place = Replay(request, 1, [*EVERY_SCORE, R2]), Scheduled({}, {}, 0, 0, 12)
+    stretches = wanted.part(place, 20, needs_whole_context=False).stretches
+    assert [(each.span, each.top, each.rows - each.topless) for each in stretches] == [
+        ((10, 12), 3, 2),
+        ((15, 16), 3, 2),
+        ((15, 16), 0, 0),
+        ((2, 4), 0, 0),
+    ], "the question's row looks at the second needle too, for `query`"
+    without = Replay(request, 1, EVERY_SCORE).part(place, 20, needs_whole_context=False).stretches
+    assert not any(each.top for each in without)
 
 
 def _weighed(count: int, weight: float) -> RowScores:

@@ -200,7 +200,8 @@ class StandIn(Backend):
         """Queue a replay."""
         if self.told.unscored:
             raise EngineError(self.told.unscored)
-        self.replayed[request] = sum(head_score(name).parts(rows) for name in rows.scores)
+        figures = sum(head_score(name).parts(rows) for name in rows.scores)
+        self.replayed[request] = figures + 2 * rows.per_step * len(rows.answer)
         self.waiting.append((request, ids))
 
     def add(
@@ -320,7 +321,7 @@ class StandIn(Backend):
         )
 
     def _head_scores(self, figures: int) -> Any:
-        """1 for a head that copies, else 0, by every score."""
+        """1 for a head that copies, else 0, by every score and at each step: always the needle's first token."""
         copying = [list(head) for head in self.told.retrieval_heads]
         scores = [[float([layer, head] in copying) for head in range(4)] for layer in range(4)]
         return numpy.array([scores] * figures)

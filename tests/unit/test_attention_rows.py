@@ -88,7 +88,7 @@ def triton_paged(case: Case, generator: Any, cut: Any = None) -> RowScores:
     scores = attention_triton.score_rows(
         case.q.to(device), _moved(cache, device), ids.to(device), case.first_position, cut=cut, **options
     )
-    return RowScores(scores.argmax.cpu(), scores.logsumexp.cpu(), scores.span_logsumexp.cpu())
+    return scores.each(torch.Tensor.cpu)
 
 
 def triton_unsplit(case: Case, generator: Any) -> RowScores:
@@ -155,6 +155,34 @@ def check(case: Case, scores: RowScores, exact: bool) -> None:
         assert short.max() < 1e-4
     close(scores.logsumexp, logsumexp)
     close(scores.span_logsumexp, torch.logsumexp(expected[..., start:end], -1))
+    if case.options.get("top"):
+        check_top(case, scores, expected, ranks, exact)
+
+
+def check_top(case: Case, scores: RowScores, expected: Any, ranks: Any, exact: bool) -> None:
+    """Of keys that nearly tie across the last place, either may be among the top; of those that tie, all are."""
+    (start, end), count = case.options["span"], case.options["top"]
+    wanted = max(case.options.get("top_from", 0) - case.first_position, 0)
+    if wanted >= len(case.q):
+        assert scores.top_logsumexp is None
+        return
+    assert scores.top_logsumexp is not None
+    assert scores.top_logsumexp[:wanted].isnan().all()
+    ranks, inside = ranks[wanted:], expected[wanted:, :, start:end]
+    if not inside.numel():
+        assert (scores.top_logsumexp[wanted:] == -math.inf).all()
+        return
+
+    def among(slack: float) -> Any:
+        passing = (ranks[:, :, None] > ranks[:, :, start:end, None] + slack).sum(-1)
+        return torch.logsumexp(inside.masked_fill(passing >= count, -math.inf), -1)
+
+    found = scores.top_logsumexp[wanted:].double()
+    if exact:
+        close(found, among(0.0))
+    else:
+        assert (found >= among(-1e-3) - 1e-4).all()
+        assert (found <= among(1e-3) + 1e-4).all()
 
 
 def close(actual: Any, expected: Any) -> None:
@@ -201,6 +229,8 @@ def cases(draw: st.DrawFn) -> tuple[Case, bool]:
         "soft_cap": draw(st.sampled_from([None, None, 2.0, 30.0])),
         "sinks": torch.randn(heads, generator=generator) if draw(st.booleans()) else None,
         "alibi_slopes": None,
+        "top": draw(st.integers(0, 40)),
+        "top_from": draw(st.integers(0, positions)),
         "k_scale": draw(st.sampled_from([0.5, torch.tensor(0.25)])) if cache_dtype == FP8 else None,
     }
     if draw(st.integers(0, 3)) == 0:
@@ -297,6 +327,25 @@ def test_a_span_counts_as_far_as_it_is_seen(path: Path) -> None:
 def test_a_long_span_is_as_exact_as_a_short_one(path: Path) -> None:
     case = plain(2, 3000, span=(100, 2900))
     check(case, path(case, seeded()), exact=False)
+
+
+@each_path
+@pytest.mark.parametrize("span", [(0, 22), (2040, 2062), (2900, 2990), (100, 101), (0, 3000)])
+def test_a_spans_keys_count_where_they_are_among_the_greatest(path: Path, span: tuple[int, int]) -> None:
+    for top in (1, span[1] - span[0], 5000):
+        case = plain(2, 3000, span=span, top=top)
+        check(case, path(case, seeded()), exact=False)
+
+
+@each_path
+def test_of_keys_that_tie_across_the_last_place_all_are_among_the_top(path: Path) -> None:
+    case = whole(plain(3, 2 * attention_torch.KEYS_AT_A_TIME + 37, heads=3, span=(2040, 2060), top=4))
+    same = replace(case, keys=case.keys[:1].expand(len(case.keys), -1, -1))
+    scores = path(same, seeded())
+    assert scores.top_logsumexp is not None
+    close(scores.top_logsumexp, scores.span_logsumexp.double())
+    coarse = replace(case, q=case.q.sign(), keys=case.keys.clamp(-1, 1))
+    check(coarse, path(coarse, seeded()), exact=True)
 
 
 @each_path
@@ -449,12 +498,12 @@ def test_layers_together_score_as_layers_alone(score_layers: Any, device: str, k
         q.to(device),
         caches,
         ids[None].to(device),
-        [Stretch(case.first_position, 5, options.pop("span"))],
+        [Stretch(case.first_position, 5, options.pop("span"), top=30, top_from=case.first_position + 1)],
         **options,
         sinks=sinks.to(device),
         k_scale=k_scale.to(device),
     )
-    options["span"] = case.options["span"]
+    options |= {"span": case.options["span"], "top": 30, "top_from": case.first_position + 1}
     for layer in range(3):
         keys = caches[layer].cpu().view(FP8).float() * k_scale[layer % len(k_scale)].view(1, -1, 1, 1)
         options["sinks"] = sinks[layer]
@@ -462,12 +511,19 @@ def test_layers_together_score_as_layers_alone(score_layers: Any, device: str, k
         assert torch.equal(together.argmax[layer].cpu(), alone.argmax)
         close(together.logsumexp[layer].cpu(), alone.logsumexp.double())
         close(together.span_logsumexp[layer].cpu(), alone.span_logsumexp.double())
+        close_top(together.top_logsumexp[layer].cpu(), alone)
+
+
+def close_top(actual: Any, alone: RowScores) -> None:
+    """In nearly all rows and heads: keys that nearly tie across the last place may be on either side."""
+    expected = alone.top_logsumexp if alone.top_logsumexp is not None else torch.full_like(actual, math.nan)
+    assert torch.isclose(actual, expected, atol=1e-4, equal_nan=True).float().mean() > 0.95
 
 
 REQUESTS = {
-    "alike": [(5, 90, (20, 50)), (5, 90, (30, 40))],
-    "of many lengths": [(1, 0, (0, 0)), (20, 100, (90, 110)), (3, 33, (0, 5)), (2, 300, (150, 170))],
-    "one alone": [(20, 100, (90, 110))],
+    "alike": [(5, 90, (20, 50), 30), (5, 90, (30, 40), 10)],
+    "of many lengths": [(1, 0, (0, 0), 3), (20, 100, (90, 110), 20), (3, 33, (0, 5), 0), (2, 300, (150, 270), 99)],
+    "one alone": [(20, 100, (90, 110), 0)],
 }
 
 
@@ -479,27 +535,31 @@ def test_requests_together_score_as_requests_alone(
 ) -> None:
     """Two layers; each request's blocks lie anywhere in one cache, and its block table is as long as the longest."""
     seed, size, heads, kv_heads, block = seeded(), 16, 4, 2, 16
-    blocks = [-(-(first + rows) // block) for rows, first, _ in stretches]
+    blocks = [-(-(first + rows) // block) for rows, first, *_ in stretches]
     order = (torch.randperm(sum(blocks) + 1, generator=seed)[: sum(blocks)]).int().split(blocks)
     table = torch.stack([torch.nn.functional.pad(one, (0, max(blocks) - len(one)), value=10_000) for one in order])
     caches = [torch.randn(sum(blocks) + 1, kv_heads, block, size, generator=seed) for _ in range(2)]
-    q = [torch.randn(2, rows, heads, size, generator=seed) for rows, _, _ in stretches]
+    q = [torch.randn(2, rows, heads, size, generator=seed) for rows, *_ in stretches]
     together = score_layers(
         torch.cat(q, dim=1).to(device),
         [cache.to(device) for cache in caches],
         table.to(device),
-        [Stretch(first, rows, span) for rows, first, span in stretches],
+        [Stretch(first, rows, span, top, first + rows // 2) for rows, first, span, top in stretches],
         scale=0.3,
         **options,
     )
     start = 0
-    for rows, ids, (count, first, span) in zip(q, order, stretches, strict=True):
+    assert (together.top_logsumexp is None) == (not any(top for *_, top in stretches))
+    for rows, ids, (count, first, span, top) in zip(q, order, stretches, strict=True):
         for layer, cache in enumerate(caches):
-            alone = attention_torch.score_rows(rows[layer], cache, ids, first, scale=0.3, span=span, **options)
+            wanted = {"span": span, "top": top, "top_from": first + count // 2}
+            alone = attention_torch.score_rows(rows[layer], cache, ids, first, scale=0.3, **wanted, **options)
             own = slice(start, start + count)
             assert torch.equal(together.argmax[layer, own].cpu(), alone.argmax)
             close(together.logsumexp[layer, own].cpu(), alone.logsumexp.double())
             close(together.span_logsumexp[layer, own].cpu(), alone.span_logsumexp.double())
+            if together.top_logsumexp is not None:
+                close_top(together.top_logsumexp[layer, own].cpu(), alone)
         start += count
 
 
@@ -535,6 +595,7 @@ def test_nothing_waits_for_the_device() -> None:
         ({"span": (4, 2)}, r"span is \(4, 2\)"),
         ({"sliding_window": 0}, "sliding_window is 0"),
         ({"soft_cap": -1.0}, "soft_cap is -1.0"),
+        ({"top": -1}, "top is -1"),
         ({"sinks": torch.zeros(4)}, r"sinks is \[1, 4\]; it must be \[1, 2\]"),
         ({"alibi_slopes": torch.zeros(1)}, r"alibi_slopes is \[1\]; it must be \[2\]"),
         ({"k_scale": torch.ones(2)}, r"k_scale is \[2\]"),

@@ -40,8 +40,8 @@ class Case:
         parts = dict(effective_weights(*self.inputs, chunk=chunk))
         return torch.cat([parts[start] for start in sorted(parts)], -1)
 
-    def scores(self, span: tuple[int, int] = (0, 0), chunk: int = 16) -> SignedScores:
-        return score_rows_gated_delta(*self.inputs, span=span, chunk=chunk)
+    def scores(self, span: tuple[int, int] = (0, 0), chunk: int = 16, **options: int) -> SignedScores:
+        return score_rows_gated_delta(*self.inputs, span=span, chunk=chunk, **options)
 
     def to(self, dtype: Any) -> "Case":
         return Case(*(each.to(dtype) if isinstance(each, torch.Tensor) else each for each in self.fields))
@@ -184,6 +184,21 @@ def test_a_span_counts_as_far_as_it_is_seen() -> None:
     close(case.scores((0, 70)).span_share, torch.ones(6, 2))
     for empty in ((3, 3), (70, 80)):
         assert (case.scores(empty).span_share == 0).all()
+
+
+@pytest.mark.parametrize("chunk", [7, 16, 64])
+@pytest.mark.parametrize("top", [1, 5, 40, 300])
+def test_of_a_span_what_is_among_the_greatest_magnitudes_counts(top: int, chunk: int) -> None:
+    case = plain(6, 100)
+    weights = case.weights().abs()
+    assert case.scores((10, 50)).top_share is None
+    for span in ((90, 103), (10, 50), (200, 210)):
+        found = case.scores(span, chunk, top=top, top_from=102).top_share
+        assert found is not None
+        nth = weights.topk(min(top, weights.shape[-1]), -1).values[..., -1:]
+        counted = weights.where(weights >= nth, 0.0)[..., span[0] : span[1]]
+        close(found[2:], (counted.sum(-1) / weights.sum(-1))[2:])
+        assert found[:2].isnan().all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

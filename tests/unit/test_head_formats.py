@@ -515,6 +515,38 @@ def test_an_export_says_what_it_wrote_and_where_ties_begin(run: Path, capsys: py
     assert json.loads(Path("head_score.json").read_text())["1-0"] == [1.25] * 6
 
 
+def test_heads_and_kv_heads_are_told_by_every_score(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heads_command("table", "run", "--top", "2")
+    assert capsys.readouterr().out.splitlines() == [
+        "    head    copy  copy_reference    mass",
+        "     1-0   1.000           1.250   0.125",
+        "     0-0   0.500           0.500   0.250",
+        "ties begin at place 3 of 4; they are in the order of mass, then layer and head",
+    ]
+    heads_command("table", "run", "--kv-heads", "1", "--score", "mass")
+    assert capsys.readouterr().out.splitlines() == [
+        " KV head    mass    copy  copy_reference",
+        "     0-0   0.750   0.500           0.500",
+        "     1-0   0.500   1.000           1.250",
+        "no two of the 2 heads tie",
+    ]
+    assert "--kv-heads 3: a number that divides the 2 query heads" in refused("table", "run", "--kv-heads", "3")
+    assert "--score qr: run/heads.json has no such score; it has copy, " in refused("table", "run", "--score", "qr")
+    heads_command("export", "run", "--to", "duo", "--kv-heads", "1")
+    assert "holds KV heads already" in refused("table", "duo", "--kv-heads", "1")
+    assert "--kv-heads: locos holds query heads" in refused("export", "run", "--to", "locos", "--kv-heads", "1")
+
+
+def test_pictures_show_kv_heads_where_they_are_asked_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "retrieval_heads.commands.visualize.draw_heads", lambda table, *_: drawn.update(vars(table)) or []
+    )
+    main(["visualize", "detect", "--results", "run/heads.json", "--kv-heads", "1"])
+    assert drawn["estimates"]["mass"].mean.tolist() == [[0.75], [0.5]]
+    assert [layer.heads for layer in drawn["layers"]] == [1, 1]
+
+
 def test_no_file_is_replaced_unasked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("qrhead.yaml").write_text("mine")
     said = refused("export", "run", "--to", "qrhead")

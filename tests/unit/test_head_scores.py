@@ -32,6 +32,7 @@ BUILT_IN = [
     "query",
     "mass_distractors",
     "write",
+    "r2",
     "copy_by_value",
     "qr",
     "induction",
@@ -96,6 +97,8 @@ def test_a_count_per_step_ends_where_the_longest_answer_does() -> None:
     record = Record(context_length=512, document_depth=50, needle="n", token_ids=[1] * 12, needle_span=(10, 14))
     assert head_score("copy_reference").greatest(record) == 3
     assert head_score("copy_reference").greatest(record.model_copy(update={"token_ids": [1]})) == 1
+    assert head_score("r2").greatest(record) == 3
+    assert head_score("r2").greatest(record.model_copy(update={"token_ids": [1]})) == 0.25
 
 
 def records() -> list[Record]:

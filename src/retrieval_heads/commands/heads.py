@@ -12,6 +12,7 @@ import tyro
 
 from retrieval_heads.commands.agree import Agree
 from retrieval_heads.commands.head_files import head_file
+from retrieval_heads.commands.head_table import Table
 from retrieval_heads.errors import ConfigError, EngineError, printable
 from retrieval_heads.files import write_whole
 from retrieval_heads.heads.clusters import Clusters, clusters_of_cells
@@ -59,6 +60,8 @@ class Export:
             raise ConfigError(
                 f"{path}: holds KV heads, and {form.name} query heads; import it with --query-heads first"
             )
+        if self.kv_heads is not None and not form.kv_heads:
+            raise ConfigError(f"--kv-heads: {form.name} holds query heads; `heads table` shows KV heads by every score")
         if self.top < 1:
             raise ConfigError(f"--top {self.top}: at least 1 head is expected")
         target = self.output or Path(form.name if form.is_folder else form.file)
@@ -131,7 +134,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Heads:
-    """Head scores to and from other tools' files, and side by side: `heads export`, `import`, `agree`.
+    """Head scores to and from other tools' files, and side by side: `heads table`, `export`, `import`, `agree`.
 
     Example: retrieval-heads heads export reports/latest --to headkv
     """
@@ -147,7 +150,7 @@ def heads(arguments: Sequence[str], program: str) -> None:
     Raises:
         RetrievalHeadsError: A file cannot be read or written, or a format not hold what is asked for.
     """
-    kinds: dict[str, Any] = {"export": Export, "import": Import, "agree": Agree}
+    kinds: dict[str, Any] = {"table": Table, "export": Export, "import": Import, "agree": Agree}
     tyro.extras.subcommand_cli_from_dict(kinds, prog=program, args=list(arguments), description=Heads.__doc__).run()
 
 

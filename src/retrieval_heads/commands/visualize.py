@@ -14,6 +14,7 @@ import tyro
 from retrieval_heads.commands.names import distinct
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import load_baseline
+from retrieval_heads.heads.groups import by_kv_head
 from retrieval_heads.heads.top_heads import overlap
 from retrieval_heads.report import StoredRun, load_run, write_report
 from retrieval_heads.report.pictures import draw_heads, head_pictures, scored
@@ -95,6 +96,9 @@ class VisualizeDetect:
     """The heatmap; .png and .svg are both written, and everything else beside it."""
     title: str = ""
     """Heading, such as the model's name."""
+    kv_heads: int | None = None
+    """Draw KV heads, so many a layer, each with the greatest of its query heads by each score; the report has query
+    heads."""
 
     def run(self) -> None:
         """Draw, and print what was written."""
@@ -109,13 +113,15 @@ class VisualizeDetect:
         }
         if not tables:
             raise ResultsError(f"{', '.join(map(str, self.results))}: no file of heads there")
+        if self.kv_heads is not None:
+            tables = {name: by_kv_head(table, self.kv_heads) for name, table in tables.items()}
         suffixes = {name: "" if len(tables) == 1 else f"-{name}" for name in tables}
         folder, written = self.output.parent, list[Path]()
         together, page = folder / "head_scores.png", folder / "report.html"
         drawn = [path for suffix in suffixes.values() for path in head_pictures(self.output, suffix)]
         _refuse_foreign([*drawn, together], page if len(runs) == 1 else None)
         for name, table in tables.items():
-            title = self.title or str(table.facts.get("model") or name)
+            title = self.title or str(table.facts.get("model") or name) + (" · KV heads" if self.kv_heads else "")
             written += draw_heads(table, self.output, title, suffixes[name])
         if len(runs) == 1:
             written.append(write_report(next(iter(runs.values())), page))

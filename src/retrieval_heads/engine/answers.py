@@ -20,6 +20,7 @@ from retrieval_heads.prompts.requests import Request
 from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Replay
+from retrieval_heads.runs.steps import Steps
 from retrieval_heads.scoring.settings import Tags
 from retrieval_heads.scoring.thoughts import opens_thoughts, thoughts_in
 
@@ -195,3 +196,16 @@ def scores_of(
         if is_measured(head_score(name), rows)
     }
     return heads_of(scores, layers), replay_of(finished)
+
+
+def steps_of(finished: Finished, rows: Rows) -> Steps | None:
+    """What heads did at each step of the answer, where the rows say that it is wanted.
+
+    Args:
+        finished: A replay that was scored (`scores_of`); its steps are the last of its figures.
+        rows: What was replayed.
+    """
+    if not rows.per_step:
+        return None
+    figures = numpy.asarray(finished.head_scores, dtype=numpy.float32)[-2 * len(rows.answer) :]
+    return Steps.of(numpy.nan_to_num(figures[::2]).astype(numpy.int16), figures[1::2])

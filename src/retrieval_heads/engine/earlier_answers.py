@@ -54,6 +54,7 @@ def result_of(record: Record) -> Result:
         heads=record.heads,
         replay=record.replay,
         other_replays=record.other_replays or {},
+        steps=record.steps,
     )
 
 

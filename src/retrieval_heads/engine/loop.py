@@ -408,8 +408,8 @@ class Loop:
         """
         names = measured_scores(asked.question.scores, self.engine.scores)
         scores = [head_score(name) for name in names]
-        rows = replace(request.rows(said, thoughts), scores=names)
-        if any(score.needs for score in scores):
+        rows = replace(request.rows(said, thoughts), scores=names, per_step=asked.question.per_step)
+        if any("written" in score.needs for score in scores):
             sayings = (asked.cell.stored or request.expected or _expected(asked)).sayings
             rows = replace(rows, spelled=spelled(rows.answer, sayings, self.engine.tokenizer))
         if any(isinstance(one, OtherQuery) for score in scores for one in score.replays):
@@ -432,9 +432,11 @@ class Loop:
             return known if known.is_cut_off else None
         rows = self._rows(request, known.token_ids, known.thought_tokens or 0, asked)
         wanted = Sample((), rows).names
-        if not known.heads.keys() >= set(wanted):
+        per_step = asked.question.per_step
+        if not known.heads.keys() >= set(wanted) or (per_step and known.steps is None):
             return None
-        return known.model_copy(update={"heads": {name: known.heads[name] for name in wanted}})
+        heads = {name: known.heads[name] for name in wanted}
+        return known.model_copy(update={"heads": heads, "steps": known.steps if per_step else None})
 
     def _scored(
         self, key: str, request: Request, answer: Answer, sample: Sample, done: ToReplay, finished: Finished
@@ -450,7 +452,7 @@ class Loop:
             others = {one.query: how for one, how in sample.replays.items() if isinstance(one, OtherQuery)}
             replay = sample.replays.get(ANSWERED)
             found = replace(_answered(request, answer), heads=heads, replay=replay, other_replays=others)
-            self.server.finish(key, found)
+            self.server.finish(key, replace(found, steps=sample.steps))
 
 
 def _answered(request: Request, answer: Answer) -> Answered:

@@ -12,6 +12,7 @@ from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.facts import Expectation, PromptFacts
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.record import AnsweredBy, HeadScores, Replay
+from retrieval_heads.runs.steps import Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Answered(Plain):
         heads: Every head's scores (detection); lists where a record held them.
         replay: How the heads were scored.
         other_replays: What scores cost that read the prompt with another question as well, by that question.
+        steps: What they did at each step, where that is asked for.
     """
 
     answer: Answer
@@ -39,6 +41,7 @@ class Answered(Plain):
     heads: PackedHeads | HeadScores | None = None
     replay: Replay | None = None
     other_replays: Mapping[str, Replay] = field(default_factory=dict)
+    steps: Steps | None = None
 
     @property
     def head_scores(self) -> HeadScores | None:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from retrieval_heads.engine.answers import handed_over, heads_of, replay_of
+from retrieval_heads.engine.answers import handed_over, heads_of, replay_of, steps_of
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.packed import PackedHeads
 from retrieval_heads.heads.looks import Rows
-from retrieval_heads.heads.replays import OtherQuery, Replayed
+from retrieval_heads.heads.replays import ANSWERED, OtherQuery, Replayed
 from retrieval_heads.heads.score import head_score, is_measured
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Replay
+from retrieval_heads.runs.steps import Steps
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -48,6 +49,8 @@ class Sample:
     rows: Rows
     replays: dict[Replayed, Replay] = field(default_factory=dict)
     """How those that have finished were run."""
+    steps: Steps | None = None
+    """What heads did at each step of the answer, where that is wanted, once it was replayed."""
     _asked: list[Replayed] = field(default_factory=list)
     _handed: dict[Replayed, Mapping[str, NDArray[float64]]] = field(default_factory=dict)
 
@@ -75,6 +78,7 @@ class Sample:
             rows,
             prompt_tokens=len(ids),
             answer=(),
+            per_step=False,
             question_span=(0, 0),
             query_span=(self.rows.query_span[0], len(ids)),
         )
@@ -88,6 +92,8 @@ class Sample:
         """
         self._handed[done.replayed] = handed_over(finished, done.rows, done.rows.scores)
         self.replays[done.replayed] = replay_of(finished)
+        if done.replayed == ANSWERED:
+            self.steps = steps_of(finished, done.rows)
         return len(self._handed) == len(self._asked)
 
     def heads(self, layers: Sequence[Layer]) -> PackedHeads:

@@ -82,6 +82,14 @@ def copied(found: Hits) -> Tensor:
     return tokens.sum(3) / found.needle_tokens
 
 
+def copied_tokens(seen: Seen) -> Tensor:
+    """Which of the needle's tokens was hit at each step, counted from 1; 0 where none was: of `Hits.steps`' shape."""
+    import torch
+
+    found = seen.once(hits)
+    return torch.where(found.steps, found.places + 1, 0)
+
+
 class Copy(HeadScore):
     """Distinct tokens of the needle that a head copied."""
 

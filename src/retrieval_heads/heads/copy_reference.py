@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def needle_tokens(record: Record) -> int:
+    """Tokens of all needles that a sample asks for: what shares of the needle are of."""
+    spans = [each.span for each in record.insertions or () if each.role == "asked"] or [record.needle_span]
+    return sum(span[1] - span[0] for span in spans if span is not None)
+
+
+def steps_a_token(record: Record) -> float:
+    """Steps of a sample's answer for each token of what is asked for: what a head comes to that has 1 at each step."""
+    count = needle_tokens(record)
+    return record.answer_tokens / count if count else 1.0
+
+
 class CopyReference(HeadScore):
     """Steps at which a head copied, over the needle's length."""
 
@@ -25,9 +37,7 @@ class CopyReference(HeadScore):
 
     def greatest(self, record: Record) -> float:
         """That of a head which copies at each step of the answer."""
-        spans = [each.span for each in record.insertions or () if each.role == "asked"] or [record.needle_span]
-        count = sum(span[1] - span[0] for span in spans if span is not None)
-        return max(1.0, record.answer_tokens / count) if count else 1.0
+        return max(1.0, steps_a_token(record))
 
     def looks(self, rows: Rows) -> Sequence[Look]:
         """The answer's rows, at the needle."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """Positions, half open."""
 
-NEEDS: Final = frozenset({"written"})
+NEEDS: Final = frozenset({"written", "top_weight"})
 """What a score may need of rows beyond argmax and weights (`HeadScore.needs`): properties of `Seen`."""
 
 Result = TypeVar("Result")
@@ -40,6 +40,7 @@ class Rows(Plain):
         query_span: From the context's end to the prompt's: instruction, question and what the template writes behind
             them; empty where no wanted score reads it, and where that place is not known.
         period: Of a random text that is repeated, the tokens of one copy; 0 of a sample.
+        per_step: Hand back what each head does at each row of the answer as well.
         positions: Hand back each answer row's argmax as well: for tests, since that grows with the answer.
         spelled: The answer's tokens that spell what was expected, half open; `None` is all of them.
     """
@@ -54,6 +55,7 @@ class Rows(Plain):
     scores: tuple[str, ...] = ()
     query_span: Span = (0, 0)
     period: int = 0
+    per_step: bool = False
     positions: bool = False
     spelled: Span | None = None
 
@@ -184,6 +186,13 @@ class Seen(Protocol):
         """What the head adds to the logit of the token that the row predicted, from the needles against the rest,
         float32 `[layers, requests, rows, heads]`; see `heads.write`. Of the answer's rows that look at the needle for a
         score that needs it; NaN elsewhere, and in layers that have no such figure.
+        """
+
+    @property
+    def top_weight(self) -> Tensor:
+        """Share of a row's weight that lies on those keys of its look's span that are among the row's n greatest, n
+        being the tokens of all needles that are asked for; of keys that tie across the last place all are. Float32
+        `[layers, requests, rows, heads]`, of looks of scores that need it; NaN elsewhere.
         """
 
     def mean(self, values: Tensor) -> Tensor:

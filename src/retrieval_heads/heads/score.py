@@ -124,6 +124,7 @@ BUILT_IN: Final = {
         "query",
         "mass_distractors",
         "write",
+        "r2",
         "copy_by_value",
         "qr",
         "induction",

@@ -35,7 +35,7 @@ _KINDS: Mapping[type, str] = {str: "a text", dict: "an object", list: "a list"}
 """What `run.json` must hold where it holds these."""
 _KEEPERS = frozenset({".gitignore", ".gitkeep", ".lock"})
 """Files that keep an empty folder in a repository, and the lock of a run that is just starting."""
-_ENDINGS = frozenset({".html", ".json", ".jsonl", ".lock", ".log", ".png", ".svg", ".yaml"})
+_ENDINGS = frozenset({".html", ".json", ".jsonl", ".lock", ".log", ".npz", ".png", ".svg", ".yaml"})
 """Of the files of a run."""
 
 

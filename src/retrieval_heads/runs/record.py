@@ -29,6 +29,7 @@ from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value
 from retrieval_heads.runs.predecessor import task_fields
+from retrieval_heads.runs.steps import Steps
 
 SCHEMA = "retrieval-heads/1"
 
@@ -257,6 +258,8 @@ class Record(BaseModel):
     """How the heads were scored (detection)."""
     other_replays: dict[str, Replay] | None = None
     """What head scores cost that read the prompt with another question as well, by that question (detection)."""
+    steps: Annotated[Steps, PlainSerializer(Steps.to_json)] | None = None
+    """What heads did at each step of the answer, where the suite asks for it (`per_step`)."""
     seconds: float | None = None
     """From the engine's first work on the request to its last token, other requests beside it."""
     extra: dict[str, object] | None = None

@@ -281,6 +281,8 @@ class Settings(Section):
     """Read for the predecessor's sake: scores are computed where the model is."""
     scores: Annotated[list[str], Field(min_length=1), BeforeValidator(_plain_list)] | None = None
     """The head scores that are measured (detect); left out, those that the one replay of an answer gives."""
+    per_step: bool = False
+    """Keep what every head does at each step of an answer (detect)."""
     random_text: RandomTexts | None = None
     """What scores are measured on that are of the model and not of samples (detect); see `RandomTexts`."""
     ablate: Ablate | None = None

@@ -235,6 +235,7 @@ def _question(name: str, settings: Settings, heads: tuple[Head, ...], written: _
         scoring=settings.scoring,
         ablate=_ablate(settings, heads),
         scores=_scores(settings),
+        per_step=settings.per_step,
     )
 
 
@@ -275,7 +276,9 @@ def _check_gates(settings: Settings, question: Question, cells: Sequence[Cell], 
 
 
 def _check_measured(settings: Settings, written: _Written) -> None:
-    """Refuse a gate on a head score that a detection does not measure."""
+    """Refuse a gate on a head score that a detection does not measure, and steps of what scores no heads."""
+    if settings.per_step and settings.kind != "detect":
+        raise ConfigError(f"{written.at('per_step')}: per_step: that is of suites of kind detect")
     for text in settings.gates if settings.kind == "detect" else ():
         measure = parse_gate(text).measure
         if isinstance(measure, Agreement) and not is_wanted(head_score(measure.number), _scores(settings)):
@@ -465,6 +468,7 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
         boundary=settings.boundary,
         scoring=settings.scoring,
         scores=_scores(settings),
+        per_step=settings.per_step,
     )
     return Suite(called, path, settings, question, tuple(cells), origins=origins)
 

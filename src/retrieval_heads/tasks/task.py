@@ -70,6 +70,7 @@ class Question(Plain):
         scoring: Which score decides.
         ablate: Of an ablation, which heads are masked.
         scores: Of a detection, the names of the head scores that are measured; none stands for the usual ones.
+        per_step: Of a detection, whether what heads do at each step of an answer is kept too.
     """
 
     suite: str
@@ -87,6 +88,7 @@ class Question(Plain):
     scoring: Scoring = field(default_factory=Scoring)
     ablate: Ablation | None = None
     scores: tuple[str, ...] = ()
+    per_step: bool = False
 
     @cached_property
     def by_name(self) -> Mapping[str, Needle]:

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from retrieval_heads.tracing.rows import FP8, RowScores, Stretch, check_layers, check_rows, joined, seen_keys
+from retrieval_heads.tracing.rows import (
+    FP8,
+    RowScores,
+    Stretch,
+    check_layers,
+    check_rows,
+    joined,
+    seen_keys,
+    stacked,
+)
+from retrieval_heads.tracing.top_keys import TopKeys
 
 KEYS_AT_A_TIME = 2048  # scores of 50 rows × 9 heads × 2048 keys: 4 MB, so they stay in a CPU's cache
 KEYS_PER_GROUP = 64
@@ -37,6 +48,8 @@ def score_rows(
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
     k_scale: float | Tensor | None = None,
+    top: int = 0,
+    top_from: int = 0,
 ) -> RowScores:
     """Score consecutive query rows against one request's keys in a paged cache.
 
@@ -62,15 +75,18 @@ def score_rows(
         alibi_slopes: `[query_heads]`.
         k_scale: What a key is multiplied by (quantised caches), above 0: a number, a tensor of one element, or of one
             for each KV head, `[1, kv_heads]`.
+        top: See `Stretch`, as the next.
+        top_from: Position of the first row that it is wanted of.
 
     Raises:
         ValueError: Shapes, dtypes or numbers that do not fit together, named.
     """
+    stretch = Stretch(first_position, q.shape[0], span, top, top_from)
     check_layers(
         q[None],
         [k_cache],
         block_ids[None],
-        [Stretch(first_position, q.shape[0], span)],
+        [stretch],
         scale=scale,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
@@ -82,9 +98,8 @@ def score_rows(
         q,
         k_cache,
         block_ids,
-        first_position,
+        stretch,
         scale=scale,
-        span=span,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=sinks,
@@ -142,9 +157,8 @@ def score_layers(
                 part,
                 k_cache,
                 block_ids,
-                stretch.first,
+                stretch,
                 scale=scale,
-                span=stretch.span,
                 sliding_window=sliding_window,
                 soft_cap=soft_cap,
                 sinks=None if sinks is None else sinks[layer],
@@ -154,11 +168,7 @@ def score_layers(
             for part, block_ids, stretch in zip(rows, block_table, stretches, strict=True)
         ]
         found.append(joined(parts))
-    return RowScores(
-        argmax=torch.stack([one.argmax for one in found]),
-        logsumexp=torch.stack([one.logsumexp for one in found]),
-        span_logsumexp=torch.stack([one.span_logsumexp for one in found]),
-    )
+    return stacked(found)
 
 
 def score_rows_dense(
@@ -173,6 +183,8 @@ def score_rows_dense(
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    top: int = 0,
+    top_from: int = 0,
 ) -> RowScores:
     """Score rows against keys that are no longer in blocks; otherwise as `score_rows`.
 
@@ -195,6 +207,7 @@ def score_rows_dense(
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         alibi_slopes=alibi_slopes,
+        top=top,
     )
     first_seen, end = seen_keys(q.shape[0], first_position, sliding_window)
     if first_key > first_seen or first_key + keys.shape[0] < end:
@@ -209,9 +222,8 @@ def score_rows_dense(
         q,
         read,
         keys.shape[1],
-        first_position,
+        Stretch(first_position, q.shape[0], span, top, top_from),
         scale=scale,
-        span=span,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=sinks,
@@ -223,7 +235,7 @@ def _score_paged(
     q: Tensor,
     k_cache: Tensor,
     block_ids: Tensor,
-    first_position: int,
+    stretch: Stretch,
     *,
     k_scale: float | Tensor | None,
     scale: float,
@@ -244,17 +256,16 @@ def _score_paged(
         # Into the queries, which have a KV head. Keys that tie still do.
         q = q.float() * k_scale.float().view(kv_heads).repeat_interleave(q.shape[1] // kv_heads)[:, None]
         k_scale = None
-    return _score(q, read, kv_heads, first_position, scale=scale if k_scale is None else scale * k_scale, **options)
+    return _score(q, read, kv_heads, stretch, scale=scale if k_scale is None else scale * k_scale, **options)
 
 
 def _score(
     q: Tensor,
     read: Callable[[int, int], Tensor],
     kv_heads: int,
-    first_position: int,
+    stretch: Stretch,
     *,
     scale: float | Tensor,
-    span: tuple[int, int],
     sliding_window: int | None,
     soft_cap: float | None,
     sinks: Tensor | None,
@@ -266,11 +277,11 @@ def _score(
     """
     rows, heads, head_size = q.shape
     if rows > ROWS_AT_A_TIME:
-        options: Any = {"scale": scale, "span": span, "sliding_window": sliding_window, "soft_cap": soft_cap}
+        options: Any = {"scale": scale, "sliding_window": sliding_window, "soft_cap": soft_cap}
         options |= {"sinks": sinks, "alibi_slopes": alibi_slopes}
-        parts = ((first_position + start, part) for start, part in _parts(q))
-        return joined([_score(part, read, kv_heads, start, **options) for start, part in parts])
-    group = heads // kv_heads
+        pieces = ((replace(stretch, first=stretch.first + start, rows=len(part)), part) for start, part in _parts(q))
+        return joined([_score(part, read, kv_heads, piece, **options) for piece, part in pieces])
+    group, first_position = heads // kv_heads, stretch.first
     # Rows of the heads that share a KV head are one matrix: K is multiplied once for all of them.
     folded = q.float().view(rows, kv_heads, group, head_size).permute(1, 2, 0, 3)
     folded = folded.reshape(kv_heads, group * rows, head_size)
@@ -284,9 +295,10 @@ def _score(
     argmax = torch.zeros_like(best, dtype=torch.long)
     logsumexp = torch.full_like(best, float("-inf"))
     span_logsumexp = logsumexp
-    first_seen, end = seen_keys(rows, first_position, sliding_window)
-    for start in range(first_seen, end, KEYS_AT_A_TIME):
-        stop = min(end, start + KEYS_AT_A_TIME)
+    topless = stretch.topless
+    top_keys = None if topless == rows else TopKeys(stretch.top, best[..., topless:].shape, q.device)
+    chunks = _chunks(*seen_keys(rows, first_position, sliding_window), stretch.span)
+    for place, (start, stop) in enumerate(chunks):
         # Whole groups of keys: matrix products treat odd columns another way, and equal keys would not tie. No row
         # sees what is added: it lies behind the last of them.
         keys = functional.pad(read(start, stop).to(torch.float32), (0, 0, 0, (start - stop) % KEYS_PER_GROUP))
@@ -296,21 +308,35 @@ def _score(
             scores = _capped(scores * scale, soft_cap).add_(slopes * (key - position[:, None]))
         _hide(scores, start, position, first_position, sliding_window)
         chunk_best, chunk_argmax = _greatest(scores)
-        better = chunk_best > best
-        argmax = torch.where(better, chunk_argmax + start, argmax)
+        chunk_argmax += start
+        better = (chunk_best > best) | ((chunk_best == best) & (chunk_argmax < argmax))
+        argmax = torch.where(better, chunk_argmax, argmax)
         best = torch.where(better, chunk_best, best)
+        own = _inside(stretch.span, start)
+        if top_keys is not None:
+            is_span_met = not any(_meets(later, stretch.span) for later in chunks[place + 1 :])
+            top_keys.add(scores[..., topless:, :], own, is_span_met=is_span_met)
 
-        top = chunk_best
+        greatest = chunk_best
         if soft_cap and slopes is None:
-            scores, top = _capped(scores * scale, soft_cap), _capped(top * scale, soft_cap)
+            scores, greatest = _capped(scores * scale, soft_cap), _capped(greatest * scale, soft_cap)
             _hide(scores, start, position, first_position, sliding_window)  # again: tanh(-inf) is -1
-        inside = scores[..., max(span[0] - start, 0) : max(span[1] - start, 0)]
+        inside = scores[..., own]
         if inside.shape[-1]:
             chunk_span = _logsumexp2(inside.clone(), inside.amax(-1), bits)
             span_logsumexp = torch.logaddexp2(span_logsumexp, chunk_span)
-        logsumexp = torch.logaddexp2(logsumexp, _logsumexp2(scores, top, bits))
+        logsumexp = torch.logaddexp2(logsumexp, _logsumexp2(scores, greatest, bits))
 
     undefined = ~torch.isfinite(logsumexp)
+    top_logsumexp = None
+    if top_keys is not None:
+        inside, is_top = top_keys.among()
+        if soft_cap and slopes is None:
+            inside = _capped(inside * scale, soft_cap).masked_fill_(inside == float("-inf"), float("-inf"))
+        inside = inside.masked_fill(~is_top, float("-inf"))
+        sums = _logsumexp2(inside, inside.amax(-1), bits) if inside.shape[-1] else inside.sum(-1).log2()
+        top_logsumexp = torch.full_like(logsumexp, float("nan"))
+        top_logsumexp[..., topless:] = sums.masked_fill(undefined[..., topless:], float("nan")) * NATS
     argmax = argmax.masked_fill(undefined, -1)
     logsumexp = logsumexp.masked_fill(undefined, float("nan")) * NATS
     span_logsumexp = span_logsumexp.masked_fill(undefined, float("nan")) * NATS
@@ -320,6 +346,7 @@ def _score(
         argmax=_rows_first(argmax).to(torch.int32),
         logsumexp=_rows_first(logsumexp),
         span_logsumexp=_rows_first(span_logsumexp),
+        top_logsumexp=None if top_logsumexp is None else _rows_first(top_logsumexp),
     )
 
 
@@ -327,6 +354,24 @@ def _parts(q: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Pieces of the rows, each with the place where it starts."""
     for start in range(0, len(q), ROWS_AT_A_TIME):
         yield start, q[start : start + ROWS_AT_A_TIME]
+
+
+def _chunks(first: int, end: int, span: tuple[int, int]) -> list[tuple[int, int]]:
+    """Keys at a time, `[start, stop)` each; those that hold the span come first, as `TopKeys` wants them.
+
+    Whether or not it is asked for, so that figures do not depend, in their last bits, on what else is.
+    """
+    chunks = [(start, min(end, start + KEYS_AT_A_TIME)) for start in range(first, end, KEYS_AT_A_TIME)]
+    return sorted(chunks, key=lambda chunk: not _meets(chunk, span))
+
+
+def _meets(chunk: tuple[int, int], span: tuple[int, int]) -> bool:
+    return max(chunk[0], span[0]) < min(chunk[1], span[1])
+
+
+def _inside(span: tuple[int, int], start: int) -> slice:
+    """A span among keys that begin at a position."""
+    return slice(max(span[0] - start, 0), max(span[1] - start, 0))
 
 
 def _capped(scores: Tensor, cap: float | None) -> Tensor:

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 
 import torch
 import triton
@@ -27,60 +28,28 @@ import triton.language as tl
 from torch import Tensor
 
 from retrieval_heads.tracing.rows import FP8, RowScores, Stretch, check_layers, seen_keys
+from retrieval_heads.tracing.top_triton import Paged, top_logsumexp
+from retrieval_heads.tracing.triton_parts import (
+    ALIGNED,
+    LOG2E,
+    Tiling,
+    add_columns,
+    blocks_of,
+    capped,
+    halves,
+    keys_of,
+    score_of,
+)
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 NO_WINDOW = 1 << 30
-ALIGNED = tl.constexpr(16)  # elements from layer to layer, so that a load may be 16 bytes wide in each
 
-LOG2E = tl.constexpr(1.0 / math.log(2.0))
 LN2 = tl.constexpr(math.log(2.0))
-START_STEPS = 4  # queries are loaded, keys are waited for, and parts written and merged
 NO_SCORE = tl.constexpr(-3.0e38)  # below every score; finite, so that -inf - NO_SCORE is -inf and not NaN
 NO_POSITION = tl.constexpr(2**31 - 1)
 # A guessed maximum serves while the true one is within these powers of two of it: float32 holds 2**±126.
 TOO_LOW = tl.constexpr(100.0)
 TOO_HIGH = tl.constexpr(-60.0)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How the work is cut; every choice gives the same result up to float32 rounding."""
-
-    block_m: int
-    """Lines (rows × query heads of one KV head) in a program: a power of two, 16 or more."""
-    block_n: int
-    """Keys in a step: a power of two, 16 or more."""
-    warps: int
-    """Of a program."""
-    stages: int
-    """Steps whose keys are on their way at once, plus one."""
-    registers: int
-    """At most, for a thread; 128 lets 16 warps share a multiprocessor."""
-    programs: int
-    """That the device runs at once."""
-    columns: int = 8
-    """Columns of scores that maximum, position and sum are kept for, if a step has more keys: a power of two. Of 64
-    lines and more, tensor cores leave scores 8 keys apart in one thread, so that 8 need nothing from other threads."""
-
-    def steps(self, runs: Mapping[int, int]) -> int:
-        """How many steps a program takes at most.
-
-        Programs run in rounds of as many as the device holds; a last round that is nearly empty takes as long as a full
-        one, and each program takes some steps' time to start. The least sum of both, by count.
-
-        Args:
-            runs: Runs of steps that can be cut, each part being a program: how many there are of each length.
-        """
-        longest = max(runs)
-        most = max(1, min(longest, 64 * self.programs // sum(runs.values())))
-        return min(
-            # Not by `triton.cdiv`, which takes microseconds outside of a kernel.
-            (-(-longest // parts) for parts in range(1, most + 1)),
-            key=lambda steps: (
-                -(-sum(-(-run // steps) * count for run, count in runs.items()) // self.programs)
-                * (steps + START_STEPS)
-            ),
-        )
 
 
 def tiling(
@@ -132,6 +101,8 @@ def score_rows(
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
     k_scale: float | Tensor | None = None,
+    top: int = 0,
+    top_from: int = 0,
     cut: Tiling | None = None,
 ) -> RowScores:
     """Score consecutive query rows against one request's keys in a paged cache, in two launches.
@@ -146,7 +117,7 @@ def score_rows(
         q[None],
         [k_cache],
         block_ids[None],
-        [Stretch(first_position, q.shape[0], span)],
+        [Stretch(first_position, q.shape[0], span, top, top_from)],
         scale=scale,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
@@ -155,7 +126,7 @@ def score_rows(
         k_scale=k_scale,
         cut=cut,
     )
-    return RowScores(scores.argmax[0], scores.logsumexp[0], scores.span_logsumexp[0])
+    return scores.each(itemgetter(0))
 
 
 def score_layers(
@@ -216,12 +187,14 @@ def score_layers(
     table = table.to(q.device, non_blocking=True)
     stretch_of_row = table[len(plan.fields) :]
 
+    offsets = _offsets(tuple(one.data_ptr() for one in k_caches), cache.element_size(), q.device)
+    window = NO_WINDOW if sliding_window is None else min(sliding_window, NO_WINDOW)
     parts = torch.empty((2, layers, plan.parts, rows * heads), dtype=torch.float32, device=q.device)
     positions = torch.empty(parts.shape[1:], dtype=torch.int32, device=q.device)
     _score_split[(-(-longest * group // cut.block_m) * kv_heads, plan.parts, layers * len(stretches))](
         q,
         cache,
-        _offsets(tuple(one.data_ptr() for one in k_caches), cache.element_size(), q.device),
+        offsets,
         block_table,
         table,
         parts,
@@ -230,7 +203,7 @@ def score_layers(
         k_scale,
         rows,
         len(stretches),
-        NO_WINDOW if sliding_window is None else min(sliding_window, NO_WINDOW),
+        window,
         plan.steps,
         scale,
         soft_cap or 0.0,
@@ -253,6 +226,20 @@ def score_layers(
         num_stages=cut.stages,
         maxnreg=cut.registers,
     )
+    has_top = any(stretch.topless < stretch.rows for stretch in stretches)
+    paged = Paged(
+        q,
+        cache,
+        offsets,
+        block_table,
+        None if alibi_slopes is None else alibi_slopes.contiguous(),
+        k_scale,
+        _scale_strides(k_scale),
+        scale,
+        soft_cap or 0.0,
+        window,
+        dot,
+    )
     sums = torch.empty((2, layers, rows, heads), dtype=torch.float32, device=q.device)
     argmax = torch.empty((layers, rows, heads), dtype=torch.int32, device=q.device)
     padded_splits = triton.next_power_of_2(plan.splits)
@@ -273,7 +260,12 @@ def score_layers(
         SPAN_SPLITS=triton.next_power_of_2(max(1, plan.span_splits)),
         BLOCK=block,
     )
-    return RowScores(argmax=argmax, logsumexp=sums[0], span_logsumexp=sums[1])
+    return RowScores(
+        argmax=argmax,
+        logsumexp=sums[0],
+        span_logsumexp=sums[1],
+        top_logsumexp=top_logsumexp(paged, stretches, cut, argmax < 0) if has_top else None,
+    )
 
 
 FIELDS = 8
@@ -480,14 +472,14 @@ def _score_split(
     total = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
     guess = tl.zeros([BLOCK_M], tl.float32)
     # A step's block ids are loaded one step ahead: loaded in the step, they would halve how far ahead K can be.
-    block = _blocks(block_ids, tile, column, first_block, last_block, table_block, BLOCK_SIZE, BLOCK_N)
+    block = blocks_of(block_ids, tile, column, first_block, last_block, table_block, BLOCK_SIZE, BLOCK_N)
     for t in range(tile, end_tile):
-        keys = _keys(k, block, t, column, element, k_block, k_key, k_element, HEAD_SIZE, BLOCK_SIZE, BLOCK_N)
-        block = _blocks(block_ids, t + 1, column, first_block, last_block, table_block, BLOCK_SIZE, BLOCK_N)
+        keys = keys_of(k, block, t, column, element, k_block, k_key, k_element, HEAD_SIZE, BLOCK_SIZE, BLOCK_N)
+        block = blocks_of(block_ids, t + 1, column, first_block, last_block, table_block, BLOCK_SIZE, BLOCK_N)
         product = tl.dot(q_lines, tl.trans(keys.to(DOT)), input_precision="ieee")
         start = t * BLOCK_N
         key = start + column
-        score = _score(product, key, position, scale, soft_cap, slope, CAPPED, alibi_slopes is not None)
+        score = score_of(product, key, position, scale, soft_cap, slope, CAPPED, alibi_slopes is not None)
         rank = score if alibi_slopes is not None else product
         if (start < all_from) | (start + BLOCK_N > all_until):
             seen = (key < high)[None, :] & (key >= low)[None, :]
@@ -497,7 +489,7 @@ def _score_split(
         if t == tile:
             highest = tl.max(score, 1)
             guess = tl.where(highest > NO_SCORE, highest, 0.0) * to_log2
-        total = _add(total, tl.exp2(score * to_log2 - guess[:, None]), COLUMNS)
+        total = add_columns(total, tl.exp2(score * to_log2 - guess[:, None]), COLUMNS)
         best, best_start, best_left = _best(best, best_start, best_left, rank, start, COLUMNS)
 
     greatest = tl.max(best, 1)
@@ -508,22 +500,22 @@ def _score_split(
     # A soft cap is monotone, so the greatest product has the greatest score.
     highest = greatest
     if CAPPED and alibi_slopes is None:
-        highest = _capped(greatest * scale, soft_cap)
+        highest = capped(greatest * scale, soft_cap)
     highest = tl.where(greatest > NO_SCORE, highest * to_log2, guess)
     wrong = (highest - guess > TOO_LOW) | (highest - guess < TOO_HIGH)
     if tl.max(wrong.to(tl.int32), 0) > 0:
         guess = tl.where(wrong, highest, guess)
         total = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
         for t in tl.range(tile, end_tile, num_stages=1):
-            block = _blocks(block_ids, t, column, first_block, last_block, table_block, BLOCK_SIZE, BLOCK_N)
-            keys = _keys(k, block, t, column, element, k_block, k_key, k_element, HEAD_SIZE, BLOCK_SIZE, BLOCK_N)
+            block = blocks_of(block_ids, t, column, first_block, last_block, table_block, BLOCK_SIZE, BLOCK_N)
+            keys = keys_of(k, block, t, column, element, k_block, k_key, k_element, HEAD_SIZE, BLOCK_SIZE, BLOCK_N)
             product = tl.dot(q_lines, tl.trans(keys.to(DOT)), input_precision="ieee")
             key = t * BLOCK_N + column
-            score = _score(product, key, position, scale, soft_cap, slope, CAPPED, alibi_slopes is not None)
+            score = score_of(product, key, position, scale, soft_cap, slope, CAPPED, alibi_slopes is not None)
             seen = (key < high)[None, :] & (key >= low)[None, :]
             seen &= (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)
             score = tl.where(seen, score * to_log2 - guess[:, None], float("-inf"))
-            total = _add(total, tl.exp2(score), COLUMNS)
+            total = add_columns(total, tl.exp2(score), COLUMNS)
 
     count = total_rows * HEADS
     part = (layer * tl.num_programs(1) + split).to(tl.int64) * count + (first_row + row) * HEADS + head
@@ -534,23 +526,6 @@ def _score_split(
 
 
 @triton.jit
-def _halves(values):
-    """Left and right half of the columns."""
-    return tl.split(tl.permute(tl.reshape(values, [values.shape[0], 2, values.shape[1] // 2]), (0, 2, 1)))
-
-
-@triton.jit
-def _add(total, values, COLUMNS: tl.constexpr):
-    """Add values to the totals of their columns: those `COLUMNS` apart to the same."""
-    if values.shape[1] > COLUMNS:
-        left, right = _halves(values)
-        total = _add(_add(total, left, COLUMNS), right, COLUMNS)
-    else:
-        total += values
-    return total
-
-
-@triton.jit
 def _best(best, best_start, best_left, rank, start, COLUMNS: tl.constexpr):
     """The greatest rank of each column, and where its keys start; of equal ranks the first.
 
@@ -558,12 +533,12 @@ def _best(best, best_start, best_left, rank, start, COLUMNS: tl.constexpr):
     greatest was found) tells at the end which it was. That is 5 instructions for 2 ranks rather than 6.
     """
     if rank.shape[1] > 2 * COLUMNS:
-        left, right = _halves(rank)
+        left, right = halves(rank)
         best, best_start, best_left = _best(best, best_start, best_left, left, start, COLUMNS)
         start += rank.shape[1] // 2
         best, best_start, best_left = _best(best, best_start, best_left, right, start, COLUMNS)
     elif rank.shape[1] > COLUMNS:
-        left, right = _halves(rank)
+        left, right = halves(rank)
         rank = tl.maximum(left, right)
         better = rank > best
         best_start = tl.where(better, start, best_start)
@@ -574,72 +549,6 @@ def _best(best, best_start, best_left, rank, start, COLUMNS: tl.constexpr):
         best_start = tl.where(better, start, best_start)
         best = tl.where(better, rank, best)
     return best, best_start, best_left
-
-
-@triton.jit
-def _blocks(
-    block_ids,
-    t,
-    column,
-    first_block,
-    last_block,
-    stride: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Cache block of each key of step t: one id where a step lies within a block, else `[BLOCK_N]`.
-
-    Beyond the keys that are seen it is the first or last of them: an id there may be anything.
-    """
-    if BLOCK_SIZE % BLOCK_N == 0:
-        block = t * BLOCK_N // BLOCK_SIZE
-    elif BLOCK_N % BLOCK_SIZE == 0:
-        block = t * (BLOCK_N // BLOCK_SIZE) + column // BLOCK_SIZE
-    else:
-        block = (t * BLOCK_N + column) // BLOCK_SIZE
-    return tl.load(block_ids + tl.minimum(tl.maximum(block, first_block), last_block) * stride)
-
-
-@triton.jit
-def _keys(
-    k,
-    block,
-    t,
-    column,
-    element,
-    k_block: tl.constexpr,
-    k_key: tl.constexpr,
-    k_element: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """K of step t: `[BLOCK_N, BLOCK_D]`, zeros beyond the head size. Offsets of blocks pass 2**31 elements."""
-    if BLOCK_SIZE % BLOCK_N == 0:
-        offset = block.to(tl.int64) * k_block + (t * BLOCK_N % BLOCK_SIZE + column) * k_key
-    elif BLOCK_N % BLOCK_SIZE == 0:
-        offset = block.to(tl.int64) * k_block + column % BLOCK_SIZE * k_key
-    else:
-        offset = block.to(tl.int64) * k_block + (t * BLOCK_N + column) % BLOCK_SIZE * k_key
-    return tl.load(k + offset[:, None] + (element * k_element)[None, :], mask=(element < HEAD_SIZE)[None, :], other=0.0)
-
-
-@triton.jit
-def _score(product, key, position, scale, soft_cap, slope, CAPPED: tl.constexpr, ALIBI: tl.constexpr):
-    """Score of each product: scaled, capped, biased; the product itself where there is neither cap nor ALiBi."""
-    if CAPPED:
-        product = _capped(product * scale, soft_cap)
-    elif ALIBI:
-        product = product * scale
-    if ALIBI:
-        product += slope[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
-    return product
-
-
-@triton.jit
-def _capped(score, cap):
-    """cap × tanh(score / cap), by exp2, which is one instruction; overflow and underflow of it give ±cap."""
-    return cap - 2.0 * cap / (1.0 + tl.exp2(score * (2.0 * LOG2E / cap)))
 
 
 @triton.jit(do_not_specialize=["count", "most"], do_not_specialize_on_alignment=["table", "stretch_of_row"])

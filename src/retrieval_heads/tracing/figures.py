@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from retrieval_heads.heads.copy import copied_tokens
 from retrieval_heads.heads.looks import Look, Result, Rows, Seen, Weighing
 from retrieval_heads.heads.score import HeadScore, head_scores
 from retrieval_heads.tracing.layer_kinds import LayerKind, host_ints
@@ -89,7 +90,7 @@ def columns(requests: Sequence[Rows], scores: Sequence[HeadScore]) -> list[list[
             places += range(start, start + count)
         start += max(parts)
     for places, rows in zip(own, requests, strict=True):
-        places += range(start, start + len(rows.answer)) if rows.positions else ()
+        places += range(start, start + figures_a_row(rows) * len(rows.answer))
     return own
 
 
@@ -101,7 +102,26 @@ def scored_looks(rows: Rows, wanted: Sequence[tuple[Look, ...]]) -> tuple[Look, 
         wanted: Its `looks_of`.
     """
     besides = [look for looks in wanted for look in looks if look.span != rows.needle_span]
+    if rows.per_step:
+        besides += [Look(rows.answer_rows, span) for span in rows.more_spans]
     return tuple(dict.fromkeys([Look((rows.first, rows.end), rows.needle_span), *besides]))
+
+
+def top_rows(
+    looks: Sequence[Look], scores: Sequence[HeadScore], wanted: Sequence[tuple[Look, ...]]
+) -> list[int | None]:
+    """From which row on some score needs `top_weight`, of each look that is scored; `None` where none does.
+
+    Args:
+        looks: The `scored_looks`.
+        scores: What is wanted.
+        wanted: What each of them looks at.
+    """
+    needed = [look for score, own in zip(scores, wanted, strict=True) if "top_weight" in score.needs for look in own]
+    return [
+        min((one.rows[0] for one in needed if one.span == look.span and one.rows[0] in range(*look.rows)), default=None)
+        for look in looks
+    ]
 
 
 Sums = Mapping[Weighing, Mapping[int, Tensor]]
@@ -114,13 +134,14 @@ def figures(
     """The scores of finished replays, `[requests, scores, layers, heads]` float32; of a score with several parts as
     many figures as the most of a request. `columns` tells which are whose.
 
-    Every rank's heads are in order, NaN where a layer has fewer heads than another. Where a request wants `positions`,
-    an answer row's argmax for each head follows: `[requests, scores + answer rows, layers, heads]`. Nothing here waits
-    for the device, nor is anything done layer by layer where layers have as many heads.
+    Every rank's heads are in order, NaN where a layer has fewer heads than another. For each row of the answer more
+    follow where they are wanted: with `positions` each head's argmax, with `per_step` the needle token that it copied,
+    counted from 1, or 0, and its weight on the needle: `[requests, scores + answer rows × figures a row, ...]`. Nothing
+    here waits for the device, nor is anything done layer by layer where layers have as many heads.
 
     Args:
         layers: Each layer's scores of all requests' rows: one request after the other, of each its `scored_looks`.
-        requests: Whose they are.
+        requests: Whose they are; all alike in `positions` and `per_step`.
         scores: Which are wanted, of all of them alike.
         sums: Of each request, what its weighings came to.
 
@@ -165,10 +186,31 @@ def _figures(layers: Sequence[RowScores], grid: _Grid, places: Sequence[int], su
                 + (f"[layers, requests, heads] is {list(shape)}" if parts == 1 else f"expected is {[parts, *shape]}")
             )
         found.append(made.float())
-    if not any(rows.positions for rows in grid.requests):
+    if not any(figures_a_row(rows) for rows in grid.requests):
         return torch.cat(found)
     answers = of(tuple((Look(rows.answer_rows, rows.needle_span),) for rows in grid.requests))
-    return torch.cat([*found, answers.argmax.float().movedim(2, 0)])
+    each = [answers.argmax.float()] if any(rows.positions for rows in grid.requests) else []
+    if any(rows.per_step for rows in grid.requests):
+        each += [copied_tokens(answers).float(), _needle_weight(grid, of, answers)]
+    # One row after the other, so that a shorter answer's are the first of them.
+    return torch.cat([*found, torch.stack(each, dim=3).flatten(2, 3).movedim(2, 0)])
+
+
+def figures_a_row(rows: Rows) -> int:
+    """Figures that are handed back of each row of an answer, beside the scores."""
+    return rows.positions + 2 * rows.per_step
+
+
+def _needle_weight(grid: _Grid, of: Callable[[_Looks], _Seen], answers: _Seen) -> Tensor:
+    """Each answer row's weight on all needles that are asked for, `[layers, requests, rows, heads]`."""
+    total = torch.where(answers.counts[:, :, None], answers.weight, 0.0)
+    for number in range(1, max(len(rows.spans) for rows in grid.requests)):
+        more = of(
+            tuple(tuple(Look(rows.answer_rows, span) for span in rows.spans[number:][:1]) for rows in grid.requests)
+        )
+        weight = torch.where(more.counts[:, :, None], more.weight, 0.0)
+        total[:, :, : weight.shape[2]] += weight
+    return total
 
 
 def _together(weighings: _Weighings, places: Sequence[int], sums: Sequence[Sums]) -> Tensor:
@@ -266,6 +308,12 @@ class _Layers:
         return torch.stack([none if one.written is None else one.written for one in self._layers])
 
     @cached_property
+    def top_weight(self) -> Tensor:
+        none = torch.full_like(self._layers[0].logsumexp, math.nan)
+        inside = torch.stack([none if one.top_logsumexp is None else one.top_logsumexp for one in self._layers])
+        return (inside - torch.stack([one.logsumexp for one in self._layers])).exp()
+
+    @cached_property
     def weight(self) -> Tensor:
         inside = torch.stack([one.span_logsumexp for one in self._layers])
         return (inside - torch.stack([one.logsumexp for one in self._layers])).exp()
@@ -306,6 +354,10 @@ class _Seen(Seen):
     def sums(self) -> Tensor:
         assert self._sums is not None, "the score weighs nothing"
         return self._sums
+
+    @cached_property
+    def top_weight(self) -> Tensor:
+        return self._layers.top_weight[:, self._index]
 
     def mean(self, values: Tensor) -> Tensor:
         # `where` and not a product: NaN of a row that does not count must not get in.

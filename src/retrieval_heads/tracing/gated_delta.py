@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retrieval_heads.tracing.rows import Stretch
+from retrieval_heads.tracing.top_keys import TopKeys
+
 CHUNK = 64
 NORM_EPSILON = 1e-6  # of vLLM's l2norm, beside the sum of squares
 
@@ -36,6 +39,10 @@ class SignedScores:
     """int32: absolute position of the greatest weight, the sign counted; of equal ones the lowest position."""
     span_share: Tensor
     """float: sum of |weight| over the visible positions of the span, divided by that over all visible positions."""
+    top_share: Tensor | None = None
+    """float: the same of those positions of the span alone whose |weight| is among the greatest of the row, as
+    `RowScores.top_logsumexp` has it; NaN of rows that it is not wanted of.
+    """
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,16 @@ def score_rows_gated_delta(
     strength: Tensor,
     *,
     span: tuple[int, int],
+    top: int = 0,
+    top_from: int = 0,
     chunk: int = CHUNK,
 ) -> SignedScores:
     """Fold the weights of `effective_weights` chunk by chunk; nothing of size rows × context is kept.
 
     Args:
         span: Positions `[start, end)`, absolute, that `span_share` is over; empty where start = end.
+        top: See `Stretch`, as the next.
+        top_from: Position of the first row that it is wanted of.
 
     Raises:
         ValueError: As `effective_weights`, or a span that is none.
@@ -77,11 +88,16 @@ def score_rows_gated_delta(
     farthest, total, inside = torch.zeros_like(greatest), torch.zeros_like(greatest), torch.zeros_like(greatest)
     argmax_value = torch.zeros_like(greatest, dtype=torch.long)
     argmax_magnitude = torch.zeros_like(argmax_value)
+    topless = Stretch(first_position, q.shape[0], span, top, top_from).topless
+    top_keys = None if topless == q.shape[0] else TopKeys(top, greatest[topless:].shape, q.device, greatest.dtype)
 
     for start, weights in effective_weights(q, first_position, keys, log_decay, strength, chunk=chunk):
         magnitudes = weights.abs()
         total += magnitudes.sum(-1)
-        inside += magnitudes[..., max(span[0] - start, 0) : max(span[1] - start, 0)].sum(-1)
+        own = slice(max(span[0] - start, 0), max(span[1] - start, 0))
+        inside += magnitudes[..., own].sum(-1)
+        if top_keys is not None:
+            top_keys.add(magnitudes[topless:], own, is_span_met=start <= span[0])
         # Chunks come from high positions to low: of equal weights the one met last lies lowest.
         best, index = magnitudes.max(-1)
         argmax_magnitude = torch.where(best >= farthest, index + start, argmax_magnitude)
@@ -95,10 +111,18 @@ def score_rows_gated_delta(
 
     undefined, nothing = ~torch.isfinite(total), total == 0
     nowhere = undefined | nothing
+    total = total.masked_fill(nothing, 1.0)
+    top_share = None
+    if top_keys is not None:
+        magnitudes, is_top = top_keys.among()
+        top_share = torch.full_like(total, float("nan"))
+        share = (magnitudes * is_top).sum(-1) / total[topless:]
+        top_share[topless:] = share.masked_fill(undefined[topless:], float("nan"))
     return SignedScores(
         argmax_magnitude=argmax_magnitude.masked_fill(nowhere, -1).to(torch.int32),
         argmax_value=argmax_value.masked_fill(nowhere, -1).to(torch.int32),
-        span_share=(inside / total.masked_fill(nothing, 1.0)).masked_fill(undefined, float("nan")),
+        span_share=(inside / total).masked_fill(undefined, float("nan")),
+        top_share=top_share,
     )
 
 

@@ -444,6 +444,8 @@ def _score_packed(
         stretch.first,
         first_key=first * block_size,
         span=stretch.span,
+        top=stretch.top,
+        top_from=stretch.top_from,
         sinks=getattr(module.impl, "sinks", None),
         **options,
     )
@@ -562,6 +564,8 @@ class LatentAttention(_Softmax):
             scale=float(module.scale),
             span=stretch.span,
             sliding_window=self.window(module),
+            top=stretch.top,
+            top_from=stretch.top_from,
         )
 
 
@@ -684,12 +688,22 @@ class GatedDelta:
 
     def _score(self, rows: Tensor, stretch: Stretch, memory: Memory) -> RowScores:
         keys, log_decay, strength = _remembered(memory)
-        scores = score_rows_gated_delta(rows, stretch.first, keys, log_decay, strength, span=stretch.span)
+        scores = score_rows_gated_delta(
+            rows,
+            stretch.first,
+            keys,
+            log_decay,
+            strength,
+            span=stretch.span,
+            top=stretch.top,
+            top_from=stretch.top_from,
+        )
         return RowScores(
             argmax=scores.argmax_magnitude,
             logsumexp=torch.zeros_like(scores.span_share),
             span_logsumexp=scores.span_share.log(),
             argmax_by_value=scores.argmax_value,
+            top_logsumexp=None if scores.top_share is None else scores.top_share.log(),
         )
 
 

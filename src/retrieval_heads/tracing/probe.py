@@ -29,6 +29,7 @@ from retrieval_heads.tracing.figures import (
     looks_of,
     scored_looks,
     scores_of,
+    top_rows,
     weighings_of,
 )
 from retrieval_heads.tracing.key_weights import Weighed
@@ -68,6 +69,8 @@ class Replay:
     looks: tuple[Look, ...] = field(init=False)
     emitting: Span = field(init=False)
     """The answer's rows whose writing is wanted."""
+    top_rows: list[int | None] = field(init=False)
+    """Of each look, from which row on the greatest keys are wanted."""
     parts: list[list[list[RowScores]]] = field(init=False)
     """Of each look and each step that scored rows of it, each layer's, while rows are wanted still."""
     weighings: tuple[Weighing, ...] = field(init=False)
@@ -84,6 +87,7 @@ class Replay:
         wanted = looks_of(self.rows, self.scores)
         self.looks = scored_looks(self.rows, wanted)
         self.emitting = _emitting(self.rows, self.scores, wanted)
+        self.top_rows = top_rows(self.looks, self.scores, wanted)
         self.parts = [[] for _ in self.looks]
         self.weighings = tuple(dict.fromkeys(each for score in weighings_of(self.rows, self.scores) for each in score))
         self.sums = [{} for _ in self.weighings]
@@ -119,7 +123,9 @@ class Replay:
         self.computed = position + place.tokens
         end = min(self.rows.end, self.computed)
         start = min(max(self.covered, position), end)
-        stretches = tuple(_within(look, start, end) for look in self.looks)
+        stretches = tuple(
+            self._within(look, top_from, start, end) for look, top_from in zip(self.looks, self.top_rows, strict=True)
+        )
         weighed = tuple(
             Weighed(each, first, last - first, number=number)
             for number, each in enumerate(self.weighings)
@@ -136,6 +142,14 @@ class Replay:
         answer = self.rows.answer_rows[0]
         return Emission(first, self.rows.answer[first - answer : last - answer], united(self.rows.spans))
 
+    def _within(self, look: Look, top_from: int | None, start: int, end: int) -> Stretch:
+        """The rows of a look that are among some."""
+        first = max(look.rows[0], start)
+        rows = max(0, min(look.rows[1], end) - first)
+        if top_from is None:
+            return Stretch(first, rows, look.span)
+        return Stretch(first, rows, look.span, len(self.rows.needle), top_from)
+
 
 def _emitting(rows: Rows, scores: Sequence[HeadScore], looks: Sequence[Sequence[Look]]) -> Span:
     """The answer's rows that a score which needs what is written looks at the needle from; of all such, the hull."""
@@ -149,12 +163,6 @@ def _emitting(rows: Rows, scores: Sequence[HeadScore], looks: Sequence[Sequence[
     start, end = rows.answer_rows
     first = min((max(start, row) for row, _ in wanted), default=start)
     return first, max((min(end, row) for _, row in wanted), default=first)
-
-
-def _within(look: Look, start: int, end: int) -> Stretch:
-    """The rows of a look that are among some."""
-    first = max(look.rows[0], start)
-    return Stretch(first, max(0, min(look.rows[1], end) - first), look.span)
 
 
 class Probe:
@@ -267,9 +275,9 @@ class Probe:
             replay.covered = part.scored[0].end
         layers = [one for one in self._scores if one is not None]
         done = [replay for replay, _ in scored if replay.is_done]
-        groups: dict[tuple[str, ...], list[Replay]] = {}
+        groups: dict[object, list[Replay]] = {}
         for replay in done:
-            groups.setdefault(replay.rows.scores, []).append(replay)
+            groups.setdefault((replay.rows.scores, replay.rows.per_step), []).append(replay)
         is_plain = len(done) == len(scored) and len(groups) == 1 and not any(any(replay.parts) for replay in done)
         if not is_plain:
             self._keep(scored, layers)

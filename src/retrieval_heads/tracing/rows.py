@@ -23,16 +23,25 @@ class Stretch:
         first: Position of the first of them in the request, in tokens.
         rows: How many.
         span: Positions `[start, end)`, absolute, that `span_logsumexp` is over; empty where start = end.
+        top: How many greatest keys of a row `top_logsumexp` looks among; 0 where it is not wanted.
+        top_from: Position of the first row that it is wanted of.
     """
 
     first: int
     rows: int
     span: tuple[int, int]
+    top: int = 0
+    top_from: int = 0
 
     @property
     def end(self) -> int:
         """Position behind the last row."""
         return self.first + self.rows
+
+    @property
+    def topless(self) -> int:
+        """How many rows, from the first on, `top_logsumexp` is not wanted of."""
+        return min(max(self.top_from - self.first, 0), self.rows) if self.top else self.rows
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,9 @@ class RowScores:
     """int32, where weights have a sign: `argmax` is then that of the magnitudes, which both sums are over."""
     written: Tensor | None = None
     """float32: see `Seen.written`; NaN of rows that it is not wanted of."""
+    top_logsumexp: Tensor | None = None
+    """float32, nats: `span_logsumexp` over those keys of the span alone that fewer than `Stretch.top` visible keys pass
+    in score: of keys that tie across the last place all are among the top. NaN of rows that it is not wanted of."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> RowScores:
         """The same of every tensor that there is."""
@@ -63,16 +75,26 @@ def joined(parts: Sequence[RowScores]) -> RowScores:
     """Scores of rows that follow each other, `[..., rows, query_heads]`, as those of all of them."""
     if len(parts) == 1:
         return parts[0]
-    return RowScores(**{name: _joined(parts, name) for name in vars(parts[0])})
+    return _combined(parts, lambda tensors: torch.cat(tensors, dim=-2))
 
 
-def _joined(parts: Sequence[RowScores], name: str) -> Tensor | None:
-    """What some parts lack, since it was wanted of none of their rows, is NaN there."""
-    given: list[Tensor | None] = [vars(part)[name] for part in parts]
-    if all(each is None for each in given):
-        return None
-    none = [torch.full_like(part.logsumexp, float("nan")) for part in parts]
-    return torch.cat([at if each is None else each for each, at in zip(given, none, strict=True)], dim=-2)
+def stacked(layers: Sequence[RowScores]) -> RowScores:
+    """Scores of the same rows in several layers, `[rows, query_heads]`, as `[layers, rows, query_heads]`."""
+    return _combined(layers, torch.stack)
+
+
+def _combined(parts: Sequence[RowScores], combine: Callable[[list[Tensor]], Tensor]) -> RowScores:
+    found: dict[str, Tensor | None] = {}
+    for name in vars(parts[0]):
+        given = [vars(part)[name] for part in parts]
+        has_none = all(one is None for one in given)
+        found[name] = None if has_none else combine(list(map(_or_nothing, given, parts)))
+    return RowScores(**found)
+
+
+def _or_nothing(given: Tensor | None, rows: RowScores) -> Tensor:
+    """What rows have, NaN where it is not wanted of them and is of others."""
+    return torch.full_like(rows.logsumexp, torch.nan) if given is None else given
 
 
 def check_layers(
@@ -122,6 +144,7 @@ def check_layers(
             sliding_window=sliding_window,
             soft_cap=soft_cap,
             alibi_slopes=alibi_slopes,
+            top=stretch.top,
         )
     most = max(stretch.end for stretch in stretches)
     needed = -(-most // first.shape[2])
@@ -144,6 +167,7 @@ def check_rows(
     sliding_window: int | None,
     soft_cap: float | None,
     alibi_slopes: Tensor | None,
+    top: int,
 ) -> None:
     """Refuse rows of one request that cannot be scored.
 
@@ -164,6 +188,8 @@ def check_rows(
         raise ValueError(f"sliding_window is {sliding_window}; a row sees at least itself (1), None is no window")
     if soft_cap is not None and soft_cap < 0:
         raise ValueError(f"soft_cap is {soft_cap}; it must be above 0, None or 0 is none")
+    if top < 0:
+        raise ValueError(f"top is {top}; it must be a number of keys, 0 where none are asked for")
     if alibi_slopes is not None and list(alibi_slopes.shape) != [q.shape[1]]:
         raise ValueError(f"alibi_slopes is {list(alibi_slopes.shape)}; it must be [{q.shape[1]}], one for each head")
 

@@ -21,17 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrieval_heads.tracing.attention_triton import (
-    ALIGNED,
-    INTERPRETED,
-    LOG2E,
-    NO_WINDOW,
-    _capped,
-    _offsets,
-    _scale_strides,
-)
+from retrieval_heads.tracing.attention_triton import INTERPRETED, NO_WINDOW, _offsets, _scale_strides
 from retrieval_heads.tracing.emissions import Emission
 from retrieval_heads.tracing.rows import FP8
+from retrieval_heads.tracing.triton_parts import ALIGNED, LOG2E, capped
 
 FIELDS = 6
 """Numbers of a tile that the kernel reads: position, rows, their place in q and among the emissions' rows, stretch and
@@ -310,7 +303,7 @@ def _write(
             )
             score = tl.dot(q_lines, tl.trans(keys.to(DOT)), input_precision="ieee") * scale
             if CAPPED:
-                score = _capped(score, soft_cap)
+                score = capped(score, soft_cap)
             if alibi_slopes is not None:
                 score += slope * (key[None, :] - position[:, None]).to(tl.float32)
             seen = within[None, :] & (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)

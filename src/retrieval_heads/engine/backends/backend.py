@@ -107,7 +107,9 @@ class Finished:
         cached_tokens: How many of those the prefix cache gave.
         seconds: From the first step that worked on it to its last token.
         head_scores: A replay's, `[figures, layers with heads, heads]`: those of `Backend.scores` that its rows want, in
-            that order, of each as many as its `parts`.
+            that order, of each as many as its `parts`. Where they want the steps (`Rows.per_step`), two more for each
+            token of the answer: the needle token that a head copied, counted from 1, or 0, and its weight on the
+            needle.
         prompt_logprob: Mean log probability of the prompt's tokens, where the sampling parameters asked for it.
         error: Why it has no answer, no head scores or no mask, in one sentence.
     """

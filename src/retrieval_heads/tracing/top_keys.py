@@ -1,0 +1,72 @@
+"""Which keys of a span are among the greatest of a row, found in one pass over the row's keys: the torch path.
+
+A key is among a row's top n where fewer than n keys that the row sees have a greater score. So of keys that tie across
+the last place all are in, and that is so wherever a key lies and in whatever order the keys are met.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+GROUP = 32
+"""Keys whose greatest score stands for them: the nth greatest of these is never above the nth greatest score."""
+
+
+class TopKeys:
+    """The n greatest scores of rows, as far as the span's keys could be among them.
+
+    Of most rows and heads they could not: their span's best is below the nth greatest of the groups' maxima, which take
+    one pass, where choosing takes twenty. So the span's keys should come first.
+
+    Args:
+        count: n.
+        shape: Of the rows: all dimensions of scores but the last.
+        device: Theirs.
+        dtype: Theirs.
+    """
+
+    def __init__(self, count: int, shape: torch.Size, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._count = count
+        self._greatest = torch.full((*shape, count), -math.inf, device=device, dtype=dtype)
+        self._least = self._greatest[..., -1].clone()
+        """Not above the nth greatest score; it once the last keys were met, or above all of the span's."""
+        self._inside: list[Tensor] = []
+        self._best = self._least.clone()
+
+    def add(self, scores: Tensor, inside: slice, *, is_span_met: bool) -> None:
+        """Meet more keys.
+
+        Args:
+            scores: `[*shape, keys]`, -inf where a row does not see; they are only read.
+            inside: Which of them are the span's.
+            is_span_met: Whether no later ones are.
+        """
+        own = scores[..., inside]
+        if own.shape[-1]:
+            self._inside.append(own.clone())
+            self._best = torch.maximum(self._best, own.amax(-1))
+        keys = scores.shape[-1]
+        # Keys that lie far apart: of neighbours the maximum takes torch ten times as long.
+        groups = scores.unflatten(-1, (GROUP, -1)).amax(-2) if keys % GROUP == 0 else scores
+        if scores.is_cuda:  # to choose rows there would be to wait for it
+            self._greatest = torch.cat([self._greatest, scores], dim=-1).topk(self._count).values
+            self._least = self._greatest[..., -1]
+            return
+        matters = groups.amax(-1) > self._least
+        if is_span_met:
+            if groups.shape[-1] >= self._count:
+                self._least = torch.maximum(self._least, groups.topk(self._count).values[..., -1])
+            matters &= self._best >= self._least
+        if not matters.any():
+            return
+        known = torch.cat([self._greatest[matters], scores[matters]], dim=-1).topk(self._count).values
+        self._greatest[matters] = known
+        self._least[matters] = torch.maximum(self._least[matters], known[:, -1])
+
+    def among(self) -> tuple[Tensor, Tensor]:
+        """The span's scores, `[*shape, keys of it that were met]`, and which of them are among the top of their row."""
+        inside = torch.cat(self._inside, dim=-1) if self._inside else self._greatest[..., :0]
+        return inside, inside >= self._least[..., None]

@@ -5,6 +5,7 @@ That is the plain pytest process, or under xdist the controller, which itself co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,7 @@ from pytest_retrieval_heads.user_hooks import call_hook
 from retrieval_heads.engine.client import Address, EngineProcess
 from retrieval_heads.engine.warm import SessionEngine
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError
-from retrieval_heads.redaction import without_secrets
+from retrieval_heads.redaction import give_variables_back, take_variable, without_secrets
 from retrieval_heads.runs.record import Record
 from retrieval_heads.suites.settings import Settings
 
@@ -63,6 +64,8 @@ class Host:
         self._has_suites = False
         """Whether any suite was collected."""
         self._failed_hooks = 0
+        if isinstance(name := self._settings.engine.options.get("api_key_env"), str):
+            take_variable(name)  # before workers are made, which would inherit it
         config.pluginmanager.register(self, "rh-host")
 
     def _process(self) -> EngineProcess:
@@ -167,6 +170,12 @@ class Host:
             self._exit("a suite cannot be used; nothing was started", pytest.ExitCode.INTERRUPTED)
         try:
             plan = Plan.load(plan_file, self._file.over_suites)
+            sections = [plan.engine, *(setting.engine for setting in plan.settings.values())]
+            if any(os.environ.get(str(section.get("api_key_env"))) for section in sections):
+                raise ConfigError(
+                    "engine.api_key_env: under xdist it is named by the config or --rh-set: workers inherit the key "
+                    "of one that only a suite names"
+                )
         except ConfigError as error:
             self._exit(str(error), pytest.ExitCode.USAGE_ERROR)
         self.prepare(plan)
@@ -256,6 +265,7 @@ class Host:
         self._engine.process.end()
         if self._files.folder is not None:
             self._files.folder.close()
+        give_variables_back()
         self._termination.restore()
 
     def _call(self, name: str, **arguments: object) -> None:

@@ -15,7 +15,7 @@ from retrieval_heads.plain import Fields, Plain
 from retrieval_heads.redaction import without_values
 from retrieval_heads.runs.place import LENGTH
 from retrieval_heads.suites.reading import overlay, read_settings, resolve
-from retrieval_heads.suites.settings import Engine, Settings
+from retrieval_heads.suites.settings import Engine, OtherEngine, Settings
 from retrieval_heads.suites.suite import Suite
 from retrieval_heads.tasks.task import Cell
 
@@ -281,7 +281,12 @@ def _unranked(suite: Suite, found: Suite | None) -> str | None:
 
 def _misfit(selected: Sequence[SelectedCell]) -> str | None:
     """Why none of the selected cells can be asked, as far as can be told without the engine."""
-    limit = length_limit(selected[0].suite.settings.model.model_dump())
+    first = selected[0].suite.settings
+    if isinstance(first.engine, OtherEngine):  # the model's files need not be here
+        said = first.model.engine_args.get("max_model_len")
+        limit = said if isinstance(said, int) and said > 0 else None
+    else:
+        limit = length_limit(first.model.model_dump())
     if limit is None or any(one.cell.stored is not None for one in selected):
         return None
     if any(unfit(one.suite, one.cell, limit) is None for one in selected):

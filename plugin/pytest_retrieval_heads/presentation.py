@@ -131,7 +131,8 @@ class Presentation:
             notes.append(asked_again_line(len(folder.asked_again), reasons))
         if folder.is_torn:
             notes.append("the earlier run's last line was incomplete; its cell was asked again")
-        notes += [*self._files.warnings, *terminal.done(facts)]
+        notes += [*self._files.warnings, *terminal.done(facts), *terminal.taken(facts)]
+        notes += terminal.count_gap(self._files.records)
         notes += [f"WARNING: {facts['model']}: {warning}" for warning in facts.get("warnings", ())]
         return notes
 

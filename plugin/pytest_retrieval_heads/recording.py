@@ -101,6 +101,7 @@ def _said(result: Answered, answer: Answer) -> Fields:
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
+        "server_prompt_tokens": answer.server_prompt_tokens,
         "cached_tokens": answer.cached_tokens,
         "seconds": answer.seconds,
     }

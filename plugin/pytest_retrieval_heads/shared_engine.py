@@ -17,6 +17,7 @@ from pytest_retrieval_heads.options import Options
 from pytest_retrieval_heads.plan import Plan, PlannedSetting
 from pytest_retrieval_heads.provenance import check_answers
 from pytest_retrieval_heads.run_files import TIME, RunFiles
+from retrieval_heads.engine.backends.backend import find
 from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
 from retrieval_heads.engine.jobs import Done, SettingState
 from retrieval_heads.engine.messages import EngineSetting, Hello
@@ -133,6 +134,10 @@ class SharedEngine:
         session, mode = self.process, self._options.engine
         if not isinstance(session, SessionEngine) or mode == "own" or plan.settings:
             return None
+        if find(plan.engine_section.kind).capabilities.is_elsewhere:
+            if mode == "keep":
+                self._console.say("an endpoint is kept by its server: --rh-engine keep does nothing")
+            return None
         with starting(self._console.say) if mode == "keep" else nullcontext():
             engines = warm_engines()
             if not engines and mode != "keep":
@@ -238,6 +243,7 @@ class SharedEngine:
             client.close()
         if not done.steps:
             return {}
+        usage = {} if done.usage is None else {"usage": done.usage.to_json()}
         share = done.feed_gap_seconds / (done.feed_gap_seconds + done.step_seconds)
         return {
             "prompt_tokens": done.prompt_tokens,
@@ -248,6 +254,7 @@ class SharedEngine:
             "feed_gap_seconds": round(done.feed_gap_seconds, 3),
             "feed_gap_share": round(share, 5),
             **({} if not done.other_replays else _others(done)),
+            **usage,
         }
 
 
@@ -263,7 +270,7 @@ def _setting(name: str, planned: PlannedSetting, traced: bool) -> EngineSetting:
         model=planned.model,
         suites=tuple(suite.partition("/")[2] for suite in planned.suites),
         backend=hello.backend,
-        options=section.options,
+        options=hello.options,
         replicas=section.replicas,
         silence=section.silence,
         start_limit=section.start_limit,

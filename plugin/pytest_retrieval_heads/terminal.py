@@ -104,8 +104,8 @@ def done(facts: Facts) -> list[str]:
     Args:
         facts: of the run, as `run.json` has them.
     """
-    if not facts.get("prompt_tokens"):
-        return []
+    if not facts.get("prompt_tokens") or (facts.get("usage") and not facts["cached_tokens"]):
+        return []  # most servers do not say what their cache gave
     cached, best = (facts[name] / facts["prompt_tokens"] for name in ("cached_tokens", "reusable_tokens"))
     told = f"prefix cache: {cached:.1%} of {facts['prompt_tokens']:,} tokens (at best {best:.1%})"
     share = facts.get("feed_gap_share")  # none where no step was timed
@@ -116,6 +116,38 @@ def done(facts: Facts) -> list[str]:
             f"{facts['other_replay_tokens']:,} tokens computed, {facts['other_replay_seconds']:.1f} s beside others"
         )
     return lines
+
+
+def taken(facts: Facts) -> list[str]:
+    """What an endpoint says that the session took of it, in one line; none where no endpoint was asked.
+
+    Args:
+        facts: Of the run, as `run.json` has them.
+    """
+    if not (usage := facts.get("usage")):
+        return []
+    told = f"endpoint: {usage['requests']:,} requests, {usage['tokens_in']:,} tokens in, {usage['tokens_out']:,} out"
+    return [told if usage.get("cost") is None else f"{told}; at engine.price {usage['cost']:.4g}"]
+
+
+def count_gap(records: Sequence[Record]) -> list[str]:
+    """How far a server's counts of prompt tokens lie from the tokenizer's, in one line; none where they are the same.
+
+    Args:
+        records: Of the run.
+    """
+    shares = [
+        record.server_prompt_tokens / record.prompt_tokens - 1
+        for record in records
+        if record.server_prompt_tokens and record.prompt_tokens
+    ]
+    apart = [share for share in shares if share]
+    if not apart:
+        return []
+    return [
+        f"prompt tokens of {len(apart)} of {len(shares)} cells as the server counts them: {min(apart):+.1%} to "
+        f"{max(apart):+.1%} beside the tokenizer's count"
+    ]
 
 
 def totals(records: Sequence[Record]) -> list[str]:

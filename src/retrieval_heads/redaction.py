@@ -1,7 +1,8 @@
 """Secrets stay out of every file and off the terminal: the one place that knows what they are and takes them out.
 
 A secret is a value under one of a few exact keys (`hf_token`, `api_key`, ...) in suites, configs and options, the value
-of an environment variable of such a name that has 12 characters or more, and the credentials in a URL.
+of an environment variable of such a name that has 12 characters or more, or that settings name (`api_key_env`), and the
+credentials in a URL.
 """
 
 from __future__ import annotations
@@ -58,7 +59,12 @@ _ASSIGNED = re.compile(
 _NO_SECRETS = frozenset({"", "none", "null", "true", "false", "~", "str", "bool", MARK})
 _IN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]{0,20}://)(?P<credentials>[^\s/?#@\"'<>]+)@", re.IGNORECASE)
 
+VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*")
+"""What settings may name under a key such as `api_key_env`; of another form it may be the key itself."""
+
 _told: set[str] = set()
+_taken: dict[str, str] = {}
+"""Variables that are in no environment any more."""
 
 Data = TypeVar("Data")
 
@@ -82,6 +88,21 @@ def keep_assignment_secret(assignment: str) -> None:
     values = [found["value"].strip("\"'") for found in _ASSIGNED.finditer(value)]
     values += [found["credentials"] for found in _IN_URL.finditer(value)]
     _told.update(each for each in values if _is_telling(each, _SHORTEST))
+
+
+def take_variable(name: str) -> str | None:
+    """The value of an environment variable, which no child process inherits from here on; `None` where it has none."""
+    value = os.environ.pop(name, "").strip()
+    if value:
+        _taken[name] = value
+        _told.add(value)
+    return _taken.get(name)
+
+
+def give_variables_back() -> None:
+    """Put what was taken back into the environment."""
+    os.environ.update(_taken)
+    _taken.clear()
 
 
 def without_secrets(data: Data) -> Data:
@@ -121,6 +142,8 @@ def _without(data: Any, clean: Any) -> Any:
 
 
 def _is_secret(key: object, value: object) -> bool:
+    if isinstance(value, str) and is_secret_key(str(key).removesuffix("_env")) and str(key).endswith("_env"):
+        return not VARIABLE_NAME.fullmatch(value)
     return is_secret_key(key) and value is not None and not isinstance(value, bool)
 
 

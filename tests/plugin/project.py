@@ -30,7 +30,9 @@ import sys
 from retrieval_heads.engine.backends import backend
 from retrieval_heads.registry import Registry
 
-backend.BACKENDS = Registry(backend.GROUP, "backend", {"vllm": "stand_in_engine:StandIn"})
+backend.BACKENDS = Registry(
+    backend.GROUP, "backend", {"vllm": "stand_in_engine:StandIn", "openai": "stand_in_endpoint:ToyEndpoint"}
+)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker gets the import path that xdist itself was imported on.
     sys.path += os.environ["PYTHONPATH"].split(os.pathsep)
@@ -39,6 +41,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 """
 
 NEEDLE = {"needle": FERRY, "question": "When does the ferry to Oslo leave?"}
+ENDPOINT = "stand_in_endpoint:ToyEndpoint"
 PATHS = os.pathsep.join(str(Path(module.__file__).parent) for module in (stand_in_engine, toy_tokenizer))
 
 
@@ -54,7 +57,8 @@ class Project:
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(subprocess, "Popen", Popen)
         monkeypatch.setenv(ADDRESS, forks.address)
-        monkeypatch.setattr(backend, "BACKENDS", Registry(backend.GROUP, "backend", {"vllm": REFERENCE}))
+        builtin = {"vllm": REFERENCE, "openai": ENDPOINT}
+        monkeypatch.setattr(backend, "BACKENDS", Registry(backend.GROUP, "backend", builtin))
         monkeypatch.setenv("PYTHONPATH", PATHS, prepend=os.pathsep)
         # Other people's plugins take two seconds of every start and every worker where no bytecode is written.
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:typeguard -p no:anyio")

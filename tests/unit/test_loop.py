@@ -108,6 +108,7 @@ class Engine:
 
     info = INFO
     has_moved = True
+    usage = None
     takes_turns = False
     tokenizer = SimpleNamespace(decode=lambda ids: "")
 

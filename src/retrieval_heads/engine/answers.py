@@ -32,13 +32,15 @@ _PROMPT_END = 32
 """Tokens of a prompt, a prefill's not counted, among which a template opens the thoughts."""
 
 
-def answer_of(finished: Finished) -> Answer:
-    """A finished request's answer, without the request's name."""
+def answer_of(finished: Finished, request: Request) -> Answer:
+    """A finished request's answer, without the request's name; of a prompt that was sent as text with both counts."""
+    is_text = request.text is not None
     return Answer(
         text=finished.text,
         token_ids=finished.token_ids,
         finish_reason=finished.finish_reason,
-        prompt_tokens=finished.prompt_tokens,
+        prompt_tokens=len(request.ids) if is_text else finished.prompt_tokens,
+        server_prompt_tokens=(finished.prompt_tokens or None) if is_text else None,
         cached_tokens=finished.cached_tokens,
         seconds=finished.seconds,
         prompt_logprob=finished.prompt_logprob,

@@ -29,6 +29,7 @@ def answer_in(record: Record) -> Answer:
         seconds=record.seconds or 0.0,
         thoughts=record.thoughts,
         thought_tokens=record.thought_tokens,
+        server_prompt_tokens=record.server_prompt_tokens,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.results import Result
+from retrieval_heads.engine.usage import Usage
 from retrieval_heads.heads.texts import RandomText
 from retrieval_heads.plain import Json, Plain
 from retrieval_heads.runs.mask import Mask
@@ -84,6 +85,8 @@ class Done(Plain):
     """Of those, what the prefix cache gave."""
     reusable_tokens: int = 0
     """What a cache that holds everything would have given, the cells asked in the same order."""
+    usage: Usage | None = None
+    """What a server counted, everything that it was asked together."""
 
     other_replays: int = 0
     """Replays of other prompts than the samples' own, which some head scores read."""
@@ -96,7 +99,10 @@ class Done(Plain):
     def sum(cls, each: Iterable[Done]) -> Done:
         """Of several engines."""
         each = list(each)
-        return cls(**{one.name: sum(getattr(done, one.name) for done in each) for one in fields(cls)})
+        counts = [one.name for one in fields(cls) if one.name != "usage"]
+        usages = [done.usage for done in each if done.usage is not None]
+        usage = sum(usages, Usage()) if usages else None
+        return cls(usage=usage, **{name: sum(getattr(done, name) for done in each) for name in counts})
 
     def count_step(self, seconds: float, gap: float) -> None:
         """One more step, and the gap before it."""

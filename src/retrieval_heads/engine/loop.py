@@ -135,6 +135,7 @@ class Loop:
                 self.beat()
             for run in list(self.server.runs.values()):
                 run.done.count_step(ended - began, began - (since or began))
+                run.done.usage = self.engine.usage
             since = ended
             for finished in found:
                 then = self.in_flight.pop(finished.id, None)
@@ -349,12 +350,12 @@ class Loop:
     def _answered(self, key: str, request: Request, tags: Sequence[Tags], finished: Finished) -> None:
         if finished.error is not None:
             raise EngineError(f"the heads were not masked: {finished.error}" if request.mask else finished.error)
-        self.server.finish(key, _answered(request, self._without_thoughts(answer_of(finished), request, tags)))
+        self.server.finish(key, _answered(request, self._without_thoughts(answer_of(finished, request), request, tags)))
 
     def _to_replay(self, key: str, request: Request, tags: Sequence[Tags], finished: Finished) -> None:
         if finished.error is not None:
             raise EngineError(finished.error)
-        self._replay(key, request, self._without_thoughts(answer_of(finished), request, tags))
+        self._replay(key, request, self._without_thoughts(answer_of(finished, request), request, tags))
 
     def _replay(self, key: str, request: Request, answer: Answer) -> None:
         said, thoughts = answer.token_ids, answer.thought_tokens or 0

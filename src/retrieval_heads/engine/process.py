@@ -85,15 +85,22 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
     kwargs = model.pop("chat_template_kwargs", None)
     location, environment = backend.locate(name), dict(os.environ)  # before vLLM sets variables of its own
     arguments = model if hello.sleep_after is None else backend.kept(model)
+    is_elsewhere = backend.capabilities.is_elsewhere
     # Beside the engine, which reads the same files.
-    files = ThreadPoolExecutor(1).submit(identity.weights_of, location)
+    files = ThreadPoolExecutor(1).submit(lambda: None if is_elsewhere else identity.weights_of(location))
     engine = backend(location, arguments, hello.options, traced=hello.traced)
     loaded = dict(engine.info.loaded)
     revision = loaded.pop("revision", engine.info.model_revision or None)
     given = identity.model_identity(name, files.result(), model, loaded, revision)
-    said = {**model, **{key: value for key, value in hello.options.items() if not is_secret_key(key)}}
+    matters = {key: value for key, value in hello.options.items() if key not in backend.indifferent}
+    said = {**model, **{key: value for key, value in matters.items() if not is_secret_key(key)}}
     runs_on = identity.engine_identity(
-        said, environment, engine=engine.info.engine, device=engine.info.device, traced=hello.traced
+        said,
+        environment,
+        engine=engine.info.engine,
+        device=engine.info.device,
+        traced=hello.traced,
+        is_elsewhere=is_elsewhere,
     )
     identities = identity.Identities.of(given, runs_on, hello.run)
     builder = CellBuilder(
@@ -101,7 +108,7 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
         {"chat_template": template, "chat_template_kwargs": kwargs},
         identities.answered_by,
         engine.info.max_model_len,
-        takes_text=backend.capabilities.takes == "text",
+        takes_text=(engine.info.takes or backend.capabilities.takes) == "text",
     )
     began = time.perf_counter()
     builder.tokenize(hello.haystacks)

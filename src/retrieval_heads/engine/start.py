@@ -16,10 +16,10 @@ from pathlib import Path
 from retrieval_heads import __version__
 from retrieval_heads.engine.backends.backend import find, reference_of
 from retrieval_heads.engine.messages import Hello
-from retrieval_heads.errors import EngineError
+from retrieval_heads.errors import ConfigError, EngineError
 from retrieval_heads.models import PACKAGED, packaged_folder
 from retrieval_heads.plain import Fields, Json, Plain
-from retrieval_heads.redaction import is_secret_key
+from retrieval_heads.redaction import is_secret_key, take_variable
 from retrieval_heads.runs.fingerprint import model_files, stamp
 from retrieval_heads.runs.identity import Difference, chooses_kernels, shown
 from retrieval_heads.suites.settings import Engine, Settings
@@ -103,7 +103,7 @@ def hello_of(
         is_resumed: Whether an earlier run is gone on with.
 
     Raises:
-        ConfigError: There is no such backend.
+        ConfigError: There is no such backend, or no such variable as it names for its key.
         EngineError: It is not installed, or does not take the settings.
     """
     backend = find(section.kind)
@@ -113,7 +113,7 @@ def hello_of(
         model=model,
         traced=traced,
         backend=reference_of(backend),
-        options=section.options,
+        options=_with_key(section.options),
         haystacks=tuple(haystacks),
         is_resumed=is_resumed,
         replicas=section.replicas,
@@ -121,6 +121,20 @@ def hello_of(
         start_limit=section.start_limit,
         offline=backend.check_model(model),
     )
+
+
+def _with_key(options: Fields) -> Fields:
+    """What the `engine` section says to the backend, and the key that stands in the variable which it names.
+
+    Raises:
+        ConfigError: There is no such variable.
+    """
+    name = options.get("api_key_env")
+    if name is None:
+        return options
+    if (key := take_variable(name)) is None:
+        raise ConfigError(f"engine.api_key_env: the environment variable {name} is not set")
+    return {**options, "api_key": key}
 
 
 def gpus_each(model: Fields) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from retrieval_heads.engine.backends.backend import find
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied, EngineProcess, join, leave
 from retrieval_heads.engine.jobs import Use
 from retrieval_heads.engine.messages import Hello, Message
@@ -64,7 +65,13 @@ class Order(Plain):
     def of(
         cls, hello: Hello, started: StartedWith, section: Engine, log: Path, config: str | None, sets: Sequence[str]
     ) -> Order:
-        """One as the `engine` section of the settings says; see above."""
+        """One as the `engine` section of the settings says; see above.
+
+        Raises:
+            EngineError: It names an endpoint.
+        """
+        if find(section.kind).capabilities.is_elsewhere:
+            raise EngineError(f"engine.kind: {section.kind}: an endpoint is kept by its server; none is started here")
         hello = replace(hello, sleep_after=section.sleep)
         where = str(Path(config).absolute()) if config else None
         return cls(hello, started, str(log), section.idle, where, tuple(sets))

@@ -104,11 +104,15 @@ class PromptText:
         text: The same as one text, as the tokenizer's chat template writes it.
         prefill: The first words of the answer, with which `text` ends; in no message. Whoever sends messages sends
             these as the assistant's unfinished turn.
+        tokens: How many the tokenizer makes of the text; 0 where that was not counted.
+        template_kwargs: What the chat template is given.
     """
 
     messages: tuple[Mapping[str, str], ...]
     text: str
     prefill: str = ""
+    tokens: int = 0
+    template_kwargs: Fields = field(default_factory=dict)
 
 
 def hash_ids(ids: Sequence[int]) -> str:

@@ -234,7 +234,13 @@ def model_identity(
 
 
 def engine_identity(
-    arguments: Mapping[str, object], environment: Mapping[str, str], *, engine: str, device: str, traced: bool
+    arguments: Mapping[str, object],
+    environment: Mapping[str, str],
+    *,
+    engine: str,
+    device: str,
+    traced: bool,
+    is_elsewhere: bool = False,
 ) -> Identity:
     """The identity of an engine.
 
@@ -244,7 +250,10 @@ def engine_identity(
         engine: Its name and version.
         device: What it computes on.
         traced: Whether nnsight instruments it.
+        is_elsewhere: Whether another process computes: variables and libraries are then not its own.
     """
+    if is_elsewhere:
+        return Identity({"version": engine, "device": device, **_said(arguments, of_the_model=False)})
     libraries = ("torch", "nnsight") if traced else ("torch",)
     return Identity(
         {

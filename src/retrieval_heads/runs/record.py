@@ -190,6 +190,8 @@ class Record(BaseModel):
     """100 × needle start / haystack tokens, needle excluded."""
     prompt_tokens: int | None = None
     """Tokens of the prompt as sent; equals `context_length`."""
+    server_prompt_tokens: int | None = None
+    """The same by the server's own count, where it was sent text; `prompt_tokens` is the tokenizer's."""
     needle: str = ""
     """The inserted text as the suite gives it."""
     needle_name: str = ""
@@ -319,6 +321,7 @@ class _Bounds(BaseModel):
     document_depth: _Percent | None = None
     achieved_depth: _Percent | None = None
     prompt_tokens: _Count | None = None
+    server_prompt_tokens: _Count | None = None
     needle_span: _Span | None = None
     question_span: _Span | None = None
     seed: _Count = 0

@@ -139,8 +139,11 @@ def overrides(assignments: Sequence[str]) -> dict[str, object]:
             nested = {part: nested}
         settings = overlay(settings, _normal(nested, "--rh-set"))
     keep_secret(settings)
+    engine = settings.get("engine")
+    # Which backend's keys they are may be said elsewhere: whoever lays them over that looks at all of it.
+    kind = {"kind": "any"} if isinstance(engine, dict) and "kind" not in engine else {}
     try:
-        Settings.model_validate(settings)
+        Settings.model_validate({**settings, "engine": {**engine, **kind}} if isinstance(engine, dict) else settings)
     except ValidationError as error:
         raise ConfigError("\n".join(sentences(Settings, error, "--rh-set", ""))) from None
     return settings

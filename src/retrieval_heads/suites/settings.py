@@ -87,7 +87,7 @@ class Engine(Section):
     """The engine that every suite of a run is asked on."""
 
     kind: Said = DEFAULT_BACKEND
-    """The backend: `vllm`, or one that another distribution registers (`retrieval_heads.engine.backends`)."""
+    """The backend: `vllm`, `openai`, or one that another distribution registers (`retrieval_heads.engine.backends`)."""
     replicas: Literal["auto"] | int = 1
     """How many engines, each on a GPU of its own; `auto`: as many as there are GPUs, or one on a CPU."""
     silence: float | None = 900
@@ -317,3 +317,16 @@ class Settings(Section):
         if names and all(is_of_texts(head_score(name)) for name in names):
             raise ValueError(f"{', '.join(names)}: measured on random texts; expected a score of the samples as well")
         return names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_engine(cls, data: object) -> object:
+        """The model that an endpoint serves (`engine.model`) is the model, where the `model` section names none."""
+        if not isinstance(data, dict):
+            return data
+        engine, model = data.get("engine"), data.get("model", {})
+        if not isinstance(engine, dict) or not isinstance(model, dict) or model.get("model") is not None:
+            return data
+        if engine.get("kind", DEFAULT_BACKEND) == DEFAULT_BACKEND or not isinstance(engine.get("model"), str):
+            return data
+        return {**data, "model": {**model, "model": engine["model"]}}

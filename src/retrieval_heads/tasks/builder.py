@@ -114,6 +114,7 @@ class CellBuilder:
             if request.text is None:
                 raise PromptError(f"the task {question.task} writes token ids alone, and the backend takes text")
             facts = _without_spans(facts)
+            request = replace(request, text=self._counted(request.text, len(request.ids)))
         prefix = request.prefix and replace(request.prefix, salt=_salt(question, cell.place, len(request.ids)))
         made = replace(request, facts=facts, mask=mask, prefix=prefix, answered_by=self._answered_by)
         return replace(made, hash=_request_hash(recipe, made))
@@ -200,9 +201,14 @@ class CellBuilder:
             text = self.prompts.render(messages)
         else:
             messages, text = [], str(prompt)
+        ids = self.prompts.encode_start(text)
         if self._writer.takes_text:
-            return Request([], {}, PromptFacts(), text=PromptText(tuple(messages), text))
-        return Request(self.prompts.encode_start(text), {}, PromptFacts())
+            counted = self._counted(PromptText(tuple(messages), text), len(ids))
+            return Request(ids, {}, PromptFacts(), text=counted)
+        return Request(ids, {}, PromptFacts())
+
+    def _counted(self, text: PromptText, tokens: int) -> PromptText:
+        return replace(text, tokens=tokens, template_kwargs=self.prompts.template_kwargs)
 
 
 def _request_hash(recipe: Recipe, request: Request) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol
 
+from retrieval_heads.engine.usage import Usage
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.plain import Fields
@@ -39,6 +40,7 @@ class Capabilities:
         masks_heads: It answers with some heads masked (suites of kind ablate).
         replicas: Several of it can answer beside each other, each on devices of its own (`engine.replicas`).
         sleeps: One that nobody asks can give memory back, and take it again.
+        is_elsewhere: Another process computes, which knows neither the libraries nor the variables of this one.
     """
 
     takes: Literal["ids", "text"] = "ids"
@@ -46,6 +48,7 @@ class Capabilities:
     masks_heads: bool = False
     replicas: bool = False
     sleeps: bool = False
+    is_elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Info:
         maskable_layers: Numbers of those whose heads can be masked.
         start_seconds: What its start took, by part.
         warnings: What it cannot do with this model, a sentence each; said at the start and at the end of a run.
+        takes: As `Capabilities.takes`, where only the start can tell.
         more: Whatever else it says, plain JSON by name.
     """
 
@@ -82,6 +86,7 @@ class Info:
     maskable_layers: tuple[int, ...] | None = None
     start_seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    takes: Literal["ids", "text"] | None = None
     more: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
@@ -103,7 +108,7 @@ class Finished:
         text: The answer.
         token_ids: Its ids, the end-of-sequence token included when it was produced; none where they are not known.
         finish_reason: `stop` or `length`.
-        prompt_tokens: Tokens of the prompt.
+        prompt_tokens: Tokens of the prompt by its own count; 0 where it does not count them.
         cached_tokens: How many of those the prefix cache gave.
         seconds: From the first step that worked on it to its last token.
         head_scores: A replay's, `[figures, layers with heads, heads]`: those of `Backend.scores` that its rows want, in
@@ -127,9 +132,15 @@ class Finished:
 
 
 class Backend(Protocol):
-    """Answers prompts, stepped by `engine.loop` in a process that a kill ends; what it refuses is an `EngineError`."""
+    """Answers prompts, stepped by `engine.loop` in a process that a kill ends; what it refuses is an `EngineError`.
+
+    A variable that `engine.api_key_env` names is in nobody's environment: `__init__` gets its value as the option
+    `api_key`.
+    """
 
     capabilities: ClassVar[Capabilities]
+    indifferent: ClassVar[frozenset[str]] = frozenset()
+    """Its keys of `engine` that cannot change an answer: no part of its identity."""
     info: Info
     tokenizer: Tokenizer
     """Measures prompts, and builds them."""
@@ -140,6 +151,11 @@ class Backend(Protocol):
 
     takes_turns: bool = False
     """Whether `add` takes a `turn`: of what waits, the lowest goes first, so that no run waits for all of another's."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it took so far of a server that counts it."""
+        return None
 
     @classmethod
     def check_installed(cls, *, traced: bool) -> None:
@@ -223,7 +239,12 @@ class Backend(Protocol):
 GROUP: Final = "retrieval_heads.backends"
 """Of entry points, each `NAME = "module:Class"`."""
 BACKENDS: Registry[type[Backend]] = Registry(
-    GROUP, "backend", {DEFAULT_BACKEND: "retrieval_heads.engine.backends.vllm:Engine"}
+    GROUP,
+    "backend",
+    {
+        DEFAULT_BACKEND: "retrieval_heads.engine.backends.vllm:Engine",
+        "openai": "retrieval_heads.engine.backends.endpoint:Endpoint",
+    },
 )
 """By the name that settings give as `engine.kind`."""
 

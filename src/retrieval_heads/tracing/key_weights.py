@@ -7,7 +7,7 @@ is chunked, and are as small as a span. Nothing here knows vLLM or waits for the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 from retrieval_heads.heads.looks import Weigh, Weighing
 from retrieval_heads.tracing.gated_delta import effective_weights
 
-NUMBERS_AT_A_TIME = 8 << 20
-"""Of the rows' queries, or of their products, that are held at once: 32 MB in float32."""
+NUMBERS_AT_A_TIME = 4 << 20
+"""Of queries, of keys or of their products that are held at once: 16 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -89,26 +89,37 @@ def weigh(
     layers, rows, heads, size = q.shape
     start, stop = weighed.keys
     sums = torch.zeros(layers, weighed.weighing.sums, heads, device=q.device)
-    if start == stop:
-        return sums
-    keys = read(start, stop)
     position = torch.arange(weighed.first, weighed.first + rows, device=q.device)
-    count = max(1, NUMBERS_AT_A_TIME // (layers * heads * max(size, weighed.weighing.sums)))
-    for begin in range(0, rows, count):
-        some = slice(begin, min(rows, begin + count))
-        at = position[some]
-        queries = q[:, some].float().unflatten(2, (keys.shape[2], -1))  # [layers, rows, kv_heads, group, size]
-        if isinstance(weighed.weighing, Weigh):
-            key = torch.arange(start, stop, device=q.device)
-            products = torch.einsum("lrkgd,lnkd->lrnkg", queries, keys).flatten(3)
-            weights = _weights(products, at[:, None], key[None, :], logsumexp[:, some, None], softmax)
-            sums[:, : stop - start] += weights.sum(1)
-        else:
-            key = at - weighed.weighing.distance
-            behind = keys.index_select(1, (key - start).clamp(min=0))
-            products = torch.einsum("lrkgd,lrkd->lrkg", queries, behind).flatten(2)
-            sums[:, 0] += _weights(products, at, key, logsumexp[:, some], softmax).sum(1)
+    count = max(1, NUMBERS_AT_A_TIME // (layers * heads * size))
+    if isinstance(weighed.weighing, Weigh):
+        for first in range(start, stop, count):
+            keys = read(first, min(stop, first + count))
+            key = torch.arange(first, first + keys.shape[1], device=q.device)
+            for some in _pieces(rows, max(1, count * size // max(size, keys.shape[1]))):
+                products = torch.einsum("lrkgd,lnkd->lrnkg", _grouped(q[:, some], keys), keys).flatten(3)
+                weights = _weights(products, position[some, None], key[None, :], logsumexp[:, some, None], softmax)
+                sums[:, first - start : first - start + keys.shape[1]] += weights.sum(1)
+        return sums
+    for some in _pieces(rows, count):
+        first, last = (weighed.first + row - weighed.weighing.distance for row in (some.start, some.stop))
+        if last <= 0:
+            continue  # no row of these has so many before it
+        keys = read(max(0, first), last)
+        key = position[some] - weighed.weighing.distance
+        behind = keys.index_select(1, (key - max(0, first)).clamp(min=0))
+        products = torch.einsum("lrkgd,lrkd->lrkg", _grouped(q[:, some], keys), behind).flatten(2)
+        sums[:, 0] += _weights(products, position[some], key, logsumexp[:, some], softmax).sum(1)
     return sums
+
+
+def _pieces(rows: int, count: int) -> Iterator[slice]:
+    for start in range(0, rows, count):
+        yield slice(start, min(rows, start + count))
+
+
+def _grouped(q: Tensor, keys: Tensor) -> Tensor:
+    """Queries `[layers, rows, kv_heads, group, head_size]`, in float32."""
+    return q.float().unflatten(2, (keys.shape[2], -1))
 
 
 def _weights(products: Tensor, row: Tensor, key: Tensor, logsumexp: Tensor, softmax: Softmax) -> Tensor:

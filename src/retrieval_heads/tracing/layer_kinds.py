@@ -388,11 +388,13 @@ class SoftmaxAttention(_Softmax):
             layers = [taken[layer] for layer in group]
             module = layers[0].module
             softmax = Softmax(**_options(module))
+            q = torch.stack([one.rows for one in layers])
+            logsumexp = torch.stack([scores[layer].logsumexp for layer in group])
             for weighed in batch.weighed:
                 sums = weigh(
                     weighed,
-                    torch.stack([one.rows[weighed.own] for one in layers]),
-                    torch.stack([scores[layer].logsumexp[weighed.own] for layer in group]),
+                    q[:, weighed.own],
+                    logsumexp[:, weighed.own],
                     partial(_keys_between, [one.module for one in layers], batch.parts[weighed.part].row),
                     softmax,
                 )

@@ -113,7 +113,7 @@ def done(facts: Facts) -> list[str]:
     if facts.get("other_replays"):
         lines.append(
             f"head scores of other prompts: {facts['other_replays']:,} replays, "
-            f"{facts['other_replay_tokens']:,} tokens computed, {facts['other_replay_seconds']:.1f} s beside others"
+            f"{facts['other_replay_tokens']:,} tokens computed, in steps of {facts['other_replay_seconds']:.1f} s"
         )
     return lines
 

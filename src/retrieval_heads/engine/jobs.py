@@ -93,7 +93,7 @@ class Done(Plain):
     other_replay_tokens: int = 0
     """What was computed for these."""
     other_replay_seconds: float = 0.0
-    """From the first step of each to its last, beside others."""
+    """Of the steps that ended one, each step once, whatever else it computed; of a random text, of all its steps."""
 
     @classmethod
     def sum(cls, each: Iterable[Done]) -> Done:
@@ -116,11 +116,11 @@ class Done(Plain):
         self.cached_tokens += cached
         self.reusable_tokens += reusable
 
-    def count_other(self, replay: Replay) -> None:
-        """One more replay of another prompt than a sample's own."""
+    def count_other(self, replay: Replay, seconds: float = 0.0) -> None:
+        """One more replay of another prompt than a sample's own; of what it took, what no step is counted for."""
         self.other_replays += 1
         self.other_replay_tokens += replay.computed_tokens
-        self.other_replay_seconds += replay.seconds
+        self.other_replay_seconds += seconds
 
 
 @dataclass

@@ -95,6 +95,10 @@ class Loop:
     """Builds prompts in other processes; left out, as many as there are cores to spare."""
     replayed: dict[str, str] = field(default_factory=dict)
     """Which job each replay in flight is of."""
+    uncounted: dict[str, float] = field(default_factory=dict)
+    """Seconds of the last step, by the runs for which it has not been counted as one that ended a replay of another
+    prompt than a sample's own.
+    """
     references: dict[str, Reference] = field(default_factory=dict)
     """By haystack, what masks of mode `mean` put in place of heads."""
 
@@ -133,9 +137,11 @@ class Loop:
             ended = clock()
             if self.engine.has_moved:
                 self.beat()
-            for run in list(self.server.runs.values()):
+            runs = list(self.server.runs.values())
+            for run in runs:
                 run.done.count_step(ended - began, began - (since or began))
                 run.done.usage = self.engine.usage
+            self.uncounted = {run.name: ended - began for run in runs}
             since = ended
             for finished in found:
                 then = self.in_flight.pop(finished.id, None)
@@ -391,7 +397,7 @@ class Loop:
     def _text_measured(self, key: str, sample: Sample, done: ToReplay, finished: Finished) -> None:
         sample.take(done, finished)
         replay = sample.replays[done.replayed]
-        self._job(key).run.done.count_other(replay)
+        self._job(key).run.done.count_other(replay, replay.seconds)
         heads = sample.heads(self.engine.info.layers or ())
         said_nothing = Answer(
             text="",
@@ -447,7 +453,7 @@ class Loop:
             return  # another replay of the sample failed
         is_last = sample.take(done, finished)
         if done.replayed != ANSWERED:
-            job.run.done.count_other(sample.replays[done.replayed])
+            job.run.done.count_other(sample.replays[done.replayed], self.uncounted.pop(job.run.name, 0.0))
         if is_last:
             heads = sample.heads(self.engine.info.layers or ())
             others = {one.query: how for one, how in sample.replays.items() if isinstance(one, OtherQuery)}

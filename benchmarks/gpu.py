@@ -4,6 +4,7 @@
     python benchmarks/gpu.py --only sweep detect
     python benchmarks/gpu.py --eager --only sweep single detect
     python benchmarks/gpu.py --cpu             # SmolLM2, a few small cells: results count, times mean nothing
+    python benchmarks/gpu.py --only sweep detect --scores copy copy_reference mass query write r2
     python benchmarks/gpu.py --seconds 390     # begin no phase that was not begun by then
 
 - bare: `vllm.LLM.generate`, all prompts in one call, prefix caching.
@@ -67,12 +68,20 @@ def main() -> None:
     parser.add_argument(
         "--counts", nargs="+", type=int, default=[1, 2, 4, 8], help="of replicas and ranks, as far as GPUs suffice"
     )
+    parser.add_argument("--scores", nargs="+", default=[], help="head scores of detections; the usual ones if left out")
     parser.add_argument("--seconds", type=float, default=3600, help="begin no phase after so many seconds")
     parser.add_argument(
         "--predecessor", metavar="PYTHON", help="interpreter of an environment with retrieval-heads 0.1.2"
     )
     asked = parser.parse_args()
-    bench = Bench(is_cpu=asked.cpu, rounds=asked.rounds, turns=asked.turns, is_eager=asked.eager, counts=asked.counts)
+    bench = Bench(
+        is_cpu=asked.cpu,
+        rounds=asked.rounds,
+        turns=asked.turns,
+        is_eager=asked.eager,
+        counts=asked.counts,
+        scores=asked.scores,
+    )
     every = {**PHASES, "predecessor": partial(phases.predecessor, python=asked.predecessor)}
     until, failed = time.monotonic() + asked.seconds, False
     try:

@@ -203,8 +203,10 @@ class Bench:
         turns: int | None = None,
         is_eager: bool = False,
         counts: Sequence[int] = (1, 2, 4, 8),
+        scores: Sequence[str] = (),
     ) -> None:
         self.is_cpu = is_cpu
+        self.scores = scores
         self._counts = counts
         self.sizes = SMALL if is_cpu else Sizes(rounds=rounds or Sizes.rounds, turns=turns or Sizes.turns)
         self.folder = Path(tempfile.mkdtemp(prefix="rh-gpu-"))
@@ -309,6 +311,8 @@ class Bench:
             "boundary": "token",
             "generation": {"max_tokens": self.sizes.answer, "ignore_eos": True},
         }
+        if kind == "detect" and self.scores:
+            content["scores"] = list(self.scores)
         file.write_text(yaml.safe_dump(content))
         return load_suite(file)
 
@@ -495,7 +499,7 @@ class Bench:
         assert result.replay is not None
         scores = result.head_scores or {}
         counts = {name: sum(map(len, rows)) for name, rows in scores.items()}
-        assert counts == dict.fromkeys([*SCORES, *counts], heads), counts
+        assert counts == dict.fromkeys(self.scores or [*SCORES, *counts], heads), counts
         self.recomputed = max(self.recomputed, result.replay.computed_tokens)
 
     def random_model(self, name: str, shape: dict[str, Any], dtype: str) -> str:

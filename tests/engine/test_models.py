@@ -113,8 +113,9 @@ def test_what_heads_write_is_the_references(runs: Any, folder: Path, model: str)
 def test_what_heads_write_through_a_quantised_projection_is_nearly_the_floats(runs: Any) -> None:
     found, floats = runs[INT8], runs["Llama"]
     assert found["error"] is None
-    ours, theirs = (each["scores"][each["names"].index("write")] for each in (found, floats))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.15 * float(theirs.abs().max()))
+    # The layers above the first read what 8 bits have rounded.
+    ours, theirs = (each["scores"][each["names"].index("write"), 0] for each in (found, floats))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.1 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("model", MODELS)

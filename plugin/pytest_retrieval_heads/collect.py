@@ -152,6 +152,8 @@ class CellItem(pytest.Item):
         if record.status in ("pass", "low"):
             self.user_properties.append((record.metric, record.scores[record.metric]))
         self.record = record = with_additions(record, self)
+        if record.status == "spared":
+            self.user_properties.append(("spared", record.reason))
         if record.status == "skipped":
             pytest.skip(printable(record.reason))
         if record.status == "error":

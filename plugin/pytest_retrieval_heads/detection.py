@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retrieval_heads.ablation.arms import named
@@ -45,6 +45,7 @@ class DetectionOutcome:
         paths: The files written.
         unmeasured: Scores that the suite names and that some counted sample lacks.
         steps: How far heads agree from step to step, of a suite that keeps them.
+        spared: How many cells were `asked` and how many `cells` there are; empty where all were asked.
     """
 
     suite: str
@@ -54,6 +55,7 @@ class DetectionOutcome:
     paths: Sequence[Path]
     unmeasured: Sequence[str] = ()
     steps: StepAgreement | None = None
+    spared: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def means(self) -> HeadMeans | None:
@@ -106,11 +108,13 @@ def finish(
         texts: Random texts that heads were measured on, for this suite.
         inconclusive: Whether an expectation that chance may explain fails the run.
     """
+    asked = [record for record in records if record.status != "spared"]
     try:
-        detection = aggregate(records, [Layer(**layer) for layer in facts.get("layers", ())], texts)
+        detection = aggregate(asked, [Layer(**layer) for layer in facts.get("layers", ())], texts)
     except ResultsError as error:
         return DetectionOutcome(suite, None, [], str(error), [])
-    about = {"suite": suite, **identity_of(facts)}
+    spared = {"asked": len(asked), "cells": len(records)} if len(asked) < len(records) else {}
+    about = {"suite": suite, **identity_of(facts), **spared}
     paths, steps = write_heads(detection, folder, about, suffix), None
     if settings.per_step:
         file = folder / f"steps{suffix}.npz"
@@ -120,7 +124,7 @@ def finish(
         replace(outcome, suite=f"detect/{suite}") for outcome in _judged(settings.expect, detection, inconclusive)
     ]
     unmeasured = [name for name in settings.scores or () if name not in detection.estimates]
-    return DetectionOutcome(suite, detection, expected, None, paths, unmeasured, steps)
+    return DetectionOutcome(suite, detection, expected, None, paths, unmeasured, steps, spared)
 
 
 def identity_of(facts: Facts) -> dict[str, object]:

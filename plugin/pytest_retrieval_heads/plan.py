@@ -266,6 +266,11 @@ def _unfound(suite: Suite, suites: Sequence[Suite]) -> str | None:
     """What is wrong when the heads that a suite masks are to be found by one that does not run."""
     name = awaited(suite)
     found = next((other for other in suites if other.id == name), None)
+    if found is not None and found.settings.sweep.samples is not None:
+        return (
+            f"the heads of {name} are to be masked, and it asks until they are stable (sweep.samples): mask the heads "
+            "of its run's heads.json, or leave sweep.samples out"
+        )
     if name is None or found is not None:
         return _unranked(suite, found)
     return f"the heads of {name} are to be masked, and no cell of that suite is selected; select it too, or name a file"

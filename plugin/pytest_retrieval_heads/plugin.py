@@ -67,6 +67,14 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile 
     return run_of(config).collect_file(parent, file_path)
 
 
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+    """A cell that was not asked, since its suite had enough samples, is none that passed."""
+    record = getattr(report, "rh", None)
+    if report.when == "call" and report.passed and record is not None and record["status"] == "spared":
+        return "spared", "-", "SPARED"
+    return None
+
+
 @pytest.fixture(scope="session")
 def rh_engine(request: pytest.FixtureRequest) -> EngineClient:
     """The run's one vLLM engine: `rh_engine.ask("...", max_tokens=16).text`."""

@@ -50,7 +50,11 @@ class Presentation:
                 name=folder.path.name,
                 records=files.records,
                 facts=files.facts,
-                heads={one.suite: one.detection.table(one.suite) for one in decision.detections if one.detection},
+                heads={
+                    one.suite: one.detection.table(one.suite, one.spared)
+                    for one in decision.detections
+                    if one.detection
+                },
                 ablations=read_ablations(folder.path) if decision.ablations else (),
                 gates=to_json(decision.verdict) if decision.verdict.outcomes else {},
                 config=folder.config,

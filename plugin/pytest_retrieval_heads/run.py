@@ -22,6 +22,7 @@ from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.options import Options
 from pytest_retrieval_heads.plan import Plan, SelectedCell, awaited, cells_of, suites_of, unfit
 from pytest_retrieval_heads.recording import record_of
+from pytest_retrieval_heads.sampling import Sampling
 from retrieval_heads.engine.backends.backend import check_suite
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.engine.results import Unanswered
@@ -45,6 +46,8 @@ class Run:
         self.file = ConfigFile(self._options)
         self._collected: dict[str, Suite] = {}
         self._last_failed = LastFailed(config)
+        self._samplings: dict[tuple[str, str], Sampling] = {}
+        """Of suites that ask until their heads are stable, by the setting of a matrix and the suite's id."""
         self._limit: int | None = None
         """What the model takes, where no selected cell fits and so none is asked."""
         self.host: Host | None = None
@@ -144,13 +147,20 @@ class Run:
         if self._limit is not None:
             reason = unfit(item.suite, item.cell, self._limit)
             return record_of(item.suite, item.cell, Unanswered("skipped", reason or ""))
+        sampling = self._samplings.get((item.suite.setting, item.suite.id))
+        if sampling is not None and sampling.is_spared(item.selected):
+            return record_of(item.suite, item.cell, Unanswered("spared", sampling.reason))
+        return self._answered(item.selected)
+
+    def _answered(self, asked: SelectedCell) -> Record:
+        """The record of a cell that was submitted, its answer scored."""
         try:
-            result = self.client.result(item.selected.key)
+            result = self.client.result(asked.key)
         except EngineDied:
             raise
         except RetrievalHeadsError as error:
             result = Unanswered("error", str(error))
-        return record_of(item.suite, item.cell, result)
+        return record_of(asked.suite, asked.cell, result)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -176,7 +186,7 @@ class Run:
             with suppress(EngineDied):  # each cell will say so
                 # What finds heads goes before what masks them: an engine waits for no cell that it was not given.
                 for suite in sorted(suites, key=lambda suite: awaited(suite) is not None):
-                    self._submit(suite, selected)
+                    self._begin(suite, cells_of(suite, selected), selected)
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
@@ -226,15 +236,29 @@ class Run:
         beside = self.file.suites_beside(collected) if self._options.is_compared else ()
         return plan and plan.before_deselection(collected, beside)
 
-    def _submit(self, suite: Suite, selected: Sequence[SelectedCell]) -> None:
+    def _begin(self, suite: Suite, cells: Sequence[SelectedCell], selected: Sequence[SelectedCell]) -> None:
+        """Submit a suite's cells; of one that asks until its heads are stable, the first of them."""
+        samples = suite.settings.sweep.samples
+        if samples is None or self._options.rescore:  # stored answers were asked already, or spared
+            self._submit(suite, cells, selected)
+            return
+
+        def submit(some: Sequence[SelectedCell]) -> None:
+            self._submit(suite, some, selected)
+
+        sampling = Sampling(samples.until_stable, cells, submit, self._answered)
+        self._samplings[suite.setting, suite.id] = sampling
+        sampling.begin()
+
+    def _submit(self, suite: Suite, cells: Sequence[SelectedCell], selected: Sequence[SelectedCell]) -> None:
         question = suite.question
         if (name := awaited(suite)) and question.ablate is not None:
             awaits = tuple(one.key for one in selected if one.suite.id == name)
             question = replace(question, ablate=replace(question.ablate, awaits=awaits))
-        cells = {one.key: one.cell for one in cells_of(suite, selected)}
+        given = {one.key: one.cell for one in cells}
         if suite.setting == AGAIN:  # in another order: what that changes is noise as well
-            cells = dict(reversed(cells.items()))
-        self.client.submit(question, cells)
+            given = dict(reversed(given.items()))
+        self.client.submit(question, given)
 
 
 def _load_scores() -> None:

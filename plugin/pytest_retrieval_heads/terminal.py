@@ -153,7 +153,8 @@ def count_gap(records: Sequence[Record]) -> list[str]:
 def totals(records: Sequence[Record]) -> list[str]:
     """How many cells ended how, and the mean score; skipped cells are named."""
     counts = {status: sum(record.status == status for record in records) for status in _STATUSES}
-    named = {"pass": "retrieved", "low": "below the threshold", "skipped": "skipped", "error": "in error"}
+    named = {status: status for status in _STATUSES}
+    named |= {"pass": "retrieved", "low": "below the threshold", "error": "in error"}
     if cut_off := sum(record.is_cut_off for record in records):
         named["low"] += f" ({cut_off} cut off while thinking)"
     told = ", ".join(f"{counts[status]} {named[status]}" for status in _STATUSES if counts[status])
@@ -164,6 +165,8 @@ def totals(records: Sequence[Record]) -> list[str]:
         values = [record.scores[metric] for record in measured]
         lines[0] += f"; mean {metric} {finite_mean(values):.3f}"
         lines.append(f"95 % interval of that mean: {interval_shown(mean_interval(values))}")
+    if counts["spared"]:
+        lines.append(f"spared: {next(record.reason for record in records if record.status == 'spared')}")
     reasons: dict[str, list[Record]] = {}
     for record in records:
         if record.status == "skipped":

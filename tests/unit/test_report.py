@@ -255,7 +255,7 @@ def test_a_mean_of_a_tenth_is_a_retrieval_heads_whatever_its_sum(tmp_path: Path)
     detection = aggregate(records, [Layer("model.layers.0", 0, 1)])
     assert detection.estimates["copy"].mean[0, 0] < 0.1
     write_heads(detection, tmp_path, {"suite": "tale"})
-    for table in (detection.table("tale"), read_table(tmp_path / "heads.json")):
+    for table in (detection.table("tale", {}), read_table(tmp_path / "heads.json")):
         assert table.estimates["copy"].mean[0, 0] == 0.1
     assert detection.retrieval_heads() == 1
 

@@ -35,7 +35,7 @@ def answer_in(record: Record) -> Answer:
 
 def result_of(record: Record) -> Result:
     """What the engine said of a cell, as its record holds it."""
-    if record.status in ("skipped", "error"):
+    if record.status in ("skipped", "error", "spared"):
         return Unanswered(record.status, record.reason)
     facts = PromptFacts(
         prompt_tokens=record.prompt_tokens,

@@ -54,11 +54,11 @@ class Unanswered(Plain):
     """Why there is no answer.
 
     Args:
-        status: `skipped`: it was never asked; or `error`.
+        status: `skipped`: it was never asked; `spared`: nor was it, since its suite had enough samples; or `error`.
         reason: One sentence.
     """
 
-    status: Literal["skipped", "error"]
+    status: Literal["skipped", "error", "spared"]
     reason: str
 
 

@@ -60,7 +60,8 @@ def pair_records(
     wanted -= {record.cell for record in reworded.values()}
     measured |= reworded
     cells = select(after, wanted, allow_skipped=allow_skipped)
-    new = [record for record in cells.measured if record.cell not in measured]
+    spared = {record.cell for record in before.values() if record.status == "spared"}
+    new = [record for record in cells.measured if record.cell not in measured and record.cell not in spared]
     pairs = [Pair(record, measured[record.cell]) for record in cells.measured if record.cell in measured]
     gaps = [] if allow_new else [Gap(place(record), "not in the baseline") for record in new]
     compared = [f"{len(new)} of {cells.total} cells are new and not compared"] if new and allow_new else []

@@ -53,6 +53,8 @@ def select(records: Iterable[Record], selected: Collection[str], *, allow_skippe
     measured, allowed = [], []
     gaps = [Gap(_place_in(cell), "without a result") for cell in sorted(wanted - {cell for _, cell in found})]
     for record in found.values():
+        if record.status == "spared":
+            continue  # nobody was to measure it
         if record.status == "skipped":
             if allow_skipped:
                 allowed.append(record)

@@ -14,6 +14,7 @@ from retrieval_heads.heads.table import DIGITS, Estimate, HeadTable, Ranked, ran
 from retrieval_heads.heads.texts import MeasuredText
 from retrieval_heads.heads.top_heads import TopHeads, overlap, top_heads
 from retrieval_heads.intervals import mean_intervals
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import HeadScores, Record
 
@@ -99,13 +100,13 @@ class Detection:
         """The best heads, as far as their scores tell them from the rest."""
         return top_heads(self.ranked(score), count)
 
-    def table(self, suite: str) -> HeadTable:
-        """The means as `heads.json` tells them, rounded as there."""
+    def table(self, suite: str, facts: Facts) -> HeadTable:
+        """The means as `heads.json` tells them, rounded as there, with what else is said of the suite."""
         estimates = {
             name: Estimate(*(getattr(estimate, part).round(DIGITS) for part in ("mean", "low", "high")))
             for name, estimate in self.estimates.items()
         }
-        facts = {"intervals": self.clusters.note}
+        facts = {"intervals": self.clusters.note, **facts}
         return HeadTable(suite, self.layers, estimates, len(self.counted), len(self.samples), self.stability(), facts)
 
     def retrieval_heads(self) -> int | None:
@@ -133,7 +134,9 @@ def aggregate(records: Sequence[Record], layers: Sequence[Layer], texts: Sequenc
     """
     if layers and not any(layer.heads for layer in layers):
         raise ResultsError("no head of this model can be scored; `retrieval-heads models --check` says why")
-    samples = tuple(record for record in records if record.heads is not None)
+    # In one order, however they came: an interval's draws go by it.
+    ordered = sorted(records, key=lambda record: record.cell)
+    samples = tuple(record for record in ordered if record.heads is not None)
     counted = tuple(record for record in samples if record.passed)
     if records and all(record.status == "error" for record in records):
         raise ResultsError(f"of {len(records)} samples all are in error, so that no head is scored")

@@ -80,7 +80,7 @@ def measured_samples(records: Sequence[Record], metric: str | None) -> list[Samp
             f"cell {twice[0]!r} stands more than once in the records: "
             "they are of several runs; plot one run at a time, or overlay runs as profiles"
         )
-    return [_sample(record, metric) for record in records]
+    return [_sample(record, metric) for record in records if record.status != "spared"]
 
 
 def _sample(record: Record, metric: str | None) -> Sample:

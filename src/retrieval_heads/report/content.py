@@ -33,6 +33,8 @@ def content(run: StoredRun) -> dict[str, object]:
     before |= references(run.records)
     by_suite: dict[str, list[Record]] = {}
     for record in run.records:
+        if record.status == "spared":
+            continue  # nothing is known of it; the overview counts it
         by_suite.setdefault(record.suite_id, []).append(record)
     return {
         "colours": {

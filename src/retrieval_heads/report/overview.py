@@ -118,9 +118,9 @@ def _subtitle(facts: Facts) -> Iterator[str]:
 def _cells(records: Sequence[Record], baseline: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
     count = Counter[str](record.status for record in records)
     measured = [record for record in records if _is_measured(record)]
-    named = {"low": "below the threshold", "skipped": "skipped", "error": "in error"}
+    named = {"low": "below the threshold", "skipped": "skipped", "error": "in error", "spared": "spared"}
     rest = [f"{count[status]:,} {words}" for status, words in named.items() if count[status]]
-    yield "retrieved", f"{count['pass']:,} of {len(records):,}", ", ".join(rest)
+    yield "retrieved", f"{count['pass']:,} of {len(records) - count['spared']:,}", ", ".join(rest)
     if not measured:
         return
     scores = [_score(record) or 0.0 for record in measured]
@@ -178,6 +178,9 @@ def _heads(table: HeadTable) -> Iterator[tuple[str, str, str]]:
             f"{table.counted:,} of {table.measured or table.counted:,}",
             "their answer held the needle",
         )
+    asked, cells = (table.facts.get(key) for key in ("asked", "cells"))
+    if isinstance(asked, int) and isinstance(cells, int):
+        yield "cells asked", f"{asked:,} of {cells:,}", f"{cells - asked:,} spared (sweep.samples)"
     if table.stability is not None:
         yield "stable", f"{100 * table.stability:.0f} %", "of the top 10 agree between random halves of the samples"
 

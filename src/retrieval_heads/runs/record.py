@@ -33,7 +33,7 @@ from retrieval_heads.runs.steps import Steps
 
 SCHEMA = "retrieval-heads/1"
 
-Status = Literal["pass", "low", "skipped", "error"]
+Status = Literal["pass", "low", "skipped", "error", "spared"]
 _Count = Annotated[int, Field(strict=True, ge=0)]
 _Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 _Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
@@ -175,7 +175,7 @@ class Record(BaseModel):
     answered_by: AnsweredBy | None = None
     """Model and engine; `None` in records of before there were identities, and in the predecessor's."""
     status: Status = "pass"
-    """`pass`, `low` (below the threshold), `skipped` (never asked) or `error`."""
+    """`pass`, `low` (below the threshold), `skipped` (never asked), `error`, or `spared` (it had samples enough)."""
     reason: str = ""
     """Why a cell is `low`, `skipped` or in `error`: one sentence."""
     task: str | None = None

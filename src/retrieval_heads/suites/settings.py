@@ -29,6 +29,7 @@ from retrieval_heads.gates.expression import parse_gate
 from retrieval_heads.gates.number import FIELDS, PASS_RATE
 from retrieval_heads.gates.settings import Expect
 from retrieval_heads.heads.score import head_score, is_of_texts
+from retrieval_heads.heads.stopping import UntilStable
 from retrieval_heads.kinds import Kind
 from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, NeedleFile, Prompt, named_prompt
 from retrieval_heads.scoring.settings import EVERY_METRIC, Scoring
@@ -155,6 +156,21 @@ AnyEngine = Annotated[
 ]
 
 
+def _plain_samples(value: object) -> object:
+    if value == "until_stable":
+        return {"until_stable": {}}
+    if value is None or isinstance(value, dict | Samples):
+        return value
+    raise ValueError(f"until_stable is expected, or {{until_stable: {{top: 10}}}}; found {value!r}")
+
+
+class Samples(Section):
+    """How many cells of the grid are asked."""
+
+    until_stable: UntilStable
+    """As many as settle the best heads (detect); see `retrieval_heads.heads.stopping`."""
+
+
 class Sweep(Section):
     """The grid: every length by every depth by every seed."""
 
@@ -164,6 +180,8 @@ class Sweep(Section):
     """Percent of the haystack before the needle."""
     seeds: list[Annotated[Whole, Field(ge=0)]] = [0]
     """Each seed starts the context at another place of the haystack; 0 at its start."""
+    samples: Annotated[Samples, BeforeValidator(_plain_samples)] | None = None
+    """Which of its cells are asked; all where it is left out."""
 
     @field_validator("context_lengths")
     @classmethod

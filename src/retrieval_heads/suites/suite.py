@@ -170,7 +170,7 @@ def _load(
         raise ConfigError(f"{written.at('from_model')}: from_model: names who gave stored answers; give from_results")
     heads = _masked_heads(settings, written) if settings.kind == "ablate" else ()
     question = _question(settings.name or path.stem, settings, heads, written)
-    cells = tuple(_cells(settings, question, written))
+    cells = _in_order(_cells(settings, question, written), settings, written)
     _check_gates(settings, question, cells, written)
     return Suite(question.suite, path, settings, question, cells, heads)
 
@@ -470,7 +470,7 @@ def _stored_suite(path: Path, settings: Settings, written: _Written) -> Suite:
         scores=_scores(settings),
         per_step=settings.per_step,
     )
-    return Suite(called, path, settings, question, tuple(cells), origins=origins)
+    return Suite(called, path, settings, question, _in_order(cells, settings, written), origins=origins)
 
 
 def _renamed(place: Place, needle: str | None) -> Place:
@@ -689,6 +689,19 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
     if left_out:
         at = written.at("sweep", "seeds")
         warnings.warn(f"{at}: {left_out:,} cells ask what another seed asks, and are left out", stacklevel=2)
+
+
+def _in_order(cells: Iterable[Cell], settings: Settings, written: _Written) -> tuple[Cell, ...]:
+    """The cells in the order in which they are asked: at random where not all of them may be."""
+    samples = settings.sweep.samples
+    if samples is None:
+        return tuple(cells)
+    if settings.kind != "detect":
+        raise ConfigError(
+            f"{written.at('sweep', 'samples')}: sweep.samples: until_stable is of suites of kind detect, whose heads "
+            f"it looks at; this one is of kind {settings.kind}"
+        )
+    return tuple(samples.until_stable.in_order(list(cells)))
 
 
 def _step(axis: str, value: Value) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import tyro
 
 from retrieval_heads.commands.agree import Agree
+from retrieval_heads.commands.atlas import Atlas
 from retrieval_heads.commands.head_files import head_file
 from retrieval_heads.commands.head_table import Table
 from retrieval_heads.errors import ConfigError, EngineError, printable
@@ -134,7 +135,8 @@ class Import:
 
 @dataclass(frozen=True)
 class Heads:
-    """Head scores to and from other tools' files, and side by side: `heads table`, `export`, `import`, `agree`.
+    """Head scores to and from other tools' files, side by side, and to be published: `heads table`, `export`, `import`,
+    `agree`, `atlas`.
 
     Example: retrieval-heads heads export reports/latest --to headkv
     """
@@ -150,7 +152,7 @@ def heads(arguments: Sequence[str], program: str) -> None:
     Raises:
         RetrievalHeadsError: A file cannot be read or written, or a format not hold what is asked for.
     """
-    kinds: dict[str, Any] = {"table": Table, "export": Export, "import": Import, "agree": Agree}
+    kinds: dict[str, Any] = {"table": Table, "export": Export, "import": Import, "agree": Agree, "atlas": Atlas}
     tyro.extras.subcommand_cli_from_dict(kinds, prog=program, args=list(arguments), description=Heads.__doc__).run()
 
 

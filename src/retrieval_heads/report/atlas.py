@@ -264,8 +264,9 @@ def _card(content: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Measure it again", "", "```", f"pytest {_SUITE}")
     yield from ("retrieval-heads heads atlas reports/latest --check .", "```", "")
     yield (
-        "The second line compares every file's hash. Figures are the same bit for bit where model, engine, device and "
-        "versions are; a haystack or model that is named without a place must be put where `suite.yaml` says."
+        "The second line compares every file's hash. Figures are the same where model, engine, device and versions "
+        "are, and the engine computes alike whatever it batches together; a haystack or model that is named without a "
+        "place must be put where `suite.yaml` says."
     )
 
 

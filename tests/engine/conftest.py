@@ -54,8 +54,8 @@ LONGEST = (
     "test_foreign_run",
 )
 """Files that begin first, so that no worker is left with a long one at the end."""
-TOGETHER = {"test_identity_run": "test_answers", "test_own_run": "test_answers"}
-"""Files that look at `own_project` as well; one worker has all of them, and starts its engine once."""
+TOGETHER = {"test_identity_run": "test_answers", "test_own_run": "test_answers", "test_endpoint_run": "test_run"}
+"""Files that look at `own_project`, or `ci_run`, as well; one worker has all of them, and starts its engine once."""
 
 
 @pytest.hookimpl(tryfirst=True)

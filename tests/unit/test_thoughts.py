@@ -165,7 +165,8 @@ def recorded(answer: dict[str, Any], **scoring: Any) -> Record:
     asked = Expectation(QUESTION, FERRY, needle=FERRY)
     task = SimpleNamespace(asked=lambda question, place: asked, judge=TheNeedle.judge)
     settings = SimpleNamespace(kind="niah", scoring=Scoring(**scoring))
-    suite = SimpleNamespace(settings=settings, task=task, question=SimpleNamespace(task="needle"), name="tale")
+    question = SimpleNamespace(task="needle")
+    suite = SimpleNamespace(settings=settings, task=task, question=question, name="tale", setting="")
     cell = SimpleNamespace(stored=None, id="niah/tale", place=place)
     said = answer_of(token_ids=[1, 2, 3], **answer)
     return record_of(suite, cell, Answered(said))  # type: ignore[arg-type]

@@ -229,7 +229,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, bool]:
         "soft_cap": draw(st.sampled_from([None, None, 2.0, 30.0])),
         "sinks": torch.randn(heads, generator=generator) if draw(st.booleans()) else None,
         "alibi_slopes": None,
-        "top": draw(st.integers(0, 40)),
+        "top": draw(st.just(0) | st.integers(1, 40)),
         "top_from": draw(st.integers(0, positions)),
         "k_scale": draw(st.sampled_from([0.5, torch.tensor(0.25)])) if cache_dtype == FP8 else None,
     }
@@ -249,7 +249,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, bool]:
 
 @each_path
 @settings(
-    max_examples=20 if COMPILED or INTERPRETED else 50,
+    max_examples=6 if INTERPRETED else 20 if COMPILED else 50,  # one takes some seconds in the interpreter
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -638,7 +638,8 @@ def test_triton_is_for_cuda() -> None:
         assert attention.scorer(torch.device("cuda", 0)).__module__ == "retrieval_heads.tracing.attention_triton"
 
 
-@pytest.mark.parametrize("tests", ["cut", "triton and not cut"])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("tests", ["cut", "unsplit and not cut", "triton and not unsplit and not cut"])
 @pytest.mark.skipif(INTERPRETED, reason="this is the run that it starts")
 def test_triton_passes_in_its_interpreter(tests: str) -> None:
     """In processes of their own, side by side: Triton reads the variable once, for every kernel of a process."""

@@ -197,8 +197,9 @@ def test_two_ranks_score_heads_as_transformers_does(in_parallel: Any) -> None:
     told = asked["replayed"]
     expected = head_scores(attention_rows(asked["model"], told["ids"], told["first_row"]), **told["rows"])
     found = torch.tensor(in_parallel["head_scores"])
-    assert found.shape == (5, 3, 4), "every score of the heads of both ranks, in order"
-    assert found[len(expected) :].isnan().all(), "there are no distractors"
+    assert found.shape == (6, 3, 4), "every score of the heads of both ranks, in order"
+    assert found[len(expected)].isnan().all(), "there are no distractors"
+    assert found[len(expected) + 1].isfinite().all(), "what heads write; test_models.py compares it"
     found = found[: len(expected)]
     assert len(set(found[0].flatten().tolist())) > 2, "heads of this model differ in what they copy"
     torch.testing.assert_close(found, torch.stack(list(expected.values())), rtol=0, atol=1e-5)

@@ -183,7 +183,7 @@ def test_qr_is_that_of_the_reference_for_every_head(probed: Any, engine: str, le
         threshold = tokens.mean() - 2 * tokens.std()
         theirs[layer, head] = sum(token for token in tokens if token > threshold)
     torch.testing.assert_close(torch.from_numpy(ours).float(), theirs, rtol=0, atol=1e-4)
-    assert theirs.max() > 0.1
+    assert theirs.max() > 0.05
     assert theirs.min() < 0
 
 

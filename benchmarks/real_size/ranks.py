@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 
+from retrieval_heads.engine.answers import measured_scores
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.runs.mask import Mask
@@ -37,6 +38,7 @@ def main(model: str, dtype: str, ranks: str, out: str) -> None:
         },
         traced=True,
     )
+    names = measured_scores((), engine.scores)
     draw = random.Random(0).randrange
     prompts = {f"{n}": [draw(100, 40_000) for _ in range(length)] for n, length in enumerate(LENGTHS * EACH)}
     layers = [layer.heads for layer in engine.info.layers]
@@ -63,9 +65,9 @@ def main(model: str, dtype: str, ranks: str, out: str) -> None:
                 replays.update(finish(engine))
         replays.update(finish(engine))
         figures = numpy.stack([replays[name].head_scores for name in prompts])
-        count = len(engine.scores)
+        count = len(names)
         found[f"{way}/scores"], found[f"{way}/positions"] = figures[:, :count], figures[:, count:]
-    numpy.savez(out, names=numpy.array(engine.scores), **found)
+    numpy.savez(out, names=numpy.array(names), **found)
     sys.stdout.flush()
     os._exit(0)  # nothing of the engine is worth an orderly end
 

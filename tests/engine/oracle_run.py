@@ -38,6 +38,7 @@ from oracle import (
 )
 from stepping import finish, look_at_models_here
 
+from retrieval_heads.engine.answers import measured_scores
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.runs.facts import PromptFacts
@@ -139,7 +140,7 @@ def run(name: str, design: Design, model: Path) -> dict[str, Any]:
     answers = {prompt: finished.token_ids for prompt, finished in finish(engine).items()}
     found = {
         "layers": [asdict(layer) for layer in engine.info.layers or ()],
-        "scores": engine.scores,
+        "scores": measured_scores((), engine.scores),
         "answers": answers,
         "replays": replay(engine, PROMPTS, answers),
         "mistakes": {},

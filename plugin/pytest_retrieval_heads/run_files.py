@@ -208,12 +208,13 @@ class RunFiles:
         """
         folder = self.folder
         assert folder is not None
+        counts = {status: sum(record.status == status for record in self.records) for status in _STATUSES}
         self.facts.setdefault("status", "finished" if len(self.records) == plan.total else "cut short")
         self.facts |= {
             # From the first submission, which follows the engine's start at once, to the last record written.
             "answer_seconds": round(self._answered - self._ready, 3),
             "seconds": round(time.monotonic() - self._began, 2),
-            "cells": {status: sum(record.status == status for record in self.records) for status in _STATUSES},
+            "cells": {status: count for status, count in counts.items() if count or status != "spared"},
         }
         if folder.earlier:
             self.facts["reused_cells"] = folder.reused

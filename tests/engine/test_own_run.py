@@ -68,5 +68,5 @@ def test_cells_beyond_the_model_are_skipped_recorded_and_named(own_project: OwnP
     ]
     assert {record.reason for record in skipped} == {reason}
     assert all(record.passed is None and not record.scores for record in skipped)
-    assert outcome.facts["cells"] == {"pass": 6, "low": 0, "skipped": 3, "error": 0, "spared": 0}
+    assert outcome.facts["cells"] == {"pass": 6, "low": 0, "skipped": 3, "error": 0}
     assert f"skipped: length 5000 at depths 0, 50, 100: {reason}" in outcome.output

@@ -133,7 +133,7 @@ def test_the_predecessors_file_is_read_without_a_last_line_end(tmp_path: Path) -
         ("[1]", "here: a record is a JSON object, found list"),
         ('{"schema": "retrieval-heads/9"}', "here: schema 'retrieval-heads/9' is not read by this version"),
         (json.dumps({**RECORD, "context_length": "many"}), "here: context_length: Input should be a valid integer"),
-        (json.dumps({**RECORD, "status": "fine"}), "here: status: Input should be 'pass', 'low', 'skipped' or 'error'"),
+        (json.dumps({**RECORD, "status": "fine"}), "here: status: Input should be 'pass', 'low', 'skipped', 'error'"),
         (json.dumps({**PREDECESSOR, "needle": 3}), "here: needle: Input should be a valid string"),
         (json.dumps({**PREDECESSOR, "rougeL": "high"}), "here: rougeL: Input should be a valid number"),
         (json.dumps({"rougeL": 1.0, "needle": "n"}), "here: context_length: Field required"),

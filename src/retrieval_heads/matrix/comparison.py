@@ -138,12 +138,7 @@ def base_name(record: Record) -> str:
 
 def difference(pairs: Sequence[Pair], number: str) -> Difference | None:
     """How a number differs over pairs; `None` where none holds it."""
-    values = [
-        (before, after)
-        for pair in pairs
-        if (before := stored_number(pair.reference, number)) is not None
-        and (after := stored_number(pair.setting, number)) is not None
-    ]
+    values = numbers_of(pairs, number)
     if not values:
         return None
     changes = [after - before for before, after in values]
@@ -156,6 +151,16 @@ def difference(pairs: Sequence[Pair], number: str) -> Difference | None:
         pairs=len(values),
         moved=sum(change != 0 for change in changes),
     )
+
+
+def numbers_of(pairs: Sequence[Pair], number: str) -> list[tuple[float, float]]:
+    """A number under the reference and under the setting, of each pair that holds it under both."""
+    return [
+        (before, after)
+        for pair in pairs
+        if (before := stored_number(pair.reference, number)) is not None
+        and (after := stored_number(pair.setting, number)) is not None
+    ]
 
 
 def change_interval(changes: Sequence[float]) -> Interval | None:

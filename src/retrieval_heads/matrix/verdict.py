@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from retrieval_heads.gates import HeadMeans, Inconclusive, Outcome, check
 from retrieval_heads.gates.expression import SLACK, Agreement, Gate
-from retrieval_heads.gates.number import stored_number
 from retrieval_heads.gates.verdict import plain
 from retrieval_heads.intervals import Interval
-from retrieval_heads.matrix.comparison import Comparison, base_name, cells_to_decide
+from retrieval_heads.matrix.comparison import Comparison, base_name, cells_to_decide, numbers_of
 from retrieval_heads.matrix.gate import NotWorse, SettingGate
 from retrieval_heads.matrix.settings import REFERENCE
 from retrieval_heads.runs.record import Record
@@ -120,12 +119,7 @@ def _not_worse(gate: NotWorse, comparison: Comparison) -> Outcome:
         return Outcome(str(gate), not gaps, found.value, -gate.margin, sentence + gaps, figures=figures)
     if high < -gate.margin - SLACK:
         return Outcome(str(gate), False, found.value, -gate.margin, sentence + gaps, figures=figures)
-    changes = [
-        after - before
-        for pair in comparison.pairs
-        if (before := stored_number(pair.reference, gate.number)) is not None
-        and (after := stored_number(pair.setting, gate.number)) is not None
-    ]
+    changes = [after - before for before, after in numbers_of(comparison.pairs, gate.number)]
     needed = cells_to_decide(changes, lambda interval: _is_held(gate, interval) or interval.high < -gate.margin)
     more = f"about {needed:,} cells that come out as these would decide" if needed else "no more cells like these would"
     return Outcome(

@@ -4,6 +4,7 @@
     python benchmarks/gpu.py --only sweep detect
     python benchmarks/gpu.py --eager --only sweep single detect
     python benchmarks/gpu.py --cpu             # SmolLM2, a few small cells: results count, times mean nothing
+    python benchmarks/gpu.py --only ray --counts 4    # Ray's replicas beside this host's processes
     python benchmarks/gpu.py --only sweep detect --scores copy copy_reference mass query write r2
     python benchmarks/gpu.py --seconds 390     # begin no phase that was not begun by then
 
@@ -49,6 +50,7 @@ PHASES: dict[str, Callable[[Bench], None]] = {
     "start": phases.start,
     "windows": phases.windows,
     "replicas": several_gpus.replicas,
+    "ray": several_gpus.ray,
     "ranks": several_gpus.ranks,
     "ranks_bfloat16": several_gpus.ranks_bfloat16,
     "both": several_gpus.both,
@@ -81,6 +83,7 @@ def main() -> None:
         is_eager=asked.eager,
         counts=asked.counts,
         scores=asked.scores,
+        is_named=asked.only is not None,
     )
     every = {**PHASES, "predecessor": partial(phases.predecessor, python=asked.predecessor)}
     until, failed = time.monotonic() + asked.seconds, False

@@ -28,6 +28,7 @@ from retrieval_heads.scoring import load_rouge, score_answer
 from retrieval_heads.suites.suite import Suite, load_suite
 
 PARTS = Path(__file__).parent
+ON_RAY = "retrieval_heads.engine.backends.on_ray:OnRay"
 DEPTHS = tuple(range(0, 101, 10))
 QWEN3_8B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -204,8 +205,11 @@ class Bench:
         is_eager: bool = False,
         counts: Sequence[int] = (1, 2, 4, 8),
         scores: Sequence[str] = (),
+        is_named: bool = False,
     ) -> None:
         self.is_cpu = is_cpu
+        self.is_named = is_named
+        """Whether the phases were named: one that is of no use on a CPU is run there all the same."""
         self.scores = scores
         self._counts = counts
         self.sizes = SMALL if is_cpu else Sizes(rounds=rounds or Sizes.rounds, turns=turns or Sizes.turns)
@@ -255,7 +259,7 @@ class Bench:
         self.lines.append(line)
         print(json.dumps(line), flush=True)
 
-    def use(self, *, traced: bool, replicas: int = 1, **arguments: Any) -> None:
+    def use(self, *, traced: bool, replicas: int = 1, is_on_ray: bool = False, **arguments: Any) -> None:
         """Have the plugin's engine process run, one at a time; it stays for the phases that follow.
 
         On a CPU every engine is the traced one, which does what the other does: starting takes most of the time there.
@@ -264,6 +268,8 @@ class Bench:
             NotRun: This tree's engine process knows nothing of replicas.
         """
         wanted = {"traced": traced or self.is_cpu, "replicas": replicas, **arguments}
+        if is_on_ray:
+            wanted["is_on_ray"] = True
         if self._using == wanted:
             return
         self.stop_engine()
@@ -275,6 +281,7 @@ class Bench:
             traced=bool(wanted["traced"]),
             haystacks=["pydoc"],
             replicas=replicas,
+            **({"backend": ON_RAY, "options": self._cluster()} if is_on_ray else {}),
         )
         self._process.launch(hello, log)
         self.info = dict(self._process.wait_ready())
@@ -288,6 +295,16 @@ class Bench:
         told = {key: value for key, value in self.info.items() if not key.endswith("layers") and key != "identities"}
         times = {"ready_seconds": ready, "first_result_seconds": first, "second_result_seconds": second}
         self.tell("start", **{**wanted, "length": length, **times, **told, "by_vllm": _parts_of_start(log)})
+
+    def _cluster(self) -> dict[str, Any]:
+        """What the `engine` section says of a Ray cluster of this machine alone, started where there is none."""
+        import ray
+
+        if not ray.is_initialized():
+            gpus, room = self.gpus(), 1 << 28  # nothing large crosses
+            there = {"num_gpus": gpus, "num_cpus": max(2, gpus), "object_store_memory": room}
+            ray.init(**there, include_dashboard=False, log_to_driver=False)
+        return {"address": ray.get_runtime_context().gcs_address, **({"gpus": 0} if self.is_cpu else {})}
 
     def suite(self, lengths: Any, depths: Any, *, seeds: int = 1, kind: str = "niah") -> Suite:
         """A grid that no engine was asked before."""
@@ -379,25 +396,35 @@ class Bench:
         """
         cells = {f"{suite.path.stem}/{cell.id}": cell for cell in suite.cells}
         counters = self._client.counters()
-        engine, before = psutil.Process(counters.process), counters.finished
+        before = counters.finished
         self._client.submit(suite.question, cells)
         while self._client.counters().finished < before + len(cells) // 3:
             time.sleep(0.05)
-        replica = max(engine.children(), key=lambda one: one.create_time())
         killed = time.monotonic()
-        for one in [*replica.children(recursive=True), replica]:
+        for one in self._a_replica(counters.process):
             one.kill()
         ended: dict[str, int] = {}
+        again = 0
         reasons = set()
         for key in cells:
             try:
                 result = self._client.result(key)
                 status = "done" if isinstance(result, Answered) else result.status
+                again += isinstance(result, Answered) and bool(result.lost_replica)
             except EngineDied as error:
                 status = "engine died"
                 reasons.add(str(error).splitlines()[0])
             ended[status] = ended.get(status, 0) + 1
-        return {"cells": len(cells), "ended": ended, "why": sorted(reasons), "seconds": time.monotonic() - killed}
+        told = {"cells": len(cells), "ended": ended, "asked_again": again, "why": sorted(reasons)}
+        return {**told, "seconds": time.monotonic() - killed}
+
+    def _a_replica(self, router: int) -> list[psutil.Process]:
+        """The processes of one replica; of Ray's, its actor, with which the rest ends."""
+        if self._using and self._using.get("is_on_ray"):
+            every = psutil.Process().children(recursive=True)
+            return [next(one for one in every if " ".join(one.cmdline()).startswith("ray::EngineActor"))]
+        replica = max(psutil.Process(router).children(), key=lambda one: one.create_time())
+        return [*replica.children(recursive=True), replica]
 
     def child(self, *command: Any, **variables: str) -> list[dict[str, Any]]:
         """The JSON lines that a command prints.
@@ -448,6 +475,8 @@ class Bench:
             os.killpg(self._bare.pid, signal.SIGKILL)  # by closing its input it ends only where it still listens
             self._bare.wait()
         self._bare = None
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
 
     def log_tails(self) -> str:
         """Last words of everything that was started."""

@@ -30,6 +30,28 @@ def replicas(bench: Bench) -> None:
                 bench.tell("replicas", **told, **took.figures, host_mb=bench.host_memory())
 
 
+def ray(bench: Bench) -> None:
+    """The same grid on replicas of this host and on those that Ray places, in turn, the most replicas first; then one
+    of Ray's is killed in the middle of a grid. With `--cpu`, where it is named, two of each.
+    """
+    counts = [2] if bench.is_cpu and bench.is_named else [count for count in bench.counts() if count > 1]
+    if not counts:
+        raise NotRun(f"2 GPUs are needed, {bench.gpus()} are there")
+    seeds = 2 if bench.is_cpu else SEEDS
+    for count in sorted(counts, reverse=True):
+        for by in ("processes", "ray"):
+            bench.use(traced=True, replicas=count, is_on_ray=by == "ray")
+            for kind in ("niah", "detect"):
+                bench.by_plugin(bench.suite(bench.sizes.lengths[:1], bench.sizes.depths[:4], seeds=count, kind=kind))
+                for number in range(min(ROUNDS, bench.sizes.rounds)):
+                    took = bench.by_plugin(bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=seeds, kind=kind))
+                    told = {"by": by, "replicas": count, "kind": kind, "round": number, "seconds": took.seconds}
+                    bench.tell("ray", **told, **took.figures)
+    cells = bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=seeds, kind="detect")
+    bench.tell("ray_lost", replicas=min(counts), **bench.with_one_killed(cells))
+    bench.stop_engine()
+
+
 def ranks(bench: Bench) -> None:
     """In float32, on Qwen3-0.6B's shape: answers, masked answers, the argmax of every head and row, on 1 to 8 ranks."""
     _ranks(bench, "float32", "qwen3-0.6b", QWEN3_0_6B)

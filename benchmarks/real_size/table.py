@@ -153,6 +153,17 @@ def _replicas(found: Found) -> str | None:
     return ", ".join(told) or None
 
 
+def _ray(found: Found) -> str | None:
+    told = []
+    for count in (2, 4, 8):
+        for kind in ("niah", "detect"):
+            ours = found.median("ray", by="processes", replicas=count, kind=kind)
+            rays = found.median("ray", by="ray", replicas=count, kind=kind)
+            if ours and rays:
+                told.append(f"{kind} {count}: {rays / ours:.3f} ({rays:.2f} s)")
+    return ", ".join(told) or None
+
+
 def _ranks(found: Found) -> str | None:
     told = [
         f"{line['dtype']}, {line['ranks']} against {line['against']}: argmax {line['argmax_equal']:.3%} equal, "
@@ -221,6 +232,7 @@ ROWS: list[tuple[str, str, str, Callable[[Found], str | None]]] = [
     ("start", "engine start to first result", "reported", _start),
     ("long growth", "exponents of time", "reported", _growth),
     ("replicas", "throughput of 2, 4 and 8 replicas to one", "≥ 1.95, 3.8, 7.4", _replicas),
+    ("ray", "Ray's replicas to as many processes", "reported", _ray),
     ("ranks ranks_bfloat16", "head scores of several ranks to one", "the same", _ranks),
     ("both", "two replicas of several ranks, detection to the sweep", "reported", _both),
     ("big", "70 billion parameters, detection to the sweep", "≤ 1.03", _big),

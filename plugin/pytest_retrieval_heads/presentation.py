@@ -136,7 +136,7 @@ class Presentation:
         if folder.is_torn:
             notes.append("the earlier run's last line was incomplete; its cell was asked again")
         notes += [*self._files.warnings, *terminal.done(facts), *terminal.taken(facts)]
-        notes += terminal.count_gap(self._files.records)
+        notes += terminal.count_gap(self._files.records) + terminal.lost(self._files.records)
         notes += [f"WARNING: {facts['model']}: {warning}" for warning in facts.get("warnings", ())]
         return notes
 

@@ -117,6 +117,7 @@ def _heads(result: Answered) -> Fields:
         "replay": result.replay,
         "other_replays": dict(result.other_replays) or None,
         "steps": result.steps,
+        "lost_replica": result.lost_replica or None,
     }
     return {name: value for name, value in told.items() if value is not None}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
@@ -148,6 +149,16 @@ def count_gap(records: Sequence[Record]) -> list[str]:
         f"prompt tokens of {len(apart)} of {len(shares)} cells as the server counts them: {min(apart):+.1%} to "
         f"{max(apart):+.1%} beside the tokenizer's count"
     ]
+
+
+def lost(records: Sequence[Record]) -> list[str]:
+    """How many cells another replica was asked before, a line for each that was lost.
+
+    Args:
+        records: Of the run.
+    """
+    found = Counter(record.lost_replica for record in records if record.lost_replica)
+    return [f"{count} of {len(records)} cells were asked again: {why}" for why, count in found.items()]
 
 
 def totals(records: Sequence[Record]) -> list[str]:

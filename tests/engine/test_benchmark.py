@@ -88,6 +88,7 @@ def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -
     assert ended == {
         **done,
         "replicas": ("not run", "1 GPU is needed, 0 are there"),
+        "ray": two_gpus,
         "ranks": two_gpus,
         "ranks_bfloat16": two_gpus,
         "both": four_gpus,
@@ -127,10 +128,11 @@ def test_the_papers_algorithm_finds_the_same_scores(benchmark_run: Benchmark) ->
 def test_every_row_of_the_table_has_a_result_or_a_reason(benchmark_run: Benchmark) -> None:
     table = benchmark_run.printed.read_text().split("\n\n")[-1].splitlines()
     needing_more = [row for row in table if "not run" in row]
-    assert len(table) == 20
+    assert len(table) == 21
     assert [row.partition("  ")[0] for row in needing_more] == [
         "PyPI's retrieval-heads 0.1.2 to detection",
         "throughput of 2, 4 and 8 replicas to one",
+        "Ray's replicas to as many processes",
         "head scores of several ranks to one",
         "two replicas of several ranks, detection to the sweep",
         "70 billion parameters, detection to the sweep",

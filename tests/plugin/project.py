@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import stand_in_engine
 import yaml
-from stand_in_engine import FERRY, REFERENCE, VARIABLE, Behaviour
+from stand_in_engine import FERRY, ON_RAY, REFERENCE, VARIABLE, Behaviour
 
 import toy_tokenizer
 from forks import ADDRESS, Popen, Server
@@ -31,7 +31,13 @@ from retrieval_heads.engine.backends import backend
 from retrieval_heads.registry import Registry
 
 backend.BACKENDS = Registry(
-    backend.GROUP, "backend", {"vllm": "stand_in_engine:StandIn", "openai": "stand_in_endpoint:ToyEndpoint"}
+    backend.GROUP,
+    "backend",
+    {
+        "vllm": "stand_in_engine:StandIn",
+        "openai": "stand_in_endpoint:ToyEndpoint",
+        "ray": "stand_in_engine:StandInOnRay",
+    },
 )
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker gets the import path that xdist itself was imported on.
@@ -57,7 +63,7 @@ class Project:
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(subprocess, "Popen", Popen)
         monkeypatch.setenv(ADDRESS, forks.address)
-        builtin = {"vllm": REFERENCE, "openai": ENDPOINT}
+        builtin = {"vllm": REFERENCE, "openai": ENDPOINT, "ray": ON_RAY}
         monkeypatch.setattr(backend, "BACKENDS", Registry(backend.GROUP, "backend", builtin))
         monkeypatch.setenv("PYTHONPATH", PATHS, prepend=os.pathsep)
         # Other people's plugins take two seconds of every start and every worker where no bytecode is written.

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy
 
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info
+from retrieval_heads.engine.backends.on_ray import RaySettings, check_ray
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.heads.score import head_score
@@ -29,6 +30,7 @@ from toy_tokenizer import ByteTokenizer, ToyTokenizer, WordTokenizer
 VARIABLE = "RH_STAND_IN"
 REFERENCE = "stand_in_engine:StandIn"
 """Where the backend stands, for `retrieval_heads.engine.backends.backend.BACKENDS`."""
+ON_RAY = "stand_in_engine:StandInOnRay"
 LAYERS = (
     *(Layer(f"layers.{number}", number, heads=4) for number in range(4)),
     Layer("layers.4", 4, heads=0, kind="MambaMixer2"),
@@ -325,3 +327,20 @@ class StandIn(Backend):
         copying = [list(head) for head in self.told.retrieval_heads]
         scores = [[float([layer, head] in copying) for head in range(4)] for layer in range(4)]
         return numpy.array([scores] * figures)
+
+
+class StandInOnRay(StandIn):
+    """The same, placed by Ray."""
+
+    capabilities: ClassVar = replace(StandIn.capabilities, is_on_ray=True)
+    indifferent: ClassVar = frozenset(RaySettings.model_fields)
+
+    @classmethod
+    def check_installed(cls, *, traced: bool) -> None:
+        """See that Ray is there."""
+        check_ray()
+
+    @classmethod
+    def check_arguments(cls, model: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """See that a cluster takes what is asked of it."""
+        RaySettings.of(options)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -26,7 +25,7 @@ from pydantic import ValidationError
 
 from retrieval_heads.ablation.arms import MODES
 from retrieval_heads.engine.jobs import Counters, Done, FreeQuestion, Use
-from retrieval_heads.engine.log import EngineLog
+from retrieval_heads.engine.log import EngineLog, shown_lines
 from retrieval_heads.engine.messages import Hello, Message, receive, send
 from retrieval_heads.engine.private_folder import PrivateFolder
 from retrieval_heads.engine.results import Answered, Result, result_of_json
@@ -40,15 +39,17 @@ from retrieval_heads.runs.mask import Mask
 from retrieval_heads.tasks.task import Cell, Question
 
 _SERVER = "retrieval_heads.engine.process"
-_LOG_LINES = 12
 _REFUSED = 1.0  # seconds that a socket may refuse: before it first listens, and while an engine ends
 _LOOK = 1.0  # seconds between two looks whether a silent engine was given up
 _LAST = 10.0  # seconds that a killed process may take to go
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class EngineDied(EngineError):
     """The engine process is gone, or can do no more."""
+
+
+class EngineLost(EngineDied):
+    """It is gone with the node that it ran on, and of what it was asked nothing is at fault."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,17 @@ class EngineClient:
             self._idle.pop().close()
 
     def _call(self, message: Message) -> Message:
+        reply = self.exchanged(message)
+        if "error" in reply:
+            raise (EngineDied if reply.get("is_fatal") else EngineError)(reply["error"])
+        return reply
+
+    def exchanged(self, message: Message) -> Message:
+        """Send a message; the reply, which may be an error's.
+
+        Raises:
+            EngineDied: There is none.
+        """
         connection = self._taken()
         try:
             send(connection, message)
@@ -226,8 +238,6 @@ class EngineClient:
             self._is_gone = True  # nobody will listen there again: the next question need not wait for it
             raise self._died()
         self._idle.append(connection)
-        if "error" in reply:
-            raise (EngineDied if reply.get("is_fatal") else EngineError)(reply["error"])
         return reply
 
     def _reply(self, connection: socket.socket) -> Message | None:
@@ -484,9 +494,7 @@ class EngineProcess:
         """The log's last lines, indented, below a line that names the log."""
         if self._log is None:
             return ""
-        # Without the colours that vLLM writes for a terminal.
-        shown = [_COLOUR.sub("", line)[:160] for line in self._log.last_lines(_LOG_LINES, patience=0.5)]
-        return "".join(f"\n    {line}" for line in [f"last lines of {self._log.path}:", *shown]) if shown else ""
+        return shown_lines(self._log.path, self._log.last_lines(patience=0.5))
 
     @property
     def own_log(self) -> Path:

@@ -56,6 +56,7 @@ def result_of(record: Record) -> Result:
         replay=record.replay,
         other_replays=record.other_replays or {},
         steps=record.steps,
+        lost_replica=record.lost_replica or "",
     )
 
 

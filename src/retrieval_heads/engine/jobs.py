@@ -64,6 +64,8 @@ class Job:
     """What was asked, as canonical JSON: the same key with another payload is a mistake."""
     ask: FreeQuestion | CellQuestion
     result: Result | None = None
+    lost_replica: str = ""
+    """How a replica was lost that had it before; see `retrieval_heads.engine.results.Answered`."""
 
     @property
     def name(self) -> str:

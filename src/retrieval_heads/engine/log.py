@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -13,7 +14,24 @@ from retrieval_heads.errors import FileError
 from retrieval_heads.redaction import without_secrets
 
 _KEPT_LINES = 200
+_SHOWN_LINES = 12
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST_LINE = 1 << 16
+
+
+def tail(path: Path) -> str:
+    """The last lines of a log that another process wrote, below a line that names it."""
+    try:
+        return shown_lines(path, path.read_text(encoding="utf-8", errors="replace").splitlines()[-_KEPT_LINES:])
+    except OSError:
+        return ""
+
+
+def shown_lines(path: Path, lines: Sequence[str]) -> str:
+    """The last lines of a log that are not empty, indented, below a line that names it; empty where there are none."""
+    # Without the colours that vLLM writes for a terminal.
+    shown = [_COLOUR.sub("", line)[:160] for line in lines if line.strip()][-_SHOWN_LINES:]
+    return "".join(f"\n    {line}" for line in [f"last lines of {path}:", *shown]) if shown else ""
 
 
 class EngineLog:
@@ -35,15 +53,14 @@ class EngineLog:
         self._thread = threading.Thread(target=self._copy, name="engine.log", daemon=True)
         self._thread.start()
 
-    def last_lines(self, count: int, *, patience: float) -> list[str]:
-        """The last lines that are not empty.
+    def last_lines(self, *, patience: float) -> list[str]:
+        """The last lines.
 
         Args:
-            count: How many.
             patience: Seconds to wait for the output's end: a process that is gone may have left something to read.
         """
         self._thread.join(patience)
-        return [line for line in list(self._last) if line.strip()][-count:]
+        return list(self._last)
 
     def close(self, *, patience: float) -> None:
         """Wait for the output's end."""

@@ -66,8 +66,14 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
 
         threading.Thread(target=pulse.rest, daemon=True).start()  # each engine is watched by itself
         return InTurn(server, hello).run
+    if backend.capabilities.is_on_ray and hello.place is None:  # on its node each has a place
+        from retrieval_heads.engine.ray_replicas import launched
+
+        threading.Thread(target=pulse.rest, daemon=True).start()  # each engine is watched by itself
+        return launched(server, hello).run
     if hello.replicas != 1:
-        from retrieval_heads.engine.replicas import Router, places
+        from retrieval_heads.engine.places import places
+        from retrieval_heads.engine.replicas import Router
 
         found = places(hello.replicas, hello.model, backend.gpus())
         if len(found) > 1:
@@ -76,7 +82,7 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
             return Router.launched(server, hello, found).run
 
     from retrieval_heads.engine.loop import Loop
-    from retrieval_heads.engine.start import gpus_each
+    from retrieval_heads.engine.places import gpus_each
     from retrieval_heads.runs import identity
     from retrieval_heads.tasks.builder import CellBuilder
 

@@ -1,124 +1,35 @@
 """Several engines behind one engine process, which loads none itself: it hands jobs on, and their results back.
 
-Each replica is an engine process like any other, on GPUs or cores of its own. To whoever asks, nothing differs from
-one engine. Which replica asks a cell is `retrieval_heads.engine.routing`'s to say. The heads that a detect suite found
-are handed over with the cells that mask them, so that any replica may ask these.
+Each replica is an engine process like any other, on GPUs or cores of its own: of this host (`ReplicaProcess`), or of a
+node of a Ray cluster (`retrieval_heads.engine.ray_replicas`). To whoever asks, nothing differs from one engine. Which
+replica asks a cell is `retrieval_heads.engine.routing`'s to say. The heads that a detect suite found are handed over
+with the cells that mask them, so that any replica may ask these.
 """
 
 from __future__ import annotations
 
-import os
 import queue
+import sys
 import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 
-from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProcess
+from retrieval_heads.engine.client import EngineDied, EngineLost
 from retrieval_heads.engine.jobs import CellQuestion, Done, FreeQuestion, Job, Run
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.messages import Devices, Hello
+from retrieval_heads.engine.replica import Replica, ReplicaProcess, log_of, wait_ready
 from retrieval_heads.engine.results import Answered, Result, Unanswered
 from retrieval_heads.engine.routing import ANSWER, Asked, share_out
 from retrieval_heads.engine.server import Server
-from retrieval_heads.engine.start import gpus_each
-from retrieval_heads.errors import ConfigError, EngineError, RetrievalHeadsError
+from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.plain import Fields
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.tasks.task import Question
-
-
-def places(replicas: int | str, model: Fields, gpus: Sequence[str] | None) -> list[Devices]:
-    """Where the replicas of a model compute.
-
-    Args:
-        replicas: How many, or `auto`: as many as the visible GPUs hold, and one on a CPU.
-        model: The `model` section of the settings; an engine takes `tensor_parallel_size` GPUs for each of its
-            pipeline's stages.
-        gpus: Those that can be seen; `None` where replicas share out processor cores.
-
-    Raises:
-        ConfigError: There are too few GPUs or cores.
-    """
-    if gpus is None:
-        return _cpu_places(1 if replicas == "auto" else int(replicas))
-    each = gpus_each(model)
-    count = max(1, len(gpus) // each) if replicas == "auto" else int(replicas)
-    if count > 1 and count * each > len(gpus):
-        raise ConfigError(
-            f"engine.replicas: {count} replicas of {_counted(each, 'GPU')} need {count * each}, "
-            f"and {_counted(len(gpus), 'GPU')} can be seen"
-        )
-    taken = [",".join(gpus[number * each : (number + 1) * each]) for number in range(count)]
-    return [Devices(f"GPU {ids}", {"CUDA_VISIBLE_DEVICES": ids}) for ids in taken]
-
-
-def _cpu_places(count: int) -> list[Devices]:
-    # Threads of one core, and cores of one socket, stay together: replicas would slow each other down.
-    cores = sorted(os.sched_getaffinity(0), key=_where)
-    if count > len(cores):
-        raise ConfigError(
-            f"engine.replicas: {count} replicas need a core each, and {_counted(len(cores), 'core')} can be used"
-        )
-    bounds = [number * len(cores) // count for number in range(count + 1)]
-    shares = [sorted(cores[start:end]) for start, end in pairwise(bounds)]
-    return [Devices(f"core {','.join(map(str, share))}", cores=tuple(share)) for share in shares]
-
-
-def _where(core: int) -> tuple[int, ...]:
-    folder = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
-    files = [folder / name for name in ("physical_package_id", "core_id")]
-    return (*(int(file.read_text()) for file in files if file.exists()), core)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-class Replica(EngineProcess):
-    """One engine of several.
-
-    Args:
-        within: The folder of the engine process that launches it.
-        name: For users, such as `replica 1 of 2`.
-    """
-
-    def __init__(self, within: Path, name: str) -> None:
-        super().__init__(within)
-        self.name = name
-        self.askers: dict[str, EngineClient] = {}
-        """By run, what its cells are submitted through."""
-        self.outstanding: dict[str, int] = {}
-        """Tokens of the jobs that it was given and has not answered, by their name."""
-        self.done: dict[str, Done] = {}
-        """By run."""
-
-    @property
-    def load(self) -> int:
-        """Tokens that it still has to compute, about."""
-        return sum(self.outstanding.values())
-
-    def take_up(self, run: Run) -> None:
-        """Begin a run there, as it was begun here.
-
-        Raises:
-            EngineDied: The replica is gone.
-        """
-        self.askers[run.name] = asker = EngineClient(replace(self.address, run=run.name))
-        self.done[run.name] = Done()
-        asker.begin(run.earlier_file)
-
-    def drop(self, run: Run) -> None:
-        """End a run there."""
-        for job in run.jobs.values():
-            self.outstanding.pop(job.name, None)
-        self.done.pop(run.name, None)
-        if (asker := self.askers.pop(run.name, None)) is not None:
-            asker.close()
 
 
 @dataclass
@@ -136,11 +47,11 @@ class Router:
     info: Fields
     held: dict[str, list[str]] = field(default_factory=dict)
     """Masked cells by run and suite, while what they mask is not known."""
-    cached: dict[str, list[int]] = field(default_factory=dict)
-    """By prefix, how far each replica has read it or will have."""
-    measured: dict[str, Replica] = field(default_factory=dict)
-    """By haystack's hash, who knows its means, which masks of mode `mean` put in place of heads."""
-    routing: threading.Lock = field(default_factory=threading.Lock)
+    stranded: list[str] = field(default_factory=list)
+    """Jobs that lost replicas left, while there is none to ask them."""
+    awaited: int = 0
+    """Replicas that are to take the place of lost ones and are not ready yet."""
+    routing: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         self.masks = Masks(self.server, [Layer(**layer) for layer in self.info.get("layers", ())])
@@ -157,23 +68,20 @@ class Router:
         Raises:
             EngineError: One did not start; the others end with this process.
         """
-        log, folder = Path(hello.log), Path(hello.socket).parent
-        count = len(places)
-        replicas = [Replica(folder, f"replica {number} of {count}") for number in range(1, count + 1)]
+        folder, count = Path(hello.socket).parent, len(places)
+        replicas = [ReplicaProcess(folder, f"replica {number} of {count}") for number in range(1, count + 1)]
         for number, (replica, place) in enumerate(zip(replicas, places, strict=True), start=1):
-            own = log.with_stem(f"{log.stem}-{number}")
-            if not hello.is_resumed:
-                own.write_bytes(b"")  # an earlier run's, in a folder that is used again
-            replica.launch(replace(hello, replicas=1, place=place), own)
-        pool = ThreadPoolExecutor(count)
-        ready = [pool.submit(replica.wait_ready) for replica in replicas]
-        for one in as_completed(ready):
-            one.result()  # the first that fails is told at once
-        infos = [one.result() for one in ready]
+            replica.launch(replace(hello, replicas=1, place=place), log_of(hello, number))
+        infos = wait_ready(replicas)
         devices = [f"{info['device']}, {place.name}" for info, place in zip(infos, places, strict=True)]
         gpus = [gpu for info in infos for gpu in info.get("gpus", ())]
         server.started({**infos[0], "replicas": count, "devices": devices, **({"gpus": gpus} if gpus else {})})
         return cls(server, replicas, infos[0])
+
+    @property
+    def alive(self) -> list[Replica]:
+        """The replicas that are not lost."""
+        return [replica for replica in self.replicas if not replica.is_lost]
 
     def run(self) -> None:
         """Hand on for ever."""
@@ -204,7 +112,7 @@ class Router:
 
     def _begin(self, run: Run) -> None:
         """Begin a run at every replica, where that was not done, and follow it there."""
-        for replica in self.replicas:
+        for replica in self.alive:
             if run.name not in replica.askers:
                 try:
                     replica.take_up(run)
@@ -215,22 +123,21 @@ class Router:
 
     def _follow(self, replica: Replica, run: Run) -> None:
         """Give out a replica's results for a run as they come."""
-        client, known = EngineClient(replace(replica.address, run=run.name)), 0
+        client, known = replica.client(run.name), 0
         try:
             while True:
                 results, done = client.finished(known)
                 known += len(results)
-                with self.routing:  # before any result: whoever has the last one may ask how much was done
-                    if run.is_over:
-                        return
-                    replica.done[run.name] = done
-                    run.done = Done.sum(one.done[run.name] for one in self.replicas)
-                for key, result in results:
-                    if isinstance(result, Answered) and result.mask is not None and result.mask.mode == "mean":
-                        self.measured.setdefault(result.mask.reference, replica)
-                    self.server.finish(run.name_of(key), result)
                 with self.routing:
-                    for key, _ in results:
+                    if run.is_over or replica.is_lost:  # what a lost one was asked, others are asked
+                        return
+                    # Before any result: whoever has the last one may ask how much was done.
+                    replica.done[run.name] = done
+                    run.done = Done.sum(one.done[run.name] for one in self.replicas if run.name in one.done)
+                    for key, result in results:
+                        if isinstance(result, Answered) and result.mask is not None and result.mask.mode == "mean":
+                            replica.measured.add(result.mask.reference)
+                        self._finish(run.name_of(key), result)
                         replica.outstanding.pop(run.name_of(key), None)
                     self._release()
         except EngineError as error:
@@ -281,19 +188,25 @@ class Router:
         whose = [self.server.jobs[key] for key in keys]
         limits = (0 if job.key in job.run.earlier else int(self.info["max_model_len"]) for job in whose)
         asked = [Asked.of(job.question, job.cell, limit) for job, limit in zip(jobs, limits, strict=True)]
-        chosen = share_out(asked, [replica.load for replica in self.replicas], self.cached)
-        mine: list[dict[str, CellQuestion]] = [{} for _ in self.replicas]
+        if not (replicas := self.alive):
+            self.stranded += keys
+            return
+        cached = {cell.prefix: [one.cached.get(cell.prefix, 0) for one in replicas] for cell in asked}
+        chosen = share_out(asked, [replica.load for replica in replicas], cached)
+        mine: list[dict[str, CellQuestion]] = [{} for _ in replicas]
         for key, job, cell, number in zip(keys, jobs, asked, chosen, strict=True):
             mine[number][key] = job
-            self.replicas[number].outstanding[key] = cell.work
-            read = self.cached.setdefault(cell.prefix, [0] * len(self.replicas))
-            read[number] = max(read[number], cell.insertion)
-        for replica, given in zip(self.replicas, mine, strict=True):
+            read = replicas[number]
+            read.outstanding[key] = cell.work
+            read.cached[cell.prefix] = max(read.cached.get(cell.prefix, 0), cell.insertion)
+        for replica, given in zip(replicas, mine, strict=True):
             self._submit_to(replica, given)
 
     def _submit_to(self, replica: Replica, jobs: Mapping[str, CellQuestion]) -> None:
         # Cells that were submitted together share one question object.
         for _, group in groupby(jobs.items(), key=lambda job: (id(job[1].question), job[1].awaits)):
+            if replica.is_lost:  # found out meanwhile, and all that it was given is asked elsewhere
+                return
             these = dict(group)
             first = next(iter(these.values()))
             whose = {self.server.jobs[name].key: job.cell for name, job in these.items()}
@@ -316,13 +229,16 @@ class Router:
 
     def _ask(self, key: str, ask: FreeQuestion) -> None:
         """Ask a free question from a thread of its own: there are no more of them than clients."""
-        least = min(self.replicas, key=lambda replica: replica.load)
-        replica = self.measured.get(ask.mask.reference, least) if ask.mask else least
-        replica.outstanding[key] = ANSWER
-        threading.Thread(target=self._answer, args=[self.server.jobs[key], ask, replica], daemon=True).start()
+        reference = ask.mask.reference if ask.mask else None
+        alive = sorted(self.alive, key=lambda replica: (reference not in replica.measured, replica.load))
+        if not alive:
+            self.stranded.append(key)
+            return
+        alive[0].outstanding[key] = ANSWER
+        threading.Thread(target=self._answer, args=[self.server.jobs[key], ask, alive[0]], daemon=True).start()
 
     def _answer(self, job: Job, ask: FreeQuestion, replica: Replica) -> None:
-        client = EngineClient(replace(replica.address, run=job.run.name))
+        client = replica.client(job.run.name)
         try:
             result: Result = client.answer(ask)
         except EngineDied as error:
@@ -334,11 +250,58 @@ class Router:
         finally:
             client.close()
         with self.routing:
-            replica.outstanding.pop(job.name, None)
-        self.server.finish(job.name, result)
+            if not replica.is_lost:
+                replica.outstanding.pop(job.name, None)
+                self._finish(job.name, result)
+
+    def _finish(self, name: str, result: Result) -> None:
+        job = self.server.jobs.get(name)
+        if job is not None and job.lost_replica and isinstance(result, Answered):
+            result = replace(result, lost_replica=job.lost_replica)
+        self.server.finish(name, result)
 
     def _fail(self, replica: Replica, error: EngineError) -> None:
-        """One replica that is gone ends the run, as one engine would; the first is told."""
-        if self.server.failure is None:
-            ended = replica.obituary(patience=2)
-            self.server.failed(f"{replica.name} {ended or f'failed: {error}'}{replica.log_tail()}")
+        """What becomes of the jobs of a replica that is gone.
+
+        One that is lost with its node has others asked what it was asked, or the one that takes its place where there
+        are no others. Else it ends the run, as one engine would: what ended one engine may end them all.
+        """
+        with self.routing:
+            if replica.is_lost or self.server.failure is not None:
+                return  # the first is told
+            replica.is_lost = isinstance(error, EngineLost)
+            if not replica.is_lost:
+                self.server.failed(f"{replica.name} {replica.last_words(error)}")
+                return
+            names, replica.outstanding = list(replica.outstanding), {}
+            jobs = [job for name in names if (job := self.server.jobs.get(name)) and job.result is None]
+            print(f"{replica.name} {error}; {len(jobs)} jobs of it are asked again", file=sys.stderr, flush=True)
+            for job in jobs:
+                job.lost_replica = f"{replica.name} {error}"
+            self.stranded += [job.name for job in jobs]
+            if (successor := replica.successor()) is not None:
+                self.awaited += 1
+                threading.Thread(target=self._await, args=[successor, str(error)], daemon=True).start()
+            self._go_on(f"{replica.name} {error}")
+
+    def _await(self, successor: Replica, lost: str) -> None:
+        """Have another replica take the place of a lost one, if it comes."""
+        why = ""
+        try:
+            successor.wait_ready()
+        except EngineError as error:
+            why = f"{successor.name} {lost}, and did not come back: {error}"
+            print(why, file=sys.stderr, flush=True)
+        with self.routing:
+            self.awaited -= 1
+            if not why:
+                self.replicas = [*self.replicas, successor]
+            self._go_on(why)
+
+    def _go_on(self, why: str) -> None:
+        """Ask what lost replicas left, once there is one to ask; where none will come, the run ends, and says why."""
+        if self.alive:
+            stranded, self.stranded = self.stranded, []
+            self._route(stranded)
+        elif not self.awaited:
+            self.server.failed(why)

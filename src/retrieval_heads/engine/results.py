@@ -30,6 +30,7 @@ class Answered(Plain):
         replay: How the heads were scored.
         other_replays: What scores cost that read the prompt with another question as well, by that question.
         steps: What they did at each step, where that is asked for.
+        lost_replica: How the replica was lost that was asked before; empty where none was.
     """
 
     answer: Answer
@@ -42,6 +43,7 @@ class Answered(Plain):
     replay: Replay | None = None
     other_replays: Mapping[str, Replay] = field(default_factory=dict)
     steps: Steps | None = None
+    lost_replica: str = ""
 
     @property
     def head_scores(self) -> HeadScores | None:

@@ -25,7 +25,7 @@ from retrieval_heads.runs.identity import Difference, chooses_kernels, shown
 from retrieval_heads.suites.settings import Engine, Settings
 
 _LIBRARIES = ("vllm", "torch", "nnsight", "transformers")
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "RH_CACHE")
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "RAY_ADDRESS", "RH_CACHE")
 """Of the environment: which devices and which files, beside the variables that choose kernels."""
 
 
@@ -135,11 +135,6 @@ def _with_key(options: Fields) -> Fields:
     if (key := take_variable(name)) is None:
         raise ConfigError(f"engine.api_key_env: the environment variable {name} is not set")
     return {**options, "api_key": key}
-
-
-def gpus_each(model: Fields) -> int:
-    """How many GPUs one engine takes."""
-    return int(model.get("tensor_parallel_size") or 1) * int(model.get("pipeline_parallel_size") or 1)
 
 
 @cache

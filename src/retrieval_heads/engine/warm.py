@@ -25,9 +25,11 @@ from pydantic import ValidationError
 from retrieval_heads.engine.backends.backend import find
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied, EngineProcess, join, leave
 from retrieval_heads.engine.jobs import Use
+from retrieval_heads.engine.log import tail
 from retrieval_heads.engine.messages import Hello, Message
+from retrieval_heads.engine.places import gpus_each
 from retrieval_heads.engine.private_folder import has_maker, is_own, kept_folders
-from retrieval_heads.engine.start import StartedWith, gpus_each
+from retrieval_heads.engine.start import StartedWith
 from retrieval_heads.errors import EngineError
 from retrieval_heads.files import write_whole
 from retrieval_heads.models import cache_folder
@@ -37,7 +39,6 @@ from retrieval_heads.suites.settings import Engine
 
 _RECORD = "warm.json"
 _KEEPER = "retrieval_heads.engine.keeper"
-_LINES = 12
 _ENDING = 30.0  # seconds that a keeper gets to end its engine
 
 
@@ -132,12 +133,7 @@ class Warm(Plain):
 
     def last_words(self) -> str:
         """The last lines of its log, below a line that names it."""
-        try:
-            lines = Path(self.log).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
-        shown = [line[:160] for line in lines if line.strip()][-_LINES:]
-        return "".join(f"\n    {line}" for line in [f"last lines of {self.log}:", *shown])
+        return tail(Path(self.log))
 
     def stop(self) -> bool:
         """End it, whoever uses it; whether it is gone."""

@@ -264,6 +264,8 @@ class Record(BaseModel):
     """What heads did at each step of the answer, where the suite asks for it (`per_step`)."""
     seconds: float | None = None
     """From the engine's first work on the request to its last token, other requests beside it."""
+    lost_replica: str | None = None
+    """How the replica was lost that was asked before the one that answered; `None` where none was."""
     extra: dict[str, object] | None = None
     """What a user's `pytest_rh_record` added; `None` for nothing."""
 

@@ -88,7 +88,7 @@ class Engine(Section):
     """The engine that every suite of a run is asked on."""
 
     kind: Said = DEFAULT_BACKEND
-    """The backend: `vllm`, `openai`, or one that another distribution registers (`retrieval_heads.engine.backends`)."""
+    """The backend: `vllm`, `openai`, `ray`, or another distribution's (`retrieval_heads.engine.backends`)."""
     replicas: Literal["auto"] | int = 1
     """How many engines, each on a GPU of its own; `auto`: as many as there are GPUs, or one on a CPU."""
     silence: float | None = 900

@@ -41,6 +41,7 @@ class Capabilities:
         replicas: Several of it can answer beside each other, each on devices of its own (`engine.replicas`).
         sleeps: One that nobody asks can give memory back, and take it again.
         is_elsewhere: Another process computes, which knows neither the libraries nor the variables of this one.
+        is_on_ray: Each of its replicas is on a node that Ray chooses (`retrieval_heads.engine.ray_replicas`).
     """
 
     takes: Literal["ids", "text"] = "ids"
@@ -49,6 +50,7 @@ class Capabilities:
     replicas: bool = False
     sleeps: bool = False
     is_elsewhere: bool = False
+    is_on_ray: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,7 @@ BACKENDS: Registry[type[Backend]] = Registry(
     {
         DEFAULT_BACKEND: "retrieval_heads.engine.backends.vllm:Engine",
         "openai": "retrieval_heads.engine.backends.endpoint:Endpoint",
+        "ray": "retrieval_heads.engine.backends.on_ray:OnRay",
     },
 )
 """By the name that settings give as `engine.kind`."""

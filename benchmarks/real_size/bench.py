@@ -563,6 +563,7 @@ def _parts_of_start(log: Path) -> dict[str, float]:
     said = {
         "load": r"(?:Loading weights|Model loading) took .*?([\d.]+) s",
         "profile": r"init engine .* took ([\d.]+) s",
+        "graphs": r"Graph capturing finished in ([\d.]+) s",
     }
     found = {part: re.findall(pattern, log.read_text(errors="replace")) for part, pattern in said.items()}
     return {part: float(seconds[-1]) for part, seconds in found.items() if seconds}

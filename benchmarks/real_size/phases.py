@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy
+from engine_start import measured
 
 from real_size.bench import GEMMA_3_4B, PARTS, QWEN3_8B, Bench, Grid, NotRun, Took
 from retrieval_heads.suites.suite import Suite
@@ -215,7 +216,17 @@ def predecessor(bench: Bench, python: str | None) -> None:
 
 
 def start(bench: Bench) -> None:
-    """Engine start to first result, of the plain and of the traced engine; phases before it tell it of theirs."""
+    """Engine start to first result, of the plain and of the traced engine; phases before it tell it of theirs.
+
+    On a GPU then where it goes, of engines that find all files in memory.
+    """
     for traced in (False, True):
         if not any(line["what"] == "start" and line["traced"] == (traced or bench.is_cpu) for line in bench.lines):
             bench.use(traced=traced)
+    if bench.is_cpu:  # `python benchmarks/engine_start.py` tells it there
+        return
+    bench.stop()
+    model = {"model": bench.model, **bench.engine_args}
+    for traced, is_profiled in ((True, True), (True, False), (False, False)):
+        line = measured(model, traced=traced, is_profiled=is_profiled)
+        bench.tell("parts of start", traced=traced, is_profiled=is_profiled, **line)

@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
 
-# Both parts at once: what one waits for, the other uses.
+# Both parts at once, and three sessions of the lighter one: what one waits for, another uses.
 test: lint
 	$(MAKE) --no-print-directory --jobs 2 --keep-going test-engines test-others
 
@@ -25,7 +25,7 @@ test-engines:
 	  status=$$?; cat $(VENV)/engines.log; exit $$status
 
 test-others:
-	$(bin)/pytest -n 2 tests/unit tests/plugin tests/faults tests/browser
+	$(bin)/pytest -n 3 tests/kernels tests/unit tests/plugin tests/faults tests/browser
 
 check: lint
 	$(bin)/pytest -n 2 -q tests/unit

@@ -164,9 +164,13 @@ class Run:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """A worker leaves its plan to the controller, before xdist tells it that collection is done."""
+        """A worker leaves its plan to the controller, before xdist tells it that collection is done.
+
+        Where the folder is gone the session was refused by another worker's plan, and is over.
+        """
         if self.host is None and self._is_to_run and (plan := self._plan(session.items)):
-            plan.save(self._plan_file)
+            if self._plan_file.parent.exists():
+                plan.save(self._plan_file)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:

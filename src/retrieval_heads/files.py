@@ -14,7 +14,9 @@ _LONGEST_NAME = 200
 
 
 def write_whole(path: Path, content: bytes, *, is_private: bool = False) -> None:
-    """Write a file whole or not at all; its folder is made. Of several processes that write it the last one wins.
+    """Write a file whole or not at all; its folder is made, but for a private file, whose folder was made private.
+
+    Of several processes that write it the last one wins.
 
     Args:
         path: The file; a pipe or a device, such as `/dev/stdout`, is written to as it is.
@@ -27,7 +29,8 @@ def write_whole(path: Path, content: bytes, *, is_private: bool = False) -> None
     name = os.fsdecode(os.fsencode(path.name)[:_LONGEST_NAME])
     part = path.with_name(_PART.format(name=name, process=os.getpid()))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_private:
+            path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_bytes(content)
             return

@@ -126,7 +126,8 @@ def naive_cache_read(prompt: Prompt) -> AbstractContextManager[Any]:
 
     def order(attention: Any) -> KeyOrder:
         block_size, width = attention.kv_cache.shape[2:]
-        return KeyOrder((block_size, attention.head_size), (width, 1), torch.arange(0))
+        offsets = torch.arange(block_size)[:, None] * width + torch.arange(attention.head_size)
+        return KeyOrder((block_size, attention.head_size), (width, 1), offsets.flatten())
 
     return mock.patch.object(layer_kinds, "_order", order)
 

@@ -6,6 +6,7 @@ Written apart from the product code: plain softmax rows, plain loops over the de
 from __future__ import annotations
 
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -27,12 +28,14 @@ class Reference:
 
 
 def attention_rows(folder: str, ids: list[int], first: int, *, chunk: int = 512) -> Reference:
-    """Attention of rows `first` onwards; the rows before are prefilled without keeping theirs (17 GiB at 4096)."""
+    """Attention of rows `first` onwards; the rows before are prefilled without keeping theirs (17 GiB at 4096).
+
+    What an earlier call has prefilled of the same tokens is not computed again, where every layer keeps all of it.
+    """
     from transformers.cache_utils import Cache
 
     model = _model(folder)
-    cache: Any = None
-    values: dict[int, list[torch.Tensor]] = {}
+    start, cache, values = _begun(folder, ids, first)
     update = Cache.update
 
     def watched(self: Any, keys: torch.Tensor, given: torch.Tensor, layer: int, *more: Any, **options: Any) -> Any:
@@ -45,12 +48,31 @@ def attention_rows(folder: str, ids: list[int], first: int, *, chunk: int = 512)
         stack.enter_context(mock.patch.object(Cache, "update", watched))
         for kind in latent:  # a latent's cache holds no values
             stack.enter_context(mock.patch.object(kind, "expand_kv", _expanded(kind.expand_kv, values)))
-        for start in range(0, first, chunk):
-            part = torch.tensor([ids[start : min(first, start + chunk)]])
+        for at in range(start, first, chunk):
+            part = torch.tensor([ids[at : min(first, at + chunk)]])
             cache = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
         out = model(torch.tensor([ids[first:]]), past_key_values=cache, output_attentions=True, logits_to_keep=1)
     whole = {layer: torch.cat(parts, dim=1) for layer, parts in values.items()}
+    if first > chunk and not latent and all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers):
+        _prefilled[:] = [*_prefilled[-2:], (folder, ids, cache, whole)]
     return Reference(torch.stack([layer[0] for layer in out.attentions]), first, whole)
+
+
+_prefilled: list[tuple[str, list[int], Any, dict[int, torch.Tensor]]] = []
+"""Of the last long ones: model, tokens, cache and values."""
+
+
+def _begun(folder: str, ids: list[int], first: int) -> tuple[int, Any, dict[int, list[torch.Tensor]]]:
+    """How many of the first tokens are there already, their cache and their values."""
+    longest: tuple[int, Any, dict[int, list[torch.Tensor]]] = (0, None, {})
+    for model, known, cache, values in _prefilled:
+        differing = (at for at, (one, other) in enumerate(zip(ids, known, strict=False)) if one != other)
+        same = min(next(differing, min(len(ids), len(known))), first)
+        if model == folder and same > longest[0]:
+            begun = deepcopy(cache)
+            begun.crop(same)
+            longest = same, begun, {layer: [each[:, :same]] for layer, each in values.items()}
+    return longest
 
 
 def _expanded(right: Any, values: dict[int, list[torch.Tensor]]) -> Any:
@@ -230,13 +252,12 @@ def r2_bounds(weights: torch.Tensor, needle_span: tuple[int, int]) -> tuple[torc
         needle_span: Of n tokens.
     """
     start, end = needle_span
-    low, high = torch.zeros(weights.shape[:2]), torch.zeros(weights.shape[:2])
-    for row in weights.unbind(2):
-        for position in range(start, end):
-            own = row[..., position]
-            more = (row > 1.0001 * own[..., None]).sum(-1), (row > 0.9999 * own[..., None]).sum(-1) - 1
-            high += own * (more[0] < end - start) / (end - start)
-            low += own * (more[1] < end - start) / (end - start)
+    count = end - start
+    best = weights.topk(count + 1, -1).values
+    own = weights[..., start:end]
+    high = own * (best[..., count - 1, None] <= 1.0001 * own)  # fewer than n keys have more
+    low = own * (best[..., count, None] <= 0.9999 * own)  # itself is one of those that have as much
+    low, high = low.sum((-1, -2)) / count, high.sum((-1, -2)) / count
     return low, high
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import pytest
 from project import Project
 
@@ -79,3 +81,38 @@ def test_a_start_that_fails_is_one_line(project: Project) -> None:
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(errors=6)
     assert sum(line == "rh: the engine did not start: no such model" for line in result.outlines) == 1
+
+
+SLOW = """
+import pathlib
+import tempfile
+import time
+
+def pytest_collection_modifyitems(config):
+    if getattr(config, "workerinput", {}).get("workerid") != "gw1":
+        return
+    give_up = time.monotonic() + 60
+    while list(pathlib.Path(tempfile.gettempdir()).glob("rh-*")) and time.monotonic() < give_up:
+        time.sleep(0.01)
+
+def pytest_sessionfinish(session, exitstatus):
+    if worker := getattr(session.config, "workerinput", None):
+        pathlib.Path(worker["workerid"] + " ended").write_text(str(int(exitstatus)))
+"""
+"""The second worker has collected when the session has been refused; each leaves a file as it ends."""
+
+
+def test_workers_of_a_refused_session_wait_for_no_engine(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """xdist interrupts those that wait five seconds later."""
+    folder = tmp_path_factory.mktemp("t")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    conftest = project.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + SLOW)
+    project.suite()
+    (project.path / "out" / "run.json").mkdir(parents=True)
+    assert project.run("--rh-set", "output_dir=out", "-n", "2").ret == pytest.ExitCode.USAGE_ERROR
+    ended = {file.name: file.read_text() for file in project.path.glob("gw* ended")}
+    assert ended == dict.fromkeys(["gw0 ended", "gw1 ended"], str(int(pytest.ExitCode.OK)))

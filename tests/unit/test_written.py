@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -228,7 +226,7 @@ def in_triton(found: Made, **changed: Any) -> Any:
     return score_written(**arguments).cpu()
 
 
-triton_only = pytest.mark.skipif(not (INTERPRETED or COMPILED), reason="run again below, in the interpreter")
+triton_only = pytest.mark.skipif(not (INTERPRETED or COMPILED), reason="run in the interpreter by tests/kernels")
 
 
 @triton_only
@@ -307,16 +305,3 @@ def test_the_kernel_does_not_wait_for_the_device() -> None:
         score_written(**arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.skipif(INTERPRETED or COMPILED, reason="it runs here already")
-def test_the_kernel_in_triton_s_interpreter() -> None:
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "kernel", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]

@@ -1,0 +1,51 @@
+"""The tests of the Triton kernels in Triton's interpreter, where no GPU runs them.
+
+In processes of their own, side by side: Triton reads the variable once, for every kernel of a process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+UNIT = Path(__file__).parents[1] / "unit"
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("file", "tests"),
+    [
+        ("test_attention_rows.py", "cut"),
+        ("test_attention_rows.py", "unsplit and not cut"),
+        ("test_attention_rows.py", "triton and not unsplit and not cut"),
+        ("test_written.py", "kernel"),
+    ],
+)
+def test_kernels_pass_in_the_interpreter(file: str, tests: str) -> None:
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(UNIT / file),
+            "-q",
+            "-k",
+            tests,
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+        ],
+        env={**environment, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]
+    assert "passed" in child.stdout

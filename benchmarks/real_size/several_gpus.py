@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy
@@ -31,25 +32,26 @@ def replicas(bench: Bench) -> None:
 
 
 def ray(bench: Bench) -> None:
-    """The same grid on replicas of this host and on those that Ray places, in turn, the most replicas first; then one
-    of Ray's is killed in the middle of a grid. With `--cpu`, where it is named, two of each.
+    """The same grid on replicas of this host and on those that Ray places, in turn, the most replicas first, of which
+    one of Ray's is then killed in the middle of a grid. With `--cpu`, where it is named, one and two of each.
     """
-    counts = [2] if bench.is_cpu and bench.is_named else [count for count in bench.counts() if count > 1]
+    counts = [1, 2] if bench.is_cpu and bench.is_named else [count for count in bench.counts() if count > 1]
     if not counts:
         raise NotRun(f"2 GPUs are needed, {bench.gpus()} are there")
     seeds = 2 if bench.is_cpu else SEEDS
+    grid = partial(bench.suite, bench.sizes.lengths, bench.sizes.depths, seeds=seeds)
     for count in sorted(counts, reverse=True):
         for by in ("processes", "ray"):
             bench.use(traced=True, replicas=count, is_on_ray=by == "ray")
             for kind in ("niah", "detect"):
                 bench.by_plugin(bench.suite(bench.sizes.lengths[:1], bench.sizes.depths[:4], seeds=count, kind=kind))
                 for number in range(min(ROUNDS, bench.sizes.rounds)):
-                    took = bench.by_plugin(bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=seeds, kind=kind))
+                    took = bench.by_plugin(grid(kind=kind))
                     told = {"by": by, "replicas": count, "kind": kind, "round": number, "seconds": took.seconds}
                     bench.tell("ray", **told, **took.figures)
-    cells = bench.suite(bench.sizes.lengths, bench.sizes.depths, seeds=seeds, kind="detect")
-    bench.tell("ray_lost", replicas=min(counts), **bench.with_one_killed(cells))
-    bench.stop_engine()
+        if count == max(counts):
+            bench.tell("ray_lost", replicas=count, **bench.with_one_killed(grid(kind="detect")))
+            bench.stop_engine()
 
 
 def ranks(bench: Bench) -> None:

@@ -155,7 +155,7 @@ def _replicas(found: Found) -> str | None:
 
 def _ray(found: Found) -> str | None:
     told = []
-    for count in (2, 4, 8):
+    for count in (1, 2, 4, 8):
         for kind in ("niah", "detect"):
             ours = found.median("ray", by="processes", replicas=count, kind=kind)
             rays = found.median("ray", by="ray", replicas=count, kind=kind)

@@ -102,7 +102,7 @@ def test_a_question_that_cannot_be_sent_spoils_no_later_one(address: Address) ->
 def test_a_question_that_the_server_stumbles_over_is_an_error_of_that_question_alone(address: Address) -> None:
     client = EngineClient(address)
     with pytest.raises(EngineError, match="KeyError") as raised:
-        client._call({"do": "result"})  # of no cell
+        client.call({"do": "result"})  # of no cell
     assert raised.type is EngineError, "and not that the engine died"
     assert client.ask("after").text == "after"
 

@@ -100,7 +100,7 @@ class EngineClient:
         Raises:
             EngineError: It could not be loaded.
         """
-        info: Facts = self._call({"do": "ready"})["info"]
+        info: Facts = self.call({"do": "ready"})["info"]
         return info
 
     def begin(self, earlier: str | None = None) -> None:
@@ -114,11 +114,11 @@ class EngineClient:
             EngineError: The results cannot be read.
         """
         who = f"process {os.getpid()} in {Path.cwd()}"
-        self._call({"do": "begin", "earlier": earlier, "who": who})
+        self.call({"do": "begin", "earlier": earlier, "who": who})
 
     def use(self) -> Use:
         """Who uses a warm engine."""
-        return Use.of_json(self._call({"do": "use"}))
+        return Use.of_json(self.call({"do": "use"}))
 
     def retire(self, *, always: bool = False) -> bool:
         """Have a warm engine take no more runs; whether it does, which it does not while it is used.
@@ -126,7 +126,7 @@ class EngineClient:
         Args:
             always: Even then.
         """
-        return bool(self._call({"do": "retire", "always": always})["is_retired"])
+        return bool(self.call({"do": "retire", "always": always})["is_retired"])
 
     def submit(self, question: Question, cells: Mapping[str, Cell]) -> None:
         """Hand cells to the engine; cells that it knows already are left as they are.
@@ -139,11 +139,11 @@ class EngineClient:
             EngineError: A cell of that key is known with other contents.
         """
         each = [{**cell.to_json(), "key": key} for key, cell in cells.items()]
-        self._call({"do": "submit", "question": question.to_json(), "cells": each})
+        self.call({"do": "submit", "question": question.to_json(), "cells": each})
 
     def result(self, key: str) -> Result:
         """Wait for the result of a submitted cell."""
-        return result_of_json(self._call({"do": "result", "key": key})["result"])
+        return result_of_json(self.call({"do": "result", "key": key})["result"])
 
     def finished(self, after: int) -> tuple[list[tuple[str, Result]], Done]:
         """Wait for results, whichever come first.
@@ -154,7 +154,7 @@ class EngineClient:
         Returns:
             Those beyond these, each with its key, as they came; and what the engine has done.
         """
-        reply = self._call({"do": "finished", "after": after})
+        reply = self.call({"do": "finished", "after": after})
         return [(key, result_of_json(result)) for key, result in reply["results"]], Done.of_json(reply["done"])
 
     def ask(
@@ -201,18 +201,24 @@ class EngineClient:
         Raises:
             EngineError: The engine refused it.
         """
-        return Answered.of_json(self._call({"do": "ask", "question": question.to_json()})["answered"])
+        return Answered.of_json(self.call({"do": "ask", "question": question.to_json()})["answered"])
 
     def counters(self) -> Counters:
         """How much the engine has done."""
-        return Counters.of_json(self._call({"do": "counters"}))
+        return Counters.of_json(self.call({"do": "counters"}))
 
     def close(self) -> None:
         """Hang up. A call that is under way in another thread ends as it would have."""
         while self._idle:
             self._idle.pop().close()
 
-    def _call(self, message: Message) -> Message:
+    def call(self, message: Message) -> Message:
+        """Send a message; the reply.
+
+        Raises:
+            EngineDied: The engine is gone, or can do no more.
+            EngineError: It refused.
+        """
         reply = self.exchanged(message)
         if "error" in reply:
             raise (EngineDied if reply.get("is_fatal") else EngineError)(reply["error"])

@@ -74,9 +74,9 @@ class EngineActor:
         """
         if token != self._token:
             return None
-        if (earlier := message.pop("results", None)) is not None:
+        if earlier := message.pop("results", None):
             file = self._process.own_log.with_name(f"earlier-{client}.jsonl")
-            file.write_bytes(earlier)
+            file.write_text("\n".join(earlier), encoding="utf-8")
             message["earlier"] = str(file)
         if client not in self._clients:
             self._clients[client] = EngineClient(replace(self._process.address, run=run))

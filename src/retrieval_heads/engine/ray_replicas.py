@@ -6,6 +6,7 @@ router in front is that of one host's replicas.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 from retrieval_heads.engine.backends.on_ray import RaySettings
 from retrieval_heads.engine.client import EngineClient, EngineLost
+from retrieval_heads.engine.jobs import Run
 from retrieval_heads.engine.log import tail
 from retrieval_heads.engine.messages import Hello, Message
 from retrieval_heads.engine.ray_actor import EngineActor
@@ -198,6 +200,11 @@ class RayReplica(Replica):
         """What asks it for a run."""
         return _ActorClient(self._actor, self._token, run, self.place)
 
+    def begin(self, asker: EngineClient, run: Run) -> None:
+        """Begin a run. Its earlier results cross as they were read: their file is here, and may have grown."""
+        lines = [json.dumps(record.to_json()) for record in run.earlier.values()]
+        asker.call({"do": "begin", "earlier": None, "who": f"run {run.name}", "results": lines})
+
     def last_words(self, error: EngineError) -> str:
         """How it ended."""
         if isinstance(error, EngineLost):
@@ -248,11 +255,6 @@ class _ActorClient(EngineClient):
         self._run = run
         self._place = place
         self._name = secrets.token_hex(4)
-
-    def begin(self, earlier: str | None = None) -> None:
-        """Begin a run; see `EngineClient.begin`. Its earlier results cross to the node."""
-        results = Path(earlier).read_bytes() if earlier and Path(earlier).exists() else None
-        self._call({"do": "begin", "earlier": None, "who": f"run {self._run}", "results": results})
 
     def exchanged(self, message: Message) -> Message:
         """Send a message; the reply."""

@@ -69,6 +69,10 @@ class Replica:
         """
         self.askers[run.name] = asker = self.client(run.name)
         self.done[run.name] = Done()
+        self.begin(asker, run)
+
+    def begin(self, asker: EngineClient, run: Run) -> None:
+        """Begin a run through what asks for it."""
         asker.begin(run.earlier_file)
 
     def drop(self, run: Run) -> None:

@@ -2,6 +2,7 @@
 # make test: environment with the test tools; lint, then all tests, the real engine included, whose output comes when
 # they have ended.
 # make check: lint, types, layers and unit tests, for whoever changes something.
+# make docs: the documentation as a site, build/site/index.html; its tools get an environment of their own.
 # make soak: ten times as many malformed inputs, then a thousand kills of a running session, each resumed
 # (docs/reliability.md).
 PYTHON ?= python3
@@ -11,7 +12,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 # Hundreds of processes import what nobody has compiled yet where this is set.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test test-engines test-others soak lint clean
+.PHONY: demo check docs test test-engines test-others soak lint clean
 
 demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
@@ -40,8 +41,18 @@ lint: $(VENV)/.test
 	$(bin)/mypy
 	$(bin)/lint-imports
 
+# The tools read the code and import none of it.
+docs: $(VENV)-docs/.docs
+	$(VENV)-docs/bin/mkdocs build --strict
+
+$(VENV)-docs/.docs: pyproject.toml
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip --disable-pip-version-check --quiet install \
+	  'mkdocs>=1.6' 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27'
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-docs build
 
 # vLLM's CPU build wants PyTorch's, which PyPI does not have: a configured source may, PyTorch's own index does.
 # PyPI's torchvision, torchaudio and torchcodec are CUDA builds that break transformers beside a CPU torch.

@@ -18,6 +18,7 @@ import yaml
 
 TIMES = frozenset(
     {"seconds", "began", "answer_seconds", "engine_start_seconds", "start_seconds", "step_seconds", "feed_gap_seconds"}
+    | {"engine_seconds", "queued_seconds"}
 )
 OF_A_RUN = frozenset({"output_dir"})
 """What names the run itself."""

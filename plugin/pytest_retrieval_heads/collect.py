@@ -118,6 +118,7 @@ class CellItem(pytest.Item):
         self.suite = suite
         self.cell = cell
         self.record: Record | None = None
+        self._failure: Exception | None = None
         mark = getattr(pytest.mark, suite.settings.kind)
         place = cell.place
         more = {"arm": place.arm} if place.arm else {}
@@ -139,8 +140,23 @@ class CellItem(pytest.Item):
         """
         self._run.see_model(self.suite.settings)
 
+    @property
+    def own_seconds(self) -> float:
+        """What the cell took of the engine, the others beside it and its waiting left out, as far as that is seen."""
+        if self.record is None:
+            return 0.0
+        own = self.record.engine_seconds
+        return (self.record.seconds or 0.0) if own is None else own
+
+    def wait(self) -> None:
+        """Wait for the cell's result, and score it; what goes wrong is told when the item runs."""
+        try:
+            self.record = self._run.record(self)
+        except Exception as error:
+            self._failure = error
+
     def runtest(self) -> None:
-        """Wait for the cell's result, score it and judge it.
+        """Judge the cell by its result, which was waited for.
 
         Raises:
             LowScore: The answer did not retrieve the needle.
@@ -148,9 +164,11 @@ class CellItem(pytest.Item):
             AdditionError: A hook added to the record what it cannot hold.
             EngineDied: The engine is gone.
         """
-        self.record = record = self._run.record(self)
-        if record.status in ("pass", "low"):
-            self.user_properties.append((record.metric, record.scores[record.metric]))
+        if self._failure is not None:
+            raise self._failure
+        record = self.record
+        assert record is not None, "pytest_runtest_protocol waits for it"
+        self.user_properties += properties(record, self.suite.settings.model.model)
         self.record = record = with_additions(record, self)
         if record.status == "spared":
             self.user_properties.append(("spared", record.reason))
@@ -166,16 +184,19 @@ class CellItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """About ten lines on a cell that failed, or scored low and is not what decides; none of them a traceback."""
         if isinstance(excinfo.value, LowScore | pytest.xfail.Exception) and self.record is not None:
-            return as_failure(f"{describe_low(self.record)}\n    engine    {self._run.log}", self.path)
+            return self._told(f"{describe_low(self.record)}\n    engine    {self._run.log}")
         if isinstance(excinfo.value, CellFailed | AdditionError):
-            return as_failure(f"{excinfo.value}\n\n{self._where()}", self.path)
+            return self._told(f"{excinfo.value}\n\n{self._where()}")
         if isinstance(excinfo.value, EngineDied):
-            return as_failure(str(excinfo.value), self.path)
+            return self._told(str(excinfo.value))
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """Where editors jump to, and the headline of a failure."""
         return self.path, 0, f"{self.suite.name}::{self.name}"
+
+    def _told(self, text: str) -> Any:
+        return as_failure(text, self.path, is_line=self.config.getoption("tbstyle", "auto") == "line")
 
     def _where(self) -> str:
         return f"    suite     {self.suite.path}\n    engine    {self._run.log}"
@@ -184,6 +205,26 @@ class CellItem(pytest.Item):
 def selected_cells(items: Iterable[pytest.Item]) -> list[SelectedCell]:
     """The cells among a session's selected items."""
     return [item.selected for item in items if isinstance(item, CellItem)]
+
+
+def properties(record: Record, model: str | None) -> list[tuple[str, object]]:
+    """What JUnit XML says of a cell: scores, the one that decides first, where it stands, and what it took."""
+    scores = {record.metric: record.scores.get(record.metric)} | dict(record.scores)
+    place = record.place
+    told = {
+        **scores,
+        **dict(place.axes),
+        "seed": place.seed,
+        "arm": place.arm or None,
+        "setting": record.setting,
+        "model": model,
+        "prompt_tokens": record.prompt_tokens,
+        "cached_tokens": record.cached_tokens,
+        "answer_tokens": len(record.token_ids) or None,
+        "engine_seconds": record.engine_seconds,
+        "queued_seconds": record.queued_seconds,
+    }
+    return [(name, value) for name, value in told.items() if value is not None]
 
 
 def _plain(value: Value) -> Value:

@@ -35,16 +35,17 @@ class EngineFailure:
         return told
 
 
-def as_failure(text: str, path: Path | str) -> ReprExceptionInfo:
+def as_failure(text: str, path: Path | str, *, is_line: bool = False) -> ReprExceptionInfo:
     """A text whose first line is its summary: in pytest's short summary, which CI services show untrimmed, in
     JUnit XML and with --tb=line. A plain string would stand there whole; this also passes through xdist.
 
     Args:
         text: What is told.
         path: The file that it is told of.
+        is_line: Whether its first line is all that is told (`--tb=line`); that line pytest adds itself.
     """
     text = printable(text)
     return ReprExceptionInfo(
-        reprtraceback=ReprTracebackNative([f"{text}\n"]),
+        reprtraceback=ReprTracebackNative([] if is_line else [f"{text}\n"]),
         reprcrash=ReprFileLocation(str(path), 1, text.partition("\n")[0]),
     )

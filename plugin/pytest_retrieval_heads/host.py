@@ -22,6 +22,7 @@ from pytest_retrieval_heads.judging import Judge
 from pytest_retrieval_heads.options import Options, flag
 from pytest_retrieval_heads.plan import Plan
 from pytest_retrieval_heads.presentation import Presentation
+from pytest_retrieval_heads.progress import Progress
 from pytest_retrieval_heads.provenance import check_answers
 from pytest_retrieval_heads.run_files import RunFiles
 from pytest_retrieval_heads.shared_engine import SharedEngine
@@ -57,6 +58,7 @@ class Host:
         self._console = Console(config)
         self._files = RunFiles(options, self._console)
         self._engine = SharedEngine(self._process(), options, self._files, self._console)
+        self._progress = Progress(config, self._console, self.address)
         self._plan: Plan | None = None
         self._decision: Decision | None = None
         self._presentation: Presentation | None = None
@@ -128,6 +130,8 @@ class Host:
         elif plan.misfit:
             self._console.say(f"{plan.misfit}; no engine is started")
         else:
+            # Of a run that is gone on with it is not known which answers are there.
+            self._progress.begin(plan.total, 0 if self._options.resume else plan.prompt_tokens)
             self.start()
 
     def start(self) -> None:
@@ -150,6 +154,10 @@ class Host:
     def pytest_testnodedown(self, node: Any) -> None:
         """Hear from a worker whether it collected a suite."""
         self._has_suites |= bool(getattr(node, "workeroutput", {}).get(COLLECTED))
+
+    def pytest_enter_pdb(self) -> None:
+        """The terminal is the debugger's."""
+        self._progress.end()
 
     def has_collected(self) -> None:
         """A suite was collected, whatever of it is selected."""
@@ -196,6 +204,7 @@ class Host:
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
         """Once every cell is done: the heads, and what was expected of them, while the exit status can still change."""
         result = yield
+        self._progress.end()
         self._decide(session)
         self._refuse_nothing(session)
         session.testsfailed += self._failed_hooks
@@ -231,6 +240,7 @@ class Host:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Close the books, draw what was asked for."""
         is_interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
+        self._progress.end()
         if is_interrupted:
             self._engine.process.end()  # before xdist waits for workers that wait for it
         if self._plan is None or self._presentation is None:
@@ -262,6 +272,7 @@ class Host:
 
     def pytest_unconfigure(self) -> None:
         """Nothing survives the session."""
+        self._progress.end()
         self._engine.process.end()
         if self._files.folder is not None:
             self._files.folder.close()
@@ -276,5 +287,6 @@ class Host:
 
     def _exit(self, line: str, status: pytest.ExitCode) -> NoReturn:
         """End the session; the engine first, so that no worker goes on waiting for it."""
+        self._progress.end()
         self._engine.process.end()
         pytest.exit(without_secrets(f"rh: {line}"), returncode=status)

@@ -74,6 +74,7 @@ class Plan(Plain):
         traced: Whether heads are scored or masked, which takes an engine that nnsight instruments.
         output_dir: The folder that the settings name.
         origins: Who gave the stored answers that suites trace, as `Origin.to_json` tells it.
+        prompt_tokens: Of all selected cells' prompts; 0 where a task leaves them to the prompt.
         misfit: Why nothing is loaded: no selected cell fits the model, and nothing else is asked of it.
         error: Why the session cannot run, in one sentence.
         nodes: The node id that the items of each suite stand under.
@@ -93,6 +94,7 @@ class Plan(Plain):
     traced: bool
     output_dir: str | None
     origins: dict[str, list[dict[str, object]]] = field(default_factory=dict)
+    prompt_tokens: int = 0
     misfit: str | None = None
     error: str | None = None
     nodes: dict[str, str] = field(default_factory=dict)
@@ -151,6 +153,7 @@ class Plan(Plain):
             traced=any(one.kind in ("detect", "ablate") for one in settings_of.values()),
             output_dir=first.output_dir,
             origins={suite.id: [one.to_json() for one in suite.origins] for suite in suites if suite.origins},
+            prompt_tokens=_prompt_tokens(selected),
             error=error,
             nodes={one.suite.id: one.node for one in selected},
             settings=_settings_of(suites),
@@ -326,6 +329,11 @@ def length_of(cell: Cell) -> int:
     """Tokens of a cell's prompt; 0 where its task leaves them to the prompt."""
     length = cell.place.get(LENGTH)
     return length if isinstance(length, int) else 0
+
+
+def _prompt_tokens(selected: Sequence[SelectedCell]) -> int:
+    lengths = [length_of(one.cell) for one in selected if one.cell.stored is None]
+    return sum(lengths) if all(lengths) else 0
 
 
 def cells_of(suite: Suite, selected: Iterable[SelectedCell]) -> list[SelectedCell]:

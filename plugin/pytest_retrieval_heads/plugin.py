@@ -103,10 +103,12 @@ def run_of(config: pytest.Config) -> Run:
     """
     from pytest_retrieval_heads.run import RUN, Run
     from retrieval_heads.errors import ConfigError
+    from retrieval_heads.namesake import refuse_predecessor
 
     run = config.stash.get(RUN, None)
     if run is None:
         try:
+            refuse_predecessor()
             run = Run(config)
         except ConfigError as error:
             raise pytest.UsageError(f"rh: {error}") from None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.results import Answered, Result, Unanswered
 from retrieval_heads.errors import RetrievalHeadsError
+from retrieval_heads.prompts.settings import prompt_name
 from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place
@@ -44,6 +45,7 @@ def record_of(suite: Suite, cell: Cell, result: Result) -> Record:
             "suite": suite.name,
             "setting": suite.setting or None,
             "cell": cell.id,
+            "wording": prompt_name(suite.question.prompt),
             **_place(suite.question.task, cell.place),
             **expected.fields(),
             "metric": scoring.metric,
@@ -104,6 +106,8 @@ def _said(result: Answered, answer: Answer) -> Fields:
         "server_prompt_tokens": answer.server_prompt_tokens,
         "cached_tokens": answer.cached_tokens,
         "seconds": answer.seconds,
+        "engine_seconds": answer.engine_seconds,
+        "queued_seconds": answer.queued_seconds,
     }
 
 

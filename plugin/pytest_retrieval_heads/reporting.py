@@ -24,6 +24,7 @@ def complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo
     error = call.excinfo.value if call.excinfo is not None else None
     if isinstance(item, CellItem) and call.when == "call":
         vars(report).update(rh=json.loads(dump_record(item.record)) if item.record else None)
+        report.duration += item.own_seconds
     if report.failed and isinstance(error, EngineDied):
         # No answer is no verdict on a test. pytest and JUnit XML call that an error, and know it of setups alone.
         report.when = "setup" if call.when == "call" else report.when

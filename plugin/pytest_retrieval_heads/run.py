@@ -127,7 +127,7 @@ class Run:
             NoModel: There is none.
             pytest.skip.Exception: There is none, and the ini file says `rh_no_model = skip`.
         """
-        if settings.model.model is not None or not self._needs_model:
+        if self._has_model(settings):
             return
         # A run that is to be compared or kept is never green because nothing ran.
         if self._options.no_model == "skip" and not self._options.is_compared:
@@ -193,6 +193,16 @@ class Run:
                     self._begin(suite, cells_of(suite, selected), selected)
         return (yield)
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Wait for a cell's result before it begins for pytest, and for plugins that limit how long a test may take.
+
+        All cells are asked at once: the first would else have everybody's time.
+        """
+        if isinstance(item, CellItem) and self._is_to_run and self._has_model(item.suite.settings):
+            item.wait()
+        return (yield)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
@@ -217,6 +227,9 @@ class Run:
     def pytest_unconfigure(self) -> None:
         """Hang up."""
         self.client.close()
+
+    def _has_model(self, settings: Settings) -> bool:
+        return settings.model.model is not None or not self._needs_model
 
     @property
     def _needs_model(self) -> bool:

@@ -12,7 +12,6 @@ from pytest_retrieval_heads.console import Console
 from pytest_retrieval_heads.earlier_run import check_answers_fit, earlier_run, take_up
 from pytest_retrieval_heads.options import Options
 from pytest_retrieval_heads.plan import Plan
-from retrieval_heads import __version__
 from retrieval_heads.engine.jobs import SettingState
 from retrieval_heads.errors import FileError
 from retrieval_heads.reading import path_of
@@ -20,6 +19,7 @@ from retrieval_heads.redaction import without_secrets, without_values
 from retrieval_heads.runs.folder import Facts, RunFolder, read_facts
 from retrieval_heads.runs.identity import Identities, why_asked_again
 from retrieval_heads.runs.record import Record, Status
+from retrieval_heads.version import __version__
 
 _STATUSES = get_args(Status)
 TIME = "%Y-%m-%dT%H:%M:%S%z"

@@ -26,6 +26,8 @@ from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
 from retrieval_heads.files import write_whole
 from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP
 from retrieval_heads.kinds import KINDS
+from retrieval_heads.namesake import refuse_predecessor
+from retrieval_heads.version import __version__
 
 _DESCRIPTION = "Needle-in-a-haystack suites and retrieval heads on vLLM, without typing pytest."
 _STARTERS = ("configs", "suites")
@@ -171,6 +173,10 @@ def main(arguments: Sequence[str] | None = None, program: str = "retrieval-heads
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         _refuse_empty(given)
+        if given == ["--version"]:
+            print(f"retrieval-heads {__version__}")
+            return
+        refuse_predecessor()
         if given and given[0] in _DISPATCHED:
             _DISPATCHED[given[0]](given[1:], f"{program} {given[0]}")
             return

@@ -318,6 +318,7 @@ class StandIn(Backend):
             prompt_tokens=len(ids),
             cached_tokens=0,
             seconds=0.25,
+            own_seconds=0.125,
             prompt_logprob=-2.0 if request in self.weighed else None,
             head_scores=self._head_scores(self.replayed[request]) if request in self.replayed else None,
         )

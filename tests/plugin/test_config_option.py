@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from project import NEEDLE, Project
 
+from retrieval_heads.runs.record import read_records
+
 PREDECESSOR = {
     "model": {"model": "toy", "max_model_len": 32768, "dtype": "bfloat16", "language_model_only": True},
     "haystack": {
@@ -43,6 +45,7 @@ def test_a_config_with_a_haystack_stands_in_place_of_the_suites(
     result = project.run(*arguments, "--rh-config", "configs/old.yaml", config=False, suites=False)
     result.assert_outcomes(passed=passed, deselected=6 - passed if "-k" in arguments else 0)
     assert {path.name for path in (project.path / "results" / "toy").glob("*.jsonl")} == {"results.jsonl"}
+    assert {record.wording for record in read_records(project.path / "results/toy/results.jsonl")} == {"document"}
 
 
 def test_a_suite_named_beside_such_a_config_is_replaced_too(project: Project) -> None:

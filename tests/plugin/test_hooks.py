@@ -42,7 +42,7 @@ def pytest_rh_engine_ready(info):
 def lines_of(project: Project) -> dict[str, dict[str, Any]]:
     """The newest run's lines by their cell, as they stand in the file; times aside."""
     lines = map(json.loads, (project.latest / "results.jsonl").read_text("utf-8").splitlines())
-    return {line["cell"]: {key: value for key, value in line.items() if key != "seconds"} for line in lines}
+    return {line["cell"]: {key: value for key, value in line.items() if not key.endswith("seconds")} for line in lines}
 
 
 def added(extra: Any) -> Record:

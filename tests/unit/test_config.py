@@ -206,6 +206,13 @@ def test_the_predecessors_config_is_read_as_it_is(file: Path) -> None:
     assert settings.haystack is not None
     assert settings.haystack.needle == "\nThe best thing to do in San Francisco is ...\n"
     assert settings.output_dir == "./results/qwen3_5_9b"
+    assert settings.prompt == PROMPTS["document"], "its own wording"
+
+
+def test_a_wording_that_is_said_stands(file: Path) -> None:
+    file.write_text(f"{PREDECESSOR}prompt: book\n")
+    assert resolve(read_settings(file), "it").prompt == PROMPTS["book"]
+    assert "prompt" not in overrides(["haystack.needle=It is noon."]), "no config of the predecessor's"
 
 
 def test_an_unknown_model_key_goes_to_the_engine_as_it_stands() -> None:

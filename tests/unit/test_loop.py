@@ -109,6 +109,7 @@ class Engine:
     info = INFO
     has_moved = True
     usage = None
+    reached: Mapping[str, int] = {}
     takes_turns = False
     tokenizer = SimpleNamespace(decode=lambda ids: "")
 
@@ -146,6 +147,36 @@ def test_what_the_engine_did_is_counted(asking: Asking) -> None:
     assert done.reusable_tokens == 2 * 32, "whole blocks of the 40 tokens that two of three found there"
     assert done.feed_gap_seconds == 3 * BUILDING
     assert done.step_seconds == 3 * STEPPING
+
+
+def test_an_answer_tells_what_it_took_itself_and_how_long_it_waited(asking: Asking) -> None:
+    class Shared(Engine):
+        def step(self) -> list[Finished]:
+            self.reached = {request: len(ids) // 2 for request, ids in self.waiting[1:]}
+            (finished,) = super().step()
+            return [replace(finished, seconds=0.0, own_seconds=0.125 * (1 + int(finished.id)))]
+
+    asking.client.submit(PLAIN, cells(range(3)))
+    answers = [result.answer for result in asking.results(Shared(), Builder(), "012").values()]
+    assert [answer.engine_seconds for answer in answers] == [0.125, 0.25, 0.375]
+    waited = [answer.queued_seconds for answer in answers]
+    assert waited == sorted(waited), "the last waited for all before it"
+    counters = asking.client.counters()
+    assert (counters.finished, counters.done.underway_tokens) == (3, 0)
+
+
+def test_prompts_that_are_under_way_are_counted(asking: Asking) -> None:
+    seen = []
+
+    class Slow(Engine):
+        def step(self) -> list[Finished]:
+            self.reached = {request: 20 for request, _ in self.waiting[1:]}
+            seen.append(asking.client.counters().done.underway_tokens)
+            return super().step()
+
+    asking.client.submit(PLAIN, cells(range(3)))
+    asking.results(Slow(), Builder(), "012")
+    assert seen == [0, 2 * 20, 20]
 
 
 def test_the_first_prompts_run_while_the_last_are_built(asking: Asking) -> None:

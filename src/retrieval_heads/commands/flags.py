@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Union, get_args, get_origin
 
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.settings.section import Section
 from retrieval_heads.settings.yaml_reading import NotYaml, parse
 
 if TYPE_CHECKING:
@@ -60,6 +62,39 @@ def assignments(flags: Sequence[str]) -> list[str]:
         else:
             made.append(f"{key}={_written(key, values)}")
     return made
+
+
+def setting_flags() -> list[str]:
+    """Every setting as a flag, a line each, with its default."""
+    from retrieval_heads.suites.settings import Settings
+
+    return [f"  {line}" for line in _flags_of(Settings, "--")]
+
+
+def _flags_of(section: type[Section], before: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        flag, inner = f"{before}{name.replace('_', '-')}", _section_in(field.annotation)
+        if inner is not None:
+            yield from _flags_of(inner, f"{flag}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            shown = "" if default in (None, {}, []) or field.is_required() else json.dumps(default, default=str)
+            yield f"{flag} {shown and f'({shown:.60})'}".rstrip()
+    if section.model_config.get("extra") == "allow":
+        yield f"{before}KEY, whatever else the receiver takes"
+
+
+def _section_in(annotation: object) -> type[Section] | None:
+    """The section that a field holds; `None` where it may hold a list or another value as well."""
+    if get_origin(annotation) is Annotated:
+        return _section_in(get_args(annotation)[0])
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, Section) else None
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    if not parts or get_origin(annotation) not in (Union, UnionType):
+        return None
+    found = [_section_in(part) for part in parts]
+    return found[0] if None not in found else None
 
 
 def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
-from retrieval_heads.commands.flags import assignments, split_settings
+from retrieval_heads.commands.flags import assignments, setting_flags, split_settings
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.suites.reading import is_whole_suite, read_settings, read_suites
 
@@ -135,7 +135,12 @@ def pytest_arguments(kind: str, arguments: Sequence[str], program: str) -> list[
     ours, passed_on = arguments[:at], arguments[at + 1 :]
     options: type[Session] = {**KINDS, **TASKS, MATRIX: Matrix}[kind]
     own, settings = split_settings(ours, options)
-    session = tyro.cli(options, prog=program, args=own)
+    try:
+        session = tyro.cli(options, prog=program, args=own)
+    except SystemExit as end:
+        if end.code in (None, 0):  # it was asked for help
+            print("\n".join(["", "Settings, each a flag (docs/suites.md says what they mean):", *setting_flags()]))
+        raise
     data = read_settings(session.config) if session.config else {}
     if kind in TASKS:
         section = kind.replace("-", "_")

@@ -21,16 +21,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from retrieval_heads.ablation.arms import MODES
 from retrieval_heads.engine.jobs import Counters, Done, FreeQuestion, Use
 from retrieval_heads.engine.log import EngineLog, shown_lines
 from retrieval_heads.engine.messages import Hello, Message, receive, send
 from retrieval_heads.engine.private_folder import PrivateFolder
+from retrieval_heads.engine.questions import Spans, aimed_at, free_question
 from retrieval_heads.engine.results import Answered, Result, result_of_json
 from retrieval_heads.engine.watchdog import Limits, Watchdog, descendants
-from retrieval_heads.errors import EngineError, FileError, QuestionError
+from retrieval_heads.errors import EngineError, FileError
 from retrieval_heads.files import write_whole
 from retrieval_heads.plain import Json, Plain
 from retrieval_heads.runs.answer import Answer
@@ -179,21 +177,36 @@ class EngineClient:
         Raises:
             EngineError: The engine refused the prompt or a sampling parameter, or they cannot be sent to it.
         """
-        _check_prompt(prompt)
-        sampling = {"temperature": 0.0, **sampling, "max_tokens": max_tokens}
-        if type(max_tokens) is not int or max_tokens < 1:
-            raise QuestionError(f"ask: max_tokens: a number of tokens is expected, found {max_tokens!r}")
-        mask = _mask_of(mask)
-        for name, value in sampling.items():
-            try:
-                json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-            except (TypeError, ValueError, RecursionError):
-                raise QuestionError(
-                    f"ask: {name}: {value!r:.100} does not cross to the engine; texts, finite numbers, true, false, "
-                    "lists and mappings do"
-                ) from None
-        messages = prompt if isinstance(prompt, str) else tuple(prompt)
-        return self.answer(FreeQuestion(messages, sampling, bool(chat), mask)).answer
+        return self.answer(free_question(prompt, {"max_tokens": max_tokens, **sampling}, mask, chat=chat)).answer
+
+    def head_scores(
+        self,
+        prompt: str,
+        *,
+        spans: Spans,
+        answer: str | None = None,
+        question: str | tuple[int, int] | None = None,
+        scores: Sequence[str] = (),
+        max_tokens: int = 64,
+        chat: bool = True,
+    ) -> Answered:
+        """Score every head on a text of one's own.
+
+        Args:
+            prompt: A user's message; with `chat` off the text as it is.
+            spans: What an answer must find, as texts that stand in the prompt once, or their characters `(start, end)`;
+                of several all are asked for.
+            answer: What heads are scored on as it is said; left out, what the model says, greedily.
+            question: The part of the prompt that asks, for scores that read its rows.
+            scores: Names of head scores; left out, the usual ones.
+            max_tokens: The answer's budget, where none is given.
+            chat: Put the prompt into the model's chat template.
+
+        Raises:
+            EngineError: A span does not stand in the prompt, or the engine scores no heads.
+        """
+        aim = aimed_at(prompt, spans, answer, question, scores)
+        return self.answer(free_question(prompt, {"max_tokens": max_tokens}, None, chat=chat, aim=aim))
 
     def answer(self, question: FreeQuestion) -> Answered:
         """Wait for the answer to a question that no suite asks, or for what heads are on a text.
@@ -330,46 +343,6 @@ def joined_from(address: Address) -> Address | None:
         return Address.of_json(json.loads(Path(address.path).with_name(_JOINED).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-
-
-def _mask_of(mask: object) -> Mask | None:
-    """What a user says of the heads that are to have no say.
-
-    Raises:
-        QuestionError: It is no mask.
-    """
-    if mask is None or isinstance(mask, Mask):
-        return mask
-    if isinstance(mask, Mapping):
-        with contextlib.suppress(ValidationError):
-            if (made := Mask.of_json(mask)).mode in MODES:
-                return made
-    raise QuestionError(
-        f'ask: mask: such as {{"mode": "zero", "heads": [[18, 7]]}}, with a mode of {", ".join(MODES)}, is expected, '
-        f"found {mask!r:.100}"
-    )
-
-
-def _check_prompt(prompt: object) -> None:
-    """Refuse what is neither a text nor a list of messages, before the engine is asked.
-
-    Raises:
-        QuestionError: It is neither, or a text is no Unicode.
-    """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not isinstance(messages, Sequence) or isinstance(messages, bytes) or not messages:
-        raise QuestionError(f"ask: prompt: a text or a list of messages is expected, found {prompt!r:.100}")
-    for message in messages:
-        is_message = isinstance(message, Mapping) and {"role", "content"} <= message.keys()
-        if not is_message or not all(isinstance(text, str) for text in message.values()):
-            raise QuestionError(f"ask: prompt: a message has a text as role and as content, found {message!r:.100}")
-        for text in message.values():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise QuestionError(
-                    f"ask: prompt: no Unicode text: half of a surrogate pair stands at character {error.start}"
-                ) from None
 
 
 class EngineProcess:

@@ -27,6 +27,8 @@ def answer_in(record: Record) -> Answer:
         prompt_tokens=record.prompt_tokens or 0,
         cached_tokens=record.cached_tokens or 0,
         seconds=record.seconds or 0.0,
+        engine_seconds=record.engine_seconds,
+        queued_seconds=record.queued_seconds,
         thoughts=record.thoughts,
         thought_tokens=record.thought_tokens,
         server_prompt_tokens=record.server_prompt_tokens,

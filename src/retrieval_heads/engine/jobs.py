@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.engine.results import Result
 from retrieval_heads.engine.usage import Usage
+from retrieval_heads.heads.looks import Span
 from retrieval_heads.heads.texts import RandomText
 from retrieval_heads.plain import Json, Plain
+from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.record import Record, Replay
 from retrieval_heads.tasks.task import Cell, Question
+
+
+@dataclass(frozen=True, slots=True)
+class Aim(Plain):
+    """What heads are scored on of a prompt of a user's own. Spans are characters of it, half open.
+
+    Args:
+        spans: What the answer must find.
+        question: The part that asks, where scores read that.
+        answer: What is said; the model's own answer where it is left out.
+        scores: Names of head scores; none stands for the usual ones.
+    """
+
+    spans: tuple[Span, ...]
+    question: Span | None = None
+    answer: str | None = None
+    scores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +45,7 @@ class FreeQuestion(Plain):
         chat: Whether the chat template writes the prompt.
         mask: Heads that have no say in its answer.
         text: In place of a question, a text that heads are measured on.
+        aim: What heads are scored on, where they are.
     """
 
     prompt: str | tuple[Mapping[str, str], ...]
@@ -32,6 +53,7 @@ class FreeQuestion(Plain):
     chat: bool = True
     mask: Mask | None = None
     text: RandomText | None = None
+    aim: Aim | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,27 @@ class Job:
     result: Result | None = None
     lost_replica: str = ""
     """How a replica was lost that had it before; see `retrieval_heads.engine.results.Answered`."""
+    asked: float = field(default_factory=time.monotonic)
+    queued_seconds: float | None = None
+    """Until the engine began with it; `None` before its first request has ended."""
+    engine_seconds: float | None = None
+    """What its requests took of the engine so far; `None` where that is not seen."""
+
+    def count(self, seconds: float, own: float | None) -> None:
+        """One of its requests has ended.
+
+        Args:
+            seconds: From that one's first step to its last.
+            own: What it took of them itself.
+        """
+        if self.queued_seconds is None:
+            self.queued_seconds = round(max(0.0, time.monotonic() - self.asked - seconds), 4)
+        if own is not None:
+            self.engine_seconds = round((self.engine_seconds or 0.0) + own, 4)
+
+    def timed(self, answer: Answer) -> Answer:
+        """Its answer, with what it took."""
+        return replace(answer, engine_seconds=self.engine_seconds, queued_seconds=self.queued_seconds)
 
     @property
     def name(self) -> str:
@@ -87,6 +130,8 @@ class Done(Plain):
     """Of those, what the prefix cache gave."""
     reusable_tokens: int = 0
     """What a cache that holds everything would have given, the cells asked in the same order."""
+    underway_tokens: int = 0
+    """Of prompts that are not answered yet, what is computed or cached by now, as far as can be seen."""
     usage: Usage | None = None
     """What a server counted, everything that it was asked together."""
 
@@ -204,6 +249,7 @@ class Counters(Plain):
         process: Its process id.
         done: What the engine has done for this run; of several replicas, together.
         settings: Of engines that take turns, what is known of those that had theirs.
+        phase: What its start is at; empty once its model is loaded.
     """
 
     submitted: int
@@ -211,3 +257,4 @@ class Counters(Plain):
     process: int
     done: Done
     settings: Mapping[str, SettingState] = field(default_factory=dict)
+    phase: str = ""

@@ -20,7 +20,7 @@ from retrieval_heads.engine.ahead import Ahead
 from retrieval_heads.engine.answers import answer_of, measured_scores, spelled, without_thoughts
 from retrieval_heads.engine.backends.backend import Backend, Finished
 from retrieval_heads.engine.earlier_answers import answer_in, result_of
-from retrieval_heads.engine.jobs import CellQuestion, FreeQuestion, Job, Run
+from retrieval_heads.engine.jobs import Aim, CellQuestion, FreeQuestion, Job, Run
 from retrieval_heads.engine.masks import Masks
 from retrieval_heads.engine.results import Answered, Unanswered
 from retrieval_heads.engine.sample import Sample, ToReplay
@@ -141,6 +141,7 @@ class Loop:
             for run in runs:
                 run.done.count_step(ended - began, began - (since or began))
                 run.done.usage = self.engine.usage
+                run.done.underway_tokens = self._underway(run)
             self.uncounted = {run.name: ended - began for run in runs}
             since = ended
             for finished in found:
@@ -149,12 +150,19 @@ class Loop:
                 self.turn = max(self.turn, self.turns.pop(finished.id, 0))
                 if then is None:
                     continue  # of a run that is gone, from a backend that works on
-                if key in self.server.jobs:
+                if (job := self.server.jobs.get(key)) is not None:
+                    job.count(finished.seconds, finished.own_seconds)
                     self._guarded(key, then, finished)
                 else:  # a piece of a reference, which many jobs need
                     then(finished)
             if not self.in_flight:
                 since = None  # what it waits for is no work of ours
+
+    def _underway(self, run: Run) -> int:
+        """How far a run's prompts are that are not answered yet; replays are of prompts that are."""
+        jobs = self.server.jobs
+        reached = self.engine.reached.items()
+        return sum(tokens for name, tokens in reached if (job := jobs.get(name)) is not None and job.run is run)
 
     def _sleep(self) -> None:
         """Give memory back, where nobody has asked for a while."""
@@ -266,6 +274,8 @@ class Loop:
         ask = self._job(key).ask
         if isinstance(ask, FreeQuestion) and ask.text is not None:
             self._measure(key, ask.text)
+        elif isinstance(ask, FreeQuestion) and ask.aim is not None:
+            self._start_aimed(key, ask, ask.aim)
         elif isinstance(ask, FreeQuestion):
             request = replace(self.builder.ask(ask.prompt, chat=ask.chat), sampling=dict(ask.sampling), mask=ask.mask)
             self._send(key, request, partial(self._answered, key, request, ()))
@@ -278,6 +288,16 @@ class Loop:
             self._replay(key, request, self._without_thoughts(answer, request, ask.question.scoring.tags))
         else:
             self._start_cell(key, ask)
+
+    def _start_aimed(self, key: str, ask: FreeQuestion, aim: Aim) -> None:
+        if not self.engine.scores:
+            raise EngineError("this engine scores no heads; it does where it is started for a suite that needs them")
+        built = self.builder.aimed(str(ask.prompt), aim.spans, aim.question, chat=ask.chat)
+        request = replace(built, sampling=dict(ask.sampling))
+        if aim.answer is None:
+            self._send(key, request, partial(self._to_replay, key, request, ()), is_replayed=True)
+        else:
+            self._replay(key, request, self.builder.said(request, aim.answer))
 
     def _start_cell(self, key: str, asked: CellQuestion) -> None:
         mask, question, cell = None, asked.question, asked.cell
@@ -356,7 +376,8 @@ class Loop:
     def _answered(self, key: str, request: Request, tags: Sequence[Tags], finished: Finished) -> None:
         if finished.error is not None:
             raise EngineError(f"the heads were not masked: {finished.error}" if request.mask else finished.error)
-        self.server.finish(key, _answered(request, self._without_thoughts(answer_of(finished, request), request, tags)))
+        answer = self._without_thoughts(answer_of(finished, request), request, tags)
+        self.server.finish(key, self._result(key, request, answer))
 
     def _to_replay(self, key: str, request: Request, tags: Sequence[Tags], finished: Finished) -> None:
         if finished.error is not None:
@@ -366,13 +387,13 @@ class Loop:
     def _replay(self, key: str, request: Request, answer: Answer) -> None:
         said, thoughts = answer.token_ids, answer.thought_tokens or 0
         if thoughts and len(said) == thoughts:
-            self.server.finish(key, _answered(request, answer))
+            self.server.finish(key, self._result(key, request, answer))
             return
         if not said:
             raise EngineError("the answer has no tokens, so that there is nothing to score heads on")
-        rows = self._rows(request, said, thoughts, self._cell(key))
+        rows = self._rows(request, said, thoughts, self._job(key).ask)
         sample = Sample([*request.ids, *said[:-1]], rows)
-        asked = sample.to_replay(partial(self._with_query, request, self._cell(key)))
+        asked = sample.to_replay(partial(self._with_query, request, self._job(key).ask))
         if not asked:
             raise EngineError(f"the sample has nothing that {', '.join(rows.scores)} could be measured on")
         for number, each in enumerate(asked):
@@ -409,23 +430,33 @@ class Loop:
         )
         self.server.finish(key, Answered(said_nothing, heads=heads, replay=replay))
 
-    def _rows(self, request: Request, said: Sequence[int], thoughts: int, asked: CellQuestion) -> Rows:
+    def _result(self, key: str, request: Request, answer: Answer) -> Answered:
+        timed = self._job(key).timed(answer)
+        return Answered(timed, request.facts, request.expected, request.hash, request.answered_by, request.mask)
+
+    def _rows(self, request: Request, said: Sequence[int], thoughts: int, asked: CellQuestion | FreeQuestion) -> Rows:
         """What a suite's scores read of a replay, with all their names. Where none reads the question's rows, or looks
         at the question, these are not computed again, nor what stands between them and the answer, thoughts among it.
         """
-        names = measured_scores(asked.question.scores, self.engine.scores)
+        if isinstance(asked, FreeQuestion):
+            cell, wanted, per_step = None, asked.aim.scores if asked.aim else (), False
+        else:
+            cell, wanted, per_step = asked, asked.question.scores, asked.question.per_step
+        names = measured_scores(wanted, self.engine.scores)
         scores = [head_score(name) for name in names]
-        rows = replace(request.rows(said, thoughts), scores=names, per_step=asked.question.per_step)
-        if any("written" in score.needs for score in scores):
-            sayings = (asked.cell.stored or request.expected or _expected(asked)).sayings
+        rows = replace(request.rows(said, thoughts), scores=names, per_step=per_step)
+        if cell and any("written" in score.needs for score in scores):
+            sayings = (cell.cell.stored or request.expected or _expected(cell)).sayings
             rows = replace(rows, spelled=spelled(rows.answer, sayings, self.engine.tokenizer))
-        if any(isinstance(one, OtherQuery) for score in scores for one in score.replays):
-            span = self.builder.query_span(request, _words(request, asked))
+        if cell and any(isinstance(one, OtherQuery) for score in scores for one in score.replays):
+            span = self.builder.query_span(request, _words(request, cell))
             rows = rows if span is None else replace(rows, query_span=span)
         of_answer = replace(rows, question_span=(0, 0))
         return of_answer if all(_reads_alike(score, rows, of_answer) for score in scores) else rows
 
-    def _with_query(self, request: Request, asked: CellQuestion, other: OtherQuery) -> Sequence[int]:
+    def _with_query(self, request: Request, asked: CellQuestion | FreeQuestion, other: OtherQuery) -> Sequence[int]:
+        if isinstance(asked, FreeQuestion):
+            raise EngineError(f"a prompt of one's own has no question that {other.query} could stand for")
         return self.builder.with_query(request, _words(request, asked), other.query)
 
     def _scored_before(self, known: Record, request: Request, asked: CellQuestion) -> Record | None:
@@ -458,12 +489,8 @@ class Loop:
             heads = sample.heads(self.engine.info.layers or ())
             others = {one.query: how for one, how in sample.replays.items() if isinstance(one, OtherQuery)}
             replay = sample.replays.get(ANSWERED)
-            found = replace(_answered(request, answer), heads=heads, replay=replay, other_replays=others)
+            found = replace(self._result(key, request, answer), heads=heads, replay=replay, other_replays=others)
             self.server.finish(key, replace(found, steps=sample.steps))
-
-
-def _answered(request: Request, answer: Answer) -> Answered:
-    return Answered(answer, request.facts, request.expected, request.hash, request.answered_by, request.mask)
 
 
 def _expected(ask: CellQuestion) -> Expectation:

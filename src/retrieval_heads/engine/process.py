@@ -20,6 +20,7 @@ from pathlib import Path
 
 from retrieval_heads.engine.backends.backend import Backend, find, resolve
 from retrieval_heads.engine.messages import Devices, Hello, Message
+from retrieval_heads.engine.phase import enter
 from retrieval_heads.engine.server import Server
 from retrieval_heads.engine.watchdog import Pulse, write_stacks_on_signal
 from retrieval_heads.errors import RetrievalHeadsError
@@ -77,6 +78,7 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
 
         found = places(hello.replicas, hello.model, backend.gpus())
         if len(found) > 1:
+            enter(f"loading {len(found)} replicas")
             # Each replica is watched by itself. What this process waits for is theirs.
             threading.Thread(target=pulse.rest, daemon=True).start()
             return Router.launched(server, hello, found).run
@@ -117,6 +119,7 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
         takes_text=(engine.info.takes or backend.capabilities.takes) == "text",
     )
     began = time.perf_counter()
+    enter("reading the haystacks")
     builder.tokenize(hello.haystacks)
     took = {**engine.info.start_seconds, "haystacks": time.perf_counter() - began}
     start_seconds = {part: round(seconds, 3) for part, seconds in took.items()}

@@ -17,6 +17,7 @@ from pathlib import Path
 from retrieval_heads.engine.earlier_answers import complete_answers
 from retrieval_heads.engine.jobs import CellQuestion, Counters, FreeQuestion, Job, Run, SettingState, Use
 from retrieval_heads.engine.messages import OPENING, Message, receive, send
+from retrieval_heads.engine.phase import phase_now
 from retrieval_heads.engine.results import Result, Unanswered
 from retrieval_heads.engine.turns import Turns
 from retrieval_heads.plain import Json
@@ -241,7 +242,8 @@ class Server:
     def _counters(self, run: Run, _: Message) -> Message:
         with self.changed:
             finished = sum(job.result is not None for job in run.jobs.values())
-            return Counters(len(run.jobs), finished, os.getpid(), run.done, dict(self.settings)).to_json()
+            phase = "" if self.info is not None else phase_now()
+            return Counters(len(run.jobs), finished, os.getpid(), run.done, dict(self.settings), phase).to_json()
 
     @property
     def idle_seconds(self) -> float:

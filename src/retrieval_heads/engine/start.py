@@ -13,7 +13,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from retrieval_heads import __version__
 from retrieval_heads.engine.backends.backend import find, reference_of
 from retrieval_heads.engine.messages import Hello
 from retrieval_heads.errors import ConfigError, EngineError
@@ -23,6 +22,7 @@ from retrieval_heads.redaction import is_secret_key, take_variable
 from retrieval_heads.runs.fingerprint import model_files, stamp
 from retrieval_heads.runs.identity import Difference, chooses_kernels, shown
 from retrieval_heads.suites.settings import Engine, Settings
+from retrieval_heads.version import __version__
 
 _LIBRARIES = ("vllm", "torch", "nnsight", "transformers")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "RAY_ADDRESS", "RH_CACHE")

@@ -21,11 +21,12 @@ from retrieval_heads.gates.removed import Shrinkage, cells_of, shrinkage
 from retrieval_heads.gates.render import GATES_SCHEMA, lines, read_gates, to_json, to_markdown, with_kept
 from retrieval_heads.gates.selection import cell_name
 from retrieval_heads.gates.threshold import check
-from retrieval_heads.gates.tolerance import Tolerance, parse_max_drop
+from retrieval_heads.gates.tolerance import DEFAULT_MAX_DROP, Tolerance, parse_max_drop
 from retrieval_heads.gates.verdict import Inconclusive, Outcome, Verdict, Word
 
 __all__ = [
     "BASELINE_SCHEMA",
+    "DEFAULT_MAX_DROP",
     "FIELDS",
     "GATES_SCHEMA",
     "META_KEYS",

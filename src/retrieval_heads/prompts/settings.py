@@ -9,6 +9,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from retrieval_heads.settings.section import PathText, Said, Section
 
+PREDECESSORS_KEYS = frozenset({"haystack_dir", "needle", "retrieval_question"})
+"""Of a haystack: a config that has one is the predecessor's."""
+PREDECESSORS_PROMPT = "document"
+
 
 class HaystackSource(Section):
     """Where the text comes from. `needle` and `retrieval_question` are the predecessor's place for them."""
@@ -156,7 +160,7 @@ PROMPTS: dict[str, Prompt] = {
             )
         ]
     ),
-    "document": Prompt(
+    PREDECESSORS_PROMPT: Prompt(
         messages=[
             Message(content="{context}"),
             Message(content="{question} Don't give information outside the document or repeat your findings"),
@@ -164,6 +168,11 @@ PROMPTS: dict[str, Prompt] = {
     ),
 }
 """Prompts by name. `document` is the predecessor's."""
+
+
+def prompt_name(prompt: Prompt | None) -> str | None:
+    """What a wording is called, where it is one of ours or the predecessor's."""
+    return next((name for name, known in PROMPTS.items() if known == prompt), None)
 
 
 def named_prompt(value: object) -> object:

@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import yaml
 
-from retrieval_heads import __version__
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.gates import META_KEYS
 from retrieval_heads.heads.clusters import cluster_of, clusters_of
@@ -36,6 +35,7 @@ from retrieval_heads.runs.identity import Identities
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record
 from retrieval_heads.settings.yaml_reading import parse
+from retrieval_heads.version import __version__
 
 SCHEMA: Final = "retrieval-heads-atlas/1"
 

@@ -17,7 +17,10 @@ class Answer(Plain):
         finish_reason: `stop` or `length`.
         prompt_tokens: Tokens of the prompt; of one that was sent as text, as the tokenizer counts them.
         cached_tokens: How many of those the prefix cache gave.
-        seconds: From the first work on the request to its last token.
+        seconds: From the first work on the request to its last token, other requests beside it.
+        engine_seconds: What it took of the engine itself, with the replays of its heads' scores; `None` where that is
+            not seen.
+        queued_seconds: From when it was asked until the engine began with it.
         thoughts: What was said before the answer, the closing tag included; `None` where that is not told apart.
         thought_tokens: How many of `token_ids` those are; `None` where it is not known.
         server_prompt_tokens: The same by the server's own count, of a prompt that was sent as text.
@@ -34,3 +37,5 @@ class Answer(Plain):
     thought_tokens: int | None = None
     server_prompt_tokens: int | None = None
     prompt_logprob: float | None = None
+    engine_seconds: float | None = None
+    queued_seconds: float | None = None

@@ -204,6 +204,9 @@ class Record(BaseModel):
     """The question asked."""
     question_span: Span | None = None
     """The question's tokens."""
+    wording: str | None = None
+    """What the prompt's wording is called: `book`, or the predecessor's `document`; `None` for one of the suite's own,
+    whose messages are in the recipe, and in records of before."""
     reference: str = ""
     """The expected answer that `scores` compare with."""
     alternatives: list[str] = []
@@ -266,6 +269,11 @@ class Record(BaseModel):
     """From the engine's first work on the request to its last token, other requests beside it."""
     lost_replica: str | None = None
     """How the replica was lost that was asked before the one that answered; `None` where none was."""
+    engine_seconds: float | None = None
+    """What the cell took of the engine itself, replays of its heads' scores included: its share of each step, by the
+    tokens that were computed. `None` where that is not seen, and in records of before."""
+    queued_seconds: float | None = None
+    """From when the cell was asked until the engine began with it."""
     extra: dict[str, object] | None = None
     """What a user's `pytest_rh_record` added; `None` for nothing."""
 
@@ -336,6 +344,8 @@ class _Bounds(BaseModel):
     cached_tokens: _Count | None = None
     heads: HeadScores | None = None
     seconds: _Seconds | None = None
+    engine_seconds: _Seconds | None = None
+    queued_seconds: _Seconds | None = None
 
     @model_validator(mode="after")
     def _placed(self) -> _Bounds:

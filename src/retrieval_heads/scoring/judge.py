@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from retrieval_heads.scoring.expected import Expected
 from retrieval_heads.scoring.key_words import best_key_words
 from retrieval_heads.scoring.rouge import rouge_scores
+from retrieval_heads.scoring.scorers import is_scorer, scored
 from retrieval_heads.scoring.settings import KEY_WORDS, Scoring
-
-
-class Expected(Protocol):
-    """What an answer is judged by."""
-
-    @property
-    def question(self) -> str:
-        """What was asked."""
-
-    @property
-    def references(self) -> Sequence[str]:
-        """The answers that are accepted; each score is that of the best one."""
-
-    @property
-    def sayings(self) -> Sequence[str]:
-        """Of what `key_words` must find one."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +31,12 @@ def judge(answer: str, expected: Expected, scoring: Scoring) -> Judgement:
     """Judge an answer by the score that the settings name.
 
     Raises:
-        RetrievalHeadsError: Every word of an expected answer stands in the question.
+        RetrievalHeadsError: Every word of an expected answer stands in the question, or a scorer fails.
     """
-    scores = score_answer(answer, expected.references, expected.question, expected.sayings)
+    if is_scorer(scoring.metric):  # a pattern or a number has no words that the others could count
+        scores = {scoring.metric: scored(scoring.metric, answer, expected, scoring.tolerance or 0.0)}
+    else:
+        scores = score_answer(answer, expected.references, expected.question, expected.sayings)
     value = scores[scoring.metric]
     if value > scoring.threshold:
         return Judgement(scores, True, "")

@@ -6,6 +6,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from retrieval_heads.errors import ConfigError
+from retrieval_heads.scoring.scorers import EXACT as EXACT
+from retrieval_heads.scoring.scorers import NUMBER, REGEX, SCORERS, is_scorer, scorer
 from retrieval_heads.settings.messages import nearest
 from retrieval_heads.settings.section import Number, Said, Section
 
@@ -26,9 +29,6 @@ METRICS: tuple[str, ...] = (
 0.5 is the rule of arXiv 2404.15574.
 """
 
-EXACT = "exact"
-"""1 where the whole answer is the expected one, as its task compares the two; needles have no such score."""
-
 STRING_MATCH, STRING_MATCH_PART, WHOLE_WORDS = "string_match", "string_match_part", "whole_words"
 
 MATCHES: tuple[str, ...] = (STRING_MATCH, STRING_MATCH_PART, WHOLE_WORDS)
@@ -42,7 +42,7 @@ NAMES: tuple[str, ...] = (ONE_NAME, CONTAINS)
 RATIO = "ratio"
 """How near an answer is to a text that it must say again; see `retrieval_heads.scoring.prefixed`."""
 
-EVERY_METRIC = (*METRICS, EXACT, *MATCHES, *NAMES, RATIO)
+EVERY_METRIC = (*METRICS, EXACT, REGEX, NUMBER, *MATCHES, *NAMES, RATIO)
 
 
 class Tags(Section):
@@ -79,6 +79,9 @@ class Scoring(Section):
 
     metric: str = KEY_WORDS
     threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
+    tolerance: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    """How far the metric `number` lets a number lie from the expected one, as a share of it; not at all where it is
+    left out."""
     thinking: Annotated[list[Tags] | None, BeforeValidator(_listed_tags)] = None
     """The tags around thoughts, which stand before an answer and do not count; `TAGS` where it is left out. `false`:
     all that a model says is its answer."""
@@ -91,6 +94,13 @@ class Scoring(Section):
     @field_validator("metric")
     @classmethod
     def _known(cls, metric: str) -> str:
-        if metric not in EVERY_METRIC:
-            raise ValueError(f"unknown metric {metric!r}{nearest(metric, EVERY_METRIC)}")
+        if metric in EVERY_METRIC:
+            return metric
+        if not is_scorer(metric):
+            known = (*EVERY_METRIC, *(name for name in SCORERS.names if name not in EVERY_METRIC))
+            raise ValueError(f"unknown metric {metric!r}{nearest(metric, known)}")
+        try:
+            scorer(metric)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("scoring.metric: ")) from None
         return metric

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.kinds import KINDS
+from retrieval_heads.prompts.settings import PREDECESSORS_KEYS, PREDECESSORS_PROMPT
 from retrieval_heads.reading import DEEPEST, read_bytes
 from retrieval_heads.redaction import keep_assignment_secret, keep_secret
 from retrieval_heads.settings import yaml_reading
@@ -96,6 +97,9 @@ def validated(data: Mapping[str, object], path: Path, text: str, under: tuple[st
         ConfigError: A key or value is not accepted.
     """
     normal = _normal(data, str(path))
+    haystack = normal.get("haystack")
+    if isinstance(haystack, dict) and not haystack.keys().isdisjoint(PREDECESSORS_KEYS):
+        normal.setdefault("prompt", PREDECESSORS_PROMPT)  # its users' results are comparable in its own wording alone
     keep_secret(normal)
     try:
         Settings.model_validate(normal)

@@ -32,6 +32,7 @@ from retrieval_heads.heads.score import head_score, is_of_texts
 from retrieval_heads.heads.stopping import UntilStable
 from retrieval_heads.kinds import Kind
 from retrieval_heads.prompts.settings import PROMPTS, HaystackSource, Needle, NeedleFile, Prompt, named_prompt
+from retrieval_heads.scoring.scorers import SCORERS
 from retrieval_heads.scoring.settings import EVERY_METRIC, Scoring
 from retrieval_heads.settings.range import Range, branch_of
 from retrieval_heads.settings.section import Number, OpenSection, PathText, Said, Section, Whole
@@ -247,7 +248,7 @@ def _plain_task(value: object) -> object:
 
 def _parsed_gate(text: str) -> str:
     try:
-        parse_gate(text, (*EVERY_METRIC, PASS_RATE, *FIELDS))
+        parse_gate(text, (*dict.fromkeys((*EVERY_METRIC, *SCORERS.names)), PASS_RATE, *FIELDS))
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return text

@@ -13,7 +13,7 @@ from retrieval_heads.prompts.prompt import Tokenizer
 from retrieval_heads.prompts.settings import Needle
 from retrieval_heads.prompts.start_token import start_token_fault, start_tokens
 from retrieval_heads.runs.place import NEEDLE
-from retrieval_heads.scoring import judge, key_words_of, score_answer, tokens
+from retrieval_heads.scoring import judge, key_words_of, tokens
 from retrieval_heads.scoring.settings import KEY_WORDS, Scoring
 from retrieval_heads.suites.suite import Suite
 
@@ -123,7 +123,7 @@ def _round_trip(needle: Needle, decoded: str) -> Check:
 
 def _echo(suite: Suite, needle: Needle) -> Check:
     scoring = suite.settings.scoring
-    value = score_answer(needle.question, needle.references, needle.question, needle.sayings)[scoring.metric]
+    value = judge(needle.question, needle, scoring).scores[scoring.metric]
     text = (
         f"{needle.name}: the question alone scores {value:.2f} ({scoring.metric}, {scoring.threshold:g} must be passed)"
     )

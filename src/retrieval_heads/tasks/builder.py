@@ -18,10 +18,11 @@ from retrieval_heads.prompts.random_text import plain_tokens, repeated_text
 from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import Prompt
 from retrieval_heads.prompts.start_token import start_token_fault
+from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.facts import PromptFacts
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.runs.place import Place
-from retrieval_heads.runs.record import AnsweredBy, Recipe, Record
+from retrieval_heads.runs.record import AnsweredBy, Insertion, Recipe, Record, Span
 from retrieval_heads.tasks.task import FILE_HASH, TASKS, THE_NEEDLE, Cell, Question
 
 REFERENCE_TOKENS = 4096
@@ -206,6 +207,50 @@ class CellBuilder:
             counted = self._counted(PromptText(tuple(messages), text), len(ids))
             return Request(ids, {}, PromptFacts(), text=counted)
         return Request(ids, {}, PromptFacts())
+
+    def aimed(self, prompt: str, spans: Sequence[Span], question: Span | None, *, chat: bool) -> Request:
+        """The prompt of a free question that heads are scored on.
+
+        Args:
+            prompt: A user's message, or with `chat` off the text itself.
+            spans: Characters of it that an answer must find, half open.
+            question: Those that ask.
+            chat: Whether the chat template writes it.
+
+        Raises:
+            PromptError: The chat template refuses the message or changes it, or a span has no tokens.
+        """
+        text = self.prompts.render([{"role": "user", "content": prompt}]) if chat else prompt
+        if text.count(prompt) != 1:
+            raise PromptError("head_scores: the chat template changes the prompt; with chat=False it stays as it is")
+        ids, tokens = self.prompts.tokens_at_start(text)
+        shift, at = len(ids) - len(tokens.ids), text.index(prompt)
+
+        def positions(span: Span) -> Span:
+            first, end = tokens.span(at + span[0], at + span[1])
+            if first == end:
+                raise PromptError(f"head_scores: {prompt[slice(*span)]!r:.100} has no tokens in this vocabulary")
+            return shift + first, shift + end
+
+        found = [positions(span) for span in spans]
+        insertions = tuple(
+            Insertion(role="asked", text=prompt[slice(*span)], depth=0, achieved_depth=0, place=0, span=where)
+            for span, where in zip(spans, found, strict=True)
+        )
+        facts = PromptFacts(
+            prompt_tokens=len(ids),
+            needle_span=found[0],
+            question_span=(0, 0) if question is None else positions(question),
+            insertions=insertions if len(insertions) > 1 else None,
+        )
+        return Request(ids, {}, facts)
+
+    def said(self, request: Request, text: str) -> Answer:
+        """An answer to a prompt that nobody gave, as if the model had said it."""
+        ids, _ = self.prompts.tokenize(text)
+        return Answer(
+            text, list(ids), finish_reason="given", prompt_tokens=len(request.ids), cached_tokens=0, seconds=0
+        )
 
     def _counted(self, text: PromptText, tokens: int) -> PromptText:
         return replace(text, tokens=tokens, template_kwargs=self.prompts.template_kwargs)

@@ -21,6 +21,7 @@ from retrieval_heads.runs.facts import Expectation, PromptFacts
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import Judgement, judge
+from retrieval_heads.scoring.scorers import SCORERS, is_scorer
 from retrieval_heads.scoring.settings import METRICS, Scoring
 from retrieval_heads.settings.section import Number, Section
 from retrieval_heads.tasks.insertions import Planned, drawn_away, request_of
@@ -48,8 +49,11 @@ class NeedleTask:
 
     def places(self, question: Question) -> Iterable[tuple[Value, ...]]:
         """Every needle by every length by every depth."""
-        if (metric := question.scoring.metric) not in METRICS:
-            raise ConfigError(f"scoring.metric: needles have no score {metric}; accepted: {', '.join(METRICS)}")
+        if (metric := question.scoring.metric) not in METRICS and not is_scorer(metric):
+            accepted = ", ".join((*METRICS, *SCORERS.names))
+            raise ConfigError(
+                f"scoring.metric: needles have no score {metric}; accepted: {accepted}, or module:function"
+            )
         for needle, length, depth in itertools.product(question.needles, question.lengths, question.depths):
             yield length, depth, needle.name or ""
 

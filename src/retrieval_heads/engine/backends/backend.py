@@ -9,6 +9,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol
 
 from retrieval_heads.engine.usage import Usage
@@ -113,6 +114,7 @@ class Finished:
         prompt_tokens: Tokens of the prompt by its own count; 0 where it does not count them.
         cached_tokens: How many of those the prefix cache gave.
         seconds: From the first step that worked on it to its last token.
+        own_seconds: What it took of these steps itself, the requests beside it left out; `None` where that is not seen.
         head_scores: A replay's, `[figures, layers with heads, heads]`: those of `Backend.scores` that its rows want, in
             that order, of each as many as its `parts`. Where they want the steps (`Rows.per_step`), two more for each
             token of the answer: the needle token that a head copied, counted from 1, or 0, and its weight on the
@@ -128,6 +130,7 @@ class Finished:
     prompt_tokens: int
     cached_tokens: int
     seconds: float
+    own_seconds: float | None = field(default=None, kw_only=True)
     head_scores: ArrayLike | None = None
     prompt_logprob: float | None = None
     error: str | None = None
@@ -150,6 +153,9 @@ class Backend(Protocol):
     """Names of the head scores that it can measure of the model."""
     has_moved: bool = True
     """Whether the last step came nearer to an answer, as far as can be seen; a watchdog ends what moves no more."""
+
+    reached: Mapping[str, int] = MappingProxyType({})
+    """Of unfinished requests, the prompt's tokens that are computed or cached by now, as far as can be seen."""
 
     takes_turns: bool = False
     """Whether `add` takes a `turn`: of what waits, the lowest goes first, so that no run waits for all of another's."""

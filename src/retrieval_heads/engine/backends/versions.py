@@ -59,7 +59,8 @@ def refuse_unsupported(name: str, found: str, supported: tuple[tuple[int, int], 
     if not _is_within(found, supported):
         oldest, newest = (".".join(map(str, bound)) for bound in supported)
         those = f"versions {oldest} to {newest} are" if oldest != newest else f"version {oldest} is"
-        raise EngineError(f"{name} {found} is not supported; {those}")
+        why = f"what is read of {name}'s inside was checked with these alone"
+        raise EngineError(f"{name} {found} is not supported; {those}: {why}")
 
 
 def _is_within(found: str, supported: tuple[tuple[int, int], tuple[int, int]]) -> bool:

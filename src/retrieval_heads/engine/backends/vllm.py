@@ -7,7 +7,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,9 @@ from retrieval_heads.engine.backends.arguments import check_arguments, check_sam
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info, Prompt
 from retrieval_heads.engine.backends.kv_cache import kv_bytes_per_token
 from retrieval_heads.engine.backends.reasons import plain_reason, raised_reason
+from retrieval_heads.engine.backends.shares import Shares
 from retrieval_heads.engine.backends.versions import SUPPORTED, check_versions, refuse_unsupported
+from retrieval_heads.engine.phase import enter
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.hub import check_model
@@ -117,6 +119,7 @@ class Engine(Backend):
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         began = time.perf_counter()
+        enter("importing vLLM")
         self.version = _supported_version()
         from vllm import SamplingParams
         from vllm.engine.arg_utils import EngineArgs
@@ -139,6 +142,9 @@ class Engine(Backend):
         """Unfinished requests that carry an edit."""
         self._queued: dict[str, float] = {}
         """When each unfinished request was queued."""
+        self._shares = Shares()
+        self._names: dict[str, str] = {}
+        """Of each unfinished request, by what vLLM calls it."""
         self._hashes: Any = None
         """The `retrieval_heads.engine.backends.scheduler.ReplayHashes`, where there are any."""
         self._to_replay: set[str] = set()
@@ -151,6 +157,7 @@ class Engine(Backend):
         self.start_seconds = {"import": time.perf_counter() - began}
         """What the start took: importing vLLM, the engine (load, profile, caches), and what tracing adds to it."""
         began = time.perf_counter()
+        enter("loading the model, with its heads instrumented" if traced else "loading the model")
         if traced:
             self._engine = self._traced(model, arguments)
         else:
@@ -348,6 +355,7 @@ class Engine(Backend):
         except (ValueError, TypeError) as error:
             raise EngineError(f"vLLM refuses the request: {error}") from None
         self._queued[request] = time.monotonic()
+        self._names[name or request] = request
         self._prime_decoding(name, ids)
         if (sampling.get("extra_args") or {}).get("nnsight_edits"):
             self._edited.add(request)
@@ -374,6 +382,8 @@ class Engine(Backend):
         self._finished.update(requests)  # no replay of theirs will come
         for request in requests:
             self._queued.pop(request, None)
+            self._shares.forget(request)
+        self._names = {name: request for name, request in self._names.items() if request in self._queued}
 
     def sleep(self) -> str:
         """Give the GPU's memory back: weights go to the host's memory, what the KV cache holds is forgotten."""
@@ -399,29 +409,43 @@ class Engine(Backend):
         Replays of these are queued before the next step, or never.
         """
         self._forget_hashes()
+        began = time.perf_counter()
         stepped = self._engine.step() if self.traced is None else self.traced.step()
+        seconds = time.perf_counter() - began
         outputs = {output.request_id: output for output in stepped if output.finished}
         edited = self._edited & outputs.keys()
         self._edited -= edited
         collected = self.traced.collect(sorted(edited)) if edited else {}
         self._finished = set(outputs)
-        progress = self._computed()
-        self.has_moved = bool(outputs) or progress is None or progress != self._progress
-        self._progress = progress
+        own = self._look(seconds, outputs)
         return [
-            _finished(output, self._queued.pop(name, None), *collected.get(name, ()))
+            _finished(output, self._queued.pop(name, None), own.get(name), *collected.get(name, ()))
             for name, output in outputs.items()
         ]
 
-    def _computed(self) -> object:
-        """What changes with each step that computes something; `None` where vLLM's core is a process of its own, whose
-        steps come back when they have.
+    def _look(self, seconds: float, outputs: Mapping[str, Any]) -> Mapping[str, float]:
+        """See what a step computed: of each request that it finished, what it took of all its steps.
+
+        Nothing is seen where vLLM's core is a process of its own, whose steps come back when they have moved.
         """
         scheduler = getattr(getattr(self._engine.engine_core, "engine_core", None), "scheduler", None)
         if scheduler is None:
-            return None
-        running = [(request.request_id, request.num_computed_tokens) for request in scheduler.running]
-        return running, len(scheduler.waiting)
+            self.has_moved = True
+            return {}
+        at = [(request.request_id, request.num_computed_tokens) for request in scheduler.running]
+        progress = (at, len(scheduler.waiting))
+        self.has_moved = bool(outputs) or progress != self._progress
+        self._progress = progress
+        if any(name not in self._names for name, _ in at):  # of a vLLM that does not say what it calls a request
+            return {}
+        running, self.reached = {}, {}
+        for request in scheduler.running:
+            name, computed = self._names[request.request_id], request.num_computed_tokens
+            running[name] = computed, max(0, request.num_cached_tokens)
+            self.reached[name] = min(computed, request.num_prompt_tokens)
+        if outputs:
+            self._names = {name: request for name, request in self._names.items() if request not in outputs}
+        return self._shares.stepped(seconds, running, {name: _length(output) for name, output in outputs.items()})
 
     def _forget_hashes(self) -> None:
         """Of prompts that were answered and not replayed: the answer was an error, or vLLM refused the replay."""
@@ -461,16 +485,24 @@ def primed_stream(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool)
     return DecodeStream(ids=last, skip_special_tokens=skip_special_tokens)
 
 
-def _finished(output: Any, queued: float | None, saves: Fields | None = None, error: Any = None) -> Finished:
+def _length(output: Any) -> tuple[int, int]:
+    """Of a finished request, its tokens that were computed or cached, and how many of them were cached."""
+    said = sum(len(answer.token_ids) for answer in output.outputs)
+    return len(output.prompt_token_ids) + max(0, said - 1), output.num_cached_tokens or 0
+
+
+def _finished(
+    output: Any, queued: float | None, own: float | None, saves: Fields | None = None, error: Any = None
+) -> Finished:
     try:
-        return _read(output, queued, saves, error)
+        return _read(output, queued, own, saves, error)
     except Exception as unreadable:  # of this request alone: the others go on
         traceback.print_exc()
         why = f"vLLM's output cannot be read ({type(unreadable).__name__}: {unreadable})"
         return Finished(output.request_id, "", [], "", 0, 0, 0.0, error=why)
 
 
-def _read(output: Any, queued: float | None, saves: Fields | None, error: Any) -> Finished:
+def _read(output: Any, queued: float | None, own: float | None, saves: Fields | None, error: Any) -> Finished:
     answer, times = output.outputs[0], output.metrics
     if times is not None:
         seconds = times.last_token_ts - times.scheduled_ts
@@ -484,6 +516,7 @@ def _read(output: Any, queued: float | None, saves: Fields | None, error: Any) -
         prompt_tokens=len(output.prompt_token_ids),
         cached_tokens=output.num_cached_tokens or 0,
         seconds=round(seconds, 4),
+        own_seconds=None if own is None else round(own, 4),
         head_scores=(saves or {}).get("head_scores"),
         prompt_logprob=_mean_logprob(output.prompt_token_ids, output.prompt_logprobs),
         error=_worker_reason(error),

@@ -1,0 +1,1 @@
+"""What `import retrieval_heads` offers: stored runs, pictures, comparisons, and an engine to ask."""

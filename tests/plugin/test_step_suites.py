@@ -36,6 +36,9 @@ def test_the_steps_of_every_counted_sample_stand_in_one_file(project: Project, w
         assert copied.shape == found[f"mass.{number}"].shape == (len(record.token_ids), 4, 4)
         assert np.argwhere(copied.all(0)).tolist() == HEADS
         assert found[f"tokens.{number}"].tolist() == record.token_ids
+        assert record.steps is not None
+        assert len(record.steps.answer) == len(copied)
+        assert len(record.steps.needle) == found["needle_tokens"][number]
         assert np.nanmin(found[f"overlap.{number}"]) == 1
         derived = figures_of(copied, found[f"mass.{number}"], int(found["needle_tokens"][number]))
         assert derived["copy_reference"][1, 0] == pytest.approx(len(copied) / int(found["needle_tokens"][number]))

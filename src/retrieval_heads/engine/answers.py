@@ -211,3 +211,9 @@ def steps_of(finished: Finished, rows: Rows) -> Steps | None:
         return None
     figures = numpy.asarray(finished.head_scores, dtype=numpy.float32)[-2 * len(rows.answer) :]
     return Steps.of(numpy.nan_to_num(figures[::2]).astype(numpy.int16), figures[1::2])
+
+
+def with_texts(steps: Steps, rows: Rows, tokenizer: Tokenizer) -> Steps:
+    """Steps with the text of each token of the answer and of the needle, for people."""
+    answer, needle = (tuple(tokenizer.decode([token]) for token in ids) for ids in (rows.answer, rows.needle))
+    return replace(steps, answer=answer, needle=needle)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from retrieval_heads.engine.ahead import Ahead
-from retrieval_heads.engine.answers import answer_of, measured_scores, spelled, without_thoughts
+from retrieval_heads.engine.answers import answer_of, measured_scores, spelled, with_texts, without_thoughts
 from retrieval_heads.engine.backends.backend import Backend, Finished
 from retrieval_heads.engine.earlier_answers import answer_in, result_of
 from retrieval_heads.engine.jobs import Aim, CellQuestion, FreeQuestion, Job, Run
@@ -490,7 +490,8 @@ class Loop:
             others = {one.query: how for one, how in sample.replays.items() if isinstance(one, OtherQuery)}
             replay = sample.replays.get(ANSWERED)
             found = replace(self._result(key, request, answer), heads=heads, replay=replay, other_replays=others)
-            self.server.finish(key, replace(found, steps=sample.steps))
+            steps = sample.steps and with_texts(sample.steps, sample.rows, self.engine.tokenizer)
+            self.server.finish(key, replace(found, steps=steps))
 
 
 def _expected(ask: CellQuestion) -> Expectation:

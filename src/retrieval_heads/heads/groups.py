@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.heads.table import Estimate, HeadTable
-from retrieval_heads.runs.layers import MOST, Layer
+from retrieval_heads.runs.layers import MOST
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -76,7 +76,7 @@ def by_kv_head(table: HeadTable, kv_heads: int) -> HeadTable:
         unknown = np.full_like(mean, np.nan)
         estimates[name] = Estimate(mean, unknown, unknown)
     layers = tuple(
-        replace(layer, heads=kv_heads if is_grouped else 0)
+        replace(layer, heads=kv_heads if is_grouped else 0, kv_heads=kv_heads if is_grouped else None)
         for layer, is_grouped in zip(table.layers, rows, strict=True)
     )
     return replace(table, layers=layers, estimates=estimates)
@@ -101,7 +101,7 @@ def by_query_head(table: HeadTable, query_heads: int) -> HeadTable:
         name: Estimate(spread(each.mean), spread(each.low), spread(each.high)) for name, each in table.estimates.items()
     }
     layers = tuple(
-        Layer(layer.path, layer.number, query_heads if layer.heads else 0, layer.sliding_window, layer.kind)
+        replace(layer, heads=query_heads if layer.heads else 0, lacks={}, kv_heads=kv_heads if layer.heads else None)
         for layer in table.layers
     )
     return replace(table, layers=layers, estimates=estimates)

@@ -25,6 +25,8 @@ class Layer:
         sliding_window: Keys that a row sees; `None` is all.
         kind: Of attention: `attention`, `latent attention`, `gated delta`; of a layer that cannot be scored, its class.
         lacks: What its rows do not give of what scores need (`heads.looks.NEEDS`), and why.
+        kv_heads: How many KV heads its query heads share; `None` where they have no keys of their own, and in files of
+            before.
     """
 
     path: str
@@ -33,6 +35,7 @@ class Layer:
     sliding_window: int | None = None
     kind: str = "attention"
     lacks: Mapping[str, str] = field(default_factory=dict)
+    kv_heads: int | None = None
 
     def has(self, needs: frozenset[str]) -> bool:
         """Whether its heads have a score that needs these."""
@@ -41,7 +44,7 @@ class Layer:
 
 def layer_fields(layer: Layer) -> dict[str, Any]:
     """A layer as files hold it."""
-    return {name: value for name, value in vars(layer).items() if name != "lacks" or value}
+    return {name: value for name, value in vars(layer).items() if name not in ("lacks", "kv_heads") or value}
 
 
 def read_layer(layer: object, where: str) -> Layer:
@@ -55,9 +58,11 @@ def read_layer(layer: object, where: str) -> Layer:
     except TypeError:
         raise ResultsError(f"{where}: layers: {layer!r} is no layer; path, number and heads are expected") from None
     is_text = isinstance(made.path, str) and isinstance(made.kind, str) and _are_reasons(made.lacks)
-    for value in (made.number, made.heads, 0 if made.sliding_window is None else made.sliding_window):
+    for value in (made.number, made.heads, made.sliding_window or 0, made.kv_heads or 0):
         if type(value) is not int or value < 0:
             is_text = False
+    if made.kv_heads and (made.kv_heads > made.heads or made.heads % made.kv_heads):
+        raise ResultsError(f"{where}: layers: {layer!r} is no layer; its KV heads do not divide its heads")
     if not is_text or made.number >= MOST or made.heads > MOST:
         raise ResultsError(
             f"{where}: layers: {layer!r} is no layer; numbers of layers and heads are whole and below {MOST}"

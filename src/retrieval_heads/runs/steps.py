@@ -31,11 +31,15 @@ class Steps(Plain):
         copied: Little-endian int16: which of the needle's tokens, counted from 1, a head's argmax lay on while the
             model emitted that very token; 0 where it lay on none. Of several needles, their tokens one after the other.
         mass: Little-endian float32: its attention weight on the needle; NaN beyond a layer's heads.
+        answer: The text of each of the answer's tokens; empty in records of before.
+        needle: That of the needle's.
     """
 
     shape: tuple[int, int, int]
     copied: str
     mass: str
+    answer: tuple[str, ...] = ()
+    needle: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, copied: NDArray[int16], mass: NDArray[float32]) -> Steps:

@@ -218,6 +218,9 @@ class LayerKind(Protocol):
     def heads(self, module: Module) -> int:
         """Query heads (value heads of a recurrence), of this rank."""
 
+    def kv_heads(self, module: Module) -> int | None:
+        """How many KV heads those share in groups; `None` where they do not."""
+
     def value_size(self, module: Module) -> int:
         """Features of a head at the input of the output projection."""
 
@@ -292,6 +295,10 @@ class SoftmaxAttention(_Softmax):
     def heads(self, module: Module) -> int:
         """Query heads."""
         return int(module.num_heads)
+
+    def kv_heads(self, module: Module) -> int:
+        """They share keys in groups, as their numbers tell."""
+        return int(module.num_kv_heads)
 
     def value_size(self, module: Module) -> int:
         """Features of a value."""
@@ -479,6 +486,9 @@ class LatentAttention(_Softmax):
         """Query heads."""
         return int(module.num_heads)
 
+    def kv_heads(self, module: Module) -> None:
+        """None: one latent key is for all heads."""
+
     def value_size(self, module: Module) -> int:
         """Features of a value."""
         return int(module.v_head_dim)
@@ -610,6 +620,9 @@ class GatedDelta:
     def heads(self, module: Module) -> int:
         """Value heads."""
         return int(module.num_v_heads // module.tp_size)
+
+    def kv_heads(self, module: Module) -> None:
+        """None: a recurrence keeps a state."""
 
     def value_size(self, module: Module) -> int:
         """Features of a value."""

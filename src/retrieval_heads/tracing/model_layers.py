@@ -81,7 +81,8 @@ def model_layers(model: VLLM, *, has_adapters: bool = False) -> ModelLayers:
         else:  # modules are built for one rank whatever the engine's parallelism, so the head counts are the model's
             kind, number = layer.kind, layer.number
             heads, window = kind.heads(module), kind.window(module)
-            layers.append(Layer(layer.envoy.path, number, heads, window, kind.name, layer.lacks))
+            kv_heads = kind.kv_heads(module)
+            layers.append(Layer(layer.envoy.path, number, heads, window, kind.name, layer.lacks, kv_heads))
     layers.sort(key=lambda layer: layer.number)
     has_heads = {layer.path: layer.number for layer in layers if layer.heads}
     if len(set(has_heads.values())) < len(has_heads):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from browser_page import SWITCHES, Page
+
+from retrieval_heads.report import StoredRun, write_report
+from sample_run import sample_run
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +42,13 @@ def page(chromium: Any) -> Page:
     made = Page(chromium)
     made.look()
     return made
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the report of a run."""
+
+    def write(run: StoredRun | None = None) -> Path:
+        return write_report(run or sample_run(), tmp_path / "report.html")
+
+    return write

@@ -6,13 +6,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from browser_page import Page
 
-from retrieval_heads.report import StoredRun, write_report
 from sample_run import NEEDLE, QUESTION, sample_heads, sample_record, sample_records, sample_run
 
 pytestmark = pytest.mark.browser
@@ -28,19 +26,12 @@ HOSTILE = (
 )
 
 
-@pytest.fixture
-def report(tmp_path: Path) -> Any:
-    def write(run: StoredRun | None = None) -> Path:
-        return write_report(run or sample_run(), tmp_path / "report.html")
-
-    return write
-
-
 def test_it_opens_from_disk_without_an_error_and_asks_for_nothing_else(page: Page, report: Any) -> None:
     path = report()
     page.open(path)
-    assert [heading.text for heading in page.all("h2")][-3:] == [
+    assert [heading.text for heading in page.all("h2")][-4:] == [
         "tale: score by length and depth",
+        "Failures",
         "tale: heads",
         "Run",
     ]
@@ -213,7 +204,8 @@ def test_the_change_against_a_baseline_is_shown_cell_by_cell(page: Page, report:
 
 def test_heads_are_sorted_by_any_column_and_found_from_the_map(page: Page, report: Any) -> None:
     page.open(report(sample_run([], heads={"tale": sample_heads(4, 8)})))
-    rows = "return [...document.querySelectorAll('tbody tr')].map((row) => row.children[1].textContent)"
+    rows = "return [...document.querySelectorAll('table.heads tbody tr')]"
+    rows += ".map((row) => row.children[1].textContent)"
     assert page.run(rows)[0] == "2-4"
     page.all("th button")[0].click()
     assert page.run(rows)[:3] == ["0-0", "0-1", "0-2"]
@@ -278,7 +270,7 @@ def test_two_thousand_cells_and_five_thousand_heads_are_few_elements(
     began = "const began = performance.now();"
     sorting = page.run(
         f"{began} document.querySelectorAll('th button')[1].click();"
-        "document.querySelector('table').getBoundingClientRect(); return performance.now() - began"
+        "document.querySelector('table.heads').getBoundingClientRect(); return performance.now() - began"
     )
     record_property("milliseconds for sorting", sorting)
     assert page.run("return document.querySelector('th[aria-sort]').textContent") == "copy"

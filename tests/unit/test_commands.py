@@ -173,15 +173,38 @@ class TestVisualize:
         main(["visualize", "niah", "--results", "results.jsonl", "--output", "old.png"])
         (project / "detected-agg.json").write_text('{"model.layers.0.attn": {"0": 0.5, "1": 0.0}}')
         main(["visualize", "detect", "--results", "detected-agg.json"])
-        assert {"old.png", "detect_heatmap.png", "head_scores.png", "report.html"} <= {
-            p.name for p in project.iterdir()
-        }
+        drawn = {path.name for path in project.iterdir()}
+        assert {"old.png", "report.html", "detect_heatmap.png", "head_scores.png", "detect_report.html"} <= drawn
+        assert FERRY in (project / "report.html").read_text(), "the page of heads did not take its place"
 
     def test_head_files_are_compared_by_their_best(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for name, best in (("a", "0"), ("b", "1")):
             (project / f"{name}.json").write_text(json.dumps({"model.layers.0.attn": {best: 0.5}}))
         main(["visualize", "detect", "--results", "a.json", "b.json"])
         assert "a and b: 0 % of the top 10 heads in common" in capsys.readouterr().out
+        looks = ["--labels", "Small 1B", "Large", "--colors", "red", "#1f77b4"]
+        main(["visualize", "detect", "--results", "a.json", "b.json", *looks])
+        assert "Small 1B and Large: 0 % of the top 10 heads in common" in capsys.readouterr().out
+        drawn = (project / "head_scores.svg").read_text()
+        assert "#ff0000" in drawn
+        assert "#1f77b4" in drawn
+
+    def test_overlaid_runs_have_the_names_and_colours_that_are_given(self, project: Path) -> None:
+        for name in ("one", "two"):
+            write_records(project / name / "results.jsonl", sample_records([512, 1024], [0, 50]))
+        command = ["visualize", "niah", "--results", "one", "two"]
+        main([*command, "--labels", "Small / 1B", "Large", "--colors", "red", "#1f77b4", "--title", "Two models"])
+        drawn = (project / "profiles.svg").read_text()
+        for part in ("#ff0000", "#1f77b4", "Small / 1B", "Two models"):
+            assert part in drawn
+        assert (project / "heatmap-one.png").exists(), "files are named by folders, which a label need not be fit for"
+        for given, sentence in (
+            (["--labels", "one"], "--labels: 1 are given for 2 results"),
+            (["--labels", "one", "one"], "--labels: a name is given twice"),
+            (["--colors", "red"], "--colors: 1 are given for 2 results"),
+            (["--colors", "red", "reddish"], "--colors 'reddish': a colour is expected"),
+        ):
+            assert sentence in refused(*command, *given)
 
     @pytest.mark.parametrize(
         ("content", "sentence"),
@@ -224,7 +247,7 @@ class TestVisualize:
         drawn = [path.name for path in project.iterdir() if path.suffix in (".png", ".svg", ".html")]
         assert drawn == [name], "nothing was written before the refusal"
 
-    @pytest.mark.parametrize("name", ["detect_heatmap.svg", "head_scores.png", "report.html"])
+    @pytest.mark.parametrize("name", ["detect_heatmap.svg", "head_scores.png", "detect_report.html"])
     def test_nor_is_one_by_pictures_of_heads(self, project: Path, name: str) -> None:
         (project / "detected-agg.json").write_text('{"model.layers.0.attn": {"0": 0.5, "1": 0.0}}')
         (project / "out" / name).mkdir(parents=True)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.detection import aggregate
 from retrieval_heads.heads.formats import read_table, write_heads
-from retrieval_heads.report import load_run, write_report
+from retrieval_heads.heads.table import Estimate
+from retrieval_heads.report import head_samples, load_run, write_report
 from retrieval_heads.report.content import content
+from retrieval_heads.report.head_views import agreements
 from retrieval_heads.report.matching import ECHO, MATCH, PLAIN, marked
 from retrieval_heads.report.page import embedded, render
 from retrieval_heads.report.pictures import draw_run, marked_layers
 from retrieval_heads.runs.layers import Layer
 from retrieval_heads.runs.record import Record, dump_record
+from retrieval_heads.runs.steps import Steps
 from sample_run import sample_heads, sample_record, sample_records, sample_run
 
 
@@ -46,6 +51,13 @@ def test_matched_words_are_told_from_echoed_ones() -> None:
         (MATCH, "TELESCOPES"),
         (PLAIN, "!"),
     ]
+
+
+@pytest.mark.parametrize("metric", ["rouge1_recall", "key_words"])
+def test_words_that_tell_nothing_are_not_marked_as_those_that_count(metric: str) -> None:
+    pieces = marked("and sit on a sunny day", "eat and sit in Dolores Park on a sunny day", "What is best?", metric)
+    assert [text.strip() for mark, text in pieces if mark == MATCH] == ["sit", "sunny", "day"]
+    assert {text for mark, text in pieces if mark == ECHO} == {"and", "on", "a"}
 
 
 @pytest.mark.parametrize("answer", ["", "…", "在多洛雷斯公园", "a\x00b \ud800 𝔘nicode ﬁne", "word " * 50])
@@ -136,6 +148,83 @@ def test_the_content_pairs_cells_with_the_baselines() -> None:
     assert suite["isCompared"]
     assert suite["records"][0]["baseline"] == [0.75, 0.5, 0.0]
     assert "baseline" not in suite["records"][1]
+
+
+def test_heads_are_shown_by_query_head_and_by_every_kv_head_that_may_be() -> None:
+    table = sample_heads(4, 8)
+    (heads,) = content(sample_run([], heads={"tale": table}))["heads"]
+    assert [(view["group"], view["layers"][0]["heads"]) for view in heads["views"]] == [(1, 8), (2, 4), (4, 2), (8, 1)]
+    copy = table.estimates["copy"].mean.round(4)
+    assert heads["views"][1]["scores"]["copy"]["mean"] == copy.reshape(4, 4, 2).max(2).tolist()
+    assert "low" not in heads["views"][1]["scores"]["copy"], "the ends of heads are none of a greatest head's"
+    known = replace(table, layers=tuple(replace(layer, kv_heads=2) for layer in table.layers))
+    (heads,) = content(sample_run([], heads={"tale": known}))["heads"]
+    assert [view["label"] for view in heads["views"]] == ["query heads", "KV heads, greatest of 4 query heads"]
+
+
+def test_how_far_scores_agree_is_told_as_heads_agree_does() -> None:
+    table = sample_heads(4, 8)
+    copy, mass = (np.zeros((4, 8)) for _ in range(2))
+    copy[0, :4], mass[0, 1:5] = [0.9, 0.5, 0.4, 0.2], [0.3, 0.6, 0.7, 0.1]
+    estimates = {name: Estimate(mean, mean, mean) for name, mean in (("copy", copy), ("mass", mass))}
+    # Among the best of both are 3 of 4; above 0 by both are 0.5, 0.4, 0.2 against 0.3, 0.6, 0.7, which is reversed.
+    assert agreements(replace(table, estimates=estimates)) == [("copy", "mass", 0.75, -1.0, 3)]
+
+
+def test_the_samples_of_a_head_are_those_of_the_records() -> None:
+    table = sample_heads(4, 8)
+    figures = np.random.default_rng(0).random((3, 4, 8)).round(3)
+    copied, mass = np.zeros((2, 4, 8), dtype=np.int16), np.full((2, 4, 8), 0.25, dtype=np.float32)
+    copied[1, 2, 4] = 7
+    steps = Steps.of(copied, mass)
+    records = [
+        sample_record(512 * (n + 1), kind="detect", heads={"copy": each.tolist()}, token_ids=[5, 6], steps=own)
+        for n, (each, own) in enumerate(zip(figures, (None, steps, replace(steps, answer=("in", "side"))), strict=True))
+    ]
+    (heads,) = content(sample_run([sample_record(), *records], heads={"tale": table}))["heads"]
+    samples = heads["samples"]
+    assert samples["records"] == [0, 1, 2]
+    assert samples["heads"][0] == (2, 4)
+    assert samples["scores"]["copy"][0] == figures[:, 2, 4].tolist()
+    assert [(each["sample"], each["copied"][0], each["mass"][0]) for each in samples["steps"]] == [
+        (1, [0, 7], [0.25, 0.25]),
+        (2, [0, 7], [0.25, 0.25]),
+    ]
+    assert ["answer" in each for each in samples["steps"]] == [False, True]
+    (stored,) = content(sample_run([], heads={"tale": table}))["heads"]
+    assert stored["samples"]["records"] == []
+
+
+def test_of_many_samples_the_page_holds_the_best_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_samples, "MOST_FIGURES", 40)
+    table = sample_heads(4, 8)
+    records = [sample_record(kind="detect", heads={"copy": np.zeros((4, 8)).tolist()})] * 2
+    assert len(head_samples.head_samples(table, records)["heads"]) == 20
+
+
+def test_curves_are_means_with_intervals_over_each_axis_of_numbers() -> None:
+    records = [sample_record(512, depth, seed, 1.0) for depth in (0, 50) for seed in range(3)]
+    records += [sample_record(1024, 50, seed, 0.25) for seed in range(2)]
+    (suite,) = content(sample_run(records, heads={}))["suites"]
+    by_length, by_depth = suite["curves"]
+    ((x, mean, low, high, count), short) = by_length["lines"][""]
+    assert (x, mean, high, count) == (512, 1.0, 1.0, 6)
+    assert low == pytest.approx(0.025 ** (1 / 6), abs=0.01), "Clopper and Pearson's of 6 of 6"
+    assert short == (1024, 0.25, None, None, 2)
+    assert [point[:2] for point in by_depth["lines"][""]] == [(0, 1.0), (50, 0.7)]
+
+
+def test_the_dose_curve_is_that_of_the_best_and_of_others() -> None:
+    counted = [dict(group, count=count) for group, count in zip(ABLATION["groups"], (0, 2), strict=True)]
+    (dose,) = content(sample_run([sample_record()], heads={}, ablations=[{**ABLATION, "groups": counted}]))["doses"]
+    assert dose["lines"] == {"others of the same layers": [(0, 1, 0.5, 1, 4), (2, 0.75, 0.3, 0.95, 4)]}
+
+
+def test_facts_are_written_for_people() -> None:
+    facts = {"model": "toy", "prompt_tokens": 96440, "feed_gap_share": 0.00123, "seconds": 1234.567}
+    page = render(sample_run(facts=facts))
+    for told in ("<dd>96,440</dd>", "<dd>0.1 %</dd>", "<dd>1,234.6</dd>"):
+        assert told in page
 
 
 def test_the_predecessors_prompt_gives_the_text_around_its_needle() -> None:

@@ -11,10 +11,13 @@ from typing import Any, Literal
 
 import tyro
 
+from retrieval_heads.commands.history import VisualizeHistory
 from retrieval_heads.commands.names import distinct
+from retrieval_heads.commands.overlays import check_looks
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates import load_baseline
 from retrieval_heads.heads.groups import by_kv_head
+from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.heads.top_heads import overlap
 from retrieval_heads.report import StoredRun, load_run, write_report
 from retrieval_heads.report.pictures import draw_heads, head_pictures, scored
@@ -33,6 +36,10 @@ class VisualizeNiah:
 
     results: tuple[Path, ...]
     """One or more results.jsonl (the predecessor's as well) or run folders."""
+    labels: tuple[str, ...] | None = None
+    """A name for each where several are overlaid; left out, its folder's."""
+    colors: tuple[str, ...] | None = None
+    """A colour for each, as matplotlib reads them."""
     output: Path = Path("heatmap.png")
     """The heatmap; .png and .svg are both written, and everything else beside it."""
     title: str = ""
@@ -52,7 +59,9 @@ class VisualizeNiah:
 
         _check_output(self.output)
         _check_limits(self.vmin, self.vmax)
+        check_looks(self.labels, self.colors, len(self.results), len(self.results))
         runs = _named([(path, load_run(path)) for path in self.results])
+        labels = dict(zip(runs, self.labels or runs, strict=True))
         records = {name: _cells(run, name) for name, run in runs.items()}
         targets = {name: self.output if len(runs) == 1 else _beside(self.output, name) for name in runs}
         folder, written = self.output.parent, list[Path]()
@@ -61,10 +70,11 @@ class VisualizeNiah:
             [*targets.values(), curves, *([difference] if len(runs) == 2 else [])], page if len(runs) <= 2 else None
         )
         for name, each in records.items():
-            shown = self.title or _title(runs[name], name)
+            shown = self.title or (labels[name] if self.labels else _title(runs[name], name))
             written += niah_heatmap(each, targets[name], metric=self.metric, title=shown, limits=(self.vmin, self.vmax))
-        overlaid = next(iter(records.values())) if len(records) == 1 else records
-        written += profiles(overlaid, curves, metric=self.metric, title=self.title)
+        named = {labels[name]: each for name, each in records.items()}
+        overlaid = named if len(named) > 1 or self.labels else next(iter(named.values()))
+        written += profiles(overlaid, curves, metric=self.metric, colours=self.colors or (), title=self.title)
         if len(runs) == 2:
             first, second = records
             written += difference_map(
@@ -73,7 +83,7 @@ class VisualizeNiah:
                 difference,
                 metric=self.metric,
                 title=self.title,
-                names=(first, second),
+                names=(labels[first], labels[second]),
             )
         *earlier, last = runs.values()
         if len(runs) <= 2:
@@ -92,8 +102,12 @@ class VisualizeDetect:
 
     results: tuple[Path, ...]
     """One or more heads.json, detected.json, detected-agg.json (the predecessor's as well) or run folders."""
+    labels: tuple[str, ...] | None = None
+    """A name for each where several are overlaid; left out, its folder's."""
+    colors: tuple[str, ...] | None = None
+    """A colour for each suite's line, as matplotlib reads them."""
     output: Path = Path("detect_heatmap.png")
-    """The heatmap; .png and .svg are both written, and everything else beside it."""
+    """The heatmap; .png and .svg are both written, and everything else beside it; the page is `detect_report.html`."""
     title: str = ""
     """Heading, such as the model's name."""
     kv_heads: int | None = None
@@ -106,34 +120,36 @@ class VisualizeDetect:
 
         _check_output(self.output)
         runs = _named([(path, load_run(path)) for path in self.results])
-        tables = {
-            name if len(run.heads) == 1 else f"{name}-{suite}": table
-            for name, run in runs.items()
-            for suite, table in run.heads.items()
-        }
+        check_looks(self.labels, self.colors, len(runs), sum(len(run.heads) for run in runs.values()))
+        labels, tables = dict[str, str](), dict[str, HeadTable]()
+        for (name, run), label in zip(runs.items(), self.labels or runs, strict=True):
+            for suite, table in run.heads.items():
+                key = name if len(run.heads) == 1 else f"{name}-{suite}"
+                tables[key], labels[key] = table, label if len(run.heads) == 1 else f"{label}-{suite}"
         if not tables:
             raise ResultsError(f"{', '.join(map(str, self.results))}: no file of heads there")
         if self.kv_heads is not None:
             tables = {name: by_kv_head(table, self.kv_heads) for name, table in tables.items()}
         suffixes = {name: "" if len(tables) == 1 else f"-{name}" for name in tables}
         folder, written = self.output.parent, list[Path]()
-        together, page = folder / "head_scores.png", folder / "report.html"
+        together, page = folder / "head_scores.png", folder / "detect_report.html"
         drawn = [path for suffix in suffixes.values() for path in head_pictures(self.output, suffix)]
         _refuse_foreign([*drawn, together], page if len(runs) == 1 else None)
         for name, table in tables.items():
-            title = self.title or str(table.facts.get("model") or name) + (" · KV heads" if self.kv_heads else "")
+            own = labels[name] if self.labels else str(table.facts.get("model") or name)
+            title = self.title or own + (" · KV heads" if self.kv_heads else "")
             written += draw_heads(table, self.output, title, suffixes[name])
         if len(runs) == 1:
             written.append(write_report(next(iter(runs.values())), page))
         if len(tables) > 1:
-            overlaid = {name: scored(table) for name, table in tables.items()}
-            written += score_distribution(overlaid, together, title=self.title)
+            overlaid = {labels[name]: scored(table) for name, table in tables.items()}
+            written += score_distribution(overlaid, together, colours=self.colors or (), title=self.title)
         for (first, one), (second, other) in combinations(tables.items(), 2):
             best = {name: table.top(table.ranking, _TOP) for name, table in ((first, one), (second, other))}
             shared = overlap(*best.values())
             told = "no head in common" if shared is None else f"{100 * shared:.0f} % of the top {_TOP} heads in common"
-            notes = "".join(f"; {note}" for name, heads in best.items() if (note := heads.note(name)))
-            print(f"{first} and {second}: {told}{notes}")
+            notes = "".join(f"; {note}" for name, heads in best.items() if (note := heads.note(labels[name])))
+            print(f"{labels[first]} and {labels[second]}: {told}{notes}")
         _tell(written)
 
 
@@ -229,19 +245,10 @@ class VisualizeLines:
 
     def run(self) -> None:
         """Draw, and print what was written."""
-        from matplotlib.colors import is_color_like
-
         from retrieval_heads.plots import task_lines
 
         _check_output(self.output)
-        for option, given in (("--labels", self.labels), ("--colors", self.colors)):
-            if given is not None and len(given) != len(self.results):
-                raise ConfigError(f"{option}: {len(given)} are given for {len(self.results)} results")
-        if self.labels is not None and len(set(self.labels)) < len(self.labels):
-            raise ConfigError("--labels: a name is given twice")
-        for colour in self.colors or ():
-            if not is_color_like(colour):
-                raise ConfigError(f"--colors {colour!r}: a colour is expected, such as red or '#1f77b4'")
+        check_looks(self.labels, self.colors, len(self.results), len(self.results))
         runs = _named([(path, load_run(path)) for path in self.results])
         names = self.labels or tuple(runs)
         _refuse_foreign([self.output], None)
@@ -251,8 +258,8 @@ class VisualizeLines:
 
 @dataclass(frozen=True)
 class Visualize:
-    """Draw pictures and report.html from stored results: `visualize niah`, `detect`, `code-eval`, `phonebook` or
-    `lines`.
+    """Draw pictures and report.html from stored results: `visualize niah`, `detect`, `code-eval`, `phonebook`, `lines`
+    or `history`.
 
     Example: retrieval-heads visualize niah --results reports/latest/results.jsonl
     """
@@ -274,6 +281,7 @@ def visualize(arguments: Sequence[str], program: str) -> None:
         "code-eval": VisualizeCodeEval,
         "phonebook": VisualizePhonebook,
         "lines": VisualizeLines,
+        "history": VisualizeHistory,
     }
     tyro.extras.subcommand_cli_from_dict(kinds, prog=program, args=list(arguments), description=Visualize.__doc__).run()
 

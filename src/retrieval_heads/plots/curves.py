@@ -33,7 +33,12 @@ _MAX_WHISKERED_RUNS = 4
 
 
 def score_distribution(
-    mean_scores: ArrayLike | Mapping[str, ArrayLike], path: Path, *, threshold: float = 0.1, title: str = ""
+    mean_scores: ArrayLike | Mapping[str, ArrayLike],
+    path: Path,
+    *,
+    threshold: float = 0.1,
+    colours: Sequence[str] = (),
+    title: str = "",
 ) -> list[Path]:
     """Draw the heads' scores from highest to lowest, with the line that makes a retrieval head.
 
@@ -42,6 +47,7 @@ def score_distribution(
             overlaid.
         path: Where to write, with or without `.png` or `.svg`; both are written.
         threshold: A retrieval head scores at least this (0.1 in arXiv 2404.15574).
+        colours: One for each of several runs, as matplotlib reads them; left out, ours.
         title: Heading, such as the model's name.
 
     Returns:
@@ -50,7 +56,7 @@ def score_distribution(
     Raises:
         ResultsError: Not `[layers, heads]`, no number in it, or a folder that cannot be written.
     """
-    return save(distribution_figure(mean_scores, threshold=threshold, title=title), path)
+    return save(distribution_figure(mean_scores, threshold=threshold, colours=colours, title=title), path)
 
 
 def profiles(
@@ -58,6 +64,7 @@ def profiles(
     path: Path,
     *,
     metric: str | None = None,
+    colours: Sequence[str] = (),
     title: str = "",
 ) -> list[Path]:
     """Draw the mean score against context length and against needle depth, with 95 % intervals.
@@ -66,6 +73,7 @@ def profiles(
         records: Of one run, or of several by name, which are overlaid.
         path: Where to write, with or without `.png` or `.svg`; both are written.
         metric: Name of a score; `None` takes each record's own metric.
+        colours: One for each run, as matplotlib reads them; left out, ours.
         title: Heading, such as model and suite.
 
     Returns:
@@ -75,12 +83,16 @@ def profiles(
         ResultsError: A run without a measured record, a cell twice in one, scores of different names, a score
             that is absent or NaN, or an unwritable folder.
     """
-    return save(profiles_figure(records, metric=metric, title=title), path)
+    return save(profiles_figure(records, metric=metric, colours=colours, title=title), path)
 
 
 @styled()
 def distribution_figure(
-    mean_scores: ArrayLike | Mapping[str, ArrayLike], *, threshold: float = 0.1, title: str = ""
+    mean_scores: ArrayLike | Mapping[str, ArrayLike],
+    *,
+    threshold: float = 0.1,
+    colours: Sequence[str] = (),
+    title: str = "",
 ) -> Figure:
     """Build the figure of `score_distribution`."""
     runs = dict(mean_scores) if isinstance(mean_scores, Mapping) else {"": mean_scores}
@@ -97,9 +109,8 @@ def distribution_figure(
     for index, scores in enumerate(ordered.values()):
         ranks = np.arange(1, len(scores) + 1)
         if len(ordered) > 1:
-            axes.plot(
-                ranks, scores, **line_look(index), markersize=3.5, markevery=slice(0, 30), linewidth=1.6, zorder=3
-            )
+            look = line_look(index, colours)
+            axes.plot(ranks, scores, **look, markersize=3.5, markevery=slice(0, 30), linewidth=1.6, zorder=3)
             continue
         axes.plot(ranks, scores, color=HEADS(0.72), linewidth=2, zorder=3, label="scores")
         axes.scatter(ranks[:30], scores[:30], s=14, color=HEADS(0.72), zorder=4)
@@ -135,7 +146,7 @@ def distribution_figure(
         else ""
     )
     legend = [
-        Line2D([], [], label=f"{shorten(name, 60)}: {_above(scores, threshold)}", **line_look(index))
+        Line2D([], [], label=f"{shorten(name, 60)}: {_above(scores, threshold)}", **line_look(index, colours))
         for index, (name, scores) in enumerate(ordered.items())
         if len(ordered) > 1
     ]
@@ -157,7 +168,11 @@ def _counted_heads(scores: Any, array: Any, threshold: float) -> str:
 
 @styled()
 def profiles_figure(
-    records: Sequence[Record] | Mapping[str, Sequence[Record]], *, metric: str | None = None, title: str = ""
+    records: Sequence[Record] | Mapping[str, Sequence[Record]],
+    *,
+    metric: str | None = None,
+    colours: Sequence[str] = (),
+    title: str = "",
 ) -> Figure:
     """Build the figure of `profiles`."""
     runs = dict(records) if isinstance(records, Mapping) else {"": records}
@@ -177,7 +192,7 @@ def profiles_figure(
     values = [s.value for s in everything]
     for side, axes in zip(sides, drawn, strict=True):
         for index, members in enumerate(samples.values()):
-            curve(axes, [(_number_on(side, s), s.value) for s in members], index, len(samples))
+            curve(axes, [(_number_on(side, s), s.value) for s in members], index, len(samples), colours)
         if side == DEPTH:
             axes.set_xlim(-4, 104)
             axes.set_xticks([0, 25, 50, 75, 100])
@@ -194,7 +209,7 @@ def profiles_figure(
     if len(everything) > 1:
         facts.append(f"mean with its 95 % interval, from {FEWEST} values on")
     legend = [
-        Line2D([], [], label=shorten(name, 60), **line_look(index))
+        Line2D([], [], label=shorten(name, 60), **line_look(index, colours))
         for index, name in enumerate(runs)
         if len(runs) > 1 or name
     ]
@@ -219,7 +234,7 @@ def measured(name: str, records: Sequence[Record], metric: str | None) -> list[S
 
 
 def curve(
-    axes: Axes, points: Sequence[tuple[float, float]], index: int, runs: int, *, colour: str | None = None
+    axes: Axes, points: Sequence[tuple[float, float]], index: int, runs: int, colours: Sequence[str] = ()
 ) -> None:
     """Draw the means of the points at each x, with their intervals.
 
@@ -228,7 +243,7 @@ def curve(
         points: x and value.
         index: Of the run among `runs`: its look.
         runs: How many are overlaid.
-        colour: In place of the look's.
+        colours: Of each run, in place of the look's.
     """
     groups: dict[float, list[float]] = defaultdict(list)
     for x, value in points:
@@ -238,7 +253,7 @@ def curve(
     # Without an interval (too few values) the whisker has no length: a point alone says "no interval".
     ends = [mean_interval(groups[x]) or Interval(mean, mean) for x, mean in zip(xs, means, strict=True)]
     low, high = [end.low for end in ends], [end.high for end in ends]
-    look = line_look(index) | ({"color": colour} if colour else {})
+    look = line_look(index, colours)
     # Whiskers of neighbours stand side by side; of more runs or points they would be a thicket.
     whiskers = len(xs) == 1 or (len(xs) <= _MAX_WHISKERS and runs <= _MAX_WHISKERED_RUNS)
     figure: Any = axes.figure

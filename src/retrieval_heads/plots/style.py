@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def line_look(index: int) -> dict[str, Any]:
-    """Colour, marker and dash of the run of that index."""
+def line_look(index: int, colours: Sequence[str] = ()) -> dict[str, Any]:
+    """Colour, marker and dash of the run of that index; the colour is one of `colours` where there are any."""
     return {
-        "color": _COLOURS[index % len(_COLOURS)],
+        "color": colours[index] if colours else _COLOURS[index % len(_COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],
         "linestyle": _DASHES[index % len(_DASHES)],
     }

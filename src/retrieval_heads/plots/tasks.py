@@ -92,16 +92,14 @@ def lines_figure(runs: Mapping[str, Sequence[Record]], *, colours: Sequence[str]
     row = [figure.add_subplot() for _ in drawn]
     for axes, (line, members) in zip(row, drawn, strict=True):
         for index, each in enumerate(members):
-            colour = colours[index] if colours else None
-            curve(axes, [(_on(line.axis, s), s.value) for s in each], index, len(runs), colour=colour)
+            curve(axes, [(_on(line.axis, s), s.value) for s in each], index, len(runs), colours)
         number_axis(figure, axes, line.axis, sorted({_on(line.axis, s) for each in members for s in each}), _WIDTH)
         axes.set_xlabel(line.label + (" (log scale)" if axes.get_xscale() == "log" else ""))
         axes.set_title(line.title)
         axes.set_ylim(-0.03, 1.03)
         axes.grid(axis="y")
     row[0].set_ylabel("Accuracy")
-    looks = [line_look(index) | ({"color": colours[index]} if colours else {}) for index in range(len(runs))]
-    legend = [Line2D([], [], label=shorten(name, 60), **look) for name, look in zip(runs, looks, strict=True)]
+    legend = [Line2D([], [], label=shorten(name, 60), **line_look(index, colours)) for index, name in enumerate(runs)]
     arrange(Page(figure, [row], (_WIDTH, _HEIGHT), title, "mean with its 95 % interval", legend))
     return figure
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from retrieval_heads import colours
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
 from retrieval_heads.heads.score import SCORES, head_score
-from retrieval_heads.heads.table import HeadTable
+from retrieval_heads.heads.table import Estimate, HeadTable
+from retrieval_heads.report.curves import curves, dose
+from retrieval_heads.report.head_samples import head_samples
+from retrieval_heads.report.head_views import agreements, views
 from retrieval_heads.report.matching import marked
 from retrieval_heads.report.matrix import references
 from retrieval_heads.report.stored_run import StoredRun
@@ -45,7 +48,8 @@ def content(run: StoredRun) -> dict[str, object]:
             "differencesOnDark": colours.DIFFERENCES_ON_DARK,
         },
         "suites": [_suite(records, before) for records in by_suite.values()],
-        "heads": [_heads(name, table) for name, table in run.heads.items()],
+        "heads": [_heads(name, table, by_suite.get(f"detect/{name}", ())) for name, table in run.heads.items()],
+        "doses": [dose(each) for each in run.ablations],
     }
 
 
@@ -75,6 +79,7 @@ def _suite(records: Sequence[Record], before: Mapping[tuple[str, str], Record]) 
         "threshold": next((record.threshold for record in records if record.threshold is not None), None),
         "questions": [dict(zip(keys, asked, strict=True)) for asked in questions],
         "records": rows,
+        "curves": curves(records),
         "isCompared": any("baseline" in row for row in rows),
         "comparedWith": "baseline" if records[0].setting is None else "reference",
     }
@@ -142,29 +147,49 @@ def _scores(record: Record, metrics: Sequence[str]) -> list[float | None]:
     return [round(record.scores[name], 4) if name in record.scores else None for name in metrics]
 
 
-def _heads(name: str, table: HeadTable) -> dict[str, object]:
+def _heads(name: str, table: HeadTable, records: Sequence[Record]) -> dict[str, object]:
     return {
         "name": name,
         "ranking": table.ranking,
         "threshold": RETRIEVAL_THRESHOLD,
         "counted": table.counted,
         "intervals": str(table.facts.get("intervals") or ""),
+        "scores": {
+            score: {
+                "definition": head_score(score).definition if score in SCORES.names else "",
+                "signed": score in SCORES.names and head_score(score).is_signed,
+            }
+            for score in table.estimates
+        },
+        "views": [_view(*view) for view in views(table)],
+        "samples": head_samples(table, records),
+    }
+
+
+def _view(label: str, group: int, table: HeadTable) -> dict[str, object]:
+    return {
+        "label": label,
+        "group": group,
         "layers": [
             {"number": layer.number, "heads": layer.heads, "kind": layer.kind}
             | ({"window": layer.sliding_window} if layer.sliding_window is not None else {})
             for layer in table.layers
         ],
         "scores": {
-            score: {
-                "definition": head_score(score).definition if score in SCORES.names else "",
-                "signed": score in SCORES.names and head_score(score).is_signed,
-                "mean": _rows(estimate.mean),
-                "low": _rows(estimate.low),
-                "high": _rows(estimate.high),
-            }
+            score: {part: _rows(values) for part, values in _parts(estimate)}
             for score, estimate in table.estimates.items()
         },
+        "agreement": agreements(table),
     }
+
+
+def _parts(estimate: Estimate) -> Iterator[tuple[str, Iterable[Iterable[float]]]]:
+    """The mean, and the ends of its interval where any head has one: KV heads have none."""
+    yield "mean", estimate.mean
+    for part in ("low", "high"):
+        values = getattr(estimate, part)
+        if any(map(math.isfinite, values.ravel())):
+            yield part, values
 
 
 def _rows(values: Iterable[Iterable[float]]) -> list[list[float | None]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from retrieval_heads.scoring import best_key_words, tokens, words_of
+from retrieval_heads.scoring import best_key_words, key_words_of, tokens, words_of
 from retrieval_heads.scoring.settings import KEY_WORDS
 
 PLAIN, ECHO, MATCH = 0, 1, 2
-"""A word that is not expected; one that is expected but stands in the question as well; one that counts."""
+"""A word that is not expected; one that is expected but is asked too, or is a function word; one that tells."""
 
 Piece = tuple[int, str]
 
@@ -27,12 +27,15 @@ def marked(answer: str, references: str | Sequence[str], question: str, metric: 
         (mark, text) in order; joined, the texts are the answer.
     """
     references = [references] if isinstance(references, str) else list(references)
-    asked = set(tokens(question))
     expected = {word for reference in references for word in tokens(reference)}
+    telling = {word for each in references for key in key_words_of(each, question) for word in tokens(key)} or expected
     spans = best_key_words(answer, references, question).spans if metric == KEY_WORDS else None
     return [
         (mark, "".join(text for _, text in run))
-        for mark, run in groupby(filter(_has_text, _pieces(answer, expected, asked, spans)), key=lambda piece: piece[0])
+        for mark, run in groupby(
+            filter(_has_text, _pieces(answer, expected, telling - set(tokens(question)), spans)),
+            key=lambda piece: piece[0],
+        )
     ]
 
 
@@ -41,17 +44,15 @@ def _has_text(piece: Piece) -> bool:
 
 
 def _pieces(
-    answer: str, expected: set[str], asked: set[str], spans: Sequence[tuple[int, int]] | None
+    answer: str, expected: set[str], telling: set[str], spans: Sequence[tuple[int, int]] | None
 ) -> Iterator[Piece]:
     done = 0
     for start, end, word in words_of(answer):
         if spans is not None:
             counts = any(first < end and start < last for first, last in spans)
-            mark = MATCH if counts else ECHO if word in expected and word in asked else PLAIN
-        elif word in expected:
-            mark = ECHO if word in asked else MATCH
+            mark = MATCH if counts else ECHO if word in expected and word not in telling else PLAIN
         else:
-            mark = PLAIN
+            mark = MATCH if word in telling else ECHO if word in expected else PLAIN
         if mark != PLAIN:
             yield PLAIN, answer[done:start]
             yield mark, answer[start:end]

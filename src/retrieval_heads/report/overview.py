@@ -83,7 +83,7 @@ def overview(run: StoredRun) -> dict[str, Any]:
         "matrices": matrices(run.records, facts),
         "totals": [(name, lines) for name, lines in totals if lines and name not in shown_with_rows],
         "settings": [
-            (label, _shown(facts[key])) for key, label in _IDENTITY.items() if facts.get(key) not in (None, "")
+            (label, _shown(key, facts[key])) for key, label in _IDENTITY.items() if facts.get(key) not in (None, "")
         ],
         "config": run.config,
         "is_compared": bool(run.baseline),
@@ -280,9 +280,14 @@ def _gates(gates: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(value: object) -> str:
+def _shown(key: str, value: object) -> str:
+    """A fact for people: thousands apart, shares in percent, seconds to a tenth."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{100 * value:.1f} %" if key.endswith("_share") else f"{value:,.1f}"
     if isinstance(value, list):
         return " ".join(map(str, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

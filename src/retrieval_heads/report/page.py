@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,20 @@ from retrieval_heads.report.overview import overview
 from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.runs.signature import NAME
 
-_SCRIPTS = ("text.js", "heatmap.js", "record.js", "cells.js", "heads.js")
+_SCRIPTS = (
+    "text.js",
+    "address.js",
+    "heatmap.js",
+    "curves.js",
+    "record.js",
+    "records.js",
+    "cells.js",
+    "heads.js",
+    "head_table.js",
+    "side_by_side.js",
+    "head.js",
+    "page.js",
+)
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
@@ -34,7 +47,28 @@ def write_report(run: StoredRun, path: Path) -> Path:
     Raises:
         ResultsError: There is nothing to show, a score is no number, or the file cannot be written.
     """
-    page = render(run)
+    return _write(path, render(run))
+
+
+def write_page(
+    path: Path, template: str, scripts: Sequence[str], context: Mapping[str, object], data: Mapping[str, object]
+) -> Path:
+    """Write a page of another kind.
+
+    Args:
+        path: The file; it is written whole or not at all.
+        template: The asset that it is made of.
+        scripts: The assets that it runs, in order.
+        context: What the template shows.
+        data: What the scripts draw.
+
+    Raises:
+        ResultsError: The file cannot be written.
+    """
+    return _write(path, _page(template, scripts, context, data))
+
+
+def _write(path: Path, page: str) -> Path:
     try:
         write_whole(path, page.encode("utf-8", "replace"))
     except OSError as error:
@@ -45,23 +79,26 @@ def write_report(run: StoredRun, path: Path) -> Path:
 
 
 def render(run: StoredRun) -> str:
-    """The page's HTML.
+    """The report's HTML.
 
     Raises:
         ResultsError: There is nothing to show, or a score is no number.
     """
     if not run.records and not run.heads:
         raise ResultsError("there is nothing to report: no record and no heads")
-    script, style = "\n".join(_asset(name) for name in _SCRIPTS), _asset("report.css")
-    page: str = _template().render(
-        run=run,
+    return _page("report.html.j2", _SCRIPTS, overview(run), content(run))
+
+
+def _page(template: str, scripts: Sequence[str], context: Mapping[str, object], data: Mapping[str, object]) -> str:
+    script, style = "\n".join(_asset(name) for name in scripts), _asset("report.css")
+    page: str = _template(template).render(
         generator=NAME,
-        **overview(run),
+        **context,
         # Nothing but our own script and style runs, whatever stands in the data; and nothing is fetched.
         policy=f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'",
         script=Markup(script),
         style=Markup(style),
-        data=Markup(embedded(content(run))),
+        data=Markup(embedded(data)),
     )
     return page
 
@@ -72,7 +109,7 @@ def embedded(data: Mapping[str, object]) -> str:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FunctionLoader(_asset),
         autoescape=True,
@@ -80,7 +117,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _asset(name: str) -> str:

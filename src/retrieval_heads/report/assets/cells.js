@@ -26,15 +26,32 @@ function cellSection(suite) {
   chosen.arm = ["-", "none"].find((arm) => arms.includes(arm)) || arms[0]; // no mean over arms: they differ by design
   if (arms.length > 1) controls.append(choice("Masked heads", arms.map((arm) => [arm, arm === "-" ? "none" : arm]), chosen.arm, update("arm")));
   if (controls.childElementCount) section.append(controls);
-  section.append(map.element, below);
+  const charts = make("div", { className: "charts" });
+  section.append(map.element, below, map.table, charts);
 
   function draw() {
     const grid = cellGrid(suite, chosen, map);
     map.show(grid);
     const label = chosen.compare ? `change in ${scoreName(chosen.metric)}` : scoreName(chosen.metric);
     below.replaceChildren(legend(grid, label));
+    charts.replaceChildren(...suite.curves.flatMap((each) => curveOf(suite, each, chosen.arm === "-" ? "" : chosen.arm)));
   }
   return [section, draw];
+}
+
+/** The mean over an axis, of all needles and seeds. */
+function curveOf(suite, { axis, title, lines }, arm) {
+  const points = lines[arm];
+  if (!points || points.length < 2) return [];
+  const chart = lineChart({
+    label: `${suiteName(suite)}: mean ${scoreName(suite.metric)} by ${title}`,
+    lines: [{ name: "", points }],
+    xTitle: capital(title),
+    yTitle: `Mean ${scoreName(suite.metric)}`,
+    xText: (x) => shownOn({ axis }, x),
+    isLog: axis !== "depth" && points[0][0] > 0 && points[points.length - 1][0] / points[0][0] >= 8,
+  });
+  return [chart];
 }
 
 function cellGrid(suite, chosen, map) {
@@ -81,6 +98,7 @@ function cellGrid(suite, chosen, map) {
     low: chosen.compare ? -limit : 0,
     high: chosen.compare ? limit : 1,
     signed: Boolean(chosen.compare),
+    isEdged: true,
     tell(row, column) {
       const { records, value, state } = cells[row][column];
       const title = placeName(suite, xs[column], ys[row]);
@@ -94,7 +112,7 @@ function cellGrid(suite, chosen, map) {
     },
     open(row, column) {
       const { records } = cells[row][column];
-      if (records.length) openRecord(suite, records, 0, () => map.element.focus());
+      if (records.length) openRecord(records.map((record) => ({ suite, record })), 0, () => map.element.focus());
     },
   };
 }

@@ -40,7 +40,9 @@ function spread(total, room, pitch) {
  *
  * `show` takes what is to be seen: `rows` and `columns` (labels), `rowTitle`, `columnTitle`,
  * `cell(row, column)` ({value, state, partial}), `colours`, `low`, `high`, `signed`, `rings` ([row, column] pairs),
- * `leastNumber` (the smallest value that is written into its cell), `marked` (rows), `tell(row, column)` (the hover's lines) and `open(row, column)`.
+ * `leastNumber` (the smallest value that is written into its cell), `marked` (rows), `isSmall` (one of several maps side by side), `isEdged`
+ * (cells have a line around them),
+ * `tell(row, column)` (the hover's lines) and `open(row, column)`.
  */
 class Heatmap {
   constructor(label) {
@@ -59,6 +61,9 @@ class Heatmap {
       this.frame,
       this.spoken,
     );
+    this.table = make("details", {}, make("summary", { textContent: "As a table" }));
+    this.table.addEventListener("toggle", () => this.fillTable());
+    this.label = label;
     this.at = [0, 0];
     this.tip = document.getElementById("tip");
     this.frame.addEventListener("pointermove", (event) => event.pointerType === "mouse" && this.hover(event));
@@ -85,6 +90,27 @@ class Heatmap {
     this.grid = grid;
     this.at = [Math.min(this.at[0], grid.rows.length - 1), Math.min(this.at[1], grid.columns.length - 1)];
     this.draw();
+    this.fillTable();
+  }
+
+  /** The same numbers as a table, for those who hear the page and for copying; made when it is opened. */
+  fillTable() {
+    const { grid } = this;
+    while (this.table.childElementCount > 1) this.table.lastChild.remove();
+    if (!this.table.open || !grid) return;
+    const text = ({ value, state }) => (state ? LOOKS[state].label : value.toFixed(3).replace("-", "\u2212"));
+    const head = (textContent, scope) => make("th", { scope, textContent });
+    const rows = grid.rows.map((label, row) =>
+      make("tr", {}, head(label, "row"), ...grid.columns.map((_, column) => make("td", { textContent: text(grid.cell(row, column)) }))),
+    );
+    const corner = head(`${grid.rowTitle} \\ ${grid.columnTitle}`, "col");
+    const table = make(
+      "table",
+      { className: "arms" },
+      make("thead", {}, make("tr", {}, corner, ...grid.columns.map((label) => head(label, "col")))),
+      make("tbody", {}, ...rows),
+    );
+    this.table.append(scrolled(table, `${this.label}, as a table`));
   }
 
   draw() {
@@ -97,8 +123,9 @@ class Heatmap {
     const labelWidth = Math.max(...grid.rows.map((label) => pen.measureText(label).width));
     this.left = Math.ceil(labelWidth) + 32;
     this.top = 4;
-    this.cellWidth = Math.min(104, Math.max(6, Math.floor((this.width - this.left - 4) / columns)));
-    this.cellHeight = Math.min(36, Math.max(9, Math.floor(460 / rows)));
+    const [widest, narrowest, highest, lowest, room] = grid.isSmall ? [40, 3, 18, 4, 230] : [104, 6, 36, 9, 460];
+    this.cellWidth = Math.min(widest, Math.max(narrowest, Math.floor((this.width - this.left - 4) / columns)));
+    this.cellHeight = Math.min(highest, Math.max(lowest, Math.floor(room / rows)));
     const plot = [this.cellWidth * columns, this.cellHeight * rows];
     // The title of the axis may be longer than a small grid is wide.
     const width = this.left + Math.max(plot[0], Math.ceil(pen.measureText(grid.columnTitle).width)) + 4;
@@ -121,6 +148,7 @@ class Heatmap {
     const gap = Math.min(cellWidth, cellHeight) >= 12 ? 1 : 0;
     const hasNumbers = cellWidth >= 34 && cellHeight >= 15;
     const patterns = {};
+    const edge = cssColour("--edge");
     pen.font = "11.5px system-ui, sans-serif";
     pen.textAlign = "center";
     pen.textBaseline = "middle";
@@ -138,6 +166,11 @@ class Heatmap {
         const shade = colour((cell.value - grid.low) / (grid.high - grid.low || 1));
         pen.fillStyle = `rgb(${shade.join(",")})`;
         pen.fillRect(x, y, width, height);
+        if (grid.isEdged && gap) {
+          pen.strokeStyle = edge; // a perfect cell is nearly as light as the page, a miss as dark as a dark one
+          pen.lineWidth = 1;
+          pen.strokeRect(x + 0.5, y + 0.5, width - 1, height - 1);
+        }
         if (hasNumbers && (grid.signed || cell.value >= (grid.leastNumber ?? 0))) {
           pen.fillStyle = readableOn(shade);
           pen.fillText(score(cell.value, grid.signed), x + width / 2, y + height / 2 + 0.5);

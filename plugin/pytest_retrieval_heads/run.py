@@ -168,9 +168,10 @@ class Run:
 
         Where the folder is gone the session was refused by another worker's plan, and is over.
         """
-        if self.host is None and self._is_to_run and (plan := self._plan(session.items)):
-            if self._plan_file.parent.exists():
-                plan.save(self._plan_file)
+        if self.host is not None or not self._is_to_run or not self._plan_file.parent.exists():
+            return
+        if plan := self._plan(session.items):
+            plan.save(self._plan_file)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:

@@ -71,6 +71,16 @@ def test_run_json_says_what_the_prefix_cache_gave_of_the_best_possible(ci_run: O
     assert facts["feed_gap_seconds"] + facts["step_seconds"] < facts["seconds"]
 
 
+def test_the_engines_time_is_shared_out_among_the_cells(ci_run: Outcome) -> None:
+    facts, records = ci_run.facts, list(ci_run.records.values())
+
+    own = [record.engine_seconds or 0.0 for record in records]
+    assert all(seconds > 0 for seconds in own)
+    assert 0.8 * facts["step_seconds"] <= sum(own) <= facts["step_seconds"]
+    assert all(seconds <= (record.seconds or 0.0) + 0.01 for seconds, record in zip(own, records, strict=True))
+    assert all(record.queued_seconds is not None for record in records)
+
+
 def test_reconstruct_prints_the_prompt_that_was_sent(ci_run: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
     record = list(ci_run.records.values())[4]
     assert record.recipe is not None

@@ -441,7 +441,7 @@ class Engine(Backend):
         running, self.reached = {}, {}
         for request in scheduler.running:
             name, computed = self._names[request.request_id], request.num_computed_tokens
-            running[name] = computed, max(0, request.num_cached_tokens)
+            running[name] = computed, _cached(request)
             self.reached[name] = min(computed, request.num_prompt_tokens)
         if outputs:
             self._names = {name: request for name, request in self._names.items() if request not in outputs}
@@ -483,6 +483,13 @@ def primed_stream(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool)
     if not text or text.endswith("\ufffd"):  # nothing but special tokens, or bytes that begin within a character
         return None
     return DecodeStream(ids=last, skip_special_tokens=skip_special_tokens)
+
+
+def _cached(request: Any) -> int:
+    """Tokens of an unfinished request that the prefix cache gave; newer versions keep them in its statistics."""
+    statistics = getattr(request, "prefill_stats", None)
+    found = getattr(request if statistics is None else statistics, "num_cached_tokens", None)
+    return max(0, found or 0)
 
 
 def _length(output: Any) -> tuple[int, int]:

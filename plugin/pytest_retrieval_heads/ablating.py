@@ -72,9 +72,9 @@ def check_heads(suites: Mapping[str, Mapping[str, object]], info: Facts) -> list
                 f"WARNING: {suite}: ablate: the heads of {named(unmasked)} can be scored and not masked; "
                 "`retrieval-heads models --check` says why"
             )
-        if ablate is not None and shape and isinstance(ablate.heads, list):
+        if ablate is not None and shape and ablate.lists:
             try:
-                check(ablate.heads, ablate.top, shape)
+                check(list(ablate.lists.values()), ablate.top, shape)
             except ConfigError as error:
                 raise ConfigError(f"{suite}: ablate: {error}") from None
     return warnings
@@ -89,7 +89,7 @@ def finish(
     folder: RunFolder,
     suffix: str,
     *,
-    ranked: Mapping[Head, float],
+    ranked: Mapping[str, Mapping[Head, float]],
     inconclusive: Inconclusive,
 ) -> AblationOutcome:
     """Compute a suite's figures and write `ablation.json`.
@@ -102,7 +102,7 @@ def finish(
         facts: What `run.json` says.
         folder: The run's folder.
         suffix: Behind the file's name, when the run has several ablate suites.
-        ranked: Mean `copy` of the heads that were to be masked, where it is known.
+        ranked: By ranking, its score of the heads that a suite of the run found; empty where none did.
         inconclusive: Whether a figure whose interval holds what is expected of it fails the run.
     """
     assert settings.ablate is not None
@@ -115,7 +115,7 @@ def finish(
             for drop in sorted(counts.items())
         ]
         return AblationOutcome(suite, None, expected, {}, str(error), None)
-    effect = replace(effect, notes=[*effect.notes, *_never_copied(effect, ranked, settings.ablate.by)])
+    effect = replace(effect, notes=[*effect.notes, *_never_copied(effect, ranked)])
     told = to_json(effect, {"suite": suite, **identity_of(facts), "seed": settings.ablate.seed})
     told["controls"] = {arm: asdict(control) for arm, control in controls.items()}
     path = folder.write_json(f"ablation{suffix}.json", told)
@@ -182,9 +182,10 @@ def table(outcome: AblationOutcome) -> Iterator[str]:
         yield from failures(outcome.expected)
         return
     more = f"{'perplexity':>12}{'closed book':>13}" if outcome.controls else ""
-    yield f"{'arm':>10}{'cells':>7}{'accuracy':>19}{'drop':>20}{more}"
+    wide = max(10, *(len(group.name) for group in effect.groups))
+    yield f"{'arm':>{wide}}{'cells':>7}{'accuracy':>19}{'drop':>20}{more}"
     for group in effect.groups:
-        line = f"{group.name:>10}{group.cells:>7}{group.accuracy!s:>19}{group.drop or ''!s:>20}"
+        line = f"{group.name:>{wide}}{group.cells:>7}{group.accuracy!s:>19}{group.drop or ''!s:>20}"
         if found := [outcome.controls[arm] for arm in group.masks if arm in outcome.controls]:
             control = mean_of(found)
             line += f"{control.perplexity:>12.1f}{control.closed_book:>13.2f}"
@@ -198,19 +199,37 @@ def table(outcome: AblationOutcome) -> Iterator[str]:
         if len(group.draws) > 1:
             least, most = min(group.draws.values()), max(group.draws.values())
             yield f"{group.name}: {len(group.draws)} draws, accuracy {least:.2f} to {most:.2f}"
-    for count, excess in effect.excess.items():
-        yield f"masking the top {count} costs {excess} more accuracy than masking {count} others of the same layers"
-    if len(effect.groups) > 3:
-        where = f"the top {effect.reached}" if effect.reached else "none of these counts"
-        yield f"accuracy falls to {100 * effect.until:g} % of the unmasked with {where}"
+    yield from _comparison(effect) if effect.comparison else _excess(effect)
     yield f"mode {effect.mode}: {MODES.get(effect.mode, effect.mode)}"
     yield from effect.notes
     yield from failures(outcome.expected)
 
 
+def _excess(effect: Effect) -> Iterator[str]:
+    """What the best heads of one ranking cost beside their controls."""
+    for group in effect.groups:
+        if excess := effect.excess.get(group.name):
+            count = group.count
+            yield f"masking the top {count} costs {excess} more accuracy than masking {count} others of the same layers"
+    if len(effect.groups) > 3:
+        reached = effect.reached.get("")
+        where = f"the top {reached}" if reached else "none of these counts"
+        yield f"accuracy falls to {100 * effect.until:g} % of the unmasked with {where}"
+
+
+def _comparison(effect: Effect) -> Iterator[str]:
+    """What the best heads of each ranking cost, side by side."""
+    wide = max(10, *(len(one.by) for one in effect.comparison))
+    yield f"{'top by':>{wide}}{'heads':>7}{'drop':>20}{'beyond others':>20}{'a head':>20}{'behind the first':>20}"
+    for one in effect.comparison:
+        figures = "".join(f"{figure or '–'!s:>20}" for figure in (one.drop, one.excess, one.per_head, one.behind))
+        yield f"{one.by:>{wide}}{one.count:>7}{figures}"
+    yield "beyond others: than as many heads of the same layers that are among the best of no ranking"
+
+
 def _judged(expect: Expect | None, effect: Effect, inconclusive: Inconclusive) -> Iterator[Outcome]:
     for count, least in sorted(expect.drop_exceeds_random.items()) if expect else ():
-        gate, more = _gate(count, least), effect.excess.get(count)
+        gate, more = _gate(count, least), effect.excess.get(f"top_{count}")
         if more is None:
             why = f"expected the drop of the top {count} and of {count} others, and not both were measured"
             yield Outcome(gate, False, None, least, why)
@@ -231,8 +250,9 @@ def _gate(count: int, least: float) -> str:
     return f"expect top_{count}_drop_exceeds_random {least:g}"
 
 
-def _never_copied(effect: Effect, ranked: Mapping[Head, float], by: str | None) -> Iterator[str]:
+def _never_copied(effect: Effect, ranked: Mapping[str, Mapping[Head, float]]) -> Iterator[str]:
     """A sentence for each count of best heads of which some never copied: masking those tells nothing of copying."""
     for group in effect.groups:
-        if group.count and not group.draws and (idle := idle_heads(group.masks[group.name], ranked, by)):
-            yield f"{group.name}: {idle}"
+        for by, scores in ranked.items() if group.count and not group.draws else ():
+            if group.by in ("", by) and (idle := idle_heads(group.masks[group.name], scores, by or None)):
+                yield f"{group.name}: {idle}"

@@ -203,13 +203,15 @@ class Decision:
             self._files.complaints.append(f"no controls of {suite}: {error}")
             return {}
 
-    def _ranked(self, settings: Settings) -> Mapping[Head, float]:
-        """Mean scores of the heads that a detect suite of this run ranked for an ablation; empty where none did."""
-        ablate = settings.ablate
-        name, by = (ablate.awaited, ablate.by) if ablate else (None, None)
+    def _ranked(self, settings: Settings) -> Mapping[str, Mapping[Head, float]]:
+        """By ranking, mean scores of the heads that a detect suite of this run found for an ablation; empty where none
+        did.
+        """
         for outcome in self.detections:
-            if f"detect/{outcome.suite}" == name and outcome.detection:
-                return dict(outcome.detection.ranked(by)) if by in (None, *outcome.detection.estimates) else {}
+            found = outcome.detection
+            if settings.ablate and f"detect/{outcome.suite}" == settings.ablate.awaited and found:
+                rankings = [by for by in settings.ablate.rankings if by in ("", *found.estimates)]
+                return {by: dict(found.ranked(by or None)) for by in rankings}
         return {}
 
     def _require_measurement(self) -> None:

@@ -281,10 +281,10 @@ def _unfound(suite: Suite, suites: Sequence[Suite]) -> str | None:
 
 def _unranked(suite: Suite, found: Suite | None) -> str | None:
     """What is wrong when the heads are to be ranked by a score that the suite which finds them does not measure."""
-    by = suite.settings.ablate.by if suite.settings.ablate else None
-    if found is None or by is None or is_wanted(head_score(by), found.question.scores):
-        return None
-    return f"ablate.by: {found.id} does not measure {by}; name it in that suite's `scores`"
+    for by in (suite.settings.ablate.by if suite.settings.ablate and found else None) or ():
+        if found is not None and not is_wanted(head_score(by), found.question.scores):
+            return f"ablate.by: {found.id} does not measure {by}; name it in that suite's `scores`"
+    return None
 
 
 def _misfit(selected: Sequence[SelectedCell]) -> str | None:

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
+import yaml
 from project import Project
 
 HEADS = [[1, 0], [2, 3], [0, 0]]
@@ -255,6 +256,13 @@ def test_a_mistake_in_a_suite_is_one_sentence(project: Project, ablate: dict[str
         ({"gates": ["mean(rougeL_f) >= 0.5"]}, "gates: an ablation has a score for each arm; *"),
         ({"expect": {"top_heads": [[0, 0]]}}, "expect: that is of suites of kind detect"),
         ({"expect": {"top_3_drop_exceeds_random": 0.3}}, "expect: no arm masks the top 3; top is [[]2[]]"),
+        (
+            {
+                "ablate": {"heads": "detect/heads", "top": [2], "by": ["copy", "mass"]},
+                "expect": {"top_2_drop_exceeds_random": 0.3},
+            },
+            "expect: each ranking has its own drop; give `by` one score",
+        ),
     ],
 )
 def test_what_a_suite_of_arms_cannot_have(project: Project, keys: dict[str, Any], said: str) -> None:
@@ -293,9 +301,61 @@ def test_heads_are_ranked_by_the_score_that_is_named(project: Project) -> None:
     result.stdout.fnmatch_lines(["*ablate.by: detect/heads does not measure query; name it in that suite's `scores`*"])
 
 
+def test_rankings_of_several_scores_share_the_unmasked_arm_and_the_controls(project: Project, drawing: None) -> None:
+    """The stand-in's heads that copy are the best by copy, and by mass; the needle's answers are lost without both."""
+    project.suite("heads", kind="detect", sweep=SWEEP, scores=["copy", "mass"])
+    project.behave(retrieval_heads=HEADS[:2])
+    ablation(project, heads="detect/heads", by=["copy", "mass"])
+    result = project.run("--rh-report")
+    result.assert_outcomes(passed=8, xfailed=4)
+    result.stdout.fnmatch_lines(
+        [
+            "*top by  heads * drop * beyond others * a head * behind the first",
+            "*copy *  2  1.00 [[]-0.19, 1.00]  1.00 [[]*]  0.50 [[]-0.1*, 0.50] *–",
+            "*mass *  2  1.00 *  0.50 * 0.00 *",
+            "top_2: the same heads by copy, mass",
+        ]
+    )
+    assert {record.arm for record in project.records() if record.kind == "ablate"} == {
+        *("", "top_2_by_copy", "top_2_by_mass", "random_2_draw_1", "random_2_draw_2"),
+    }
+    told = figures(project)
+    assert [(one["by"], one["count"]) for one in told["comparison"]] == [("copy", 2), ("mass", 2)]
+    assert told["excess"].keys() == {"2_by_copy", "2_by_mass"}
+    page = (project.latest / "report.html").read_text("utf-8")
+    assert '<th scope="row">top 2 by mass</th><td>1.00 [−0.19, 1.00]</td>' in page
+
+
+def test_rankings_of_a_file_are_written_as_lists_that_run_again(project: Project) -> None:
+    layers = [{"path": f"layers.{number}.attn", "number": number, "heads": 4} for number in range(2)]
+    scores = {
+        "copy": {"mean": [[0.1, 0.5, 0, 0], [0.4, 0, 0, 0]]},
+        "mass": {"mean": [[0.6, 0.5, 0, 0], [0, 0.4, 0, 0]]},
+    }
+    told = {"schema": "retrieval-heads-heads/1", "model": "toy", "layers": layers, "scores": scores}
+    project.write("heads.json", json.dumps(told))
+    for by, heads in (
+        ("mass", [[0, 0], [0, 1]]),
+        (["copy", "mass"], {"copy": [[0, 1], [1, 0]], "mass": [[0, 0], [0, 1]]}),
+    ):
+        ablation(project, heads="heads.json", by=by)
+        assert project.run().ret == 0
+        said = yaml.safe_load((project.latest / "config.yaml").read_text("utf-8"))["ablate"]
+        assert (said["heads"], said.get("by")) == (heads, None)
+        masked = {record.arm: record.mask for record in project.records()}
+        again = project.run("--rh-config", str(project.latest.resolve() / "config.yaml"), config=False, suites=False)
+        assert again.ret == 0
+        assert {record.arm: record.mask for record in project.records()} == masked
+
+
 @pytest.mark.parametrize(
     ("ablate", "message"),
     [
+        ({"heads": {"a": HEADS, "b-c": HEADS}}, "*ablate: heads: 'b-c': a ranking's name is of letters, *"),
+        ({"heads": {"a": [[0, 0], [0, 0]]}}, "*ablate: heads: head 0-0 is given twice*"),
+        ({"heads": "detect/heads", "by": ["copy", "copy"]}, "*ablate: by: copy is given twice*"),
+        ({"heads": "detect/heads", "by": ["copy", "echo"]}, "*ablate: by: echo is measured when a run's cells*"),
+        ({"heads": "detect/heads", "by": ["copy", "qr"]}, "*ablate.by: detect/heads does not measure qr; name it in *"),
         ({"heads": "detect/heads", "by": "mas"}, "*ablate: by: unknown head score 'mas'; did you mean 'mass'*"),
         ({"heads": "detect/heads", "by": "echo"}, "*ablate: by: echo is measured when a run's cells are done; name*"),
         ({"heads": [[0, 0], [0, 1]], "by": "mass"}, "*ablate: by: a list of heads is ranked as it stands*"),

@@ -33,15 +33,15 @@ def test_control_draws_are_other_heads_as_many_and_distinct(
     case: tuple[list[Head], dict[int, int]], count: int, seed: int
 ) -> None:
     best, shape = case
-    drawn = draws_of(best, shape, count, seed)
+    drawn = draws_of([best], shape, count, seed)
     assert len(set(drawn)) == len(drawn) <= count
     for heads in drawn:
         assert len(set(heads)) == len(best)
         assert not set(heads) & set(best)
         assert all(head < shape[layer] for layer, head in heads)
-        assert dict(Counter(layer for layer, _ in heads)) == quotas(best, shape)
+        assert dict(Counter(layer for layer, _ in heads)) == quotas([best], 0, shape)
     left = {layer: heads - sum(at == layer for at, _ in best) for layer, heads in shape.items()}
-    exist = math.prod(math.comb(left[layer], quota) for layer, quota in quotas(best, shape).items())
+    exist = math.prod(math.comb(left[layer], quota) for layer, quota in quotas([best], 0, shape).items())
     assert len(drawn) == min(count, exist)
 
 
@@ -51,7 +51,7 @@ def test_a_control_takes_as_many_of_a_layer_as_the_best_have_there_where_it_can(
 ) -> None:
     best, shape = case
     wanted = Counter(layer for layer, _ in best)
-    taken = quotas(best, shape)
+    taken = quotas([best], 0, shape)
     assert sum(taken.values()) == len(best)
     for layer, heads in shape.items():
         left = heads - wanted[layer]
@@ -64,20 +64,20 @@ def test_draws_are_those_of_their_seed_and_more_of_them_begin_with_the_fewer(
     case: tuple[list[Head], dict[int, int]], seed: int
 ) -> None:
     best, shape = case
-    assert draws_of(best, shape, 5, seed)[:2] == draws_of(best, shape, 2, seed)
+    assert draws_of([best], shape, 5, seed)[:2] == draws_of([best], shape, 2, seed)
 
 
 def test_another_seed_draws_others() -> None:
-    assert len({tuple(draws_of(RANKED, SHAPE, 3, seed)) for seed in range(5)}) == 5
+    assert len({tuple(draws_of([RANKED], SHAPE, 3, seed)) for seed in range(5)}) == 5
 
 
 def test_where_a_layer_runs_out_its_nearest_neighbours_give_the_lower_first() -> None:
     shape = {0: 2, 1: 2, 2: 3, 3: 2, 9: 2}
     best = [(2, 0), (2, 1), (2, 2)]
-    assert quotas(best, shape) == {1: 2, 3: 1}
-    (control,) = draws_of(best, shape, 1, 0)
+    assert quotas([best], 0, shape) == {1: 2, 3: 1}
+    (control,) = draws_of([best], shape, 1, 0)
     assert borrowed(best, control) == "layer 2 has 0 of 3 left; the rest is of layer 1, 3"
-    assert borrowed(RANKED, draws_of(RANKED, SHAPE, 1, 0)[0]) == ""
+    assert borrowed(RANKED, draws_of([RANKED], SHAPE, 1, 0)[0]) == ""
 
 
 def test_arms_come_unmasked_first_then_each_count_with_its_controls() -> None:
@@ -96,23 +96,23 @@ def test_arms_come_unmasked_first_then_each_count_with_its_controls() -> None:
     assert [arm.group for arm in arms([10], 2)] == ["none", "top_10", "random_10", "random_10"]
 
 
-@pytest.mark.parametrize("name", ["", "top", "top_", "random_10", "top_10_draw_1", "none "])
+@pytest.mark.parametrize("name", ["", "top", "top_", "top_10_by_", "random_10", "top_10_draw_1", "none "])
 def test_no_other_name_is_an_arm(name: str) -> None:
     with pytest.raises(ValueError, match="no arm is named"):
         Arm.of(name)
 
 
 def test_the_top_arm_masks_the_best_and_the_unmasked_one_nothing() -> None:
-    assert heads_of(Arm.of("top_3"), RANKED, SHAPE, 0) == ((17, 3), (18, 6), (18, 7))
-    assert heads_of(Arm.of("none"), RANKED, SHAPE, 0) == ()
-    control = heads_of(Arm.of("random_3_draw_2"), RANKED, SHAPE, 0)
+    assert heads_of(Arm.of("top_3"), {"": RANKED}, SHAPE, 0) == ((17, 3), (18, 6), (18, 7))
+    assert heads_of(Arm.of("none"), {"": RANKED}, SHAPE, 0) == ()
+    control = heads_of(Arm.of("random_3_draw_2"), {"": RANKED}, SHAPE, 0)
     assert [layer for layer, _ in control] == [17, 18, 18]
 
 
 def test_a_draw_beyond_the_last_distinct_one_is_said() -> None:
-    assert heads_of(Arm.of("random_1_draw_1"), [(0, 0)], {0: 2}, 0) == ((0, 1),)
+    assert heads_of(Arm.of("random_1_draw_1"), {"": [(0, 0)]}, {0: 2}, 0) == ((0, 1),)
     with pytest.raises(NoSuchDraw, match="no draw 2: the distinct draws of 1 other heads number 1"):
-        heads_of(Arm.of("random_1_draw_2"), [(0, 0)], {0: 2}, 0)
+        heads_of(Arm.of("random_1_draw_2"), {"": [(0, 0)]}, {0: 2}, 0)
 
 
 @pytest.mark.parametrize(
@@ -130,13 +130,13 @@ def test_a_draw_beyond_the_last_distinct_one_is_said() -> None:
 )
 def test_heads_that_do_not_fit_the_model_are_one_sentence(ranked: list[Head], count: int, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check(ranked, [count], SHAPE)
+        check([ranked], [count], SHAPE)
     assert str(caught.value) == said
 
 
 def test_layers_without_heads_are_left_out_of_the_sentence() -> None:
     with pytest.raises(ConfigError, match="it has layers 3, 7 to 8"):
-        check([(0, 0)], [1], {3: 4, 7: 4, 8: 4})
+        check([[(0, 0)]], [1], {3: 4, 7: 4, 8: 4})
 
 
 def written(path: Path, content: object) -> Path:
@@ -170,3 +170,38 @@ def test_another_models_heads_name_both(tmp_path: Path) -> None:
     path = written(tmp_path / "heads.json", content)
     assert read_heads(path, "toy") == (((0, 1), (0, 0)), f"{path} holds the heads of org/big, and toy is ablated")
     assert read_heads(path, "other/big")[1] == ""
+
+
+BY_MASS: list[Head] = [(3, 0), (3, 1), (18, 7), (20, 6), (9, 2), (9, 3), (17, 4), (23, 7), (23, 1), (21, 5)]
+
+
+def test_of_several_rankings_each_count_has_an_arm_for_each_and_shares_its_controls() -> None:
+    found = arms([2], 2, ["copy", "mass_distractors"])
+    names = ["none", "top_2_by_copy", "top_2_by_mass_distractors", "random_2_draw_1", "random_2_draw_2"]
+    assert [arm.name for arm in found] == names
+    assert [Arm.of(name) for name in names] == found
+    assert [arm.by for arm in found] == ["", "copy", "mass_distractors", "", ""]
+    assert [arm.name for arm in arms([2], 0, ["mass"])] == ["none", "top_2"]
+
+
+def test_each_ranking_masks_its_own_best_and_controls_take_the_layers_of_one_after_the_other() -> None:
+    rankings = {"copy": RANKED, "mass": BY_MASS}
+    assert heads_of(Arm.of("top_2_by_copy"), rankings, SHAPE, 0) == ((18, 6), (18, 7))
+    assert heads_of(Arm.of("top_2_by_mass"), rankings, SHAPE, 0) == ((3, 0), (3, 1))
+    drawn = [heads_of(Arm.of(f"random_2_draw_{draw}"), rankings, SHAPE, 0) for draw in (1, 2, 3, 4)]
+    assert [[layer for layer, _ in heads] for heads in drawn] == [[18, 18], [3, 3], [18, 18], [3, 3]]
+    assert len(set(drawn)) == 4
+
+
+@given(st.lists(st.permutations([(layer, head) for layer in range(3) for head in range(4)]), min_size=1, max_size=4))
+def test_controls_of_several_rankings_hold_none_of_their_best_and_end_with_the_last_distinct_one(
+    ranked: list[list[Head]],
+) -> None:
+    shape, tops = dict.fromkeys(range(3), 4), [ranking[:2] for ranking in ranked]
+    best = {head for top in tops for head in top}
+    drawn = draws_of(tops, shape, 200, 0)
+    assert len(set(drawn)) == len(drawn) < 200
+    assert all(len(set(heads)) == 2 and not best & set(heads) for heads in drawn)
+    assert draws_of(tops, shape, 3, 0) == drawn[:3]
+    for turn, heads in enumerate(drawn):
+        assert dict(Counter(layer for layer, _ in heads)) == quotas(tops, turn % len(tops), shape)

@@ -36,7 +36,7 @@ def asked(name: str, seed: int = 0, length: int = 8192, kind: str = "niah", **op
     said = RulerOptions.model_validate({"tasks": TASKS, **options}).model_dump(mode="json")
     question = Question("s", kind, task="ruler", options=said, source="pydoc", prompt=PROMPTS["book"])
     if kind == "ablate":
-        question = replace(question, ablate=Ablation("zero", heads=((0, 0),)))
+        question = replace(question, ablate=Ablation("zero", heads=(((0, 0),),)))
     arm = "top_1" if kind == "ablate" else ""
     return CellQuestion(question, Cell("a", "a", Place((("length", length), ("task", name)), seed, arm)))
 

@@ -15,7 +15,14 @@ from retrieval_heads.ablation.effect import effect_of, to_json
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.runs.record import Mask, Record
 
-MASKS = {"top_2": [(1, 0), (1, 1)], "random_2_draw_1": [(1, 2), (1, 3)], "random_2_draw_2": [(1, 3), (1, 4)]}
+MASKS = {
+    "top_2": [(1, 0), (1, 1)],
+    "top_2_by_copy": [(1, 0), (1, 1)],
+    "top_2_by_mass": [(2, 0), (2, 1)],
+    "top_2_by_r2": [(1, 0), (1, 1)],
+    "random_2_draw_1": [(1, 2), (1, 3)],
+    "random_2_draw_2": [(1, 3), (1, 4)],
+}
 
 
 def records(answers: Mapping[str, Sequence[bool]], **fields: object) -> list[Record]:
@@ -54,10 +61,41 @@ def test_arms_and_their_drops() -> None:
     assert [group.accuracy.value for group in effect.groups] == pytest.approx([0.8, 0.2, 0.7])
     assert [group.drop.value for group in effect.groups if group.drop] == pytest.approx([0.6, 0.1])
     assert effect.groups[2].draws == pytest.approx({"random_2_draw_1": 0.8, "random_2_draw_2": 0.6})
-    assert effect.excess[2].value == pytest.approx(0.5)
+    assert effect.excess["top_2"].value == pytest.approx(0.5)
     assert effect.mode == "zero"
-    assert effect.reached == 2
-    assert effect_of(records({"none": [True] * 4, "top_2": [True] * 3 + [False]})).reached is None
+    assert effect.reached == {"": 2}
+    assert effect_of(records({"none": [True] * 4, "top_2": [True] * 3 + [False]})).reached == {"": None}
+
+
+def test_rankings_stand_side_by_side_the_one_that_costs_most_first() -> None:
+    effect = effect_of(
+        records(
+            {
+                "none": [True] * 8 + [False] * 2,
+                "top_2_by_mass": [True] * 6 + [False] * 4,
+                "top_2_by_copy": [True] * 2 + [False] * 8,
+                "top_2_by_r2": [True] * 2 + [False] * 8,
+                "random_2_draw_1": [True] * 8 + [False] * 2,
+                "random_2_draw_2": [True] * 6 + [False] * 4,
+            }
+        )
+    )
+    assert [group.name for group in effect.groups] == [
+        *("none", "top_2_by_copy", "top_2_by_mass", "top_2_by_r2", "random_2"),
+    ]
+    assert [(one.by, one.count) for one in effect.comparison] == [("copy", 2), ("r2", 2), ("mass", 2)]
+    assert [one.drop.value for one in effect.comparison] == pytest.approx([0.6, 0.6, 0.2])
+    assert [one.per_head.value for one in effect.comparison] == pytest.approx([0.3, 0.3, 0.1])
+    assert [one.excess and one.excess.value for one in effect.comparison] == pytest.approx([0.5, 0.5, 0.1])
+    first, _, last = effect.comparison
+    assert first.behind is None
+    assert last.behind is not None
+    assert last.behind.value == pytest.approx(0.4)
+    assert (first.per_head.low, first.per_head.high) == pytest.approx((first.drop.low / 2, first.drop.high / 2))
+    assert effect.reached == {"copy": 2, "mass": None, "r2": 2}
+    assert effect.notes == ["top_2: the same heads by copy, r2"]
+    told = to_json(effect, {})
+    assert set(told["excess"]) == {"2_by_copy", "2_by_mass", "2_by_r2"}  # type: ignore[call-overload]
 
 
 def test_the_paired_interval_is_newcombes() -> None:

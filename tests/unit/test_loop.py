@@ -289,7 +289,7 @@ class Referring(Builder):
 def test_a_mean_that_cannot_be_measured_is_an_error_of_the_cells_that_need_it(
     asking: Asking, mistake: str, reason: str, awaits: tuple[str, ...]
 ) -> None:
-    ablate = Ablation("mean", heads=((0, 1),), awaits=awaits)
+    ablate = Ablation("mean", heads=(((0, 1),),), awaits=awaits)
     asking.client.submit(Question("masked", "ablate", source="tales", ablate=ablate), cells(range(2), "top_1"))
     asking.client.submit(PLAIN, cells([2]))
     results = asking.results(Measuring(mistake), Referring(mistake), "012")

@@ -1,7 +1,8 @@
-"""Which heads each arm of an ablation masks: none, the best k, or k others like them.
+"""Which heads each arm of an ablation masks: none, the best k of a ranking, or k others like them.
 
 A control draw holds as many heads of each layer as the best k do, so that what it breaks tells of the heads and not
-of the depth. Pure: no torch, no engine. What masking did to the answers is `retrieval_heads.ablation.effect`.
+of the depth. Several rankings share their controls, whose draws take the layers of one after the other, and no head
+that is among the best k of any. Pure: no torch, no engine. What masking did is `retrieval_heads.ablation.effect`.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ MODES = {
 NONE = "none"
 """The arm that masks nothing."""
 
-_ARM = re.compile(r"(?:top_(?P<top>\d+)|random_(?P<random>\d+)_draw_(?P<draw>\d+))$")
+_ARM = re.compile(r"(?:top_(?P<top>\d+)(?:_by_(?P<by>.+))?|random_(?P<random>\d+)_draw_(?P<draw>\d+))$")
 
 Heads = tuple[Head, ...]
 Shape = Mapping[int, int]
 """Heads by layer number."""
+Rankings = Mapping[str, Sequence[Head]]
+"""By the score that ranks them, heads with the best first; of one ranking alone the name is of no account."""
 
 
 class NoSuchDraw(Exception):
@@ -46,14 +49,16 @@ class Arm:
     """What is masked on every cell alike.
 
     Args:
-        name: `none`, `top_10` or `random_10_draw_2`.
+        name: `none`, `top_10` (of several rankings `top_10_by_mass`) or `random_10_draw_2`.
         count: How many heads it masks.
         draw: Of a control arm, which draw, from 1; else 0.
+        by: Of several rankings, whose best heads it masks; else empty.
     """
 
     name: str
     count: int = 0
     draw: int = 0
+    by: str = ""
 
     @classmethod
     def of(cls, name: str) -> Arm:
@@ -67,7 +72,7 @@ class Arm:
         found = _ARM.match(name)
         if found is None:
             raise ValueError(f"no arm is named {name!r}")
-        return cls(name, int(found["top"] or found["random"]), int(found["draw"] or 0))
+        return cls(name, int(found["top"] or found["random"]), int(found["draw"] or 0), found["by"] or "")
 
     @property
     def group(self) -> str:
@@ -75,21 +80,22 @@ class Arm:
         return f"random_{self.count}" if self.draw else self.name
 
 
-def arms(top: Sequence[int], draws: int) -> list[Arm]:
-    """Every arm, the unmasked one first; for each count the best heads, then the control draws."""
+def arms(top: Sequence[int], draws: int, by: Sequence[str] = ()) -> list[Arm]:
+    """Every arm, the unmasked one first; for each count the best heads by each ranking, then the control draws."""
     found = [Arm(NONE)]
     for count in top:
-        found.append(Arm(f"top_{count}", count))
+        names = [f"top_{count}_by_{each}" for each in by] if len(by) > 1 else [f"top_{count}"]
+        found += map(Arm.of, names)
         found += [Arm(f"random_{count}_draw_{draw}", count, draw) for draw in range(1, draws + 1)]
     return found
 
 
-def heads_of(arm: Arm, ranked: Sequence[Head], shape: Shape, seed: int) -> Heads:
+def heads_of(arm: Arm, rankings: Rankings, shape: Shape, seed: int) -> Heads:
     """The heads that an arm masks, in the order of layer and head.
 
     Args:
         arm: One of `arms`.
-        ranked: Heads, best first.
+        rankings: All that the ablation compares.
         shape: Heads of each layer of the model.
         seed: Chooses the control draws.
 
@@ -100,9 +106,21 @@ def heads_of(arm: Arm, ranked: Sequence[Head], shape: Shape, seed: int) -> Heads
     """
     if not arm.count:
         return ()
-    if len(ranked) < arm.count:
-        raise ConfigError(f"top: {arm.count} heads are to be masked, and only {len(ranked)} are given")
-    best = tuple(ranked[: arm.count])
+    if not arm.draw:
+        ranked = rankings[arm.by] if arm.by else next(iter(rankings.values()))
+        return tuple(sorted(_best(ranked, arm.count, shape)))
+    tops = [_best(ranked, arm.count, shape) for ranked in rankings.values()]
+    drawn = draws_of(tops, shape, arm.draw, seed)
+    if len(drawn) < arm.draw:
+        raise NoSuchDraw(f"no draw {arm.draw}: the distinct draws of {arm.count} other heads number {len(drawn)}")
+    return drawn[arm.draw - 1]
+
+
+def _best(ranked: Sequence[Head], count: int, shape: Shape) -> Heads:
+    """The best heads of a ranking, all of which the model has."""
+    if len(ranked) < count:
+        raise ConfigError(f"top: {count} heads are to be masked, and only {len(ranked)} are given")
+    best = tuple(ranked[:count])
     for layer, head in best:
         if layer not in shape:
             raise ConfigError(
@@ -110,52 +128,64 @@ def heads_of(arm: Arm, ranked: Sequence[Head], shape: Shape, seed: int) -> Heads
             )
         if head >= shape[layer]:
             raise ConfigError(f"head {layer}-{head}: layer {layer} of the model has heads 0 to {shape[layer] - 1}")
-    if not arm.draw:
-        return tuple(sorted(best))
-    drawn = draws_of(best, shape, arm.draw, seed)
-    if len(drawn) < arm.draw:
-        raise NoSuchDraw(f"no draw {arm.draw}: the distinct draws of {arm.count} other heads number {len(drawn)}")
-    return drawn[arm.draw - 1]
+    return best
 
 
-def check(ranked: Sequence[Head], top: Sequence[int], shape: Shape) -> None:
+def check(rankings: Sequence[Sequence[Head]], top: Sequence[int], shape: Shape) -> None:
     """See that every arm can be made of these heads of this model.
 
     Raises:
         ConfigError: One cannot.
     """
     for count in top:
-        heads_of(Arm(f"top_{count}", count), ranked, shape, 0)
-        quotas(ranked[:count], shape)
+        tops = [_best(ranked, count, shape) for ranked in rankings]
+        quotas(tops, 0, shape)
 
 
-def draws_of(best: Sequence[Head], shape: Shape, count: int, seed: int) -> list[Heads]:
-    """Up to `count` distinct draws of other heads, as many of each layer as `quotas` says; seeded, and a longer list
-    of draws begins with the shorter one.
+def draws_of(tops: Sequence[Sequence[Head]], shape: Shape, count: int, seed: int) -> list[Heads]:
+    """Up to `count` distinct draws of other heads, as many of each layer as `quotas` says of one ranking after the
+    other; seeded, and a longer list of draws begins with the shorter one.
+
+    Args:
+        tops: The best heads of each ranking, as many of each.
+        shape: Heads of each layer of the model.
+        count: How many draws.
+        seed: Chooses them.
     """
-    wanted, left = quotas(best, shape), _left(best, shape)
-    exist = math.prod(math.comb(len(left[layer]), quota) for layer, quota in wanted.items())
+    left = _left(tops, shape)
     # Every number of heads has draws of its own, and the same on every machine.
-    chooser = random.Random(f"{seed}/{len(best)}")
+    chooser = random.Random(f"{seed}/{len(tops[0])}")
     found: dict[Heads, None] = {}
-    while len(found) < min(count, exist):
-        picked = [(layer, head) for layer, quota in wanted.items() for head in chooser.sample(left[layer], quota)]
-        found.setdefault(tuple(sorted(picked)))
+    drawn: Counter[tuple[tuple[int, int], ...]] = Counter()
+    while len(found) < count:
+        wanted = quotas(tops, len(found) % len(tops), shape)
+        alike = tuple(wanted.items())  # draws of other layers differ anyway
+        if drawn[alike] == math.prod(math.comb(len(left[layer]), quota) for layer, quota in alike):
+            break
+        picked = [(layer, head) for layer, quota in alike for head in chooser.sample(left[layer], quota)]
+        heads = tuple(sorted(picked))
+        drawn[alike] += heads not in found
+        found.setdefault(heads)
     return list(found)
 
 
-def quotas(best: Sequence[Head], shape: Shape) -> dict[int, int]:
-    """How many other heads a control takes from each layer: as many as the best ones there, and where fewer are left,
-    the rest from the nearest layers that have some, the lower of two first.
+def quotas(tops: Sequence[Sequence[Head]], turn: int, shape: Shape) -> dict[int, int]:
+    """How many other heads a control takes from each layer: as many as the best ones of one ranking there, and where
+    fewer are left, the rest from the nearest layers that have some, the lower of two first.
+
+    Args:
+        tops: The best heads of each ranking; none of them is among the others.
+        turn: Whose layers are taken.
+        shape: Heads of each layer of the model.
 
     Raises:
         ConfigError: The whole model has too few others.
     """
-    left = {layer: len(heads) for layer, heads in _left(best, shape).items()}
+    best, left = tops[turn], {layer: len(heads) for layer, heads in _left(tops, shape).items()}
     if sum(left.values()) < len(best):
         raise ConfigError(
-            f"top: masking {len(best)} of the model's {sum(shape.values())} heads leaves {sum(left.values())} others, "
-            f"too few for a control of {len(best)}"
+            f"top: masking {sum(shape.values()) - sum(left.values())} of the model's {sum(shape.values())} heads "
+            f"leaves {sum(left.values())} others, too few for a control of {len(best)}"
         )
     wanted = Counter(layer for layer, _ in best)
     taken = {layer: min(wanted[layer], left[layer]) for layer in sorted(shape)}
@@ -222,9 +252,9 @@ def named(head: Head) -> str:
     return "-".join(map(str, head))
 
 
-def _left(best: Sequence[Head], shape: Shape) -> dict[int, list[int]]:
+def _left(tops: Sequence[Sequence[Head]], shape: Shape) -> dict[int, list[int]]:
     """The other heads of each layer."""
-    taken = set(best)
+    taken = set(itertools.chain.from_iterable(tops))
     return {layer: [head for head in range(heads) if (layer, head) not in taken] for layer, heads in shape.items()}
 
 

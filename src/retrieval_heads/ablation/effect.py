@@ -24,6 +24,10 @@ Cell = tuple[tuple[tuple[str, Value], ...], int, tuple[Value, ...]]
 """Needle, seed, length and depth: what arms share."""
 
 
+_Cells = dict[str, dict[Cell, float]]
+"""By arm, whether each cell retrieved the needle."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A number with its 95 % interval."""
@@ -41,8 +45,9 @@ class Group:
     """One arm on its cells, or every draw of a control.
 
     Args:
-        name: `none`, `top_10` or `random_10`.
+        name: `none`, `top_10` (of several rankings `top_10_by_mass`) or `random_10`.
         count: How many heads are masked.
+        by: Of several rankings, whose best heads are masked; else empty.
         cells: Cells measured in each of its arms.
         accuracy: Share of them that retrieved the needle.
         drop: How much lower that is than the unmasked arm's on the same cells; `None` for the unmasked arm.
@@ -52,6 +57,7 @@ class Group:
 
     name: str
     count: int
+    by: str
     cells: int
     accuracy: Figure
     drop: Figure | None
@@ -65,23 +71,47 @@ class Effect:
 
     Args:
         mode: How heads were masked.
-        groups: The unmasked arm first, then by count: the best heads, their control.
-        excess: By count: how much further accuracy fell under the best heads' mask than under the control's.
+        groups: The unmasked arm first, then by count: the best heads (of each ranking), their control.
+        excess: By group of best heads: how much further accuracy fell under their mask than under the control's.
+        comparison: Of several rankings, each one's best heads beside the others'.
         until: The share of the unmasked accuracy that `reached` is about.
-        reached: The smallest count that brings accuracy down to that share; `None` where none does.
+        reached: By ranking the smallest count that brings accuracy down to that share; `None` where none does.
         notes: What is odd, a sentence each.
     """
 
     mode: str
     groups: Sequence[Group]
-    excess: Mapping[int, Figure]
+    excess: Mapping[str, Figure]
+    comparison: Sequence[Compared]
     until: float
-    reached: int | None
+    reached: Mapping[str, int | None]
     notes: Sequence[str]
 
     def group(self, name: str) -> Group | None:
         """The group of a name."""
         return next((group for group in self.groups if group.name == name), None)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The best heads of one of several rankings, beside those of the others.
+
+    Args:
+        by: The score that ranks them.
+        count: How many of them are masked.
+        drop: How much lower accuracy is than the unmasked arm's on the same cells.
+        excess: How much further it falls than under the control's mask; `None` where that was not measured.
+        per_head: The drop over the count.
+        behind: How much less it falls than under the mask of the ranking that costs most at this count; `None` of that
+            one.
+    """
+
+    by: str
+    count: int
+    drop: Figure
+    excess: Figure | None
+    per_head: Figure
+    behind: Figure | None
 
 
 def effect_of(records: Sequence[Record], until: float = 0.5) -> Effect:
@@ -101,45 +131,73 @@ def effect_of(records: Sequence[Record], until: float = 0.5) -> Effect:
         raise ResultsError("no cell was measured with nothing masked, so there is no drop to tell")
     if len(passed) == 1:
         raise ResultsError("no cell was measured with heads masked")
-    grouped: dict[tuple[int, bool], dict[str, dict[Cell, float]]] = defaultdict(dict)
+    arms: dict[str, _Cells] = defaultdict(dict)
     for name, cells in passed.items():
-        masked = Arm.of(name)
-        grouped[masked.count, bool(masked.draw)][name] = cells
-    unmasked = passed[NONE]
-    groups, means = [], {}
-    for (count, is_control), drawn in sorted(grouped.items()):
+        arms[Arm.of(name).group][name] = cells
+    groups, measured = [], {}
+    for name in sorted(arms, key=_order):
+        drawn, first = arms[name], Arm.of(next(iter(arms[name])))
         mean = _mean_of(drawn)
-        name = Arm.of(next(iter(drawn))).group
-        means[count, is_control] = mean, drawn
+        measured[name] = mean, drawn
+        draws = {arm: finite_mean(list(cells.values())) for arm, cells in sorted(drawn.items())}
         groups.append(
             Group(
                 name=name,
-                count=count,
+                count=first.count,
+                by=first.by,
                 cells=len(mean),
                 accuracy=_accuracy(mean, drawn),
-                drop=_difference(unmasked, {NONE: unmasked}, mean, drawn) if count else None,
-                draws={arm: finite_mean(list(cells.values())) for arm, cells in sorted(drawn.items())}
-                if is_control
-                else {},
+                drop=_difference(*measured[NONE], mean, drawn) if first.count else None,
+                draws=draws if first.draw else {},
                 masks={arm: masks[arm] for arm in sorted(drawn)},
             )
         )
-    counts = sorted({count for count, _ in means if count})
-    paired = [count for count in counts if (count, False) in means and (count, True) in means]
-    best = finite_mean(list(unmasked.values()))
-    falls = (count for count in counts if (count, False) in means and best > 0)
-    mode = next((record.mask.mode for record in records if record.mask), "")
+    best = [group for group in groups if group.count and not group.draws]
+    controls = {group.count: group.name for group in groups if group.draws}
+    excess = {
+        group.name: _difference(*measured[controls[group.count]], *measured[group.name])
+        for group in best
+        if group.count in controls
+    }
     return Effect(
-        mode=mode,
+        mode=next((record.mask.mode for record in records if record.mask), ""),
         groups=groups,
-        excess={count: _difference(*means[count, True], *means[count, False]) for count in paired},
+        excess=excess,
+        comparison=list(_compared(best, excess, measured)) if any(group.by for group in best) else [],
         until=until,
-        reached=next(
-            (count for count in falls if finite_mean(list(means[count, False][0].values())) <= until * best + 1e-12),
-            None,
-        ),
-        notes=list(_notes(groups, best)),
+        reached=_reached(best, until * groups[0].accuracy.value),
+        notes=list(_notes(groups, groups[0].accuracy.value)),
     )
+
+
+def _order(name: str) -> tuple[int, bool, str]:
+    """Of a group: by count, the best heads before their control."""
+    is_control = name.startswith("random_")
+    first = Arm.of(f"{name}_draw_1" if is_control else name)
+    return first.count, is_control, first.by
+
+
+def _reached(best: Sequence[Group], accuracy: float) -> dict[str, int | None]:
+    """By ranking the smallest count that brings accuracy down so far; none where nothing was retrieved unmasked."""
+    found: dict[str, int | None] = {group.by: None for group in best}
+    for group in reversed(best):
+        if accuracy > 0 and group.accuracy.value <= accuracy + 1e-12:
+            found[group.by] = group.count
+    return found
+
+
+def _compared(
+    best: Sequence[Group], excess: Mapping[str, Figure], measured: Mapping[str, tuple[Mapping[Cell, float], _Cells]]
+) -> Iterator[Compared]:
+    """By count, the ranking whose best heads cost most first."""
+    for count in sorted({group.count for group in best}):
+        those = [(group, group.drop) for group in best if group.count == count and group.drop is not None]
+        those.sort(key=lambda each: -each[1].value)
+        first = those[0][0].name
+        for group, drop in those:
+            per_head = Figure(*(part / count for part in (drop.value, drop.low, drop.high)))
+            behind = _difference(*measured[group.name], *measured[first]) if group.name != first else None
+            yield Compared(group.by, count, drop, excess.get(group.name), per_head, behind)
 
 
 def to_json(effect: Effect, facts: Facts) -> dict[str, object]:
@@ -149,9 +207,11 @@ def to_json(effect: Effect, facts: Facts) -> dict[str, object]:
         **facts,
         "mode": effect.mode,
         "groups": [asdict(group) for group in effect.groups],
-        "excess": {str(count): asdict(figure) for count, figure in effect.excess.items()},
+        "excess": {name.removeprefix("top_"): asdict(figure) for name, figure in effect.excess.items()},
+        "comparison": [asdict(compared) for compared in effect.comparison],
         "until": effect.until,
-        "reached": effect.reached,
+        # Of one ranking its count alone, as files of one ranking have had it.
+        "reached": dict(effect.reached) if effect.comparison else next(iter(effect.reached.values()), None),
         "notes": list(effect.notes),
     }
 
@@ -214,9 +274,15 @@ def _correlation(first: Sequence[float], second: Sequence[float]) -> float:
 def _notes(groups: Sequence[Group], unmasked: float) -> Iterator[str]:
     if unmasked == 0:
         yield "the unmasked model retrieves no cell, so that masking can lower nothing; ask easier cells"
+    for group in filter(lambda group: group.draws, groups):
+        tops = [other.masks[other.name] for other in groups if other.count == group.count and not other.draws]
+        # Draws take the layers of one ranking after the other.
+        moved = {min((borrowed(top, drawn) for top in tops), key=len, default=""): 0 for drawn in group.masks.values()}
+        yield from (f"{group.name}: {sentence}" for sentence in moved if sentence)
+    alike: dict[tuple[int, frozenset[tuple[int, int]]], list[str]] = defaultdict(list)
     for group in groups:
-        best = next((other for other in groups if other.name == f"top_{group.count}"), None)
-        if group.draws and best is not None:
-            control = next(iter(group.masks.values()))
-            if moved := borrowed(next(iter(best.masks.values())), control):
-                yield f"{group.name}: {moved}"
+        if group.by:
+            alike[group.count, frozenset(group.masks[group.name])].append(group.by)
+    for (count, _), names in alike.items():
+        if len(names) > 1:
+            yield f"top_{count}: the same heads by {', '.join(names)}"

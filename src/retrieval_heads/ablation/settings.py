@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -16,6 +18,11 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _refuse_twice(key: str, values: Sequence[object]) -> None:
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{key}: {twice[0]} is given twice")
+
+
 def _is_of_texts(name: str) -> bool:
     try:
         return is_of_texts(head_score(name))
@@ -23,19 +30,26 @@ def _is_of_texts(name: str) -> bool:
         raise ValueError(f"by: {error}") from None
 
 
+_Heads = Annotated[list[HeadPair], Field(min_length=1)]
+
+
 class Ablate(Section):
     """Which heads are masked, how, and beside how many controls."""
 
     heads: (
         Annotated[
-            Annotated[list[HeadPair], Field(min_length=1), Tag("list[]")] | Annotated[str, Tag("constrained-str")],
-            Discriminator(lambda value: "list[]" if isinstance(value, list) else "constrained-str"),
+            Annotated[_Heads, Tag("list[]")]
+            | Annotated[dict[str, _Heads], Field(min_length=1), Tag("list[by]")]
+            | Annotated[str, Tag("constrained-str")],
+            Discriminator(lambda value: {list: "list[]", dict: "list[by]"}.get(type(value), "constrained-str")),
         ]
         | None
     ) = None
-    """A head file, a list of [layer, head] with the best first, or `detect/NAME`: what that suite of the run finds."""
-    by: str | None = None
-    """The head score that ranks the heads of a file or a suite; left out, `copy` or what stands there in its place."""
+    """A head file, a list of [layer, head] with the best first, or `detect/NAME`: what that suite of the run finds. A
+    mapping compares lists, each by its name."""
+    by: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] | None = None
+    """The head score that ranks the heads of a file or a suite; a list compares the best heads of each. Left out,
+    `copy` or what stands there in its place."""
     top: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1), BeforeValidator(_as_list)] = [10]
     """How many of the best heads are masked; a list makes a dose curve."""
     draws: Annotated[Whole, Field(ge=1)] = 5
@@ -51,19 +65,35 @@ class Ablate(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Ablate:
-        if isinstance(self.heads, list) and (twice := repeated(self.heads)):
-            raise ValueError(f"heads: head {named(twice)} is given twice")
+        for name, heads in self.lists.items():
+            if not re.fullmatch(r"\w*", name):
+                raise ValueError(f"heads: {name!r}: a ranking's name is of letters, digits and _")
+            if twice := repeated(heads):
+                raise ValueError(f"heads: head {named(twice)} is given twice")
         if self.awaited == "detect/":
             raise ValueError("heads: detect/ names no suite; expected detect/NAME")
-        if self.by is not None and isinstance(self.heads, list):
+        if self.by is not None and self.lists:
             raise ValueError("by: a list of heads is ranked as it stands; leave it out")
-        if self.by is not None and self.awaited and _is_of_texts(self.by):
-            raise ValueError(
-                f"by: {self.by} is measured when a run's cells are done; name the heads.json of an earlier run"
-            )
-        if len(set(self.top)) < len(self.top):
-            raise ValueError(f"top: {next(count for count in self.top if self.top.count(count) > 1)} is given twice")
+        for by in self.by or ():
+            if self.awaited and _is_of_texts(by):
+                raise ValueError(
+                    f"by: {by} is measured when a run's cells are done; name the heads.json of an earlier run"
+                )
+        _refuse_twice("by", self.by or ())
+        _refuse_twice("top", self.top)
         return self
+
+    @property
+    def rankings(self) -> tuple[str, ...]:
+        """The head scores that rank heads, or the lists' names; an empty one is the usual score, or a nameless list."""
+        return tuple(self.by or self.lists or ("",))
+
+    @property
+    def lists(self) -> Mapping[str, Sequence[tuple[int, int]]]:
+        """The heads that are listed, by ranking; none where a file or a suite has them."""
+        if isinstance(self.heads, dict):
+            return self.heads
+        return {"": self.heads} if isinstance(self.heads, list) else {}
 
     @property
     def awaited(self) -> str | None:

@@ -71,9 +71,9 @@ class Masks:
             return None
         if not shape:
             raise EngineError("no head of this model can be masked: `retrieval-heads models --check` says why")
-        ranked = ablate.heads or self.found(ablate.awaits, ablate.by)
+        rankings = dict(zip(ablate.by, ablate.heads or self.rankings(ablate), strict=True))
         try:
-            heads = heads_of(chosen, ranked, shape, ablate.seed)
+            heads = heads_of(chosen, rankings, shape, ablate.seed)
         except NoSuchDraw as reason:
             raise CellSkipped(str(reason)) from None
         return Mask(ablate.mode, heads)
@@ -86,7 +86,15 @@ class Masks:
         """
         self._ranked = {found: ranked for found, ranked in self._ranked.items() if found[0][0] not in keys}
 
-    def found(self, keys: tuple[str, ...], by: str = "") -> tuple[Head, ...]:
+    def rankings(self, ablate: Ablation) -> tuple[tuple[Head, ...], ...]:
+        """The heads that the samples which an ablation waits for rank, best first, by each of its scores.
+
+        Raises:
+            ResultsError: None of the samples counts, or some that do lack a score.
+        """
+        return tuple(self._found(ablate.awaits, by) for by in ablate.by)
+
+    def _found(self, keys: tuple[str, ...], by: str) -> tuple[Head, ...]:
         """The heads that the samples of these keys rank, best first.
 
         Args:

@@ -224,7 +224,7 @@ class Router:
     def _with_heads(self, question: Question) -> Question:
         """The question of cells whose heads another suite has found, with these in place of that suite."""
         assert question.ablate is not None
-        heads = self.masks.found(question.ablate.awaits, question.ablate.by)
+        heads = self.masks.rankings(question.ablate)
         return replace(question, ablate=replace(question.ablate, heads=heads, awaits=()))
 
     def _ask(self, key: str, ask: FreeQuestion) -> None:

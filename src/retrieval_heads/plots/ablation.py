@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from retrieval_heads.plots.layout import Page, arrange, new_figure
 from retrieval_heads.plots.saving import save
 from retrieval_heads.plots.style import FAINT, INK, PAPER, counted, line_look, styled
 
-_BEST, _OTHERS = 1, 0  # of the line looks: orange and blue
+_BEST, _OTHERS = 1, 0  # of the line looks: orange, and those after it for more rankings, and blue
 
 
 def ablation_curve(effect: Effect, path: Path, *, title: str = "") -> list[Path]:
@@ -47,10 +47,15 @@ def ablation_figure(effect: Effect, *, title: str = "") -> Figure:
     figure = new_figure()
     axes = figure.add_subplot()
     unmasked = next(group for group in effect.groups if not group.count)
-    best = [unmasked, *(group for group in effect.groups if group.count and not group.draws)]
     others = [unmasked, *(group for group in effect.groups if group.draws)]
+    rankings = list(effect.reached)
     _band(axes, others, places)
-    _whiskers(axes, best, places)
+    for index, by in enumerate(rankings):
+        best = [group for group in effect.groups if group.count and not group.draws and group.by == by]
+        # Side by side, since rankings share many of their best heads.
+        aside = 0.08 * (index - (len(rankings) - 1) / 2)
+        own = {count: place + aside * (count > 0) for count, place in places.items()}
+        _whiskers(axes, [unmasked, *best], own, line_look(_BEST + index))
     for group in others:
         spots, color = list(group.draws.values()), line_look(_OTHERS)["color"]
         # Side by side, since most draws have the same accuracy.
@@ -78,23 +83,24 @@ def ablation_figure(effect: Effect, *, title: str = "") -> Figure:
     if draws:
         facts.append(f"{counted(draws, 'draw')} of others, each a ring")
     legend = [
-        Line2D([], [], label="the best heads", **line_look(_BEST)),
-        Line2D([], [], label="others of the same layers", **line_look(_OTHERS)),
+        Line2D([], [], label=f"the best by {by}" if by else "the best heads", **line_look(_BEST + index))
+        for index, by in enumerate(rankings)
     ]
-    width = 2.6 + 0.7 * len(counts)
+    legend.append(Line2D([], [], label="others of the same layers", **line_look(_OTHERS)))
+    width = 2.6 + (0.7 + 0.08 * (len(rankings) - 1)) * len(counts)
     arrange(Page(figure, [[axes]], (width, 3.2), title or "Masked heads", " · ".join(facts), legend))
     return figure
 
 
-def _band(axes: Axes, groups: Sequence[Group], places: dict[int, int]) -> None:
+def _band(axes: Axes, groups: Sequence[Group], places: Mapping[int, float]) -> None:
     xs, look = [places[group.count] for group in groups], line_look(_OTHERS)
     low, high = [group.accuracy.low for group in groups], [group.accuracy.high for group in groups]
     axes.fill_between(xs, low, high, color=look["color"], alpha=0.18, linewidth=0, label="interval")
     _line(axes, groups, places, look)
 
 
-def _whiskers(axes: Axes, groups: Sequence[Group], places: dict[int, int]) -> None:
-    look, masked = line_look(_BEST), groups[1:]
+def _whiskers(axes: Axes, groups: Sequence[Group], places: Mapping[int, float], look: dict[str, Any]) -> None:
+    masked = groups[1:]
     axes.vlines(
         [places[group.count] for group in masked],
         [group.accuracy.low for group in masked],
@@ -106,7 +112,7 @@ def _whiskers(axes: Axes, groups: Sequence[Group], places: dict[int, int]) -> No
     _line(axes, groups, places, look)
 
 
-def _line(axes: Axes, groups: Sequence[Group], places: dict[int, int], look: dict[str, Any]) -> None:
+def _line(axes: Axes, groups: Sequence[Group], places: Mapping[int, float], look: dict[str, Any]) -> None:
     axes.plot(
         [places[group.count] for group in groups],
         [group.accuracy.value for group in groups],

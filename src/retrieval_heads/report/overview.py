@@ -206,9 +206,11 @@ def _ablation(told: Mapping[str, Any]) -> dict[str, Any]:
                 ),
             ]
         )
+    comparison = _comparison(told.get("comparison") or [])
     excess = [
         f"The top {count} cost {_interval(value)} more accuracy than {count} others of the same layers."
         for count, value in (told.get("excess") or {}).items()
+        if not comparison  # which says the same
     ]
     return {
         "suite": str(told["suite"]),
@@ -216,7 +218,26 @@ def _ablation(told: Mapping[str, Any]) -> dict[str, Any]:
         "columns": ["arm", "cells", "accuracy", "drop", "draws", *(["perplexity", "closed book"] if controls else [])],
         "rows": rows,
         "notes": [*excess, *_closed_book(told["groups"], controls), *map(str, told.get("notes") or [])],
+        "comparison": comparison,
     }
+
+
+def _comparison(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The table of several rankings: what masking the best heads of each costs; empty for one ranking."""
+    figures = ("drop", "excess", "per_head", "behind")
+    rows = [
+        [
+            f"top {one['count']} by {one['by']}",
+            *(_interval(one[figure]) if one[figure] else "–" for figure in figures),
+        ]
+        for one in told
+    ]
+    columns = ["masked", "drop", "beyond others", "drop a head", "behind the first"]
+    note = (
+        "Beyond others: than as many heads of the same layers that are among the best of no ranking. Behind the first: "
+        "how much less accuracy it costs than the ranking that costs most."
+    )
+    return {"columns": columns, "rows": rows, "notes": [note]} if rows else {}
 
 
 def _closed_book(groups: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]) -> list[str]:

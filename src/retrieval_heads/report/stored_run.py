@@ -34,6 +34,15 @@ class _Group(BaseModel):
     draws: dict[str, float]
 
 
+class _Compared(BaseModel):
+    by: str
+    count: int
+    drop: _Interval
+    excess: _Interval | None
+    per_head: _Interval
+    behind: _Interval | None
+
+
 class _Ablation(BaseModel):
     """What the page draws of an `ablation.json`."""
 
@@ -41,6 +50,7 @@ class _Ablation(BaseModel):
     mode: str
     groups: list[_Group]
     excess: dict[str, _Interval] | None = None
+    comparison: list[_Compared] = []
     controls: dict[str, dict[str, object]] | None = None
     notes: list[str] | None = None
 

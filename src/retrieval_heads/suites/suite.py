@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from retrieval_heads.ablation.arms import NONE, arms, idle_heads, read_heads
+from retrieval_heads.ablation.settings import Ablate
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates.expression import Agreement, idleness, parse_gate
 from retrieval_heads.heads.formats import read_ranked, read_table
@@ -61,8 +62,8 @@ class Suite:
     question: Question
     """What its cells have in common."""
     cells: tuple[Cell, ...]
-    heads: tuple[Head, ...] = ()
-    """What an ablation masks, the best first; empty where another suite of the run finds them."""
+    heads: tuple[tuple[Head, ...], ...] = ()
+    """What an ablation masks, by each ranking the best first; empty where another suite of the run finds them."""
     origins: tuple[Origin, ...] = ()
     """Who gave the stored answers that are traced."""
     setting: str = ""
@@ -104,8 +105,10 @@ class Suite:
         elif self.settings.needles and not self.settings.from_results:
             for needle, own in zip(said["needles"], self.needles, strict=True):
                 needle |= {"haystack": own.haystack} if own.haystack is not None else {}
-        if self.heads:
-            said["ablate"]["heads"] = [list(head) for head in self.heads]
+        if self.heads and self.settings.ablate:
+            names, lists = self.settings.ablate.rankings, [list(map(list, heads)) for heads in self.heads]
+            said["ablate"]["heads"] = dict(zip(names, lists, strict=True)) if len(names) > 1 else lists[0]
+            said["ablate"].pop("by", None)
         return said
 
 
@@ -194,7 +197,7 @@ def _task(said: Mapping[str, object], written: _Written) -> Task:
         raise ConfigError(f"{written.at('task')}: task: {error}") from None
 
 
-def _question(name: str, settings: Settings, heads: tuple[Head, ...], written: _Written) -> Question:
+def _question(name: str, settings: Settings, heads: tuple[tuple[Head, ...], ...], written: _Written) -> Question:
     """What the cells of a suite have in common."""
     chosen = settings.task.name if settings.task else THE_NEEDLE
     task = TASKS.find(chosen)
@@ -249,10 +252,10 @@ def _options(task: Task, settings: Settings, written: _Written) -> dict[str, obj
         raise ConfigError("\n".join(sentences(task.settings, error, str(written.path), text, ("task",)))) from None
 
 
-def _ablate(settings: Settings, heads: tuple[Head, ...]) -> Ablation | None:
+def _ablate(settings: Settings, heads: tuple[tuple[Head, ...], ...]) -> Ablation | None:
     if settings.ablate is None or settings.kind != "ablate":
         return None
-    return Ablation(settings.ablate.mode, settings.ablate.seed, heads, by=settings.ablate.by or "")
+    return Ablation(settings.ablate.mode, settings.ablate.seed, settings.ablate.rankings, heads)
 
 
 def _scores(settings: Settings) -> tuple[str, ...]:
@@ -357,8 +360,8 @@ def _with_expected(settings: Settings, written: _Written) -> Settings:
     return settings.model_copy(update={"expect": located})
 
 
-def _masked_heads(settings: Settings, written: _Written) -> tuple[Head, ...]:
-    """The heads that an ablation masks, best first, and no more of them than it needs."""
+def _masked_heads(settings: Settings, written: _Written) -> tuple[tuple[Head, ...], ...]:
+    """The heads that an ablation masks, best first by each ranking, and no more of them than it needs."""
     ablate, expect = settings.ablate, settings.expect
     if ablate is None or ablate.heads is None:
         raise ConfigError(
@@ -373,27 +376,37 @@ def _masked_heads(settings: Settings, written: _Written) -> tuple[Head, ...]:
     for count in expect.drop_exceeds_random if expect else ():
         if count not in ablate.top:
             raise ConfigError(f"{written.at('expect')}: expect: no arm masks the top {count}; top is {ablate.top}")
+        if len(ablate.rankings) > 1:
+            raise ConfigError(f"{written.at('expect')}: expect: each ranking has its own drop; give `by` one score")
     if ablate.awaited:
         return ()
-    heads: Sequence[Head]
-    if isinstance(ablate.heads, list):
-        heads, source = ablate.heads, "heads"
+    if not isinstance(ablate.heads, str):
+        rankings, source = list(map(tuple, ablate.lists.values())), "heads"
     else:
+        file = _found(ablate.heads, written.path)
+        rankings, source = list(_ranked_heads(file, settings, ablate, written)), str(file)
+    for heads in rankings:
+        if len(heads) < max(ablate.top):
+            raise ConfigError(
+                f"{written.at('ablate', 'top')}: ablate.top: {max(ablate.top)} heads are to be masked, "
+                f"{source} holds {len(heads)}"
+            )
+    return tuple(heads[: max(ablate.top)] for heads in rankings)
+
+
+def _ranked_heads(file: Path, settings: Settings, ablate: Ablate, written: _Written) -> Iterator[tuple[Head, ...]]:
+    """The heads of a file, best first by each ranking; warns of what is odd about them."""
+    said = dict[str, None]()
+    for by in ablate.by or (None,):
         try:
-            file = _found(ablate.heads, written.path)
-            heads, odd = read_heads(file, settings.model.model, ablate.by)
+            heads, odd = read_heads(file, settings.model.model, by)
         except ResultsError as error:
             raise ConfigError(f"{written.at('ablate', 'heads')}: ablate.heads: {error}") from None
-        idle = idle_heads(heads[: max(ablate.top)], dict(read_ranked(file, ablate.by)), ablate.by)
-        for sentence in filter(None, (odd, idle and f"{file}: {idle}")):
-            warnings.warn(f"{written.at('ablate', 'heads')}: ablate.heads: {sentence}", stacklevel=2)
-        source = str(file)
-    if len(heads) < max(ablate.top):
-        raise ConfigError(
-            f"{written.at('ablate', 'top')}: ablate.top: {max(ablate.top)} heads are to be masked, "
-            f"{source} holds {len(heads)}"
-        )
-    return tuple(heads[: max(ablate.top)])
+        idle = idle_heads(heads[: max(ablate.top)], dict(read_ranked(file, by)), by)
+        said |= dict.fromkeys(filter(None, (odd, idle and f"{file}: {idle}")))
+        yield heads
+    for sentence in said:
+        warnings.warn(f"{written.at('ablate', 'heads')}: ablate.heads: {sentence}", stacklevel=2)
 
 
 def _found(name: str, suite: Path) -> Path:
@@ -645,11 +658,13 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
             "depths": max(1, len(question.depths)),
             "seeds": len(seeds),
             "needles": max(1, len(question.needles)),
-            "arms (ablate.top and ablate.draws)": 1 + len(ablate.top) * (1 + ablate.draws) if ablate else 1,
+            "arms (ablate.top, .by and .draws)": 1 + len(ablate.top) * (len(ablate.rankings) + ablate.draws)
+            if ablate
+            else 1,
         },
         written=written,
     )
-    masks = [arm.name for arm in arms(ablate.top, ablate.draws)] if ablate else [""]
+    masks = [arm.name for arm in arms(ablate.top, ablate.draws, ablate.rankings)] if ablate else [""]
     # What names a question apart from its place: the haystack and the needle, else the task.
     subjects: dict[str, tuple[str, ...]] = {
         needle.name or "": (question.haystack, f"{needle.name}-{_digest(needle)}") for needle in question.needles

@@ -34,16 +34,16 @@ class Ablation(Plain):
     Args:
         mode: How; see `retrieval_heads.ablation.arms.MODES`.
         seed: Chooses the control draws.
-        heads: Each (layer, head), best first; none where samples of the same run find them.
+        by: The head scores that rank heads; an empty one is the usual one.
+        heads: By each of them the heads, (layer, head), best first; none where samples of the same run find them.
         awaits: The keys of those samples.
-        by: The head score that ranks what they find; empty for the usual one.
     """
 
     mode: str
     seed: int = 0
-    heads: tuple[tuple[int, int], ...] = ()
+    by: tuple[str, ...] = ("",)
+    heads: tuple[tuple[tuple[int, int], ...], ...] = ()
     awaits: tuple[str, ...] = ()
-    by: str = ""
 
 
 _AsItIs = Annotated[Needle, WrapValidator(lambda needle, _: Needle.model_construct(**needle))]

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from probe_run import finish
 
@@ -46,6 +47,10 @@ def main(asked: str, answered: str) -> None:
         replayed = finish(engine)["replayed"]
         assert replayed.error is None, replayed.error
         found["head_scores"] = replayed.head_scores.tolist()
+    if told["streamed"]:
+        found["streamed"] = streamed(engine, told["streamed"], told["prompts"], told["sampling"])
+    if told["shared"]:
+        found["shared"] = shared(engine, *told["shared"], told["prompts"], told["sampling"])
     if told["unsalted"]:
         name, prompt = told["unsalted"]
         found["unsalted"] = unsalted(engine, *requests[name, prompt], told["sampling"])
@@ -73,6 +78,52 @@ def unsalted(engine: Engine, ids: list[int], mask: Mask, sampling: dict[str, Any
     finish(engine)
     engine.add("unmasked after it", ids, sampling)
     return found | answers(engine)
+
+
+def streamed(engine: Engine, masks: list[Any], prompts: dict[str, list[int]], sampling: dict[str, Any]) -> Any:
+    """Of requests whose heads stream, all in one batch: their tokens and the likeliest ones' log probabilities."""
+    assert engine._engine.reset_prefix_cache()
+    for number, (prompt, mask) in enumerate(masks):
+        engine.add(f"{number}", prompts[prompt], {**sampling, "logprobs": 20}, mask and Mask.of_json(mask))
+    found = with_logprobs(engine)
+    return [found[f"{number}"] for number in range(len(masks))]
+
+
+def shared(
+    engine: Engine, masks: dict[str, Any], order: list[str], prompts: dict[str, list[int]], sampling: dict[str, Any]
+) -> list[Any]:
+    """One request after the other: what the cache gave each, its tokens and log probabilities."""
+    assert engine._engine.reset_prefix_cache()
+    found = []
+    for name in order:
+        if name == "reset":
+            assert engine._engine.reset_prefix_cache()
+            continue
+        prompt, mask = masks[name]
+        engine.add(name, prompts[prompt], {**sampling, "logprobs": 20}, mask and Mask.of_json(mask))
+        found.append([name, *with_logprobs(engine)[name]])
+    return found
+
+
+def with_logprobs(engine: Engine) -> dict[str, Any]:
+    """By request, its tokens, what the cache gave of its prompt, and of each token the log probabilities by id."""
+    step, outputs = engine.traced.step, []
+
+    def watched() -> list[Any]:
+        found: list[Any] = step()
+        outputs.extend(found)
+        return found
+
+    with mock.patch.object(engine.traced, "step", watched):
+        told = answers(engine)
+    logprobs = {
+        output.request_id: [
+            {token: each.logprob for token, each in one.items()} for one in output.outputs[0].logprobs or ()
+        ]
+        for output in outputs
+        if output.finished
+    }
+    return {name: [*each, logprobs[name]] for name, each in told.items()}
 
 
 def answers(engine: Engine) -> Answers:

@@ -42,7 +42,7 @@ from retrieval_heads.engine.answers import measured_scores
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.prompts.requests import Request
 from retrieval_heads.runs.facts import PromptFacts
-from retrieval_heads.runs.mask import Mask
+from retrieval_heads.runs.mask import Mask, Stream
 
 # Planted heads stand where `head // group` and `head % KV heads` differ, for 2 and for 4 KV heads: 1, 3, 4 and 6.
 LOWEST = (SELF, FIRST, UNIFORM, PREVIOUS_TOKEN, BACK_2, BACK_7, SELF, FIRST)
@@ -106,6 +106,18 @@ MASKED = {
 }
 """By design and name, heads that are masked together."""
 MODES = ("zero", "uniform")
+STREAMING = ("gqa-1", "gqa-2-bfloat16", "gqa-4")
+"""Designs, of one copying head, of which heads stream."""
+WINDOWS = [Stream(4, 100), Stream(4, 100, prefill=True), Stream(20, 500), Stream(4, 100, "context")]
+
+
+def streaming(design: Design) -> dict[str, list[tuple[int, int]]]:
+    """By name, heads that stream: those of the copying head's KV head, and all others."""
+    group = HEADS // design.kv_heads
+    ((layer, head),) = design.of(COPY)
+    copying = [(layer, head // group * group + each) for each in range(group)]
+    every = [(number, each) for number in range(len(design.heads)) for each in range(HEADS)]
+    return {"copying": copying, "others": [each for each in every if each not in copying]}
 
 
 def main(out: str) -> None:
@@ -145,6 +157,7 @@ def run(name: str, design: Design, model: Path) -> dict[str, Any]:
         "replays": replay(engine, PROMPTS, answers),
         "mistakes": {},
         "masked": masked(engine, PROMPTS[MASKED_PROMPT], MASKED.get(name, {})),
+        "streamed": streamed(engine, design) if name in STREAMING else {},
     }
     for mistake in [mistake for mistake, design_name in MISTAKEN if design_name == name]:
         one = {MISTAKEN_PROMPT: PROMPTS[MISTAKEN_PROMPT]}
@@ -175,6 +188,23 @@ def masked(engine: Engine, prompt: Prompt, masks: Mapping[str, list[tuple[int, i
     finished = finish(engine)
     assert not any(each.error for each in finished.values()), [each.error for each in finished.values()]
     return {name: each.token_ids for name, each in finished.items()}
+
+
+def streamed(engine: Engine, design: Design) -> dict[tuple[str, int, str], list[int]]:
+    """Answers by the heads that stream, the number of the window and the prompt."""
+    for heads, each in streaming(design).items():
+        for number, window in enumerate(WINDOWS):
+            for name, prompt in PROMPTS.items():
+                mask = Mask("stream", tuple(each), stream=replace(window, context=prompt.question_span[0]))
+                sampling = {"max_tokens": len(prompt.needle) + 3, "temperature": 0.0}
+                engine.add(f"{heads}/{number}/{name}", prompt.ids, sampling, mask)
+    finished = finish(engine)
+    assert not any(each.error for each in finished.values()), [each.error for each in finished.values()]
+    return {
+        (heads, int(number), prompt): each.token_ids
+        for name, each in finished.items()
+        for heads, number, prompt in [name.split("/")]
+    }
 
 
 def request_of(prompt: Prompt) -> Request:

@@ -200,6 +200,39 @@ def masked_logprob(folder: str, ids: list[int], heads: list[list[int]]) -> float
     return float(logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None]).mean())
 
 
+@torch.inference_mode()
+def streamed_logprobs(folder: str, ids: list[int], heads: list[list[int]], stream: dict[str, Any]) -> torch.Tensor:
+    """Log probabilities behind every token, `[tokens, vocabulary]`, where heads see sinks and a window alone.
+
+    One forward whose attention masks say, head by head, which keys each row sees.
+    """
+    model = _model(folder)
+    row, key = torch.arange(len(ids))[:, None], torch.arange(len(ids))
+    causal = key <= row
+    oldest = row - stream["recent"] + 1 if stream["anchor"] == "row" else stream["context"] - stream["recent"]
+    kept = causal & ((key < stream["sink"]) | (key >= oldest))
+    if not stream["prefill"]:
+        kept = torch.where(row < stream["context"], causal, kept)
+    hooks = []
+    for number, layer in enumerate(model.model.layers):
+        seen = torch.stack([kept if [number, head] in heads else causal for head in range(_heads(model))])
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None]
+
+        def with_mask(_: Any, inputs: Any, given: dict[str, Any], mask: torch.Tensor = mask) -> Any:
+            return inputs, {**given, "attention_mask": mask}
+
+        hooks.append(layer.self_attn.register_forward_pre_hook(with_mask, with_kwargs=True))
+    try:
+        return model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _heads(model: Any) -> int:
+    return int(model.config.num_attention_heads)
+
+
 def head_scores(
     reference: Reference,
     prompt_tokens: int,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from probe_run import build
-from reference import attention_rows, head_scores
+from reference import attention_rows, head_scores, streamed_logprobs
 
 from conftest import MODEL, run_script
 from retrieval_heads.models import locate_model
@@ -34,6 +34,40 @@ MASKS: dict[str, dict[str, Any] | None] = {
     "mean": {"mode": "mean", "heads": TOP, "reference": "text"},
     "uniform": {"mode": "uniform", "heads": TOP},
 }
+
+
+def streams(heads: Sequence[Sequence[int]], sink: int, recent: int, context: int, **how: Any) -> dict[str, Any]:
+    """A mask of heads that stream."""
+    seen = {"sink": sink, "recent": recent, "anchor": "row", "prefill": False, "context": context, **how}
+    return {"mode": "stream", "heads": [list(head) for head in heads], "stream": seen}
+
+
+EVERY = [(layer, head) for layer in range(30) for head in range(9)]
+SOME = [(layer, head) for layer, group in ((3, 0), (17, 1), (18, 2)) for head in range(3 * group, 3 * group + 3)]
+STREAMED = [
+    ("300", streams(EVERY, 4, 64, 250)),
+    ("300", streams(EVERY, 0, 33, 256)),
+    ("420", streams(EVERY, 33, 32, 400, anchor="context")),
+    ("420", streams(EVERY, 32, 31, 390, prefill=True)),  # its chunks are of 256 tokens and less
+    ("420", streams(SOME, 1, 1, 320)),
+    ("300", streams(SOME, 16, 40, 224, anchor="context")),
+    ("300", None),
+]
+"""Prompts, and masks of heads that stream; blocks are of 32 tokens."""
+SHARED = (
+    {
+        "plain": ("300", None),
+        "none": ("300", streams((), 4, 32, 250)),
+        "wide": ("300", streams(EVERY, 4, 400, 250)),
+        "streaming": ("300", streams(EVERY, 4, 32, 250)),
+        "other": ("300", streams(SOME, 4, 32, 250)),
+        "prefill": ("300", streams(EVERY, 4, 32, 250, prefill=True)),
+    },
+    [
+        *("plain", "reset", "none", "reset", "wide", "reset", "streaming", "reset"),
+        *("plain", "streaming", "plain", "other", "streaming", "prefill", "plain"),
+    ],
+)
 TOKENS = 16
 END = 2  # SmolLM2's <|im_end|>
 
@@ -69,6 +103,8 @@ def masked(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPath
         "unsalted": ("zero early", "300"),
         "weighed": ("zero early", "300"),
         "replayed": None,
+        "streamed": STREAMED,
+        "shared": SHARED,
     }
     return run(tmp_path_factory.mktemp("masked"), asked)
 
@@ -119,6 +155,66 @@ def test_masked_perplexity_is_that_of_transformers(masked: Any) -> None:
     assert masked["logprob"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_heads_that_stream_answer_as_transformers_does_with_their_band(masked: Any) -> None:
+    check_streamed(masked, min_tokens=5)
+
+
+def check_streamed(found: Any, min_tokens: int) -> None:
+    """Each token is the likeliest one of transformers, and the log probabilities are its own."""
+    asked = found["asked"]
+    for (prompt, mask), (answer, _, logprobs) in zip(asked["streamed"], found["streamed"], strict=True):
+        told = mask or streams((), 0, 1, 0)
+        ids = asked["prompts"][prompt]
+        right = streamed_logprobs(asked["model"], [*ids, *answer[:-1]], told["heads"], told["stream"])[len(ids) - 1 :]
+        assert right.argmax(-1).tolist() == answer, mask
+        assert len(answer) >= min_tokens
+        for row, each in zip(right, logprobs, strict=True):
+            tokens = list(map(int, each))
+            torch.testing.assert_close(torch.tensor(list(each.values())), row[tokens], rtol=0, atol=1e-4)
+
+
+def test_where_no_head_streams_or_nothing_is_hidden_nothing_changes(masked: Any) -> None:
+    plain, none, wide, streaming = masked["shared"][:4]
+    assert plain[1:] == none[1:]
+    assert plain[1:] == wide[1:]
+    assert plain[3] != streaming[3]
+
+
+def test_the_context_is_shared_and_what_streams_is_not(masked: Any) -> None:
+    by_name = {name: rest for name, *rest in masked["shared"][:4]}
+    later = masked["shared"][4:]
+    assert [(name, cached) for name, _, cached, _ in later] == [
+        ("plain", 0),
+        ("streaming", 224),  # seven blocks of the context's 250 tokens, which the plain request has left
+        ("plain", 288),
+        ("other", 224),
+        ("streaming", 288),  # its own
+        ("prefill", 0),
+        ("plain", 288),
+    ]
+    for name, answer, _, logprobs in later:
+        if name in by_name:
+            assert answer == by_name[name][0]
+            for one, other in zip(logprobs, by_name[name][2], strict=True):
+                assert one == pytest.approx(other, abs=1e-4)
+
+
+TINY_EVERY = [(layer, head) for layer in range(3) for head in range(4)]
+TINY_STREAMED = [
+    *(
+        ("b", streams(TINY_EVERY, sink, recent, 80, **how))
+        for sink in (0, 1, 31, 32, 33)
+        for recent in (1, 31, 32, 33, 64)
+        for how in ({}, {"anchor": "context"}, {"prefill": True})
+    ),
+    (
+        "b",
+        streams([(0, 0), (0, 1), (2, 2), (2, 3)], 2, 5, 64),
+    ),  # the first rank's of one layer, the second's of another
+    ("b", streams([(1, 2), (1, 3)], 2, 5, 64, prefill=True)),
+    ("b", None),
+]
+
 TINY_MASKS: dict[str, dict[str, Any] | None] = {
     "none": None,
     **{
@@ -164,10 +260,11 @@ def in_parallel(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.Tem
         "arguments": {
             "dtype": "float32",
             "max_model_len": 128,
+            "block_size": 32,
             "tensor_parallel_size": 2,
             "kv_cache_memory_bytes": 64 << 20,
         },
-        "prompts": {"a": ids[0]},
+        "prompts": {"a": ids[0], "b": [chooser.randrange(1, 250) for _ in range(100)]},
         "reference": [ids[1]],
         "requests": [(name, "a", mask) for name, mask in TINY_MASKS.items()],
         "sampling": {"max_tokens": 12, "temperature": 0.0, "ignore_eos": True},
@@ -175,6 +272,8 @@ def in_parallel(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.Tem
         "unsalted": None,
         "weighed": None,
         "replayed": {"ids": [*prompt, *answer[:-1]], "rows": rows, "first_row": 30},
+        "streamed": TINY_STREAMED,
+        "shared": None,
     }
     return run(folder, asked, VLLM_CPU_OMP_THREADS_BIND="0|1")
 
@@ -188,6 +287,13 @@ def test_two_ranks_mask_the_heads_that_one_does(in_parallel: Any) -> None:
     }
     assert {name: in_parallel["together"][f"{name} a"][0] for name in TINY_MASKS} == expected
     assert len({tuple(ids) for ids in expected.values()}) > len(TINY_MASKS) - 3, "masks of this model tell"
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks need two cores")
+def test_heads_of_two_ranks_stream_as_transformers_has_them(in_parallel: Any) -> None:
+    """Sinks and windows of every size around the edges of a block, which is of 32 tokens."""
+    check_streamed(in_parallel, min_tokens=12)
+    assert len({tuple(answer) for answer, *_ in in_parallel["streamed"]}) > 20, "streaming tells in this model"
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks need two cores")

@@ -13,13 +13,25 @@ import numpy as np
 import pytest
 import torch
 from oracle import COPY, OPPOSITE, PREVIOUS_TOKEN, SILENT, Prompt, build
-from oracle_run import DESIGNS, MASKED, MASKED_PROMPT, MISTAKEN, MISTAKEN_PROMPT, MODES, PROMPTS, request_of
+from oracle_run import (
+    DESIGNS,
+    MASKED,
+    MASKED_PROMPT,
+    MISTAKEN,
+    MISTAKEN_PROMPT,
+    MODES,
+    PROMPTS,
+    STREAMING,
+    WINDOWS,
+    request_of,
+)
 
 from conftest import run_script
 from retrieval_heads.engine.answers import scores_of
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD, aggregate
 from retrieval_heads.runs.layers import Layer
+from retrieval_heads.runs.mask import Stream
 from retrieval_heads.runs.record import Record
 
 pytestmark = pytest.mark.engine
@@ -168,3 +180,26 @@ def test_masking_a_head_of_the_circuit_loses_the_needle_and_masking_others_does_
     if mode == "uniform":  # masks from the prompt's last token on, and previous words are written before
         needed -= set(built.of(PREVIOUS_TOKEN))
     assert says_it == {name: not needed & set(heads) for name, heads in MASKED[design].items()}
+
+
+def is_in_sight(prompt: Prompt, window: Stream) -> bool:
+    """Whether a head that streams sees each of the needle's tokens as it is to copy it."""
+    for row in range(len(prompt.needle)):
+        key, position = prompt.needle_span[0] + row, len(prompt.ids) - 1 + row
+        last = position + 1 if window.anchor == "row" else prompt.question_span[0]
+        if window.sink <= key < last - window.recent:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("design", STREAMING)
+def test_a_copying_head_that_streams_loses_what_it_does_not_see_and_others_lose_nothing(runs: Any, design: str) -> None:
+    says_it = {place: answer == PROMPTS[place[2]].needle for place, answer in runs[design]["streamed"].items()}
+    assert says_it == {
+        (heads, number, prompt): heads == "others" or is_in_sight(PROMPTS[prompt], WINDOWS[number])
+        for heads, number, prompt in says_it
+    }
+    assert len(says_it) == 2 * len(WINDOWS) * len(PROMPTS)
+    for number in range(len(WINDOWS)):
+        found = {says_it["copying", number, prompt] for prompt in PROMPTS}
+        assert found == {True, False}, "some needles are in sight and others are not"

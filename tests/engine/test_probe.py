@@ -15,7 +15,7 @@ from nnsight.intervention.interleaver import Interleaver, Mediator
 
 from retrieval_heads.engine.answers import scores_of, steps_of
 from retrieval_heads.engine.backends.backend import Finished
-from retrieval_heads.engine.backends.scheduler import ReplayHashes
+from retrieval_heads.engine.backends.scheduler import BlockHashes
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Look, Rows, Seen
 from retrieval_heads.heads.score import HeadScore, head_score
@@ -28,7 +28,7 @@ from retrieval_heads.tracing.layer_kinds import Batch, SoftmaxAttention, Taken, 
 from retrieval_heads.tracing.probe import Probe, Replay
 from retrieval_heads.tracing.rows import RowScores
 from retrieval_heads.tracing.traced import TracedModel
-from retrieval_heads.tracing.worker import PROBE, Conducted, Scheduled
+from retrieval_heads.tracing.worker import PROBE, STREAM, Conducted, Scheduled
 
 pytestmark = pytest.mark.engine
 
@@ -428,13 +428,12 @@ class Runner(Conducted):
         self.nnsight_model = SimpleNamespace(interleaver=interleaver)
         self.input_batch = SimpleNamespace(req_ids=["plain", "a-0123abcd", "b-0123abcd"])
 
-    def step(self, *new: str) -> None:
-        """A forward over all of them, of which these are new."""
+    def step(self, *new: str, **streaming: Any) -> None:
+        """A forward over all of them, of which these are new; of some the `extra_args` are given."""
+        asked = {name: {PROBE: {}} if "-" in name else None for name in new} | streaming
         made = [
-            SimpleNamespace(
-                req_id=name, sampling_params=SimpleNamespace(extra_args={PROBE: {}} if "-" in name else None)
-            )
-            for name in new
+            SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args=extra_args))
+            for name, extra_args in asked.items()
         ]
         tokens = dict.fromkeys(self.input_batch.req_ids, 4)
         self._vllms_execute = lambda: self._update_states(
@@ -466,31 +465,49 @@ def test_one_block_a_step_is_given_the_tokens_of_all_replays() -> None:
     runner.nnsight_requests.templates[2].lcls = {"seen": seen, "runner": runner, "Mediator": Mediator}
     block = """
 tokens = Mediator.value('layer.output').shape[0]
-seen.append((tokens, [(one.row, one.start) for one in runner.scheduled_replays]))
+seen.append((tokens, [(one.row, one.start) for one in runner.scheduled['rh_probe']]))
 """
     runner.nnsight_requests.templates[2].code = compile(block, "probe", "exec")
     runner.step("plain", "a-0123abcd", "b-0123abcd")
     assert seen == [(12, [(1, 4), (2, 8)])]
-    assert runner.scheduled_replays == ()
-    assert runner.collect_replays({"a"}) == {"a": ({}, None)}
-    assert list(runner.replays) == ["b-0123abcd"]
+    assert not runner.scheduled
+    assert runner.collect_carried({"a"}) == {"a": ({}, None)}
+    assert list(runner.carried) == ["b-0123abcd"]
+
+
+def test_streams_have_a_block_of_their_own_in_steps_that_have_rows_of_theirs() -> None:
+    runner = runner_of("")
+    seen: list[Any] = []
+    runner.nnsight_requests.templates[3] = SimpleNamespace(
+        code=compile("seen.append([one.row for one in runner.scheduled['rh_stream']])", "stream", "exec"),
+        glbls={},
+        lcls={"seen": seen, "runner": runner},
+    )
+    runner.nnsight_requests.names[3] = STREAM
+    runner.input_batch.num_computed_tokens_cpu = [0, 0, 0]
+    runner.step("plain", "a-0123abcd", **{"b-0123abcd": {STREAM: {"first_row": 7}}})
+    assert seen == []
+    runner.input_batch.num_computed_tokens_cpu = [4, 4, 4]
+    runner.step()
+    assert seen == [[2]]
+    assert runner.collect_carried({"a", "b"}) == {"a": ({}, None), "b": ({}, None)}
 
 
 @pytest.mark.parametrize("block", ["raise ValueError('no room')", "import nothing_of_that_name"])
 def test_what_the_probe_raises_is_the_error_of_its_replays(block: str) -> None:
     runner = runner_of(block)
     runner.step("plain", "a-0123abcd", "b-0123abcd")
-    for _, error in runner.collect_replays({"a", "b"}).values():
+    for _, error in runner.collect_carried({"a", "b"}).values():
         assert error in ("ValueError: no room", "ModuleNotFoundError: No module named 'nothing_of_that_name'")
-    assert not runner.replays
+    assert not runner.carried
 
 
 def test_a_layer_that_a_forward_does_not_reach_leaves_nothing_behind() -> None:
     runner = runner_of("from nnsight.intervention.interleaver import Mediator\nMediator.value('other.output')")
     runner.step("plain", "a-0123abcd", "b-0123abcd")
-    assert runner._conductor is None
+    assert not runner._conductors
     why = "other.output.i0 was not reached: layers ran in another order than they stand in"
-    assert runner.collect_replays({"a"}) == {"a": ({}, why)}
+    assert runner.collect_carried({"a"}) == {"a": ({}, why)}
 
 
 LAYERS = [
@@ -620,7 +637,7 @@ def test_a_replays_prompt_is_not_hashed_again_and_hashes_alike(prompt: int) -> N
 
     init_none_hash(sha256)
     plain, ids = get_request_block_hasher(16, counting), list(range(prompt + 20))
-    shared = ReplayHashes(plain)
+    shared = BlockHashes(plain)
     asked = queued(ids[:prompt], shared, rh_hashed="r")
     asked.append_output_token_ids(ids[prompt:])
     before = hashed

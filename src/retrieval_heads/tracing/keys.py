@@ -60,6 +60,23 @@ class KeyOrder:
         keys = self.paged(kv_cache, block_ids).transpose(1, 2).flatten(0, 1)
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
+    def at(self, kv_cache: Tensor, blocks: Tensor, places: Tensor) -> Tensor:
+        """Copy the keys of some cells, `[..., kv_heads, head_size]`; quantised ones as float8_e4m3fn.
+
+        Args:
+            kv_cache: The cache.
+            blocks: The block of each, `[...]`.
+            places: Its place in it, likewise.
+        """
+        view = self.view(kv_cache)
+        if view is not None:
+            keys = (view.view(torch.uint8) if view.dtype == FP8 else view)[blocks, :, places]
+        else:
+            cells, heads = kv_cache.flatten(2), torch.arange(kv_cache.shape[1], device=kv_cache.device)
+            where = self.offsets.view(self.shape)[places]
+            keys = cells[blocks[..., None, None], heads[:, None], where[..., None, :]]
+        return keys.view(FP8) if keys.dtype == torch.uint8 else keys
+
     def paged(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
         """The same in blocks, `[len(block_ids), kv_heads, block_size, head_size]`; quantised ones as bytes."""
         cells = kv_cache.index_select(0, block_ids).flatten(2).index_select(2, self.offsets)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, functional
 
 from retrieval_heads.tracing.attention import scorer, written_scorer
 from retrieval_heads.tracing.attention_torch import score_rows, score_rows_dense
@@ -25,6 +25,7 @@ from retrieval_heads.tracing.key_weights import Softmax, Weighed, weigh, weigh_g
 from retrieval_heads.tracing.keys import KeyOrder, key_order, key_scales, value_order, value_scales
 from retrieval_heads.tracing.projections import projection_weight, pulls
 from retrieval_heads.tracing.rows import FP8, RowScores, Stretch, joined
+from retrieval_heads.tracing.streamed import Seen, attended
 from retrieval_heads.tracing.written_torch import needle_blocks, needle_outputs, needle_rows, written
 
 if TYPE_CHECKING:
@@ -221,6 +222,9 @@ class LayerKind(Protocol):
     def kv_heads(self, module: Module) -> int | None:
         """How many KV heads those share in groups; `None` where they do not."""
 
+    def group(self, module: Module) -> int:
+        """How many query heads share a KV head, which stream together; 0 where no key of a token is kept."""
+
     def value_size(self, module: Module) -> int:
         """Features of a head at the input of the output projection."""
 
@@ -243,6 +247,16 @@ class LayerKind(Protocol):
     def queries(self, envoy: Envoy) -> Tensor:
         """Wait for the layer inside a traced block; a view of this step's queries, `[tokens, heads, head_size]`, that
         the layer goes on to read. Only where it `has_queries`.
+        """
+
+    def attend(self, module: Module, queries: Tensor, seen: Seen) -> Tensor:
+        """What the heads of rows put out that see some keys alone, once these are in the cache, float32
+        `[N, R, heads, value_size]`. Only where keys of tokens are kept (`group`).
+
+        Args:
+            module: The layer.
+            queries: `[N, R, heads, head_size]`.
+            seen: The keys.
         """
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
@@ -300,6 +314,10 @@ class SoftmaxAttention(_Softmax):
         """They share keys in groups, as their numbers tell."""
         return int(module.num_kv_heads)
 
+    def group(self, module: Module) -> int:
+        """Query heads of a KV head."""
+        return int(module.num_heads // module.num_kv_heads)
+
     def value_size(self, module: Module) -> int:
         """Features of a value."""
         return int(module.head_size_v)
@@ -313,6 +331,20 @@ class SoftmaxAttention(_Softmax):
         """The queries."""
         query: Tensor = envoy.inputs[0][0]
         return query.view(query.shape[0], -1, envoy._module.head_size)
+
+    def attend(self, module: Module, queries: Tensor, seen: Seen) -> Tensor:
+        """Against keys and values of the paged cache."""
+        _check([module])
+        order, values = _order(module), _value_order(module)
+        blocks, places = seen.cells(_metadata(module).block_table[seen.places], order.shape[0])
+        return attended(
+            queries,
+            _times(order.at(module.kv_cache, blocks, places), key_scales(module)),
+            _times(values.at(module.kv_cache, blocks, places), value_scales(module)),
+            seen,
+            sinks=getattr(module.impl, "sinks", None),
+            **_options(module),
+        )
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """In groups that share a block table, a kind of cache and a mask: one call of the kernel each."""
@@ -489,6 +521,10 @@ class LatentAttention(_Softmax):
     def kv_heads(self, module: Module) -> None:
         """None: one latent key is for all heads."""
 
+    def group(self, module: Module) -> int:
+        """All: they share the latents."""
+        return int(module.num_heads)
+
     def value_size(self, module: Module) -> int:
         """Features of a value."""
         return int(module.v_head_dim)
@@ -502,6 +538,19 @@ class LatentAttention(_Softmax):
         """The queries."""
         module, query = envoy._module, envoy.inputs[0][0]
         return query.view(query.shape[0], -1, module.qk_nope_head_dim + module.qk_rope_head_dim)
+
+    def attend(self, module: Module, queries: Tensor, seen: Seen) -> Tensor:
+        """Against the latents, whose sum each head's W_UV carries out of their space."""
+        cache, metadata = module.kv_cache, _metadata(module)
+        tables = [_latent_blocks(metadata, tile.row) for tile in seen.tiles]
+        width = max(len(table) for table in tables)
+        table = torch.stack([functional.pad(one, (0, width - len(one))) for one in tables])
+        blocks, places = seen.cells(table.long(), cache.shape[1])
+        latents = cache[blocks, places][:, :, None].float()
+        rows = into_latent_space(module, queries.flatten(0, 1)).unflatten(0, queries.shape[:2])
+        scale, values = float(module.scale), latents[..., : module.kv_lora_rank]
+        out = attended(rows, latents, values, seen, scale=scale, sliding_window=self.window(module))
+        return _out_of_latent_space(module, out.flatten(0, 1), queries.dtype).unflatten(0, queries.shape[:2])
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """Layer by layer and stretch by stretch, all heads against one key head."""
@@ -624,6 +673,10 @@ class GatedDelta:
     def kv_heads(self, module: Module) -> None:
         """None: a recurrence keeps a state."""
 
+    def group(self, module: Module) -> int:
+        """0: a recurrence keeps a state, and no keys."""
+        return 0
+
     def value_size(self, module: Module) -> int:
         """Features of a value."""
         return int(module.head_v_dim)
@@ -673,6 +726,10 @@ class GatedDelta:
     def queries(self, envoy: Envoy) -> Tensor:
         """There are none that see all alike."""
         raise NotImplementedError("no query of a gated delta layer sees all tokens alike")
+
+    def attend(self, module: Module, queries: Tensor, seen: Seen) -> Tensor:
+        """There are no keys."""
+        raise NotImplementedError("a gated delta layer keeps no keys that rows could see some of")
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """Layer by layer and stretch by stretch, backwards through the context."""
@@ -873,8 +930,12 @@ def _stacked_scales(of_layers: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _scaled(keys: Tensor, module: Module) -> Tensor:
-    scales = key_scales(module)
-    return keys if scales is None else keys.float() * scales[:, None]
+    return _times(keys, key_scales(module))
+
+
+def _times(cells: Tensor, scales: Tensor | None) -> Tensor:
+    """Keys or values `[..., kv_heads, size]`, multiplied by their scales, `[1]` or `[kv_heads]`."""
+    return cells if scales is None else cells.float() * scales[:, None]
 
 
 def _latent_blocks(metadata: AttentionMetadata, row: int) -> Tensor:

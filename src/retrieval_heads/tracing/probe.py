@@ -200,7 +200,7 @@ class Probe:
         """
         needs_whole_context, scores = any(kind.needs_whole_context for kind in kinds), scores_of(kinds, lacking)
         computed, found = runner().input_batch.num_computed_tokens_cpu, []
-        for place in runner().scheduled_replays:
+        for place in runner().scheduled[PROBE]:
             if "error" in place.state:
                 continue
             try:

@@ -27,7 +27,7 @@ from retrieval_heads.tracing.figures import scores_of
 from retrieval_heads.tracing.layer_kinds import LayerKind
 from retrieval_heads.tracing.model_layers import ModelLayers, model_layers, why_none
 from retrieval_heads.tracing.weightless import weightless
-from retrieval_heads.tracing.worker import PROBE, worker_class
+from retrieval_heads.tracing.worker import PROBE, STREAM, worker_class
 
 
 class _TracedVLLM(VLLM):
@@ -124,6 +124,9 @@ class TracedModel:
         self.scores = tuple(score.name for score in scores_of([layer.kind for layer in scored], lacking))
         self.maskable = [layer.number for layer in maskable]
         """Numbers of the layers whose heads can be masked; a mask names a layer by its place among them."""
+        streamable = [layer for layer in scored if layer.kind.group(layer.envoy._module)]
+        self.groups = {layer.number: layer.kind.group(layer.envoy._module) for layer in streamable}
+        """By number of a layer whose heads can stream, how many of them do so together, in order."""
         with warnings.catch_warnings():
             # nnsight warns that cached tokens never pass the block: the probe checks that none it needs is cached.
             warnings.filterwarnings("ignore", message="This engine was built with prefix caching on")
@@ -133,6 +136,8 @@ class TracedModel:
                 _install(self.model, traced, lacking)
             if maskable:
                 _install_mask(self.model, [(layer.envoy, layer.kind, layer.projection) for layer in maskable])
+            if streamable:
+                _install_stream(self.model, [(layer.envoy, layer.kind) for layer in streamable])
         self.install_seconds = time.perf_counter() - began
 
     def step(self) -> list[RequestOutput]:
@@ -200,6 +205,24 @@ def _install_mask(model: VLLM, layers: list[tuple[Envoy, LayerKind, Envoy]]) -> 
         for _step in tracer.iter[:]:
             for layer, (_, _, projection) in enumerate(layers):
                 add_reference(len(layers), layer, projection.input)
+
+
+def _install_stream(model: VLLM, layers: list[tuple[Envoy, LayerKind]]) -> None:
+    """Install the edit of heads that stream: its block runs once in each step that has rows of theirs.
+
+    Args:
+        model: nnsight's.
+        layers: Each layer's attention and its kind.
+    """
+    kinds = [kind for _, kind in layers]
+    with model.edit(name=STREAM) as (_, _):
+        from retrieval_heads.tracing.stream import Streams
+
+        streams = Streams.of_step(kinds)
+        for layer in streams.layers:
+            envoy, kind = layers[layer]
+            streams.take(layer, kind.queries(envoy))
+            streams.write(layer, envoy._module, envoy.output)
 
 
 def _no_weight_processing() -> AbstractContextManager[object]:

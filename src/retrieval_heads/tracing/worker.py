@@ -24,6 +24,12 @@ from retrieval_heads.plain import Fields
 PROBE = "rh_probe"
 """The edit that scores replays, and the key of a replay's `extra_args` that says what to score."""
 
+STREAM = "rh_stream"
+"""The edit of requests some of whose heads stream, and the key of their `extra_args` that says which and how."""
+
+FIRST_ROW = "first_row"
+"""Under that key, the position from which on they do."""
+
 _runner: Any = None
 
 
@@ -34,11 +40,11 @@ def runner() -> Any:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A replay in a step.
+    """A replay, or a request whose heads stream, in a step.
 
     Args:
         extra_args: The request's.
-        state: What the edit keeps of it from step to step under `replay`, and why it has no figures under `error`.
+        state: What the edit keeps of it from step to step, and what went wrong with it under `error`.
         row: Its row in the batch.
         start: Of its tokens among all of the forward.
         tokens: How many.
@@ -52,59 +58,68 @@ class Scheduled:
 
 
 @dataclass
-class _Replay:
-    """A replay whose figures nobody has collected yet."""
+class _Carried:
+    """A request of such an edit, until what came of it is collected."""
 
     name: Request
+    edit: str
     extra_args: Fields
     state: dict[str, Any] = field(default_factory=dict)
 
 
 class Conducted:
-    """A model runner on which the edit `PROBE` runs once a step, over all of the step's replays.
+    """A model runner on which the edits `STREAM` and `PROBE` run once a step, over all of the step's requests of them.
 
-    nnsight would run it once for every request: a greenlet each, handed every layer's values one by one, some 10 ms of
-    host work a replay of 36 layers. So replays ask nnsight for no edit; the runner starts the edit's block itself, as a
-    worker of nobody's, which is given whole batches.
+    nnsight would run them once for every request: a greenlet each, handed every layer's values one by one, some 10 ms
+    of host work a replay of 36 layers. So these requests ask nnsight for no edit; the runner starts an edit's block
+    itself, as a worker of nobody's, which is given whole batches.
     """
 
     nnsight_model: Any
     nnsight_requests: Any
     input_batch: Any
 
-    replays: dict[str, _Replay]
-    scheduled_replays: Sequence[Scheduled]
-    """Of the step that runs."""
-    _conductor: Any = None
+    carried: dict[str, _Carried]
+    scheduled: dict[str, list[Scheduled]]
+    """By edit, what the step that runs has to do with it."""
+    _conductors: dict[str, Any]
 
     def conduct(self) -> None:
-        """Begin: nothing is replayed yet."""
-        self.replays, self.scheduled_replays = {}, ()
+        """Begin: there are none yet."""
+        self.carried, self.scheduled, self._conductors = {}, {}, {}
 
     def _update_states(self, scheduler_output: Any) -> Any:
-        """Once the batch of a step is settled, find its replays, and start the edit where there are any."""
+        """Once the batch of a step is settled, find its requests of each edit, and start it where there are any."""
         deferred = super()._update_states(scheduler_output)  # type: ignore[misc]  # of the runner it is mixed into
         for new in scheduler_output.scheduled_new_reqs:
             extra_args = getattr(new.sampling_params, "extra_args", None) or {}
-            if PROBE in extra_args and new.req_id not in self.replays:
-                self.replays[new.req_id] = _Replay(Request(new.req_id), extra_args)
-        if not self.replays:
+            edit = next((one for one in (STREAM, PROBE) if one in extra_args), None)
+            if edit is not None and new.req_id not in self.carried:
+                self.carried[new.req_id] = _Carried(Request(new.req_id), edit, extra_args)
+        if not self.carried:
             return deferred
-        found, start, tokens = [], 0, scheduler_output.num_scheduled_tokens
+        start, tokens = 0, scheduler_output.num_scheduled_tokens
         # The forward's tokens follow the batch, which is condensed and reordered after the scheduler has counted.
         for row, request in enumerate(one for one in self.input_batch.req_ids if one in tokens):
-            if (replay := self.replays.get(request)) is not None:
-                found.append(Scheduled(replay.extra_args, replay.state, row, start, tokens[request]))
+            if (one := self.carried.get(request)) is not None and self._has_rows(one, row, tokens[request]):
+                found = Scheduled(one.extra_args, one.state, row, start, tokens[request])
+                self.scheduled.setdefault(one.edit, []).append(found)
             start += tokens[request]
-        self.scheduled_replays = found
-        if found:
-            self._start_conductor()
+        for edit in self.scheduled:
+            self._start_conductor(edit)
         return deferred
 
-    def _start_conductor(self) -> None:
+    def _has_rows(self, one: _Carried, row: int, tokens: int) -> bool:
+        """Whether a step has rows that a request's edit is about: of a context none may stream."""
+        if one.edit != STREAM:
+            return True
+        first: int = one.extra_args[STREAM][FIRST_ROW]
+        return int(self.input_batch.num_computed_tokens_cpu[row]) + tokens > first
+
+    def _start_conductor(self, edit: str) -> None:
         requests, interleaver = self.nnsight_requests, self.nnsight_model.interleaver
-        template = next(requests.templates[edit] for edit, name in requests.names.items() if name == PROBE)
-        conductor = self._conductor = Mediator(template.code, template.glbls, dict(template.lcls))
+        template = next(requests.templates[key] for key, name in requests.names.items() if name == edit)
+        conductor = self._conductors[edit] = Mediator(template.code, template.glbls, dict(template.lcls))
         conductor.row = 0  # nnsight narrows to it what comes after the forward; the block has ended by then
         try:
             conductor.start(interleaver)
@@ -115,30 +130,32 @@ class Conducted:
             interleaver.reindex()
 
     def execute_model(self, *arguments: Any, **options: Any) -> Any:
-        """A step; what the edit raised in it is the error of each of its replays, and of nobody else."""
+        """A step; what an edit raised in it is the error of each of its requests, and of nobody else."""
         try:
             return super().execute_model(*arguments, **options)  # type: ignore[misc]
         finally:
-            conductor, self._conductor = self._conductor, None
-            replays, self.scheduled_replays = self.scheduled_replays, ()
-            if conductor is not None:
+            conductors, self._conductors = self._conductors, {}
+            scheduled, self.scheduled = self.scheduled, {}
+            for edit, conductor in conductors.items():
                 error = None if conductor.exception is None else _told(conductor.exception)
                 if conductor.alive:
                     error = f"{conductor.pending} was not reached: layers ran in another order than they stand in"
                     conductor.worker.throw(GreenletExit)
                 if error is not None:
-                    for replay in replays:
-                        replay.state.setdefault("error", error)
+                    for one in scheduled[edit]:
+                        one.state.setdefault("error", error)
 
-    def collect_replays(self, finished: set[str]) -> dict[str, tuple[dict[str, Any], str | None]]:
-        """The figures of finished replays and why there are none, by the name that the engine knows a request by."""
+    def collect_carried(self, finished: set[str]) -> dict[str, tuple[dict[str, Any], str | None]]:
+        """The figures of finished replays, and what went wrong with these or with requests whose heads were to stream,
+        by the name that the engine knows a request by.
+        """
         found = {}
-        for request, replay in list(self.replays.items()):
-            if replay.name.named(finished):
-                del self.replays[request]
-                scored = replay.state.get("replay")
+        for request, one in list(self.carried.items()):
+            if one.name.named(finished):
+                del self.carried[request]
+                scored = one.state.get("replay")
                 saves = {} if scored is None else {name: save.arrived() for name, save in scored.saves.items()}
-                found[replay.name.key(finished)[0]] = saves, replay.state.get("error")
+                found[one.name.key(finished)[0]] = saves, one.state.get("error")
         return found
 
 
@@ -162,7 +179,7 @@ class _Collects:
             Pickled, by request: its saved values by name; and the error or `None`.
         """
         requests, wanted = self.model_runner.nnsight_requests, set(finished)
-        found = self.model_runner.collect_replays(wanted)
+        found = self.model_runner.collect_carried(wanted)
         requests.harvest(wanted)
         for request in [one for one in requests.requests.values() if one.named(wanted)]:
             del requests.requests[request.id]

@@ -8,6 +8,8 @@ Checked on vLLM 0.26.0 and 0.32.0.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,9 @@ HASHED = "rh_hashed"
 HASHED_AS = "rh_hashed_as"
 """Of its replay: that name."""
 
+SALTED = "rh_salted"
+"""A salt, and the token from which on it tells a request's blocks from those of others."""
+
 TOGETHER = 64
 """Replays that need not wait for more."""
 
@@ -31,8 +36,11 @@ PATIENCE = 32
 """Steps that a replay waits for others at most."""
 
 
-class ReplayHashes:
+class BlockHashes:
     """Hands the hashes of a prompt's blocks to its replay: 32,768 tokens have 2,048, some 5 ms to make again.
+
+    A request whose keys are those of others up to some token has hashes of its own from there on: with vLLM's own
+    `cache_salt` it would share nothing.
 
     Args:
         hasher: vLLM's, which gives the hashes that a request lacks of its full blocks.
@@ -40,6 +48,9 @@ class ReplayHashes:
 
     def __init__(self, hasher: Callable[[Any], list[Any]]) -> None:
         self._hasher = hasher
+        inside = inspect.getclosurevars(hasher).nonlocals
+        self.block_size: int | None = inside.get("hash_block_size", inside.get("block_size"))
+        """Tokens that a hash is of; `None` where vLLM does not tell, and no salt can be of some blocks alone."""
         self._known: dict[str, list[Any]] = {}
 
     def __call__(self, request: Any) -> list[Any]:
@@ -47,7 +58,12 @@ class ReplayHashes:
         asked = (request.sampling_params and request.sampling_params.extra_args) or {}
         if not request.block_hashes:
             request.block_hashes.extend(self._known.pop(asked.get(HASHED_AS, ""), ()))
-        found = self._hasher(request)
+        before, found = len(request.block_hashes), self._hasher(request)
+        if SALTED in asked:
+            salt, first = asked[SALTED]
+            assert self.block_size is not None, "no request is salted so"
+            shared = max(0, first // self.block_size - before)
+            found = [*found[:shared], *(_salted(each, salt) for each in found[shared:])]
         if HASHED in asked and not request.num_output_tokens:
             self._known[asked[HASHED]] = found
         return found
@@ -55,6 +71,10 @@ class ReplayHashes:
     def forget(self, name: str) -> None:
         """Of a prompt whose replay will not come."""
         self._known.pop(name, None)
+
+
+def _salted(block_hash: bytes, salt: str) -> bytes:
+    return hashlib.sha256(block_hash + salt.encode()).digest()
 
 
 class _Capped:

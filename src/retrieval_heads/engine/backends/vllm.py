@@ -24,7 +24,7 @@ from retrieval_heads.hub import check_model
 from retrieval_heads.models import locate_model
 from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.prompt import PromptText
-from retrieval_heads.runs.mask import Mask
+from retrieval_heads.runs.mask import Mask, Stream
 
 PRIMED_TOKENS = 16
 """Of a prompt, that an answer is decoded after."""
@@ -146,7 +146,7 @@ class Engine(Backend):
         self._names: dict[str, str] = {}
         """Of each unfinished request, by what vLLM calls it."""
         self._hashes: Any = None
-        """The `retrieval_heads.engine.backends.scheduler.ReplayHashes`, where there are any."""
+        """The `retrieval_heads.engine.backends.scheduler.BlockHashes`, where there are any."""
         self._to_replay: set[str] = set()
         """Requests added with `is_replayed` whose replay has not come."""
         self._finished: set[str] = set()
@@ -220,9 +220,9 @@ class Engine(Backend):
         self.traced, self._edits = traced, []
         core = getattr(traced.engine.engine_core, "engine_core", None)
         if core is not None and core.request_block_hasher is not None:  # else vLLM's core is a process of its own
-            from retrieval_heads.engine.backends.scheduler import ReplayHashes
+            from retrieval_heads.engine.backends.scheduler import BlockHashes
 
-            core.request_block_hasher = self._hashes = ReplayHashes(core.request_block_hasher)
+            core.request_block_hasher = self._hashes = BlockHashes(core.request_block_hasher)
         return traced.engine
 
     def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None = None) -> None:
@@ -281,7 +281,10 @@ class Engine(Backend):
         refuse_unknown("generation", sampling, known, f"sampling parameter in vLLM {self.version}")
         edited: dict[str, Any] = {}
         salt = None
-        if mask is not None:
+        if mask is not None and mask.stream is not None:
+            edited, salt = self._streaming(mask, mask.stream)
+            self._edited.add(request)
+        elif mask is not None:
             edited, salt = self._masked(mask, len(prompt))
         elif self._edits is not None:
             # Without a list of edits, nnsight runs every one on every request.
@@ -308,16 +311,43 @@ class Engine(Backend):
         # Tokens that came from the cache would be missing from the mean: the salt keeps it out.
         self._add(request, ids, {**_NO_ANSWER, "extra_args": edited}, priority=-1, salt=request)
 
+    def _streaming(self, mask: Mask, stream: Stream) -> tuple[dict[str, Any], str | None]:
+        """The `extra_args` of a request whose heads stream, and its cache salt where the context's rows do so too.
+
+        Else the context's keys are those of a request without a mask: they are shared, and the salt is of what follows.
+        """
+        from retrieval_heads.engine.backends.scheduler import SALTED
+        from retrieval_heads.tracing.stream import HOW, LAYERS
+        from retrieval_heads.tracing.worker import FIRST_ROW, STREAM
+
+        self._check_masks()
+        check_groups(mask.heads, self.traced.groups)
+        places = {layer: place for place, layer in enumerate(self.traced.groups)}
+        by_layer: dict[int, list[int]] = {}
+        for layer, head in mask.heads:
+            by_layer.setdefault(places[layer], []).append(head)
+        # Heads as pairs: between processes a mapping's keys become text.
+        asked = {FIRST_ROW: stream.first_row, HOW: stream.to_json(), LAYERS: [list(one) for one in by_layer.items()]}
+        salt = json.dumps(mask.to_json(), sort_keys=True)
+        edited: dict[str, Any] = {"nnsight_edits": [], STREAM: asked}
+        if stream.first_row == 0 or self._hashes is None or self._hashes.block_size is None:
+            return edited, salt
+        return {**edited, SALTED: [salt, stream.first_row]}, None
+
+    def _check_masks(self) -> None:
+        """Refuse where no head can be masked."""
+        if self._edits is None:
+            raise EngineError("this engine cannot mask heads: no suite of kind detect, ablate or compress is selected")
+        if self.traced.refusal is not None:
+            raise EngineError(self.traced.refusal)
+
     def _masked(self, mask: Mask, prompt_tokens: int) -> tuple[dict[str, Any], str]:
         """The `extra_args` of a masked request, and its cache salt: without one, its keys would be read by requests
         that are masked otherwise or not at all, and theirs by it.
         """
         from retrieval_heads.tracing import ablate
 
-        if self._edits is None:
-            raise EngineError("this engine cannot mask heads: no suite of kind detect or ablate is selected")
-        if self.traced.refusal is not None:
-            raise EngineError(self.traced.refusal)
+        self._check_masks()
         places = {layer: place for place, layer in enumerate(self.traced.maskable)}
         if unknown := [layer for layer, _ in mask.heads if layer not in places]:
             raise EngineError(f"the heads of layer {unknown[0]} cannot be masked: it has no output projection")
@@ -453,6 +483,29 @@ class Engine(Backend):
             self._to_replay.discard(request)
             if self._hashes is not None:
                 self._hashes.forget(request)
+
+
+def check_groups(heads: Sequence[tuple[int, int]], groups: Mapping[int, int]) -> None:
+    """Refuse heads that cannot stream, and heads of a group that is not whole: its keys are kept as long as one of its
+    heads sees them.
+
+    Args:
+        heads: Each (layer, head).
+        groups: By layer, how many neighbouring heads share a KV head.
+
+    Raises:
+        EngineError: Which head, and which it shares keys with.
+    """
+    named = set(heads)
+    for layer, head in sorted(named):
+        if layer not in groups:
+            raise EngineError(f"the heads of layer {layer} cannot stream: it keeps no key of each token that is known")
+        first = head // groups[layer] * groups[layer]
+        if missing := [one for one in range(first, first + groups[layer]) if (layer, one) not in named]:
+            raise EngineError(
+                f"head {layer}-{head} cannot stream without {layer}-{missing[0]}: heads {first} to "
+                f"{first + groups[layer] - 1} of layer {layer} share a KV head, and stream together"
+            )
 
 
 def _commit(model: str, model_config: Any, hf_config: Any) -> str | None:

@@ -1,0 +1,196 @@
+"""Attention of rows that see the first tokens and the last ones alone: what heads that stream put out.
+
+Rows come in tiles, a tile being consecutive rows of one request; tiles of as many rows are computed together. Beside
+the sinks a tile reads no more keys than its rows' windows hold, so that a decode step costs as much at any length.
+Nothing here knows vLLM or waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from retrieval_heads.runs.mask import Stream
+
+ROWS = 128
+"""Of a tile at most."""
+
+PRODUCTS = 16 << 20
+"""Query rows times keys times heads that are computed at once: 64 MB in float32."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Consecutive rows of a request.
+
+    Args:
+        request: Which of the step's.
+        row: The request's row in the batch.
+        start: Of the first of these among the forward's tokens.
+        first: Its position in the request.
+        rows: How many.
+        stream: What they see.
+    """
+
+    request: int
+    row: int
+    start: int
+    first: int
+    rows: int
+    stream: Stream
+
+    @property
+    def last(self) -> int:
+        """Position of the last row."""
+        return self.first + self.rows - 1
+
+    @property
+    def oldest(self) -> int:
+        """Position of the oldest key beside the sinks that one of the rows sees."""
+        fixed = self.stream.oldest
+        oldest = self.first - self.stream.recent + 1 if fixed is None else fixed
+        return max(self.stream.sink, oldest)
+
+    @property
+    def keys(self) -> int:
+        """How many keys are read for it."""
+        return min(self.stream.sink, self.last + 1) + max(0, self.last + 1 - self.oldest)
+
+    def pieces(self) -> Iterator[Tile]:
+        """The same in tiles of a bearable size, without those whose rows see all that there is."""
+        for at in range(0, self.rows, ROWS):
+            piece = replace(self, start=self.start + at, first=self.first + at, rows=min(ROWS, self.rows - at))
+            if replace(piece, first=piece.last, rows=1).oldest > self.stream.sink:
+                yield piece
+
+
+def together(tiles: Iterable[Tile], heads: int) -> list[list[Tile]]:
+    """Tiles in pieces, those of as many rows in one list as far as memory bears it."""
+    lists: list[list[Tile]] = []
+    open_lists: dict[int, list[Tile]] = {}
+    for tile in (piece for each in tiles for piece in each.pieces()):
+        found = open_lists.get(tile.rows)
+        keys = max((each.keys for each in (*(found or ()), tile)), default=0)
+        if found is None or (len(found) + 1) * tile.rows * keys * heads > PRODUCTS:
+            found = open_lists[tile.rows] = []
+            lists.append(found)
+        found.append(tile)
+    return lists
+
+
+class Seen:
+    """The keys that tiles of as many rows see, N tiles of R rows and K keys each.
+
+    Args:
+        tiles: The tiles.
+        device: Where the model is.
+    """
+
+    def __init__(self, tiles: Sequence[Tile], device: torch.device) -> None:
+        self.tiles = tiles
+        sink = self._numbers([each.stream.sink for each in tiles])
+        oldest = self._numbers([each.oldest for each in tiles])
+        fixed = self._numbers([-1 if each.stream.oldest is None else each.stream.oldest for each in tiles])
+        recent = self._numbers([each.stream.recent for each in tiles])
+        rows = self._numbers([each.first for each in tiles])[:, None] + torch.arange(tiles[0].rows)
+        low = torch.where(fixed[:, None] < 0, rows - recent[:, None] + 1, fixed[:, None])
+        sinks = int(sink.max())
+        window = max(each.last + 1 - each.oldest for each in tiles)
+        keys = torch.cat(
+            [torch.arange(sinks).expand(len(tiles), -1), oldest[:, None] + torch.arange(max(0, window))], dim=1
+        )
+        is_sink = torch.arange(keys.shape[1]) < sinks
+        allowed = torch.where(is_sink, keys < sink[:, None], True)[:, None]
+        seen = allowed & (keys[:, None] <= rows[..., None]) & (is_sink | (keys[:, None] >= low[..., None]))
+        # What no row sees stands for the last row, which is in the cache: the memory of others may hold anything.
+        keys = torch.where(seen.any(1), keys, rows[:, -1:])
+        starts = self._numbers([each.start for each in tiles])
+        self.rows = _there(rows, device)
+        """Position of each row, `[N, R]`."""
+        self.keys = _there(keys, device)
+        """Position of each key, `[N, K]`."""
+        self.tokens = _there((starts[:, None] + torch.arange(tiles[0].rows)).flatten(), device)
+        """The rows among the forward's tokens, `[N × R]`."""
+        self.places = _there(self._numbers([each.row for each in tiles]), device)
+        """Each tile's request in the batch, `[N]`."""
+        self.requests = _there(self._numbers([each.request for each in tiles]), device)
+        """And among those that stream, `[N]`."""
+        self.hides = _there(low > sink[:, None], device)
+        """Whether there is a key that a row does not see, `[N, R]`."""
+        self._seen = _there(seen, device)
+
+    @staticmethod
+    def _numbers(numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64)
+
+    def by(self, sliding_window: int | None) -> Tensor:
+        """Which keys each row sees, `[N, R, K]`.
+
+        Args:
+            sliding_window: Keys that rows of the layer see; `None` is all.
+        """
+        if sliding_window is None:
+            return self._seen
+        return self._seen & (self.distances < sliding_window)
+
+    @cached_property
+    def distances(self) -> Tensor:
+        """How far behind each row a key stands, `[N, R, K]`."""
+        return self.rows[..., None] - self.keys[:, None]
+
+    def cells(self, block_table: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+        """Where the keys stand in a paged cache: the block of each, and the place in it, `[N, K]`.
+
+        Args:
+            block_table: `[N, blocks]`, each tile's request's.
+            block_size: Tokens of a block.
+        """
+        blocks = block_table.gather(1, self.keys // block_size)
+        return blocks.long(), self.keys % block_size
+
+
+def attended(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    seen: Seen,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """What heads put out that see some keys alone, float32 `[N, R, query_heads, value_size]`.
+
+    Args:
+        q: `[N, R, query_heads, head_size]`; query head h reads KV head `h // (query_heads // kv_heads)`.
+        keys: `[N, K, kv_heads, head_size]`.
+        values: `[N, K, kv_heads, value_size]`.
+        seen: Which row sees which.
+        scale: As `attention_torch.score_rows`, and what follows.
+        sinks: `[query_heads]`, a logit for each head that no key has.
+    """
+    kv_heads = keys.shape[2]
+    grouped = q.float().unflatten(2, (kv_heads, -1))
+    scores = torch.einsum("nrhgd,nkhd->nhgrk", grouped, keys.float()) * scale
+    if soft_cap:
+        scores = torch.tanh(scores / soft_cap) * soft_cap
+    if alibi_slopes is not None:
+        scores = scores - alibi_slopes.float().view(kv_heads, -1, 1, 1) * seen.distances[:, None, None]
+    scores = scores.masked_fill(~seen.by(sliding_window)[:, None, None], float("-inf"))
+    if sinks is not None:
+        beside = sinks.float().view(1, kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, beside], dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return torch.einsum("nhgrk,nkhv->nrhgv", weights, values.float()).flatten(2, 3)
+
+
+def _there(numbers: Tensor, device: torch.device) -> Tensor:
+    """On a device; a copy from memory that is not pinned would wait for it."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers

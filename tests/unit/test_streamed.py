@@ -1,0 +1,137 @@
+"""Attention over sinks and a recent window, against the definition written as loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from retrieval_heads.runs.mask import Stream
+from retrieval_heads.tracing.keys import KeyOrder
+from retrieval_heads.tracing.streamed import ROWS, Seen, Tile, attended, together
+
+BLOCK, TOKENS, KV_HEADS, GROUP, SIZE, VALUE = 16, 100, 2, 3, 8, 6
+
+
+def sees(stream: Stream, row: int, key: int, window: int | None = None) -> bool:
+    """The definition."""
+    oldest = row - stream.recent + 1 if stream.anchor == "row" else stream.context - stream.recent
+    return key <= row and (key < stream.sink or key >= oldest) and (window is None or row - key < window)
+
+
+@pytest.fixture(scope="module")
+def cache() -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks of keys and of values, and the block table of two requests; what no request has written is NaN."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = 2 * -(-TOKENS // BLOCK) + 1
+    table = 1 + torch.randperm(blocks - 1, generator=generator).view(2, -1)
+    keys = torch.full((blocks, KV_HEADS, BLOCK, SIZE), float("nan"))
+    values = torch.full((blocks, KV_HEADS, BLOCK, VALUE), float("nan"))
+    for request in range(2):
+        for position in range(TOKENS):
+            where = table[request, position // BLOCK], slice(None), position % BLOCK
+            keys[where] = torch.randn(KV_HEADS, SIZE, generator=generator)
+            values[where] = torch.randn(KV_HEADS, VALUE, generator=generator)
+    return keys, values, table
+
+
+def expected(q: Tensor, cache: tuple[Tensor, Tensor, Tensor], tile: Tile, options: dict[str, Any]) -> Tensor:
+    """Row by row and head by head, over the keys that the definition names."""
+    keys, values, table = cache
+    out = torch.empty(tile.rows, KV_HEADS * GROUP, VALUE)
+    for at in range(tile.rows):
+        row = tile.first + at
+        seen = [key for key in range(row + 1) if sees(tile.stream, row, key, options.get("sliding_window"))]
+        cells = [(table[tile.row, key // BLOCK], key % BLOCK) for key in seen]
+        for head in range(KV_HEADS * GROUP):
+            scores = []
+            for key, (block, place) in zip(seen, cells, strict=True):
+                score = float(q[at, head] @ keys[block, head // GROUP, place]) * options["scale"]
+                if cap := options.get("soft_cap"):
+                    score = cap * math.tanh(score / cap)
+                if "alibi_slopes" in options:
+                    score += float(options["alibi_slopes"][head]) * (key - row)
+                scores.append(score)
+            beside = [float(options["sinks"][head])] if "sinks" in options else []
+            weights = torch.tensor([*scores, *beside]).softmax(0)[: len(scores)]
+            out[at, head] = weights @ torch.stack([values[block, head // GROUP, place] for block, place in cells])
+    return out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sliding_window": 20},
+        {"soft_cap": 2.0, "alibi_slopes": torch.linspace(0.01, 0.3, KV_HEADS * GROUP)},
+        {"sinks": torch.linspace(-1, 2, KV_HEADS * GROUP)},
+    ],
+    ids=["plain", "window", "soft cap and ALiBi", "sinks"],
+)
+@pytest.mark.parametrize("anchor", ["row", "context"])
+@pytest.mark.parametrize(("sink", "recent"), [(0, 1), (1, 15), (15, 16), (16, 17), (17, 1), (33, 48), (64, 64)])
+def test_rows_see_sinks_and_their_window(cache: Any, sink: int, recent: int, anchor: str, options: Any) -> None:
+    stream = Stream(sink, recent, anchor, context=40)
+    other = Stream(3, 30, anchor, context=50)
+    tiles = [
+        Tile(0, 0, 0, 40, 7, stream),
+        Tile(0, 0, 7, 47, 1, stream),
+        Tile(1, 1, 8, 90, 7, other),
+        Tile(1, 1, 15, 99, 1, other),
+        Tile(0, 0, 16, 0, 7, Stream(sink, recent, prefill=True)),
+    ]
+    asked = {"scale": 0.5, **options}
+    q = torch.randn(23, KV_HEADS * GROUP, SIZE, generator=torch.Generator().manual_seed(1))
+    keys, values, table = cache
+    told = set()
+    for group in together(tiles, KV_HEADS * GROUP):
+        seen = Seen(group, torch.device("cpu"))
+        blocks, places = seen.cells(table[seen.places], BLOCK)
+        rows = q[seen.tokens].unflatten(0, seen.rows.shape)
+        found = attended(rows, keys[blocks, :, places], values[blocks, :, places], seen, **asked)
+        for number, tile in enumerate(group):
+            here = q[tile.start : tile.start + tile.rows]
+            torch.testing.assert_close(found[number], expected(here, cache, tile, asked), rtol=0, atol=1e-5)
+            hides = [not all(sees(tile.stream, row, key) for key in range(row)) for row in seen.rows[number].tolist()]
+            assert seen.hides[number].tolist() == hides
+            told.add(tile.start)
+    whole = {
+        tile.start
+        for tile in tiles
+        if all(sees(tile.stream, row, key) for row in range(tile.first, tile.last + 1) for key in range(row))
+    }
+    assert told == {tile.start for tile in tiles} - whole, "rows that see everything are left as they are"
+
+
+def test_long_tiles_are_cut_into_pieces_that_cover_them() -> None:
+    stream = Stream(4, 8, prefill=True)
+    groups = together([Tile(0, 0, 5, 0, 3 * ROWS + 1, stream), Tile(1, 1, 9, 700, 1, stream)], heads=4)
+    pieces = sorted((tile.start, tile.first, tile.rows) for group in groups for tile in group)
+    assert pieces == sorted(
+        [(5 + at, at, ROWS) for at in range(0, 3 * ROWS, ROWS)] + [(5 + 3 * ROWS, 3 * ROWS, 1), (9, 700, 1)]
+    )
+    assert all(len({tile.rows for tile in group}) == 1 for group in groups)
+
+
+def test_many_tiles_are_not_computed_at_once() -> None:
+    tiles = [Tile(0, 0, at, at, 1, Stream(1000, 1000, prefill=True)) for at in range(5000, 5100)]
+    groups = together(tiles, heads=1000)
+    assert [len(group) for group in groups] == [8] * 12 + [4]
+
+
+@pytest.mark.parametrize("is_grid", [True, False])
+def test_cells_are_read_in_any_order(is_grid: bool) -> None:
+    order = torch.arange(6) + 1 if is_grid else torch.tensor([5, 0, 3, 1, 4, 2])
+    cache = torch.randn(4, 2, 3, 4)
+    keys = KeyOrder((3, 2), (2, 1) if is_grid else None, order, 1 if is_grid else 5)
+    blocks, places = torch.tensor([[0, 3], [2, 2]]), torch.tensor([[2, 0], [1, 2]])
+    found = keys.at(cache, blocks, places)
+    assert found.shape == (2, 2, 2, 2)
+    for one in range(2):
+        for other in range(2):
+            flat = cache[blocks[one, other]].flatten(1)
+            at = order.view(3, 2)[places[one, other]]
+            assert torch.equal(found[one, other], flat[:, at])

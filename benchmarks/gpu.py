@@ -45,6 +45,7 @@ PHASES: dict[str, Callable[[Bench], None]] = {
     "detect": phases.detect,
     "short_detect": phases.short_detect,
     "samples": phases.samples,
+    "stream": phases.stream,
     "long": phases.long,
     "growth": phases.growth,
     "start": phases.start,

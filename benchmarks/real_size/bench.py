@@ -306,7 +306,7 @@ class Bench:
             ray.init(**there, include_dashboard=False, log_to_driver=False)
         return {"address": ray.get_runtime_context().gcs_address, **({"gpus": 0} if self.is_cpu else {})}
 
-    def suite(self, lengths: Any, depths: Any, *, seeds: int = 1, kind: str = "niah") -> Suite:
+    def suite(self, lengths: Any, depths: Any, *, seeds: int = 1, kind: str = "niah", **more: Any) -> Suite:
         """A grid that no engine was asked before."""
         first, self.seed = self.seed + 1, self.seed + seeds
         file = self.folder / f"grid-{first}.yaml"
@@ -327,6 +327,7 @@ class Bench:
             # At the exact token, so that each seed's cells share as much with each other as any other seed's.
             "boundary": "token",
             "generation": {"max_tokens": self.sizes.answer, "ignore_eos": True},
+            **more,
         }
         if kind == "detect" and self.scores:
             content["scores"] = list(self.scores)

@@ -6,14 +6,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy
 from engine_start import measured
 
 from real_size.bench import GEMMA_3_4B, PARTS, QWEN3_8B, Bench, Grid, NotRun, Took
+from retrieval_heads.ablation.arms import NONE
 from retrieval_heads.suites.suite import Suite
 
+STREAM = {"scores": ["random"], "keep": [0.5], "draws": 1, "sink": 16}
+"""Of half of the KV heads."""
 PREDECESSOR_SECONDS = 150  # its engine's start included; cells that are not done by then are told as not measured
 
 
@@ -213,6 +217,28 @@ def predecessor(bench: Bench, python: str | None) -> None:
         bench.tell("predecessor not measured", length=cell.place.get("length"), why=why and why[-300:])
     if why is not None and not (lines and why.startswith("stopped")):
         raise RuntimeError(why[-300:])
+
+
+def stream(bench: Bench) -> None:
+    """The longest prompts with half of the KV heads streaming behind the context, and in all rows, and with none."""
+    bench.use(traced=True)
+    lengths, count, recent = bench.sizes.lengths[-1:], bench.sizes.rounds, 64 if bench.is_cpu else 256
+    ways: list[tuple[str, dict[str, Any] | None]] = [
+        ("none", None),
+        ("behind the context", {"prefill": False}),
+        ("every row", {"prefill": True}),
+    ]
+    for number in range(-1, count):  # the first compiles and allocates
+        for way, how in ways[:: 1 if number % 2 else -1]:
+            suite = bench.suite(lengths, bench.sizes.depths)
+            if how is not None:
+                suite = bench.suite(
+                    lengths, bench.sizes.depths, kind="compress", compress={**STREAM, "recent": recent, **how}
+                )
+                suite = replace(suite, cells=tuple(cell for cell in suite.cells if cell.place.arm != NONE))
+            took = bench.by_plugin(suite)
+            if number >= 0:
+                bench.tell("stream", way=way, round=number, seconds=took.seconds, **took.figures)
 
 
 def start(bench: Bench) -> None:

@@ -86,6 +86,17 @@ def _samples(found: Found) -> str | None:
     return f"{_ratio(detect / niah, detect)} of {counts}" if niah and detect else None
 
 
+def _stream(found: Found) -> str | None:
+    """Each way to the round without, on one engine."""
+    none = {line["round"]: line["seconds"] for line in found.of("stream", way="none")}
+    told = []
+    for way in ("behind the context", "every row"):
+        ratios = [line["seconds"] / none[line["round"]] for line in found.of("stream", way=way)]
+        if ratios and (ratio := _ratio(statistics.median(ratios), found.median("stream", way=way))):
+            told.append(f"{way} {ratio}")
+    return "; ".join(told) or None
+
+
 def _memory(found: Found) -> str | None:
     return next((f"{line['more_mb']:.0f} MB" for line in found.of("memory")), None)
 
@@ -226,6 +237,7 @@ ROWS: list[tuple[str, str, str, Callable[[Found], str | None]]] = [
         "reported",
         lambda found: found.ratio("predecessor"),
     ),
+    ("stream", "longest prompts, half of the heads streaming to none", "≤ 1.15", _stream),
     ("memory", "extra memory of detection", "≤ 256 MB", _memory),
     ("long", "longest sample, detection to generation", "≤ 1.05", _long),
     ("kernel", "scoring kernel, share of the roof that binds", "≥ 60 %, 50 %", _kernel),

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pytest_retrieval_heads import ablating, detection
+from pytest_retrieval_heads import ablating, compressing, detection
 from pytest_retrieval_heads.ablating import AblationOutcome
 from pytest_retrieval_heads.baselines import save_baselines
+from pytest_retrieval_heads.compressing import CompressionOutcome
 from pytest_retrieval_heads.detection import DetectionOutcome
 from pytest_retrieval_heads.judging import Judge
 from pytest_retrieval_heads.options import Options
@@ -58,6 +59,7 @@ class Decision:
         self.is_made = False
         self.detections: list[DetectionOutcome] = []
         self.ablations: list[AblationOutcome] = []
+        self.compressions: list[CompressionOutcome] = []
         self.comparisons: list[Comparison] = []
         """The settings of a matrix, each set against the reference."""
         self.verdict = Verdict(())
@@ -76,6 +78,7 @@ class Decision:
         self._files.settle()
         self._detect()
         self._ablate()
+        self._compress()
         self._compare_settings()
         self._require_measurement()
         self._judge_all()
@@ -139,6 +142,18 @@ class Decision:
                 continue
             self.ablations.append(outcome)
             self._expect(*outcome.expected)
+
+    def _compress(self) -> None:
+        folder = self._files.folder
+        assert folder is not None
+        for suite, settings in self.suites("compress").items():
+            records, suffix = self._files.of_suite("compress", suite), self.suffix("compress", suite)
+            try:
+                outcome = compressing.finish(suite, settings, records, self._files.facts, folder, suffix)
+            except FileError as error:
+                self._files.cannot_write(error)
+                continue
+            self.compressions.append(outcome)
 
     def _compare_settings(self) -> None:
         """Set each setting of a matrix against the reference, and judge the matrix's gates."""

@@ -118,7 +118,7 @@ class Judge:
             allow_removed=options.allow_removed,
         )
         for suite, settings in judge.settings.items():
-            is_gated = named or settings.gates or settings.kind == "ablate"
+            is_gated = named or settings.gates or settings.kind in ("ablate", "compress")
             if (options.verdict or settings.verdict) == "gates" and not is_gated:
                 raise ConfigError(f"{suite}: the verdict is gates, but there are none and no --rh-baseline is given")
         return judge

@@ -119,7 +119,7 @@ class Options:
         """What decides the exit code for a suite: `cell`, `gates` or `none`."""
         # Masked cells are meant to be missed: what decides on an ablation is what it expects. A matrix asks what a
         # setting costs, and cells that are missed are how it is paid.
-        is_judged_whole = settings.gates or self.baseline or self.matrix or settings.kind == "ablate"
+        is_judged_whole = settings.gates or self.baseline or self.matrix or settings.kind in ("ablate", "compress")
         default = "gates" if is_judged_whole else "cell"
         return str(self.verdict or settings.verdict or default)
 

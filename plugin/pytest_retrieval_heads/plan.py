@@ -150,7 +150,7 @@ class Plan(Plain):
             files={suite.id: str(suite.path) for suite in suites},
             haystacks=sorted({suite.source for suite in suites if not suite.settings.from_results}),
             cells={suite.id: [one.cell.id for one in cells_of(suite, selected)] for suite in suites},
-            traced=any(one.kind in ("detect", "ablate") for one in settings_of.values()),
+            traced=any(one.kind != "niah" for one in settings_of.values()),
             output_dir=first.output_dir,
             origins={suite.id: [one.to_json() for one in suite.origins] for suite in suites if suite.origins},
             prompt_tokens=_prompt_tokens(selected),
@@ -234,7 +234,8 @@ class Plan(Plain):
 
 def awaited(suite: Suite) -> str | None:
     """The suite whose heads a suite masks: `detect/NAME`."""
-    return suite.settings.ablate.awaited if suite.settings.kind == "ablate" and suite.settings.ablate else None
+    masked = suite.settings.compress if suite.settings.kind == "compress" else suite.settings.ablate
+    return masked.awaited if suite.settings.kind in ("ablate", "compress") and masked else None
 
 
 def _unlike(suites: Sequence[Suite]) -> str | None:
@@ -281,9 +282,15 @@ def _unfound(suite: Suite, suites: Sequence[Suite]) -> str | None:
 
 def _unranked(suite: Suite, found: Suite | None) -> str | None:
     """What is wrong when the heads are to be ranked by a score that the suite which finds them does not measure."""
-    for by in (suite.settings.ablate.by if suite.settings.ablate and found else None) or ():
-        if found is not None and not is_wanted(head_score(by), found.question.scores):
-            return f"ablate.by: {found.id} does not measure {by}; name it in that suite's `scores`"
+    ablate, compress = suite.settings.ablate, suite.settings.compress
+    key, names = "ablate.by", list(ablate.by or ()) if ablate else []
+    if suite.settings.kind == "compress" and compress is not None:
+        key, names = "compress.scores", compress.measured
+    if found is None:
+        return None
+    for by in names:
+        if not is_wanted(head_score(by), found.question.scores):
+            return f"{key}: {found.id} does not measure {by}; name it in that suite's `scores`"
     return None
 
 

@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers; come into play when a config or setting is given, or as xdist's controller."""
-    for kind, arm in (("niah", ""), ("detect", ""), ("ablate", ", arm")):
+    for kind, arm in (("niah", ""), ("detect", ""), ("ablate", ", arm"), ("compress", ", arm")):
         config.addinivalue_line(
             "markers", f"{kind}(length, depth, needle, seed{arm}): a cell, set by its suite of that kind"
         )

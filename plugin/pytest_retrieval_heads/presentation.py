@@ -106,6 +106,7 @@ class Presentation:
             self._decision.verdict,
             self._decision.comparisons,
             self._files.facts,
+            self._decision.compressions,
         )
 
     def _paths(self, engine_log: Path | None) -> Mapping[str, Path]:

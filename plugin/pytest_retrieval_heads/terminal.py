@@ -6,11 +6,11 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from pytest_retrieval_heads import ablating, detection
+from pytest_retrieval_heads import ablating, compressing, detection
 from retrieval_heads.errors import printable
 from retrieval_heads.gates import Verdict
 from retrieval_heads.gates import lines as gate_lines
@@ -26,6 +26,7 @@ from retrieval_heads.tasks.task import totals_of
 
 _STATUSES = get_args(Status)
 _TITLES = {LENGTH: "tokens", DEPTH: "depth %"}
+_AS_IS: Mapping[str, Any] = {"drop_whitespace": False, "replace_whitespace": False}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -42,6 +43,7 @@ def summary(
     verdict: Verdict,
     comparisons: Sequence[Comparison] = (),
     facts: Facts | None = None,
+    compressions: Sequence[compressing.CompressionOutcome] = (),
 ) -> None:
     """Write the section that ends a run.
 
@@ -58,6 +60,7 @@ def summary(
         verdict: The gates.
         comparisons: The settings of a matrix, each set against the reference.
         facts: What `run.json` says; of a matrix.
+        compressions: What its compress suites came to.
     """
     width = reporter._tw.fullwidth
     compared = {f"{one.suite}@{one.setting}" for one in comparisons}
@@ -67,10 +70,14 @@ def summary(
         kind, _, suite = suite_id.partition("/")
         detected = next((one for one in detections if kind == "detect" and one.suite == suite), None)
         ablated = next((one for one in ablations if kind == "ablate" and one.suite == suite), None)
+        compressed = next((one for one in compressions if kind == "compress" and one.suite == suite), None)
         if detected is not None:
             heading, lines = "retrieval heads", [*detection.table(detected), *totals(mine)]
         elif ablated is not None:
             heading, lines = "ablation", [*ablating.table(ablated), *totals(mine)]
+        elif compressed is not None:
+            told = [part for line in compressing.table(compressed) for part in textwrap.wrap(line, width, **_AS_IS)]
+            heading, lines = "compression", [*told, *totals(mine)]
         else:
             heading = mine[0].task or "needle in a haystack"
             lines = [*grid(mine, width), *totals(mine)]

@@ -19,7 +19,7 @@ from retrieval_heads.commands.heads import Heads, heads
 from retrieval_heads.commands.models import Models
 from retrieval_heads.commands.reconstruct import Reconstruct
 from retrieval_heads.commands.report import Report
-from retrieval_heads.commands.session import Ablate, CodeEval, Detect, Matrix, Niah, Phonebook, run_session
+from retrieval_heads.commands.session import Ablate, CodeEval, Compress, Detect, Matrix, Niah, Phonebook, run_session
 from retrieval_heads.commands.validate import Validate, validate
 from retrieval_heads.commands.visualize import Visualize, visualize
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError, printable
@@ -141,6 +141,7 @@ _COMMANDS: dict[str, Any] = {
     "niah": Niah,
     "detect": Detect,
     "ablate": Ablate,
+    "compress": Compress,
     "code-eval": CodeEval,
     "phonebook": Phonebook,
     "matrix": Matrix,
@@ -157,6 +158,7 @@ _DISPATCHED: dict[str, Callable[[Sequence[str], str], None]] = {
     "niah": partial(run_session, "niah"),
     "detect": partial(run_session, "detect"),
     "ablate": partial(run_session, "ablate"),
+    "compress": partial(run_session, "compress"),
     "code-eval": partial(run_session, "code-eval"),
     "phonebook": partial(run_session, "phonebook"),
     "matrix": partial(run_session, "matrix"),

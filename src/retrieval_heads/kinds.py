@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Kind = Literal["niah", "detect", "ablate"]
+Kind = Literal["niah", "detect", "ablate", "compress"]
 KINDS: tuple[str, ...] = get_args(Kind)

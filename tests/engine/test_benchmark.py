@@ -79,7 +79,7 @@ def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -
     two_gpus, four_gpus = (("not run", f"{count} GPUs are needed, 0 are there") for count in (2, 4))
     done = dict.fromkeys(
         (
-            *("sweep", "short_sweep", "single", "memory", "detect", "short_detect", "samples"),
+            *("sweep", "short_sweep", "single", "memory", "detect", "short_detect", "samples", "stream"),
             *("long", "growth", "start", "windows", "paper", "kernel"),
         ),
         ("done", None),

@@ -32,7 +32,7 @@ REFERENCE = "stand_in_engine:StandIn"
 """Where the backend stands, for `retrieval_heads.engine.backends.backend.BACKENDS`."""
 ON_RAY = "stand_in_engine:StandInOnRay"
 LAYERS = (
-    *(Layer(f"layers.{number}", number, heads=4) for number in range(4)),
+    *(Layer(f"layers.{number}", number, heads=4, kv_heads=2) for number in range(4)),
     Layer("layers.4", 4, heads=0, kind="MambaMixer2"),
 )
 FERRY = "The ferry to Oslo leaves at dawn."

@@ -125,7 +125,7 @@ def effect_of(records: Sequence[Record], until: float = 0.5) -> Effect:
     for record in records:
         if record.passed is not None and record.status in ("pass", "low"):
             arm = record.arm or NONE
-            passed[arm][_cell(record)] = float(record.passed)
+            passed[arm][cell_of(record)] = float(record.passed)
             masks[arm] = record.mask.heads if record.mask else []
     if NONE not in passed:
         raise ResultsError("no cell was measured with nothing masked, so there is no drop to tell")
@@ -137,7 +137,7 @@ def effect_of(records: Sequence[Record], until: float = 0.5) -> Effect:
     groups, measured = [], {}
     for name in sorted(arms, key=_order):
         drawn, first = arms[name], Arm.of(next(iter(arms[name])))
-        mean = _mean_of(drawn)
+        mean = mean_of(drawn)
         measured[name] = mean, drawn
         draws = {arm: finite_mean(list(cells.values())) for arm, cells in sorted(drawn.items())}
         groups.append(
@@ -146,8 +146,8 @@ def effect_of(records: Sequence[Record], until: float = 0.5) -> Effect:
                 count=first.count,
                 by=first.by,
                 cells=len(mean),
-                accuracy=_accuracy(mean, drawn),
-                drop=_difference(*measured[NONE], mean, drawn) if first.count else None,
+                accuracy=accuracy_of(mean, drawn),
+                drop=difference_of(*measured[NONE], mean, drawn) if first.count else None,
                 draws=draws if first.draw else {},
                 masks={arm: masks[arm] for arm in sorted(drawn)},
             )
@@ -155,7 +155,7 @@ def effect_of(records: Sequence[Record], until: float = 0.5) -> Effect:
     best = [group for group in groups if group.count and not group.draws]
     controls = {group.count: group.name for group in groups if group.draws}
     excess = {
-        group.name: _difference(*measured[controls[group.count]], *measured[group.name])
+        group.name: difference_of(*measured[controls[group.count]], *measured[group.name])
         for group in best
         if group.count in controls
     }
@@ -196,7 +196,7 @@ def _compared(
         first = those[0][0].name
         for group, drop in those:
             per_head = Figure(*(part / count for part in (drop.value, drop.low, drop.high)))
-            behind = _difference(*measured[group.name], *measured[first]) if group.name != first else None
+            behind = difference_of(*measured[group.name], *measured[first]) if group.name != first else None
             yield Compared(group.by, count, drop, excess.get(group.name), per_head, behind)
 
 
@@ -216,17 +216,18 @@ def to_json(effect: Effect, facts: Facts) -> dict[str, object]:
     }
 
 
-def _cell(record: Record) -> Cell:
+def cell_of(record: Record) -> Cell:
+    """What of a record the arms share."""
     return record.place.facets, record.seed, record.place.grid
 
 
-def _mean_of(drawn: Mapping[str, Mapping[Cell, float]]) -> dict[Cell, float]:
+def mean_of(drawn: Mapping[str, Mapping[Cell, float]]) -> dict[Cell, float]:
     """Each cell's mean over draws; cells that every draw measured."""
     shared = set.intersection(*(set(cells) for cells in drawn.values()))
     return {cell: finite_mean([cells[cell] for cells in drawn.values()]) for cell in sorted(shared)}
 
 
-def _accuracy(mean: Mapping[Cell, float], drawn: Mapping[str, Mapping[Cell, float]]) -> Figure:
+def accuracy_of(mean: Mapping[Cell, float], drawn: Mapping[str, Mapping[Cell, float]]) -> Figure:
     """The share's exact interval over cells, on as many cells as leave room for the spread of the draws.
 
     Cells are what is sampled: draws repeat the same ones. Where draws differ, their variance over their number adds to
@@ -243,7 +244,7 @@ def _accuracy(mean: Mapping[Cell, float], drawn: Mapping[str, Mapping[Cell, floa
     return Figure(share, interval.low, interval.high)
 
 
-def _difference(
+def difference_of(
     high: Mapping[Cell, float],
     high_draws: Mapping[str, Mapping[Cell, float]],
     low: Mapping[Cell, float],
@@ -252,7 +253,7 @@ def _difference(
     """`high` minus `low` on the cells of both; see `intervals.difference_interval`."""
     shared = sorted(set(high) & set(low))
     first, second = {cell: high[cell] for cell in shared}, {cell: low[cell] for cell in shared}
-    one, other = _accuracy(first, high_draws), _accuracy(second, low_draws)
+    one, other = accuracy_of(first, high_draws), accuracy_of(second, low_draws)
     value = one.value - other.value
     interval = difference_interval(
         value,

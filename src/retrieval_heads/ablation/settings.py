@@ -1,14 +1,16 @@
-"""Which heads are masked, as a suite says it."""
+"""Which heads are masked, or stream, as a suite says it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from retrieval_heads.ablation.arms import named, repeated
+from retrieval_heads.ablation.compression import RANDOM
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.heads.score import head_score, is_of_texts
 from retrieval_heads.settings.section import HeadPair, Number, Section, Whole
@@ -98,4 +100,93 @@ class Ablate(Section):
     @property
     def awaited(self) -> str | None:
         """The detect suite of the same run whose heads are masked: `detect/NAME`."""
-        return self.heads if isinstance(self.heads, str) and self.heads.startswith("detect/") else None
+        return awaited_suite(self.heads) if isinstance(self.heads, str) else None
+
+
+def awaited_suite(heads: str | None) -> str | None:
+    """The detect suite of the same run that finds heads: `detect/NAME`."""
+    return heads if heads is not None and heads.startswith("detect/") else None
+
+
+class Compress(Section):
+    """Which KV heads keep a whole context, by several rankings, and what the others see."""
+
+    heads: str | None = None
+    """What has the scores: a head file, or `detect/NAME`, what that suite of the run measures."""
+    scores: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] = ["copy", RANDOM]
+    """Rankings: head scores of `heads`, further head files by their own score, and `random`."""
+    keep: Annotated[list[Annotated[Number, Field(ge=0, le=1)]], Field(min_length=1), BeforeValidator(_as_list)] = [
+        1.0,
+        0.75,
+        0.5,
+        0.25,
+        0.1,
+    ]
+    """Shares of the KV heads that keep everything; all of them do so in the arm `none`."""
+    sink: Annotated[Whole, Field(ge=0)] = 16
+    """First tokens that the others see."""
+    recent: Annotated[Whole, Field(ge=1)] = 256
+    """Last tokens that they see."""
+    anchor: Literal["row", "context"] = "row"
+    """Whether these move with each row, or are the context's last ones and all that follows."""
+    prefill: bool = False
+    """Whether the context's own rows see no more either."""
+    draws: Annotated[Whole, Field(ge=1)] = 3
+    """How often `random` is drawn."""
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    """Chooses the draws."""
+    until: Annotated[Number, Field(gt=0, lt=1)] = 0.95
+    """The smallest share is told that keeps this share of accuracy."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Compress:
+        for key in ("scores", "keep"):
+            values = getattr(self, key)
+            if twice := [one for one in values if values.count(one) > 1]:
+                raise ValueError(f"{key}: {twice[0]} is given twice")
+        if self.prefill and self.anchor == "context":
+            raise ValueError(
+                "anchor: the context's own rows have no end of it behind them; with prefill, row is expected"
+            )
+        if self.awaited == "detect/":
+            raise ValueError("heads: detect/ names no suite; expected detect/NAME")
+        for name in self.measured:
+            _is_of_texts(name)
+            if self.heads is None:
+                raise ValueError(
+                    f"scores: {name} is a score of heads; expected `heads:` with a head file or detect/NAME"
+                )
+            if self.awaited and _is_of_texts(name):
+                raise ValueError(
+                    f"scores: {name} is measured when a run's cells are done; name the heads.json of an earlier run"
+                )
+        names = [ranking_name(one) for one in self.scores]
+        if twice := [one for one in names if names.count(one) > 1]:
+            raise ValueError(f"scores: two rankings are called {twice[0]}")
+        if all(share == 1 for share in self.keep):
+            raise ValueError("keep: nothing is compressed; a share below 1 is expected")
+        return self
+
+    @property
+    def measured(self) -> list[str]:
+        """The head scores among its rankings."""
+        return [name for name in self.scores if name != RANDOM and not is_file(name)]
+
+    @property
+    def awaited(self) -> str | None:
+        """The detect suite of the same run whose heads are ranked: `detect/NAME`."""
+        return awaited_suite(self.heads)
+
+
+def is_file(score: str) -> bool:
+    """Whether a ranking is a head file's."""
+    return "/" in score or Path(score).suffix != ""
+
+
+def ranking_name(score: str) -> str:
+    """What arms call a ranking."""
+    if not is_file(score):
+        return score
+    path = Path(score)
+    name = re.sub(r"\W+", "_", path.parent.name if path.stem == "heads" and path.parent.name else path.stem).strip("_")
+    return name if name[:1].isalpha() else f"file_{name}"

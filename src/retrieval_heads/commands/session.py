@@ -1,4 +1,4 @@
-"""`retrieval-heads niah`, `detect` and `ablate`: the pytest session that a user would type."""
+"""`retrieval-heads niah`, `detect`, `ablate` and `compress`: the pytest session that a user would type."""
 
 from __future__ import annotations
 
@@ -65,6 +65,16 @@ class Ablate(Session):
 
 
 @dataclass(frozen=True)
+class Compress(Session):
+    """Have heads forget all but sinks and a recent window, as `pytest suites/compress --rh-config FILE` does.
+
+    Any setting is a flag, and what follows a lone -- goes to pytest.
+
+    Example: retrieval-heads compress --config configs/smollm2.yaml --compress.keep 0.5 0.25
+    """
+
+
+@dataclass(frozen=True)
 class CodeEval(Session):
     """Ask for values at the end of small programs, as a config with a section `code_eval` says.
 
@@ -97,7 +107,7 @@ class Matrix(Session):
     """The settings: a YAML file with `matrix: {NAME: ...}`."""
 
 
-KINDS: dict[str, type[Session]] = {"niah": Niah, "detect": Detect, "ablate": Ablate}
+KINDS: dict[str, type[Session]] = {"niah": Niah, "detect": Detect, "ablate": Ablate, "compress": Compress}
 TASKS: dict[str, type[Session]] = {"code-eval": CodeEval, "phonebook": Phonebook}
 """Those that ask what the predecessor's section of that name says; suites of kind niah."""
 
@@ -106,7 +116,7 @@ def run_session(kind: str, arguments: Sequence[str], program: str) -> NoReturn:
     """Become the pytest session that the arguments ask for.
 
     Args:
-        kind: `niah`, `detect` or `ablate`, one of `TASKS`, or `matrix`.
+        kind: `niah`, `detect`, `ablate` or `compress`, one of `TASKS`, or `matrix`.
         arguments: The command line behind the subcommand.
         program: What it was called as, for `--help`.
 
@@ -120,7 +130,7 @@ def run_session(kind: str, arguments: Sequence[str], program: str) -> NoReturn:
 
 
 MATRIX = "matrix"
-_MARKERS = {"ablate": "ablate or detect", MATRIX: "niah or detect"}
+_MARKERS = {"ablate": "ablate or detect", "compress": "compress or detect", MATRIX: "niah or detect"}
 """What is selected where that is more than a kind: an ablation may take its heads from a detect suite of the run."""
 
 

@@ -66,7 +66,7 @@ class CellQuestion:
     @property
     def is_masked(self) -> bool:
         """Whether heads are masked in its answer."""
-        return self.question.kind == "ablate" and self.cell.place.arm != NONE
+        return self.question.kind in ("ablate", "compress") and self.cell.place.arm != NONE
 
     @property
     def awaits(self) -> bool:

@@ -13,7 +13,7 @@ from retrieval_heads.engine.jobs import Aim, FreeQuestion
 from retrieval_heads.errors import QuestionError
 from retrieval_heads.heads.looks import Span
 from retrieval_heads.plain import Json
-from retrieval_heads.runs.mask import Mask
+from retrieval_heads.runs.mask import STREAM, Mask
 
 Spans = str | Span | Sequence[str | Span]
 """Parts of a prompt: each a text that stands in it once, or its characters, `(start, end)`."""
@@ -102,11 +102,12 @@ def _mask_of(mask: object) -> Mask | None:
         return mask
     if isinstance(mask, Mapping):
         with contextlib.suppress(ValidationError):
-            if (made := Mask.of_json(mask)).mode in MODES:
+            made = Mask.of_json(mask)
+            if made.mode in MODES or (made.mode == STREAM and made.stream is not None):
                 return made
     raise QuestionError(
-        f'ask: mask: such as {{"mode": "zero", "heads": [[18, 7]]}}, with a mode of {", ".join(MODES)}, is expected, '
-        f"found {mask!r:.100}"
+        f'ask: mask: such as {{"mode": "zero", "heads": [[18, 7]]}}, with a mode of {", ".join(MODES)}, or of stream '
+        f"with a `stream` of sink and recent, is expected, found {mask!r:.100}"
     )
 
 

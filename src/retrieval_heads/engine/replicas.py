@@ -224,8 +224,7 @@ class Router:
     def _with_heads(self, question: Question) -> Question:
         """The question of cells whose heads another suite has found, with these in place of that suite."""
         assert question.ablate is not None
-        heads = self.masks.rankings(question.ablate)
-        return replace(question, ablate=replace(question.ablate, heads=heads, awaits=()))
+        return replace(question, ablate=self.masks.ranked(question.ablate))
 
     def _ask(self, key: str, ask: FreeQuestion) -> None:
         """Ask a free question from a thread of its own: there are no more of them than clients."""

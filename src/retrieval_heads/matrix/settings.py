@@ -106,8 +106,9 @@ class Matrix:
         Raises:
             ConfigError: It is of a kind that is not compared.
         """
-        if suite.settings.kind == "ablate":
-            raise ConfigError(f"{suite.path}: kind: a matrix compares suites of kind niah and detect, not ablate")
+        if suite.settings.kind in ("ablate", "compress"):
+            kind = suite.settings.kind
+            raise ConfigError(f"{suite.path}: kind: a matrix compares suites of kind niah and detect, not {kind}")
         if texts := [name for name in suite.question.scores if is_of_texts(head_score(name))]:
             raise ConfigError(
                 f"{suite.path}: scores: {', '.join(texts)} are measured once a run's cells are done, on the engine "

@@ -17,6 +17,7 @@ class Prefix:
         needle: The needle's tokens.
         tail: Tokens after the context.
         salt: Prompts of different salts share no cache: the mask of an ablation's arm.
+        tail_salt: Those of different ones share nothing of their tails: the heads that stream behind the context.
     """
 
     head: tuple[int, ...]
@@ -25,6 +26,7 @@ class Prefix:
     needle: tuple[int, ...]
     tail: tuple[int, ...]
     salt: Hashable = None
+    tail_salt: Hashable = None
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Reuse:
         first = (*head, prefix.needle)  # of a context that begins with the needle
         start = (*head, prefix.context)
         place = (*start, prefix.needle, prefix.insertion)
-        end, whole = tokens - len(prefix.tail), (*place, prefix.tail, tokens)
+        end, whole = tokens - len(prefix.tail), (*place, prefix.tail, prefix.tail_salt, tokens)
         shared = len(prefix.head) if head in self._heads else 0
         if prefix.insertion == 0 and first in self._heads:
             shared += len(prefix.needle)

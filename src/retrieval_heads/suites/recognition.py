@@ -18,7 +18,7 @@ _START: Final = 64 << 10
 _OURS: Final = frozenset({"haystack", "needles", "sweep", "from_results", "results_files", "suites"})
 """Keys that say what to ask."""
 _LINE: Final = re.compile(
-    r"""^[ \t{]*["']?kind["']?[ \t]*:[ \t]*(?:!!str[ \t]+)?["']?(niah|detect|ablate)\b"""
+    r"""^[ \t{]*["']?kind["']?[ \t]*:[ \t]*(?:!!str[ \t]+)?["']?(niah|detect|ablate|compress)\b"""
     r"|^(?:needles|from_results)[ \t]*:",
     re.MULTILINE,
 )

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from retrieval_heads.ablation.settings import Ablate
+from retrieval_heads.ablation.settings import Ablate, Compress
 from retrieval_heads.errors import ConfigError
 from retrieval_heads.gates.expression import parse_gate
 from retrieval_heads.gates.number import FIELDS, PASS_RATE
@@ -306,6 +306,8 @@ class Settings(Section):
     """What scores are measured on that are of the model and not of samples (detect); see `RandomTexts`."""
     ablate: Ablate | None = None
     """Whose heads are masked (ablate)."""
+    compress: Compress | None = None
+    """Which KV heads keep a whole context (compress)."""
     expect: Expect | None = None
     gates: Annotated[list[Annotated[str, AfterValidator(_parsed_gate)]], BeforeValidator(_plain_list)] = []
     """What the run as a whole must reach; see `retrieval_heads.gates.expression`."""

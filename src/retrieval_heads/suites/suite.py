@@ -18,11 +18,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from retrieval_heads.ablation import compression
 from retrieval_heads.ablation.arms import NONE, arms, idle_heads, read_heads
-from retrieval_heads.ablation.settings import Ablate
+from retrieval_heads.ablation.compression import RANDOM
+from retrieval_heads.ablation.settings import Ablate, is_file, ranking_name
 from retrieval_heads.errors import ConfigError, ResultsError
 from retrieval_heads.gates.expression import Agreement, idleness, parse_gate
 from retrieval_heads.heads.formats import read_ranked, read_table
+from retrieval_heads.heads.order import order_of
 from retrieval_heads.heads.score import head_score, head_scores, is_wanted, ranking_of
 from retrieval_heads.heads.table import Head
 from retrieval_heads.prompts.haystack import check_source
@@ -30,6 +33,7 @@ from retrieval_heads.prompts.settings import HaystackSource, Needle, NeedleFile
 from retrieval_heads.reading import path_of
 from retrieval_heads.runs.facts import Expectation
 from retrieval_heads.runs.folder import read_facts
+from retrieval_heads.runs.mask import STREAM, Stream
 from retrieval_heads.runs.origin import Origin, origins
 from retrieval_heads.runs.place import DEPTH, LENGTH, NEEDLE, Place, Value, shown
 from retrieval_heads.runs.record import Record, read_records
@@ -39,7 +43,7 @@ from retrieval_heads.suites.needle_files import NAME, located, read_needles
 from retrieval_heads.suites.predecessor import SECTIONS, sections_of
 from retrieval_heads.suites.reading import line_of, overlay, read_settings, read_suites, resolve
 from retrieval_heads.suites.settings import Settings
-from retrieval_heads.tasks.task import FILE_HASH, TASKS, THE_NEEDLE, Ablation, Cell, Question, Task
+from retrieval_heads.tasks.task import FILE_HASH, TASKS, THE_NEEDLE, Ablation, Cell, Question, Ranking, Task
 
 _SHORT = {LENGTH: "len"}
 """How an item's name writes an axis."""
@@ -109,6 +113,13 @@ class Suite:
             names, lists = self.settings.ablate.rankings, [list(map(list, heads)) for heads in self.heads]
             said["ablate"]["heads"] = dict(zip(names, lists, strict=True)) if len(names) > 1 else lists[0]
             said["ablate"].pop("by", None)
+        if self.settings.compress is not None:
+            compress, said_of = self.settings.compress, said["compress"]
+            if compress.heads is not None and not compress.awaited:
+                said_of["heads"] = str(_found(compress.heads, self.path).absolute())
+            said_of["scores"] = [
+                str(_found(one, self.path).absolute()) if is_file(one) else one for one in compress.scores
+            ]
         return said
 
 
@@ -172,7 +183,8 @@ def _load(
     if settings.from_model is not None:
         raise ConfigError(f"{written.at('from_model')}: from_model: names who gave stored answers; give from_results")
     heads = _masked_heads(settings, written) if settings.kind == "ablate" else ()
-    question = _question(settings.name or path.stem, settings, heads, written)
+    ablate = _compression(settings, written) if settings.kind == "compress" else _ablate(settings, heads)
+    question = _question(settings.name or path.stem, settings, ablate, written)
     cells = _in_order(_cells(settings, question, written), settings, written)
     _check_gates(settings, question, cells, written)
     return Suite(question.suite, path, settings, question, cells, heads)
@@ -197,14 +209,14 @@ def _task(said: Mapping[str, object], written: _Written) -> Task:
         raise ConfigError(f"{written.at('task')}: task: {error}") from None
 
 
-def _question(name: str, settings: Settings, heads: tuple[tuple[Head, ...], ...], written: _Written) -> Question:
+def _question(name: str, settings: Settings, ablate: Ablation | None, written: _Written) -> Question:
     """What the cells of a suite have in common."""
     chosen = settings.task.name if settings.task else THE_NEEDLE
     task = TASKS.find(chosen)
-    if settings.kind != "niah" and not task.has_spans:
+    if settings.kind in ("detect", "ablate") and not task.has_spans:
         raise ConfigError(
             f"{written.at('kind')}: kind: {settings.kind} takes a task whose prompts have spans that head scores aim "
-            f"at, and {chosen} has none; expected niah"
+            f"at, and {chosen} has none; expected niah or compress"
         )
     needles: tuple[Needle, ...] = ()
     source = haystack = ""
@@ -236,7 +248,7 @@ def _question(name: str, settings: Settings, heads: tuple[tuple[Head, ...], ...]
         generation=settings.generation.model_dump(),
         boundary=settings.boundary,
         scoring=settings.scoring,
-        ablate=_ablate(settings, heads),
+        ablate=ablate,
         scores=_scores(settings),
         per_step=settings.per_step,
     )
@@ -256,6 +268,41 @@ def _ablate(settings: Settings, heads: tuple[tuple[Head, ...], ...]) -> Ablation
     if settings.ablate is None or settings.kind != "ablate":
         return None
     return Ablation(settings.ablate.mode, settings.ablate.seed, settings.ablate.rankings, heads)
+
+
+def _compression(settings: Settings, written: _Written) -> Ablation:
+    """What streams in the arms of a compression: of rankings that files hold, their heads."""
+    compress = settings.compress
+    if compress is None:
+        raise ConfigError(
+            f"{written.at('kind')}: nothing to compress by; expected "
+            "`compress: {heads: FILE, scores: [copy, random]}`"
+        )
+    if settings.gates:
+        raise ConfigError(f"{written.at('gates')}: gates: a compression has a score for each arm; leave them out")
+    rankings = []
+    for score in compress.scores:
+        name, key, file = ranking_name(score), "heads", compress.heads
+        by: str | None = score
+        if is_file(score):
+            key, file, by = "scores", score, None
+        if score == RANDOM or (by is not None and compress.awaited):
+            rankings.append(Ranking(name, "" if score == RANDOM else score))
+            continue
+        assert file is not None, "the settings see to it"
+        try:
+            table = read_table(_found(file, written.path))
+            if by is not None and by not in table.estimates:
+                raise ResultsError(f"{file}: has no score {by}; it has {', '.join(table.estimates)}")
+        except ResultsError as error:
+            raise ConfigError(f"{written.at('compress', key)}: compress.{key}: {error}") from None
+        measured, model = table.facts.get("model"), settings.model.model
+        if isinstance(measured, str) and model is not None and Path(measured).name != Path(model).name:
+            at = written.at("compress", key)
+            warnings.warn(f"{at}: {file} holds the heads of {measured}, and {model} is compressed", stacklevel=2)
+        rankings.append(Ranking(name, by or "", order_of(table, by or table.ranking).heads))
+    stream = Stream(compress.sink, compress.recent, compress.anchor, compress.prefill)
+    return Ablation(STREAM, compress.seed, stream=stream, rankings=tuple(rankings))
 
 
 def _scores(settings: Settings) -> tuple[str, ...]:
@@ -651,6 +698,7 @@ def _swept(settings: Settings, task: Task, written: _Written) -> tuple[tuple[int
 
 def _cells(settings: Settings, question: Question, written: _Written) -> Iterator[Cell]:
     ablate = settings.ablate if settings.kind == "ablate" else None
+    compress = settings.compress if settings.kind == "compress" else None
     seeds, task = settings.sweep.seeds, TASKS.find(question.task)
     _refuse_many(
         sizes={
@@ -661,10 +709,14 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
             "arms (ablate.top, .by and .draws)": 1 + len(ablate.top) * (len(ablate.rankings) + ablate.draws)
             if ablate
             else 1,
+            "arms (compress.scores, keep and draws)": _compressed_arms(settings),
         },
         written=written,
     )
     masks = [arm.name for arm in arms(ablate.top, ablate.draws, ablate.rankings)] if ablate else [""]
+    if compress is not None:
+        names = [ranking_name(score) for score in compress.scores]
+        masks = [arm.name for arm in compression.arms(names, compress.keep, compress.draws)]
     # What names a question apart from its place: the haystack and the needle, else the task.
     subjects: dict[str, tuple[str, ...]] = {
         needle.name or "": (question.haystack, f"{needle.name}-{_digest(needle)}") for needle in question.needles
@@ -706,6 +758,15 @@ def _cells(settings: Settings, question: Question, written: _Written) -> Iterato
         warnings.warn(f"{at}: {left_out:,} cells ask what another seed asks, and are left out", stacklevel=2)
 
 
+def _compressed_arms(settings: Settings) -> int:
+    """How many arms a compression has."""
+    compress = settings.compress
+    if compress is None or settings.kind != "compress":
+        return 1
+    rankings = sum(compress.draws if score == RANDOM else 1 for score in compress.scores)
+    return 1 + rankings * len([share for share in compress.keep if share < 1])
+
+
 def _in_order(cells: Iterable[Cell], settings: Settings, written: _Written) -> tuple[Cell, ...]:
     """The cells in the order in which they are asked: at random where not all of them may be."""
     samples = settings.sweep.samples
@@ -731,7 +792,9 @@ def _refuse_many(sizes: Mapping[str, int], written: _Written) -> None:
     if count <= MOST_CELLS:
         return
     most = max(sizes, key=lambda noun: sizes[noun])
-    keys = ("ablate", "draws") if most.startswith("arms") else ("sweep",)
+    keys: tuple[str, ...] = ("sweep",)
+    if most.startswith("arms"):
+        keys = ("compress", "draws") if "compress" in most else ("ablate", "draws")
     product = " × ".join(f"{size:,} {noun}" for noun, size in sizes.items() if size > 1)
     raise ConfigError(
         f"{written.at(*keys)}: {'.'.join(keys)}: {product} are {count:,} cells; a suite has at most {MOST_CELLS:,}"

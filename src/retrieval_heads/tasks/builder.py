@@ -16,6 +16,7 @@ from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.prompt import PromptBuilder, PromptText, Tokenizer
 from retrieval_heads.prompts.random_text import plain_tokens, repeated_text
 from retrieval_heads.prompts.requests import Request, Writer
+from retrieval_heads.prompts.reuse import Prefix
 from retrieval_heads.prompts.settings import Prompt
 from retrieval_heads.prompts.start_token import start_token_fault
 from retrieval_heads.runs.answer import Answer
@@ -110,13 +111,15 @@ class CellBuilder:
         )
         if mask is not None and mask.mode == "mean":
             mask = replace(mask, reference=recipe.hash)
+        if mask is not None and mask.stream is not None:
+            mask = replace(mask, stream=replace(mask.stream, context=_context_end(request)))
         facts = replace(request.facts, recipe=recipe)
         if self._writer.takes_text:
             if request.text is None:
                 raise PromptError(f"the task {question.task} writes token ids alone, and the backend takes text")
             facts = _without_spans(facts)
             request = replace(request, text=self._counted(request.text, len(request.ids)))
-        prefix = request.prefix and replace(request.prefix, salt=_salt(question, cell.place, len(request.ids)))
+        prefix = request.prefix and _salted(request.prefix, question, cell.place, len(request.ids))
         made = replace(request, facts=facts, mask=mask, prefix=prefix, answered_by=self._answered_by)
         return replace(made, hash=_request_hash(recipe, made))
 
@@ -273,10 +276,21 @@ def _without_spans(facts: PromptFacts) -> PromptFacts:
     return replace(facts, needle_span=None, question_span=None, insertions=insertions)
 
 
-def _salt(question: Question, place: Place, prompt_tokens: int) -> tuple[object, ...] | None:
+def _context_end(request: Request) -> int:
+    """Where a prompt's context ends: rows behind it are those of the question and of the answer."""
+    if request.prefix is not None:
+        return len(request.ids) - len(request.prefix.tail)
+    span = request.facts.question_span
+    return span[0] if span else len(request.ids) - 1
+
+
+def _salted(prefix: Prefix, question: Question, place: Place, prompt_tokens: int) -> Prefix:
     """Tells apart the masks of cells, which `Engine.add` keeps apart in the prefix cache."""
     if question.ablate is None or place.arm in ("", NONE):
-        return None
+        return prefix
+    stream = question.ablate.stream
+    if stream is not None and not stream.prefill:  # heads stream behind the context, which is everybody's
+        return replace(prefix, tail_salt=(question.suite, place.arm))
     # A mask of this mode is for one length of prompt.
     is_uniform = question.ablate.mode == "uniform"
-    return (question.suite, place.arm, prompt_tokens if is_uniform else None)
+    return replace(prefix, salt=(question.suite, place.arm, prompt_tokens if is_uniform else None))

@@ -15,6 +15,7 @@ from retrieval_heads.prompts.requests import Request, Writer
 from retrieval_heads.prompts.settings import Needle, Prompt
 from retrieval_heads.registry import Registry
 from retrieval_heads.runs.facts import Expectation
+from retrieval_heads.runs.mask import Stream
 from retrieval_heads.runs.place import Place, Value
 from retrieval_heads.runs.record import Recipe, Record
 from retrieval_heads.scoring import Judgement
@@ -28,8 +29,23 @@ FILE_HASH = "file_hash"
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking(Plain):
+    """Heads of a compression, in an order.
+
+    Args:
+        name: As arms have it.
+        by: The head score; empty for the usual one of what ranks them, and of what is drawn.
+        heads: Each (layer, head), best first; none where samples of the same run find them, or they are drawn.
+    """
+
+    name: str
+    by: str = ""
+    heads: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Ablation(Plain):
-    """Which heads the arms of an ablation mask.
+    """Which heads the arms of an ablation mask, or those of a compression have stream.
 
     Args:
         mode: How; see `retrieval_heads.ablation.arms.MODES`.
@@ -37,6 +53,8 @@ class Ablation(Plain):
         by: The head scores that rank heads; an empty one is the usual one.
         heads: By each of them the heads, (layer, head), best first; none where samples of the same run find them.
         awaits: The keys of those samples.
+        stream: Of a compression, what heads see that stream.
+        rankings: And what ranks them.
     """
 
     mode: str
@@ -44,6 +62,8 @@ class Ablation(Plain):
     by: tuple[str, ...] = ("",)
     heads: tuple[tuple[tuple[int, int], ...], ...] = ()
     awaits: tuple[str, ...] = ()
+    stream: Stream | None = None
+    rankings: tuple[Ranking, ...] = ()
 
 
 _AsItIs = Annotated[Needle, WrapValidator(lambda needle, _: Needle.model_construct(**needle))]

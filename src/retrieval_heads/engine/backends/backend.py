@@ -38,7 +38,7 @@ class Capabilities:
         takes: What it is asked with: the `ids` of a prompt's tokens, or its `text`, whose records have no spans: where
             its own tokens lie is not known.
         scores_heads: It replays an answer and scores every head on it (suites of kind detect).
-        masks_heads: It answers with some heads masked (suites of kind ablate).
+        masks_heads: It answers with some heads masked (suites of kind ablate and compress).
         replicas: Several of it can answer beside each other, each on devices of its own (`engine.replicas`).
         sleeps: One that nobody asks can give memory back, and take it again.
         is_elsewhere: Another process computes, which knows neither the libraries nor the variables of this one.
@@ -273,7 +273,7 @@ def check_suite(suite: Suite) -> type[Backend]:
     name, kind = suite.settings.engine.kind, suite.settings.kind
     backend = find(name)
     can = backend.capabilities
-    kinds = {"niah": True, "detect": can.scores_heads, "ablate": can.masks_heads}
+    kinds = {"niah": True, "detect": can.scores_heads, "ablate": can.masks_heads, "compress": can.masks_heads}
     if not kinds[kind]:
         needed = "scores" if kind == "detect" else "masks"
         accepted = ", ".join(one for one, is_taken in kinds.items() if is_taken)

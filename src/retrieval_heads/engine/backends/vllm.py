@@ -321,6 +321,11 @@ class Engine(Backend):
         from retrieval_heads.tracing.worker import FIRST_ROW, STREAM
 
         self._check_masks()
+        if stream.sink < 0 or stream.recent < 1 or stream.anchor not in ("row", "context"):
+            raise EngineError(
+                f"mask: a stream of sink {stream.sink}, recent {stream.recent}, anchor {stream.anchor}; expected are a "
+                "sink of 0 or more, a recent of 1 or more (a row sees itself), and the anchor row or context"
+            )
         check_groups(mask.heads, self.traced.groups)
         places = {layer: place for place, layer in enumerate(self.traced.groups)}
         by_layer: dict[int, list[int]] = {}

@@ -66,6 +66,22 @@ def groups_in(facts: Facts) -> Mapping[int, tuple[int, int]]:
     return groups_of([read_layer(one, "run.json") for one in facts.get("layers", ())])
 
 
+def draw(outcome: CompressionOutcome, folder: Path, title: str, suffix: str) -> list[Path]:
+    """Draw the curves, and which KV heads are kept.
+
+    Raises:
+        ResultsError: It cannot be drawn.
+    """
+    from retrieval_heads.plots import compression_curve, kept_heads_map
+
+    if outcome.sparsity is None:
+        return []
+    paths = compression_curve(outcome.sparsity, folder / f"compression{suffix}.png", title=title)
+    if outcome.sparsity.kv_heads:
+        paths += kept_heads_map(outcome.sparsity, folder / f"kept_heads{suffix}.png", title=title)
+    return paths
+
+
 def table(outcome: CompressionOutcome) -> Iterator[str]:
     """Accuracy by ranking and kept share with its interval, and the drop against everything kept."""
     sparsity = outcome.sparsity

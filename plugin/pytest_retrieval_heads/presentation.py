@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_retrieval_heads import ablating, terminal
+from pytest_retrieval_heads import ablating, compressing, terminal
 from pytest_retrieval_heads.console import Console
 from pytest_retrieval_heads.decision import Decision
 from pytest_retrieval_heads.options import Options
@@ -40,7 +40,7 @@ class Presentation:
 
     def draw(self) -> None:
         """Draw the pictures and `report.html` into the run's folder."""
-        from retrieval_heads.report import StoredRun, read_ablations
+        from retrieval_heads.report import StoredRun, read_ablations, read_compressions
         from retrieval_heads.report.pictures import draw_run
 
         files, decision, folder = self._files, self._decision, self._files.folder
@@ -56,6 +56,7 @@ class Presentation:
                     if one.detection
                 },
                 ablations=read_ablations(folder.path) if decision.ablations else (),
+                compressions=read_compressions(folder.path) if decision.compressions else (),
                 gates=to_json(decision.verdict) if decision.verdict.outcomes else {},
                 config=folder.config,
                 baseline=decision.judge.baseline_records(),
@@ -72,6 +73,13 @@ class Presentation:
                 self._pictures += ablating.draw(outcome, records, folder.path, title, suffix)
             except RetrievalHeadsError as error:
                 files.complaints.append(f"no picture of {outcome.suite}: {error}")
+
+        for compressed in decision.compressions:
+            title, suffix = f"{model} · {compressed.suite}", decision.suffix("compress", compressed.suite)
+            try:
+                self._pictures += compressing.draw(compressed, folder.path, title, suffix)
+            except RetrievalHeadsError as error:
+                files.complaints.append(f"no picture of {compressed.suite}: {error}")
 
     def summarize_for_github(self) -> None:
         """Append grid and gates to the page that GitHub shows for a job."""

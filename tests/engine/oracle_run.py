@@ -108,6 +108,8 @@ MASKED = {
 MODES = ("zero", "uniform")
 STREAMING = ("gqa-1", "gqa-2-bfloat16", "gqa-4")
 """Designs, of one copying head, of which heads stream."""
+STREAMED = [prompt for prompt in PROMPTS if not prompt.startswith("4000")]
+"""Prompts that they are asked."""
 WINDOWS = [Stream(4, 100), Stream(4, 100, prefill=True), Stream(20, 500), Stream(4, 100, "context")]
 
 
@@ -194,7 +196,8 @@ def streamed(engine: Engine, design: Design) -> dict[tuple[str, int, str], list[
     """Answers by the heads that stream, the number of the window and the prompt."""
     for heads, each in streaming(design).items():
         for number, window in enumerate(WINDOWS):
-            for name, prompt in PROMPTS.items():
+            for name in STREAMED:
+                prompt = PROMPTS[name]
                 mask = Mask("stream", tuple(each), stream=replace(window, context=prompt.question_span[0]))
                 sampling = {"max_tokens": len(prompt.needle) + 3, "temperature": 0.0}
                 engine.add(f"{heads}/{number}/{name}", prompt.ids, sampling, mask)

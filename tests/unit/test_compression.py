@@ -134,3 +134,23 @@ def test_without_something_to_compare_there_are_no_figures() -> None:
     nothing = sparsity_of([*records(arm="", missed=40), *records(arm="copy_keep_0.5", missed=40)], GROUPS)
     assert nothing.least == []
     assert any("nothing can be lost" in note for note in nothing.notes)
+
+
+def test_pictures_have_a_line_and_a_panel_for_each_ranking() -> None:
+    from retrieval_heads.plots.compression import curve_figure, map_figure
+
+    shares = ("0.5", "0.25")
+    sparsity = sparsity_of(
+        [
+            *records(arm="", missed=0),
+            *(one for share in shares for one in records(arm=f"copy_keep_{share}", missed=4)),
+            *(one for share in shares for one in records(arm=f"random_keep_{share}_draw_2", missed=9)),
+        ],
+        GROUPS,
+    )
+    (axes,) = curve_figure(sparsity).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.25", "0.5", "1"]
+    assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [[1, 0.9, 0.9], [1, 0.775, 0.775]]
+    panels = map_figure(sparsity).axes
+    assert [panel.get_title(loc="left") for panel in panels] == ["copy", "random, draw 2"]
+    assert panels[0].images[0].get_array().shape[:2] == (3, 4), "layers by KV heads"

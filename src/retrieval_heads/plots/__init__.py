@@ -4,6 +4,7 @@ The only part of the library that imports matplotlib; it needs no display and le
 """
 
 from retrieval_heads.plots.ablation import ablation_curve
+from retrieval_heads.plots.compression import compression_curve, kept_heads_map
 from retrieval_heads.plots.curves import profiles, score_distribution
 from retrieval_heads.plots.difference import difference_map
 from retrieval_heads.plots.heads import agreement_heatmap, head_heatmap
@@ -14,8 +15,10 @@ from retrieval_heads.plots.tasks import program_heatmap, task_lines
 __all__ = [
     "ablation_curve",
     "agreement_heatmap",
+    "compression_curve",
     "difference_map",
     "head_heatmap",
+    "kept_heads_map",
     "niah_heatmap",
     "phonebook_heatmap",
     "profiles",

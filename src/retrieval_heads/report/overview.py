@@ -54,9 +54,9 @@ def overview(run: StoredRun) -> dict[str, Any]:
     """What the template shows besides the pictures.
 
     Returns:
-        `title`, `subtitle`, `figures` (each suite's, as name and label, value, note), `gates`, `ablations` and `grids`
-        (tables), `matrices` (suites under several settings), `totals` (of suites without such a table, name and
-        lines), `settings` (name and value) and `config`.
+        `title`, `subtitle`, `figures` (each suite's, as name and label, value, note), `gates`, `ablations`,
+        `compressions` and `grids` (tables), `matrices` (suites under several settings), `totals` (of suites without
+        such a table, name and lines), `settings` (name and value) and `config`.
     """
     facts = run.facts or next((table.facts for table in run.heads.values()), {})
     suites: dict[str, list[Record]] = {}
@@ -79,6 +79,7 @@ def overview(run: StoredRun) -> dict[str, Any]:
         "figures": figures,
         "gates": _gates(run.gates),
         "ablations": [_ablation(each) for each in run.ablations],
+        "compressions": [_compression(each) for each in run.compressions],
         "grids": [_named_rows(records) for records in by_name],
         "matrices": matrices(run.records, facts),
         "totals": [(name, lines) for name, lines in totals if lines and name not in shown_with_rows],
@@ -97,7 +98,7 @@ def _has_names(records: Sequence[Record]) -> bool:
 
 def _titled(suite: str) -> str:
     kind, _, name = suite.partition("/")
-    told = {"detect": "samples", "ablate": "nothing masked"}
+    told = {"detect": "samples", "ablate": "nothing masked", "compress": "everything kept"}
     return f"{name or kind}: {told[kind]}" if kind in told else name or "needle in a haystack"
 
 
@@ -238,6 +239,36 @@ def _comparison(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "how much less accuracy it costs than the ranking that costs most."
     )
     return {"columns": columns, "rows": rows, "notes": [note]} if rows else {}
+
+
+def _compression(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a compression: accuracy by ranking and kept share, and the smallest share that suffices."""
+    rows = []
+    for point in told["points"]:
+        draws = point["draws"].values()
+        rows.append(
+            [
+                point["ranking"] or "everything",
+                f"{point['keep']:g}",
+                f"{point['cells']:,}",
+                _interval(point["accuracy"]),
+                _interval(point["drop"]) if point["drop"] else "",
+                f"{min(draws):.2f} to {max(draws):.2f}" if len(draws) > 1 else "",
+                "" if point["bytes_share"] is None else f"{100 * point['bytes_share']:.0f} %",
+            ]
+        )
+    least = [
+        f"The smallest share that keeps {100 * told['until']:g} % of accuracy by {one['ranking']}"
+        + ("" if one["length"] is None else f" at {one['length']:,} tokens")
+        + f": {one['share']:g} [{one['low']:g}, {one['high']:g}]."
+        for one in told["least"]
+    ]
+    return {
+        "suite": str(told["suite"]),
+        "columns": ["ranking", "kept", "cells", "accuracy", "drop", "draws", "KV cache kept"],
+        "rows": rows,
+        "notes": [f"{str(told['measures']).capitalize()}.", *least, *map(str, told.get("notes") or [])],
+    }
 
 
 def _closed_book(groups: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from retrieval_heads.ablation.effect import SCHEMA as ABLATION_SCHEMA
+from retrieval_heads.ablation.sparsity import SCHEMA as COMPRESSION_SCHEMA
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.formats import read_table
 from retrieval_heads.heads.table import HeadTable
@@ -55,6 +56,35 @@ class _Ablation(BaseModel):
     notes: list[str] | None = None
 
 
+class _Point(BaseModel):
+    ranking: str
+    keep: float
+    cells: int
+    accuracy: _Interval
+    drop: _Interval | None
+    draws: dict[str, float]
+    bytes_share: float | None
+
+
+class _Least(BaseModel):
+    ranking: str
+    length: int | None
+    share: float
+    low: float
+    high: float
+
+
+class _Compression(BaseModel):
+    """What the page draws of a `compression.json`."""
+
+    suite: str
+    measures: str
+    until: float
+    points: list[_Point]
+    least: list[_Least]
+    notes: list[str] | None = None
+
+
 class _Gate(BaseModel):
     suite: str = ""
     gate: str = ""
@@ -80,6 +110,7 @@ class StoredRun:
         facts: What `run.json` says.
         heads: The heads of each detect suite, by its name.
         ablations: What each ablate suite's `ablation.json` says.
+        compressions: What each compress suite's `compression.json` says.
         gates: What `gates.json` says.
         config: The text of `config.yaml`.
         baseline: Records of an earlier run to compare with.
@@ -90,6 +121,7 @@ class StoredRun:
     facts: Facts = field(default_factory=dict)
     heads: Mapping[str, HeadTable] = field(default_factory=dict)
     ablations: Sequence[Mapping[str, object]] = ()
+    compressions: Sequence[Mapping[str, object]] = ()
     gates: Mapping[str, object] = field(default_factory=dict)
     config: str = ""
     baseline: Sequence[Record] = ()
@@ -122,6 +154,7 @@ def load_run(path: Path) -> StoredRun:
         facts=read_facts(folder),
         heads={table.suite or file.stem: table for file, table in tables},
         ablations=read_ablations(folder) if path.is_dir() else (),
+        compressions=read_compressions(folder) if path.is_dir() else (),
         gates=_checked(_Gates, _read_object(folder / "gates.json"), folder / "gates.json"),
         config=_read_text(folder / "config.yaml"),
     )
@@ -158,6 +191,19 @@ def read_ablations(folder: Path) -> list[Mapping[str, Any]]:
         if content.get("schema") != ABLATION_SCHEMA:
             raise ResultsError(f"{file}: schema {content.get('schema')!r}; this version reads {ABLATION_SCHEMA!r}")
     return [_checked(_Ablation, content, file) for file, content in found]
+
+
+def read_compressions(folder: Path) -> list[Mapping[str, Any]]:
+    """What the compress suites of a run's folder came to.
+
+    Raises:
+        ResultsError: A file cannot be read, or is of another schema.
+    """
+    found = [(file, _read_object(file)) for file in sorted(folder.glob("compression*.json"))]
+    for file, content in found:
+        if content.get("schema") != COMPRESSION_SCHEMA:
+            raise ResultsError(f"{file}: schema {content.get('schema')!r}; this version reads {COMPRESSION_SCHEMA!r}")
+    return [_checked(_Compression, content, file) for file, content in found]
 
 
 def _read_object(file: Path) -> dict[str, object]:

@@ -54,8 +54,8 @@ def test_a_suite_is_collected_in_every_form(project: Project, form: str) -> None
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("kind: niahh\n", "a.yaml:1: kind: input should be 'niah', 'detect' or 'ablate', found 'niahh'"),
-        ("kind: Niah\n", "a.yaml:1: kind: input should be 'niah', 'detect' or 'ablate', found 'Niah'"),
+        ("kind: niahh\n", "a.yaml:1: kind: input should be 'niah', 'detect', 'ablate' or 'compress', found 'niahh'"),
+        ("kind: Niah\n", "a.yaml:1: kind: input should be 'niah', 'detect', 'ablate' or 'compress', found 'Niah'"),
         ("kind: niah\nneedles: [\n", "a.yaml:3: not valid YAML: "),
         ("kind: niah\n---\nkind: niah\n", "a.yaml:2: not valid YAML: "),
         ("- kind: niah\n", "a.yaml: a mapping of sections is expected, found list"),

@@ -432,7 +432,7 @@ class TestValidate:
 
     def test_nothing_to_check_is_a_sentence(self, project: Path) -> None:
         assert "no such suite or folder" in refused("validate", "nowhere")
-        assert "no suite of kind niah, detect, ablate there" in refused("validate", "tales")
+        assert "no suite of kind niah, detect, ablate, compress there" in refused("validate", "tales")
 
 
 def test_the_planned_reuse_is_what_a_cache_of_every_prefix_gives(project: Path) -> None:

@@ -46,7 +46,7 @@ def complaint(file: Path, text: str) -> str:
         (
             "kind: niah",
             "kind: niahh",
-            "suite.yaml:1: kind: input should be 'niah', 'detect' or 'ablate', found 'niahh'",
+            "suite.yaml:1: kind: input should be 'niah', 'detect', 'ablate' or 'compress', found 'niahh'",
         ),
         (
             "haystack: pydoc",

@@ -89,7 +89,7 @@ def test_rows_see_sinks_and_their_window(cache: Any, sink: int, recent: int, anc
     told = set()
     for group in together(tiles, KV_HEADS * GROUP):
         seen = Seen(group, torch.device("cpu"))
-        blocks, places = seen.cells(table[seen.places], BLOCK)
+        blocks, places = seen.cells(table, BLOCK)
         rows = q[seen.tokens].unflatten(0, seen.rows.shape)
         found = attended(rows, keys[blocks, :, places], values[blocks, :, places], seen, **asked)
         for number, tile in enumerate(group):

@@ -336,7 +336,7 @@ class SoftmaxAttention(_Softmax):
         """Against keys and values of the paged cache."""
         _check([module])
         order, values = _order(module), _value_order(module)
-        blocks, places = seen.cells(_metadata(module).block_table[seen.places], order.shape[0])
+        blocks, places = seen.cells(_metadata(module).block_table, order.shape[0])
         return attended(
             queries,
             _times(order.at(module.kv_cache, blocks, places), key_scales(module)),
@@ -545,7 +545,7 @@ class LatentAttention(_Softmax):
         tables = [_latent_blocks(metadata, tile.row) for tile in seen.tiles]
         width = max(len(table) for table in tables)
         table = torch.stack([functional.pad(one, (0, width - len(one))) for one in tables])
-        blocks, places = seen.cells(table.long(), cache.shape[1])
+        blocks, places = seen.cells_in(table, cache.shape[1])
         latents = cache[blocks, places][:, :, None].float()
         rows = into_latent_space(module, queries.flatten(0, 1)).unflatten(0, queries.shape[:2])
         scale, values = float(module.scale), latents[..., : module.kv_lora_rank]

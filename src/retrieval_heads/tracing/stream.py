@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from retrieval_heads.runs.mask import Stream
 from retrieval_heads.tracing.layer_kinds import LayerKind
-from retrieval_heads.tracing.streamed import Seen, Tile, together
+from retrieval_heads.tracing.streamed import Seen, Tile, there, together
 from retrieval_heads.tracing.worker import STREAM, Scheduled, runner
 
 LAYERS, HOW = "layers", "stream"
@@ -48,6 +48,7 @@ class Streams:
         heads = max((len(each) for layers in self._layers for each in layers.values()), default=1)
         self._seen = [Seen(each, device) for each in together(tiles, heads)]
         self._queries: list[Tensor] = []
+        self._chosen: dict[int, list[Tensor]] = {}
 
     @classmethod
     def of_step(cls, kinds: Sequence[LayerKind]) -> Streams:
@@ -78,20 +79,32 @@ class Streams:
             output: What the layer's attention put out, of all tokens of the forward; this rank's heads.
         """
         heads = output.view(output.shape[0], self._queries[0].shape[2], -1)
-        streaming = self._streaming(layer, heads.shape[1])
-        for seen, queries in zip(self._seen, self._queries, strict=True):
-            found = self._kinds[layer].attend(module, queries, seen).to(heads.dtype)
-            chosen = streaming[seen.requests][:, None] & seen.hides[..., None]
+        chosen = self._streaming(heads.shape[1])
+        for seen, queries, each in zip(self._seen, self._queries, chosen, strict=True):
+            found = self._kinds[layer].attend(module, queries, seen).to(heads.dtype).flatten(0, 1)
             before = heads.index_select(0, seen.tokens)
-            heads.index_copy_(0, seen.tokens, torch.where(chosen.flatten(0, 1)[..., None], found.flatten(0, 1), before))
+            heads.index_copy_(0, seen.tokens, torch.where(each[layer], found, before))
 
-    def _streaming(self, layer: int, heads: int) -> Tensor:
-        """Which of this rank's heads stream in each request, `[requests, heads]`."""
-        from vllm.distributed import get_tensor_model_parallel_rank
+    def _streaming(self, heads: int) -> list[Tensor]:
+        """Which of this rank's heads stream, in all layers of so many heads: of each group of tiles
+        `[layers, rows, heads, 1]`; made once a step.
+        """
+        if heads not in self._chosen:
+            from vllm.distributed import get_tensor_model_parallel_rank
 
-        first = get_tensor_model_parallel_rank() * heads
-        chosen = torch.zeros(len(self._layers), heads, dtype=torch.bool)
-        for request, layers in enumerate(self._layers):
-            own = [head - first for head in layers.get(layer, ()) if first <= head < first + heads]
-            chosen[request, own] = True
-        return chosen.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else chosen
+            first = get_tensor_model_parallel_rank() * heads
+            told = [
+                (layer, request, head - first)
+                for request, layers in enumerate(self._layers)
+                for layer, each in layers.items()
+                for head in each
+                if first <= head < first + heads
+            ]
+            chosen = torch.zeros(len(self._kinds), len(self._layers), heads, dtype=torch.bool)
+            if told:
+                chosen[tuple(torch.tensor(told).T)] = True
+            chosen = there(chosen, self._device)
+            self._chosen[heads] = [
+                (chosen[:, seen.requests, None] & seen.hides[..., None]).flatten(1, 2)[..., None] for seen in self._seen
+            ]
+        return self._chosen[heads]

@@ -109,33 +109,36 @@ class Seen:
         # What no row sees stands for the last row, which is in the cache: the memory of others may hold anything.
         keys = torch.where(seen.any(1), keys, rows[:, -1:])
         starts = self._numbers([each.start for each in tiles])
-        self.rows = _there(rows, device)
+        self.rows = there(rows, device)
         """Position of each row, `[N, R]`."""
-        self.keys = _there(keys, device)
+        self.keys = there(keys, device)
         """Position of each key, `[N, K]`."""
-        self.tokens = _there((starts[:, None] + torch.arange(tiles[0].rows)).flatten(), device)
+        self.tokens = there((starts[:, None] + torch.arange(tiles[0].rows)).flatten(), device)
         """The rows among the forward's tokens, `[N × R]`."""
-        self.places = _there(self._numbers([each.row for each in tiles]), device)
+        self.places = there(self._numbers([each.row for each in tiles]), device)
         """Each tile's request in the batch, `[N]`."""
-        self.requests = _there(self._numbers([each.request for each in tiles]), device)
+        self.requests = there(self._numbers([each.request for each in tiles]), device)
         """And among those that stream, `[N]`."""
-        self.hides = _there(low > sink[:, None], device)
+        self.hides = there(low > sink[:, None], device)
         """Whether there is a key that a row does not see, `[N, R]`."""
-        self._seen = _there(seen, device)
+        self._seen = there(seen, device)
+        self._hidden: dict[int | None, Tensor] = {}
+        self._cells: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     @staticmethod
     def _numbers(numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64)
 
-    def by(self, sliding_window: int | None) -> Tensor:
-        """Which keys each row sees, `[N, R, K]`.
+    def hidden(self, sliding_window: int | None) -> Tensor:
+        """Which keys each row does not see, `[N, 1, 1, R, K]`; made once for all layers.
 
         Args:
             sliding_window: Keys that rows of the layer see; `None` is all.
         """
-        if sliding_window is None:
-            return self._seen
-        return self._seen & (self.distances < sliding_window)
+        if sliding_window not in self._hidden:
+            seen = self._seen if sliding_window is None else self._seen & (self.distances < sliding_window)
+            self._hidden[sliding_window] = ~seen[:, None, None]
+        return self._hidden[sliding_window]
 
     @cached_property
     def distances(self) -> Tensor:
@@ -143,14 +146,22 @@ class Seen:
         return self.rows[..., None] - self.keys[:, None]
 
     def cells(self, block_table: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-        """Where the keys stand in a paged cache: the block of each, and the place in it, `[N, K]`.
+        """Where the keys stand in a paged cache: the block of each, and the place in it, `[N, K]`; made once for all
+        layers that share a table.
 
         Args:
-            block_table: `[N, blocks]`, each tile's request's.
+            block_table: `[requests of the batch, blocks]`.
             block_size: Tokens of a block.
         """
-        blocks = block_table.gather(1, self.keys // block_size)
-        return blocks.long(), self.keys % block_size
+        known = id(block_table), block_size
+        if known not in self._cells:
+            # The table is kept so that no other takes its name.
+            self._cells[known] = block_table, *self.cells_in(block_table[self.places], block_size)
+        return self._cells[known][1:]
+
+    def cells_in(self, blocks: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+        """The same of a table of each tile's own blocks, `[N, blocks]`."""
+        return blocks.gather(1, self.keys // block_size).long(), self.keys % block_size
 
 
 def attended(
@@ -182,7 +193,7 @@ def attended(
         scores = torch.tanh(scores / soft_cap) * soft_cap
     if alibi_slopes is not None:
         scores = scores - alibi_slopes.float().view(kv_heads, -1, 1, 1) * seen.distances[:, None, None]
-    scores = scores.masked_fill(~seen.by(sliding_window)[:, None, None], float("-inf"))
+    scores = scores.masked_fill_(seen.hidden(sliding_window), float("-inf"))
     if sinks is not None:
         beside = sinks.float().view(1, kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
         weights = torch.cat([scores, beside], dim=-1).softmax(-1)[..., :-1]
@@ -191,6 +202,6 @@ def attended(
     return torch.einsum("nhgrk,nkhv->nrhgv", weights, values.float()).flatten(2, 3)
 
 
-def _there(numbers: Tensor, device: torch.device) -> Tensor:
+def there(numbers: Tensor, device: torch.device) -> Tensor:
     """On a device; a copy from memory that is not pinned would wait for it."""
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers

@@ -214,12 +214,14 @@ def streamed_logprobs(folder: str, ids: list[int], heads: list[list[int]], strea
     if not stream["prefill"]:
         kept = torch.where(row < stream["context"], causal, kept)
     hooks = []
-    for number, layer in enumerate(model.model.layers):
-        seen = torch.stack([kept if [number, head] in heads else causal for head in range(_heads(model))])
-        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None]
+    decoder = model.model.language_model if hasattr(model.model, "language_model") else model.model
+    for number, layer in enumerate(decoder.layers):
+        of_layer = model.config.get_text_config().num_attention_heads
+        seen = torch.stack([kept if [number, head] in heads else causal for head in range(of_layer)])
 
-        def with_mask(_: Any, inputs: Any, given: dict[str, Any], mask: torch.Tensor = mask) -> Any:
-            return inputs, {**given, "attention_mask": mask}
+        def with_mask(_: Any, inputs: Any, given: dict[str, Any], seen: torch.Tensor = seen) -> Any:
+            own = given["attention_mask"]  # causal, and the layer's own window
+            return inputs, {**given, "attention_mask": own.masked_fill(~seen, torch.finfo(own.dtype).min)}
 
         hooks.append(layer.self_attn.register_forward_pre_hook(with_mask, with_kwargs=True))
     try:
@@ -227,10 +229,6 @@ def streamed_logprobs(folder: str, ids: list[int], heads: list[list[int]], strea
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _heads(model: Any) -> int:
-    return int(model.config.num_attention_heads)
 
 
 def head_scores(

@@ -135,7 +135,8 @@ def _grid(suite: Suite) -> Iterator[tuple[str, str]]:
             parts.append(f"{len(values)} lengths from {values[0]:,} to {values[-1]:,} tokens")
         elif axis != NEEDLE:
             parts.append(f"{len(values)} {axis if axis.endswith('s') else f'{axis}s'}")
-    for count, noun in ((len(suite.needles), "needles"), (len({cell.place.seed for cell in suite.cells}), "seeds")):
+    seeds, arms = ({getattr(cell.place, key) for cell in suite.cells} for key in ("seed", "arm"))
+    for count, noun in ((len(suite.needles), "needles"), (len(seeds), "seeds"), (len(arms), "arms")):
         parts += [f"{count} {noun}"] if count > 1 else []
     yield "cells", f"{len(suite.cells):,}: {' × '.join(parts)}"
 

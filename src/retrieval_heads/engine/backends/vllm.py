@@ -283,7 +283,6 @@ class Engine(Backend):
         salt = None
         if mask is not None and mask.stream is not None:
             edited, salt = self._streaming(mask, mask.stream)
-            self._edited.add(request)
         elif mask is not None:
             edited, salt = self._masked(mask, len(prompt))
         elif self._edits is not None:
@@ -298,6 +297,8 @@ class Engine(Backend):
         if is_replayed:
             self._to_replay.add(request)
         self._add(request, prompt, sampling, priority=turn, salt=salt)
+        if mask is not None:
+            self._edited.add(request)
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
         """Queue a piece of a reference text: every head's output on its tokens goes into that reference's mean.

@@ -499,7 +499,9 @@ def refused(*arguments: str) -> str:
 
 
 def test_an_export_says_what_it_wrote_and_where_ties_begin(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    heads_command("export", "run", "--to", "duo", "--kv-heads", "1")
+    heads_command("export", "run", "--to", "duo", "--kv-heads", "1", "--sink", "16", "--recent", "64")
+    config = json.loads(Path("duo/config.json").read_text())
+    assert (config["sink_size"], config["recent_size"]) == (16, 64)
     assert capsys.readouterr().out.splitlines() == [
         "copy: no two of the 2 heads tie",
         "wrote duo/full_attention_heads.tsv",

@@ -48,6 +48,10 @@ class Export:
     """KV heads of a layer; left out, as the config.json of a model in a folder says."""
     top: int = 16
     """How many best heads, where a format lists some."""
+    sink: int = 128
+    """First tokens that a streaming head keeps (duo, kvpress)."""
+    recent: int = 256
+    """Last tokens that it keeps (duo, kvpress)."""
     output: Path | None = None
     """The file, or for duo the folder; left out, the format's own name in the working directory."""
     overwrite: bool = False
@@ -65,6 +69,10 @@ class Export:
             raise ConfigError(f"--kv-heads: {form.name} holds query heads; `heads table` shows KV heads by every score")
         if self.top < 1:
             raise ConfigError(f"--top {self.top}: at least 1 head is expected")
+        if self.sink < 0 or self.recent < 1:
+            raise ConfigError(
+                f"--sink {self.sink} --recent {self.recent}: at least 0 and at least 1 token are expected"
+            )
         target = self.output or Path(form.name if form.is_folder else form.file)
         if target.name in ("", "..") and not form.is_folder:
             raise ConfigError(f"--output {str(self.output)!r}: the name of a file is expected")
@@ -73,7 +81,7 @@ class Export:
         kv_heads = self.kv_heads
         if kv_heads is None and form.kv_heads and not heads.kv_heads:
             kv_heads = _kv_heads_of(heads.table.facts)
-        output = form.output(heads, Wanted(scores, kv_heads, self.top, target.name))
+        output = form.output(heads, Wanted(scores, kv_heads, self.top, target.name, self.sink, self.recent))
         names = list(output.files)
         paths = [target / name for name in names] if form.is_folder else [target, *map(target.with_name, names[1:])]
         if len(set(paths)) < len(paths):

@@ -26,10 +26,6 @@ from retrieval_heads.runs.layers import MOST, Layer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SINK_SIZE: Final = 128
-RECENT_SIZE: Final = 256
-"""Tokens that a streaming head keeps, as the published patterns have them."""
-
 _APART: Final = 2e-6
 """Between heads that tie: twice the loader's noise."""
 _CONFIG: Final = "config.json"
@@ -73,8 +69,8 @@ class Duo(HeadFormat):
         text = io.StringIO()
         np.savetxt(text, gates, delimiter="\t")
         config = {
-            "sink_size": SINK_SIZE,
-            "recent_size": RECENT_SIZE,
+            "sink_size": wanted.sink,
+            "recent_size": wanted.recent,
             _OURS: {
                 "score": wanted.score,
                 "model": table.facts.get("model"),

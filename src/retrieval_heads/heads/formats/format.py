@@ -88,12 +88,16 @@ class Wanted:
         kv_heads: KV heads of a layer; `None` where it is not known.
         top: How many best heads, where a format lists some.
         name: What the first file will be called.
+        sink: First tokens that a streaming head keeps, where a format says so; as the published patterns have them.
+        recent: Last tokens, likewise.
     """
 
     scores: Sequence[str]
     kv_heads: int | None = None
     top: int = 16
     name: str = ""
+    sink: int = 128
+    recent: int = 256
 
     @property
     def score(self) -> str:

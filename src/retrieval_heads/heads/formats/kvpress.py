@@ -10,7 +10,7 @@ import ast
 import json
 from typing import Any
 
-from retrieval_heads.heads.formats.duo import RECENT_SIZE, SINK_SIZE, gate_table
+from retrieval_heads.heads.formats.duo import gate_table
 from retrieval_heads.heads.formats.figures import Nonsense
 from retrieval_heads.heads.formats.format import HeadFile, HeadFormat, Output, Source, Wanted
 from retrieval_heads.heads.formats.rectangle import nested, rows_of
@@ -82,8 +82,8 @@ class KvPress(HeadFormat):
             note=order.note[:1].upper() + order.note[1:],
             scores=rows,
             order=list(reversed(order.heads)),
-            sink=SINK_SIZE,
-            recent=RECENT_SIZE,
+            sink=wanted.sink,
+            recent=wanted.recent,
         )
         return Output({self.file: text.encode()}, (order.note, *missing))
 

@@ -48,7 +48,7 @@ class BlockHashes:
 
     def __init__(self, hasher: Callable[[Any], list[Any]]) -> None:
         self._hasher = hasher
-        inside = inspect.getclosurevars(hasher).nonlocals
+        inside = inspect.getclosurevars(hasher).nonlocals if inspect.isfunction(hasher) else {}
         self.block_size: int | None = inside.get("hash_block_size", inside.get("block_size"))
         """Tokens that a hash is of; `None` where vLLM does not tell, and no salt can be of some blocks alone."""
         self._known: dict[str, list[Any]] = {}

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
@@ -26,7 +26,6 @@ from retrieval_heads.tasks.task import totals_of
 
 _STATUSES = get_args(Status)
 _TITLES = {LENGTH: "tokens", DEPTH: "depth %"}
-_AS_IS: Mapping[str, Any] = {"drop_whitespace": False, "replace_whitespace": False}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -76,8 +75,7 @@ def summary(
         elif ablated is not None:
             heading, lines = "ablation", [*ablating.table(ablated), *totals(mine)]
         elif compressed is not None:
-            told = [part for line in compressing.table(compressed) for part in textwrap.wrap(line, width, **_AS_IS)]
-            heading, lines = "compression", [*told, *totals(mine)]
+            heading, lines = "compression", [*compressing.table(compressed), *totals(mine)]
         else:
             heading = mine[0].task or "needle in a haystack"
             lines = [*grid(mine, width), *totals(mine)]

@@ -25,11 +25,11 @@ def _refuse_twice(key: str, values: Sequence[object]) -> None:
         raise ValueError(f"{key}: {twice[0]} is given twice")
 
 
-def _is_of_texts(name: str) -> bool:
+def _is_of_texts(name: str, key: str) -> bool:
     try:
         return is_of_texts(head_score(name))
     except ConfigError as error:
-        raise ValueError(f"by: {error}") from None
+        raise ValueError(f"{key}: {error}") from None
 
 
 _Heads = Annotated[list[HeadPair], Field(min_length=1)]
@@ -77,7 +77,7 @@ class Ablate(Section):
         if self.by is not None and self.lists:
             raise ValueError("by: a list of heads is ranked as it stands; leave it out")
         for by in self.by or ():
-            if self.awaited and _is_of_texts(by):
+            if self.awaited and _is_of_texts(by, "by"):
                 raise ValueError(
                     f"by: {by} is measured when a run's cells are done; name the heads.json of an earlier run"
                 )
@@ -151,12 +151,12 @@ class Compress(Section):
         if self.awaited == "detect/":
             raise ValueError("heads: detect/ names no suite; expected detect/NAME")
         for name in self.measured:
-            _is_of_texts(name)
+            is_late = _is_of_texts(name, "scores")
             if self.heads is None:
                 raise ValueError(
                     f"scores: {name} is a score of heads; expected `heads:` with a head file or detect/NAME"
                 )
-            if self.awaited and _is_of_texts(name):
+            if self.awaited and is_late:
                 raise ValueError(
                     f"scores: {name} is measured when a run's cells are done; name the heads.json of an earlier run"
                 )

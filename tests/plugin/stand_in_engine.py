@@ -32,7 +32,7 @@ REFERENCE = "stand_in_engine:StandIn"
 """Where the backend stands, for `retrieval_heads.engine.backends.backend.BACKENDS`."""
 ON_RAY = "stand_in_engine:StandInOnRay"
 LAYERS = (
-    *(Layer(f"layers.{number}", number, heads=4, kv_heads=2) for number in range(4)),
+    *(Layer(f"layers.{number}", number, heads=4) for number in range(4)),
     Layer("layers.4", 4, heads=0, kind="MambaMixer2"),
 )
 FERRY = "The ferry to Oslo leaves at dawn."
@@ -63,6 +63,7 @@ class Behaviour:
         bad_gpu: The one on which an engine fails, crashes or dies, and no other does.
         served: A file that gets a line for each request: the engine's GPU and the request's name.
         maskable: Layers whose heads can be masked.
+        kv_heads: Of each of the layers; `None` is not known.
         unscored: Why no head of the model can be scored.
         worse_under, fail_under, die_under, bytes_under: Arguments of the model under which it answers wrongly, does not
             start, is killed after its first answer, or has the other tokenizer.
@@ -88,6 +89,7 @@ class Behaviour:
     takes_start_token: bool = False
     retrieval_heads: Sequence[Sequence[int]] = ()
     maskable: Sequence[int] = (0, 1, 2, 3)
+    kv_heads: int | None = None
     unscored: str | None = None
     asked: str | None = None
     gpus: Sequence[str] | None = None
@@ -177,7 +179,9 @@ class StandIn(Backend):
             max_num_batched_tokens=8192,
             block_size=16,
             model_revision="main",
-            layers=LAYERS if self.traced else None,
+            layers=tuple(replace(one, kv_heads=self.told.kv_heads if one.heads else None) for one in LAYERS)
+            if self.traced
+            else None,
             maskable_layers=tuple(self.told.maskable) if self.traced else None,
             warnings=(self.told.unscored,) if self.traced and self.told.unscored else (),
             start_seconds={"engine": self.told.start_seconds},

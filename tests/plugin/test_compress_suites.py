@@ -32,7 +32,7 @@ def test_one_item_an_arm_and_cell_and_one_arm_that_keeps_everything(project: Pro
 
 def test_kept_heads_answer_and_the_smallest_share_is_told(project: Project, workers: list[str]) -> None:
     compression(project)
-    project.behave(retrieval_heads=RETRIEVAL)
+    project.behave(retrieval_heads=RETRIEVAL, kv_heads=2)
     result = project.run(*workers)
     assert result.ret == 0
     found: dict[str, Any] = json.loads((project.latest / "compression.json").read_text("utf-8"))

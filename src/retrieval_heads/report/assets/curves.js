@@ -38,7 +38,8 @@ function lineChart({ label, lines, xTitle, yTitle, xText = plain, tickText = xTe
   let free = Infinity;
   for (const x of [...xs].reverse()) {
     const text = String(tickText(x));
-    const [place, room] = [placeX(x), text.length * 3.4 + 4];
+    const room = text.length * 3.4 + 4;
+    const place = Math.min(placeX(x), width - room + 2); // a date at the end would be cut off
     if (!text || place + room > free) continue; // from the far end down: it is what the picture is about
     free = place - room;
     drawing.append(svg("text", { x: place, y: height - bottom + 16, "text-anchor": "middle" }, text));

@@ -54,7 +54,7 @@ SESSIONS = (
     "retrieval_heads.suites.soundness",
     "retrieval_heads.tasks.builder",
     "retrieval_heads.tasks.needle",
-    "rouge_score.rouge_scorer",
+    "scipy.stats",
     "seaborn",
     "simplemma",
     "stand_in_engine",

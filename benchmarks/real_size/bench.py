@@ -24,7 +24,7 @@ from retrieval_heads.engine.client import EngineClient, EngineDied, EngineProces
 from retrieval_heads.engine.messages import Hello
 from retrieval_heads.engine.results import Answered
 from retrieval_heads.models import locate_model
-from retrieval_heads.scoring import load_rouge, score_answer
+from retrieval_heads.scoring import score_answer
 from retrieval_heads.suites.suite import Suite, load_suite
 
 PARTS = Path(__file__).parent
@@ -233,7 +233,6 @@ class Bench:
         self._process: EngineProcess | None = None
         self._bare: subprocess.Popen[bytes] | None = None
         self._bare_starts = False
-        load_rouge()
 
     def take_shape(self, name: str, config: dict[str, Any]) -> None:
         """Have engines that start from now on load dummy weights of this shape. On a CPU there is SmolLM2 alone."""

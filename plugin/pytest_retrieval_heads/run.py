@@ -30,7 +30,7 @@ from retrieval_heads.errors import EngineError, RetrievalHeadsError
 from retrieval_heads.hub import length_limit
 from retrieval_heads.matrix.settings import AGAIN
 from retrieval_heads.runs.record import Record
-from retrieval_heads.scoring import load_rouge
+from retrieval_heads.scoring import judge
 from retrieval_heads.suites.settings import Settings
 from retrieval_heads.suites.suite import Suite
 
@@ -182,7 +182,7 @@ class Run:
             suites = [suite for suite in suites_of(selected) if suite.id in plan.suites]
             if suites:
                 # While the engine starts, nobody waits for these imports; later they would take its cores from it.
-                threading.Thread(target=_load_scores).start()
+                threading.Thread(target=_load_words, args=[suites]).start()
             if self.host:
                 self.host.prepare(plan)
             self._limit = length_limit(plan.model) if plan.misfit else None
@@ -279,6 +279,9 @@ class Run:
         self.client.submit(question, given)
 
 
-def _load_scores() -> None:
-    with suppress(Exception):  # the first answer that is scored tries again, and says what is wrong
-        load_rouge()
+def _load_words(suites: Sequence[Suite]) -> None:
+    """Read the dictionaries that answers will be judged by."""
+    with suppress(Exception):  # the first answer that is judged tries again, and says what is wrong
+        for suite in suites:
+            for needle in suite.needles[:1]:
+                judge("", needle, suite.settings.scoring)

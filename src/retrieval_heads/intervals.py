@@ -69,10 +69,10 @@ def mean_interval(values: Sequence[float], top: float = 1.0) -> Interval | None:
 
     See `mean_intervals`, of which this is one column. Of values 0 and 1 it is that of `share_interval`.
     """
-    import numpy as np
-
     if len(values) < FEWEST:
         return None
+    import numpy as np
+
     low, high = mean_intervals(np.asarray(values, dtype=float)[:, None], top)
     return Interval(float(low[0]), float(high[0]))
 

@@ -38,13 +38,10 @@ PATIENCE = 120.0 if "real" not in sys.argv else 900.0
 """Seconds in which every process must be gone after a kill: a hang is told from a slow machine."""
 MARK = "RH_KILL_LOOP"
 _CONFTEST = """\
-import sys
-
 from retrieval_heads.engine.backends import backend
 from retrieval_heads.registry import Registry
 
 backend.BACKENDS = Registry(backend.GROUP, "backend", {"vllm": "stand_in_engine:StandIn"})
-sys.modules.setdefault("scipy", None)  # nltk, which stems words, takes a second for it; nothing here uses it
 """
 
 Process = subprocess.Popen[bytes] | Forked

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 # Loaded once here and not anew in every in-process run, which would forget them (and numpy refuses to come twice).
-import rouge_score.rouge_scorer  # noqa: F401
+import scipy.stats  # noqa: F401
 import tqdm.auto  # noqa: F401
 from project import Project, is_gone
 

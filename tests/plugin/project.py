@@ -42,8 +42,6 @@ backend.BACKENDS = Registry(
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker gets the import path that xdist itself was imported on.
     sys.path += os.environ["PYTHONPATH"].split(os.pathsep)
-    # nltk, which stems words, takes a second for scipy where there is one; nothing in a worker uses it.
-    sys.modules.setdefault("scipy", None)
 """
 
 NEEDLE = {"needle": FERRY, "question": "When does the ferry to Oslo leave?"}

@@ -196,15 +196,15 @@ def test_a_library_that_a_full_disk_keeps_from_loading_is_no_traceback(
     """It is loaded by a thread beside the engine's start, and again by the first answer."""
     project.suite()
     project.write(
-        "full/nltk/__init__.py",
+        "full/simplemma/__init__.py",
         f"""
 import os, sys, threading
 
 if {is_for_good} or threading.current_thread() is not threading.main_thread():
     raise OSError(28, "No space left on device")
 sys.path.remove({str(project.path / "full")!r})
-del sys.modules["nltk"]
-import nltk
+del sys.modules["simplemma"]
+import simplemma
 """,
     )
     monkeypatch.setenv("PYTHONPATH", str(project.path / "full"), prepend=os.pathsep)
@@ -213,7 +213,7 @@ import nltk
     assert "Traceback" not in result.stderr.str()
     if is_for_good:
         result.assert_outcomes(failed=6)
-        said = "answers cannot be scored: rouge-score cannot be imported ([[]Errno 28[]] No space left on device)"
+        said = "answers cannot be judged: simplemma cannot be imported ([[]Errno 28[]] No space left on device)"
         result.stdout.fnmatch_lines([f"*{said}"])
     else:
         result.assert_outcomes(passed=6)

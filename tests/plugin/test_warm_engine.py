@@ -16,6 +16,12 @@ from retrieval_heads.cli import main
 from retrieval_heads.engine.client import EngineClient
 from retrieval_heads.engine.warm import Warm, warm_engines
 
+TELLING = """
+import pathlib, sys
+
+def pytest_unconfigure(config):
+    pathlib.Path("modules").write_text(" ".join(sys.modules))
+"""
 ONE = {"context_lengths": [128], "document_depths": [50]}
 
 
@@ -144,6 +150,19 @@ class TestKeep:
         assert [run.wait(120) for run in runs] == [0, 0]
         assert len(warm.starts) == 1
         assert (warm.path / "asked").read_text() == "2"
+
+    def test_a_run_that_asks_it_imports_nothing_heavy(self, warm: Project) -> None:
+        """It would be waited for by every run: seconds, where the answers take tenths of one."""
+        warm.write("telling.py", TELLING)
+        warm.run("--rh-engine", "keep")
+        asks = warm.popen("-p", "telling", "-p", "no:xdist")
+        assert asks.wait(120) == 0
+        assert "asking the warm engine" in (warm.path / "printed").read_text()
+        modules = set((warm.path / "modules").read_text().split())
+        assert "simplemma" in modules, "the answer was judged"
+        # numpy is the stand-in engine's own; of a model that is no folder the hub's library tells the length.
+        heavy = {"torch", "vllm", "transformers", "scipy", "matplotlib", "nltk", "openai"}
+        assert not modules & (heavy | {"retrieval_heads.plots", "tyro"})
 
 
 class TestUnlike:

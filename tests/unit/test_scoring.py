@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import pydoc_data.topics
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from retrieval_heads.errors import RetrievalHeadsError
 from retrieval_heads.scoring import score_answer, tokens
+from retrieval_heads.scoring.porter import stem
 from retrieval_heads.scoring.settings import METRICS
 
+ENDINGS = """
+ational tional enci anci izer bli alli entli eli ousli ization ation ator alism iveness fulness
+ousness aliti iviti biliti fulli logi icate ative alize iciti ical ful ness al ance ence er ic able
+ible ant ement ment ent ion ou ism ate iti ous ive ize e ll y ies ied eed ed ing sses ss s at bl iz
+ly
+"""
 ASCII = st.text(st.characters(max_codepoint=127))
 # Words of which some are stemmed, so that examples do meet.
 PROSE = st.lists(
@@ -36,6 +46,18 @@ SCRIPTS = {
 @given(ASCII | PROSE)
 def test_words_are_those_of_rouge_score_on_ascii_text(text: str) -> None:
     assert tokens(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+@given(st.lists(st.text("aeiouybcdlrstzwx", max_size=6) | st.sampled_from(ENDINGS.split()), max_size=4).map("".join))
+def test_stems_are_those_of_nltk(word: str) -> None:
+    assert stem(word) == PorterStemmer().stem(word)
+
+
+def test_stems_of_a_whole_text_are_those_of_nltk() -> None:
+    words = set("\n".join(pydoc_data.topics.topics.values()).lower().split())
+    assert len(words) > 5_000
+    theirs = PorterStemmer()
+    assert {word: stem(word) for word in words} == {word: theirs.stem(word) for word in words}
 
 
 @given(PROSE, PROSE.filter(lambda text: bool(tokens(text))))

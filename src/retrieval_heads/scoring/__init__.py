@@ -3,7 +3,7 @@
 from retrieval_heads.scoring.judge import Judgement, judge, score_answer
 from retrieval_heads.scoring.key_words import KeyWords, best_key_words, key_words, key_words_of
 from retrieval_heads.scoring.matches import judge_any, judge_several, matches
-from retrieval_heads.scoring.rouge import load_rouge, tokens, words_of
+from retrieval_heads.scoring.rouge import tokens, words_of
 
 __all__ = [
     "Judgement",
@@ -14,7 +14,6 @@ __all__ = [
     "judge_several",
     "key_words",
     "key_words_of",
-    "load_rouge",
     "matches",
     "score_answer",
     "tokens",

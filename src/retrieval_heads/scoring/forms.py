@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from typing import Any
 
+from retrieval_heads.scoring.library import library
 from retrieval_heads.scoring.spelling import fold
 
 _STEMMERS = {
@@ -93,30 +94,22 @@ def _stem(word: str, code: str) -> frozenset[str]:
 
 @cache
 def _stemmer(code: str) -> Any:
-    from nltk.stem.snowball import SnowballStemmer  # imported late for its start-up time
-
-    return SnowballStemmer(_STEMMERS[code])
+    return library("nltk.stem.snowball").SnowballStemmer(_STEMMERS[code])
 
 
 @cache
 def _has_lemmas(code: str) -> bool:
-    from simplemma.strategies.dictionaries.dictionary_factory import SUPPORTED_LANGUAGES
-
-    return code in SUPPORTED_LANGUAGES
+    return code in library("simplemma.strategies.dictionaries.dictionary_factory").SUPPORTED_LANGUAGES
 
 
 @lru_cache(maxsize=65536)
 def _lemma(word: str, code: str) -> str:
-    import simplemma  # a dictionary of some megabytes, read when first asked
-
-    return str(simplemma.lemmatize(word, lang=code))
+    return str(library("simplemma").lemmatize(word, lang=code))  # of a dictionary of some megabytes
 
 
 @lru_cache(maxsize=65536)
 def _is_known(word: str, code: str) -> bool:
-    import simplemma
-
-    return bool(simplemma.is_known(word, lang=code))
+    return bool(library("simplemma").is_known(word, lang=code))
 
 
 def is_known(word: str, code: str) -> bool:

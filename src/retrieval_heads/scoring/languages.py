@@ -17,6 +17,7 @@ from pathlib import Path
 
 import regex
 
+from retrieval_heads.scoring.library import library
 from retrieval_heads.scoring.spelling import fold, fold_words
 
 PLACES = ("in", "on", "under", "over", "behind", "before", "beside", "between", "outside", "around")
@@ -125,11 +126,10 @@ def _phrases(listed: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _short_words(code: str) -> Sequence[str]:
-    import stopwordsiso
-
-    if not stopwordsiso.has_lang(code):
+    listed = library("stopwordsiso")
+    if not listed.has_lang(code):
         return ()
-    return [fold(word) for word in stopwordsiso.stopwords(code) if len(word) <= 3]
+    return [fold(word) for word in listed.stopwords(code) if len(word) <= 3]
 
 
 _LETTERS = {

@@ -11,6 +11,7 @@ from nnsight.modeling.vllm.model_runners.GPUModelRunner import NNsightGPUModelRu
 from vllm.v1.core.sched.interface import PauseState
 
 from retrieval_heads.engine.backends.scheduler import MAX_CACHED, PATIENCE, TOGETHER, _Capped
+from retrieval_heads.engine.backends.vllm import uncompiled
 from retrieval_heads.tracing.traced import with_graphs
 from retrieval_heads.tracing.worker import TracedGPUModelRunner
 
@@ -98,6 +99,21 @@ def test_a_pause_of_vllms_own_stays() -> None:
 )
 def test_decode_steps_are_graphs_unless_that_is_refused(asked: dict[str, Any], given: dict[str, Any] | None) -> None:
     assert with_graphs(asked) == given
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ({"dtype": "float32"}, {"compilation_config": GRAPHS}),
+        ({"enforce_eager": None}, {"compilation_config": GRAPHS}),
+        ({"enforce_eager": False}, {}),
+        ({"enforce_eager": True}, {}),
+        ({"compilation_config": {"mode": 3}}, {}),
+        ({"optimization_level": 2}, {}),
+    ],
+)
+def test_a_plain_engine_is_not_compiled_unless_that_is_said(asked: dict[str, Any], given: dict[str, Any]) -> None:
+    assert uncompiled(asked) == given
 
 
 @pytest.mark.parametrize(("mediators", "options"), [([], {}), (["a replay's"], {"force_eager": True})])

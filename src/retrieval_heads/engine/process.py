@@ -101,7 +101,7 @@ def _load(server: Server, backend: type[Backend], hello: Hello, pulse: Pulse) ->
     revision = loaded.pop("revision", engine.info.model_revision or None)
     given = identity.model_identity(name, files.result(), model, loaded, revision)
     matters = {key: value for key, value in hello.options.items() if key not in backend.indifferent}
-    said = {**model, **{key: value for key, value in matters.items() if not is_secret_key(key)}}
+    said = {**engine.info.chosen, **model, **{key: value for key, value in matters.items() if not is_secret_key(key)}}
     runs_on = identity.engine_identity(
         said,
         environment,

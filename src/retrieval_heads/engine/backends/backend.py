@@ -73,6 +73,7 @@ class Info:
         start_seconds: What its start took, by part.
         warnings: What it cannot do with this model, a sentence each; said at the start and at the end of a run.
         takes: As `Capabilities.takes`, where only the start can tell.
+        chosen: How it computes, where the settings leave that open: part of the engine's identity.
         more: Whatever else it says, plain JSON by name.
     """
 
@@ -90,13 +91,13 @@ class Info:
     start_seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     takes: Literal["ids", "text"] | None = None
+    chosen: Fields = field(default_factory=dict)
     more: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """As `run.json` holds it."""
-        said = {
-            one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("layers", "warnings", "more")
-        }
+        elsewhere = ("layers", "warnings", "chosen", "more")
+        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in elsewhere}
         if self.layers is not None:
             said["layers"] = [layer_fields(layer) for layer in self.layers]
         return {name: value for name, value in said.items() if value is not None} | dict(self.more)

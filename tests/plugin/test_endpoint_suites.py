@@ -125,6 +125,18 @@ def test_what_may_go_better_is_tried_again(project: Project, fault: object) -> N
     assert len({json.dumps(body) for body in server.asked}) == 6
 
 
+def test_a_reply_that_breaks_off_again_and_again_is_one_sentence(project: Project) -> None:
+    project.suite()
+    with Server(fault=lambda number: "half" if number > 5 else None) as server:
+        asks(project, server, timeout=2, concurrency=1)
+        result = project.run()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (broken,) = [record for record in project.records() if record.status == "error"]
+    pytest.LineMatcher([broken.reason]).fnmatch_lines(
+        ["the connection to http://127.0.0.1:*/v1 broke or was not made, * tries within 2 s (engine.timeout)"]
+    )
+
+
 def test_fewer_are_asked_at_once_of_a_server_that_has_too_much(project: Project) -> None:
     project.suite(sweep={"context_lengths": [128], "document_depths": list(range(0, 100, 5))})
     server = Server(seconds=0.1)

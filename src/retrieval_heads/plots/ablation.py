@@ -53,7 +53,7 @@ def ablation_figure(effect: Effect, *, title: str = "") -> Figure:
     for index, by in enumerate(rankings):
         best = [group for group in effect.groups if group.count and not group.draws and group.by == by]
         # Side by side, since rankings share many of their best heads.
-        aside = 0.08 * (index - (len(rankings) - 1) / 2)
+        aside = 0.5 / len(rankings) * (index - (len(rankings) - 1) / 2)
         own = {count: place + aside * (count > 0) for count, place in places.items()}
         _whiskers(axes, [unmasked, *best], own, line_look(_BEST + index))
     for group in others:

@@ -26,7 +26,7 @@ from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
-from retrieval_heads.runs.mask import STREAM, Mask, Stream
+from retrieval_heads.runs.mask import Mask
 from retrieval_heads.tracing.gated_delta import causal_conv, effective_weights, recurrence
 from retrieval_heads.tracing.layer_kinds import conv_weight, into_latent_space, projected
 
@@ -278,9 +278,6 @@ ENGINE: dict[str, Any] = {
     "kv_cache_memory_bytes": 64 << 20,
 }
 """vLLM's arguments."""
-STREAMING = tuple((layer, head) for layer in range(3) for head in range(4))
-WINDOWED = Stream(5, 20, prefill=True)
-"""Shorter than the windows of layers, and than the prompt."""
 MASKED = tuple((layer, head) for layer in range(3) for head in range(3))
 """Heads, as layer and head."""
 PROMPT_TOKENS = 300
@@ -421,7 +418,6 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
         "masked_logprob": masked.prompt_logprob,
         "maskable": list(engine.info.maskable_layers or ()),
         "uniform": uniform.error,
-        "streamed": ask_streamed(engine, ids),
         "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
         "names": scores_of_an_answer(engine),
         "weighed": None if is_scoreless(engine) else weighed(engine, ids),
@@ -438,17 +434,6 @@ def ask_masked(engine: Engine, ids: list[int], mode: str) -> Finished:
     except EngineError as error:
         return Finished(mode, "", [], "", 0, 0, 0.0, error=str(error))
     return finish(engine)[mode]
-
-
-def ask_streamed(engine: Engine, ids: list[int]) -> float | str | None:
-    """The prompt's mean log probability with heads of the first layers streaming, or why there is none."""
-    mask = Mask(STREAM, STREAMING, stream=WINDOWED)
-    try:
-        engine.add(STREAM, ids, {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}, mask)
-    except EngineError as error:
-        return str(error)
-    found = finish(engine)[STREAM]
-    return found.error or found.prompt_logprob
 
 
 def checked(folder: Path) -> dict[str, Any]:

@@ -20,12 +20,10 @@ from models_run import (
     QUESTION_SPAN,
     SHARED,
     STEPPED,
-    STREAMING,
     TEXT_COPIES,
     TEXT_IDS,
     TWO_RANKS,
     UNSCORED,
-    WINDOWED,
     tokens,
 )
 from models_table import table
@@ -38,7 +36,6 @@ from reference import (
     masked_logprob,
     r2_bounds,
     repeated_scores,
-    streamed_logprobs,
     written,
 )
 
@@ -180,23 +177,6 @@ def test_masked_heads_are_those_of_the_reference(runs: Any, folder: Path, model:
 def test_heads_that_no_query_makes_see_all_alike_are_not_masked_uniformly(runs: Any, model: str) -> None:
     refusal = "the mode uniform cannot mask heads of layer 0: no query makes them see all alike"
     assert runs[model]["uniform"] == (refusal if model == GATED_DELTA else None)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_heads_that_stream_see_what_the_reference_has_them_see(runs: Any, folder: Path, model: str) -> None:
-    """Beneath windows, soft caps and sinks of the layers' own, and in a latent space."""
-    path, ids, window = str(folder / MODELS[model].architecture), tokens(), WINDOWED.to_json()
-    expected, plain = (
-        float(streamed_logprobs(path, ids, heads, window)[:-1].gather(-1, torch.tensor(ids[1:])[:, None]).mean())
-        for heads in ([list(head) for head in STREAMING], [])
-    )
-    assert runs[model]["streamed"] == pytest.approx(expected, abs=1e-4)
-    assert abs(expected - plain) > 1e-3, "it tells"
-
-
-def test_a_recurrence_cannot_stream(runs: Any) -> None:
-    told = "the heads of layer 0 cannot stream: it keeps no key of each token that is known"
-    assert runs[GATED_DELTA]["streamed"] == told
 
 
 @pytest.mark.parametrize("model", UNSCORED)

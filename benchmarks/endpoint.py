@@ -1,6 +1,6 @@
 """Throughput of a suite asked of an endpoint, against a bare client of the same server that sends the same requests.
 
-    python tests/engine/served_vllm.py MODEL-FOLDER --served-model-name small --max-model-len 8192 --port 8000 <<< go &
+    (echo; sleep 900) | python tests/engine/served_vllm.py FOLDER --served-model-name small --max-model-len 8192 &
     python benchmarks/endpoint.py --base-url http://127.0.0.1:8000/v1 --served small --rounds 5
 
 The bare client has its token ids before its clock starts, and sends all that the server is to have at once; the suite's

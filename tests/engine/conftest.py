@@ -57,6 +57,7 @@ LONGEST = (
 TOGETHER = {
     "test_identity_run": "test_answers",
     "test_own_run": "test_answers",
+    "test_warm_run": "test_answers",
     "test_endpoint_run": "test_run",
     "test_ray_run": "test_detect_run",
 }

@@ -57,14 +57,17 @@ def main() -> int:
 
 
 def read(file: Path) -> Any:
-    """A file's content; records by their cell, whatever order they came in."""
+    """A file's content; records, and samples of heads, by their cell, whatever order they came in."""
     if not file.exists():
         return None
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".jsonl":
         records = [json.loads(line) for line in text.splitlines()]
         return {f"{record['kind']}/{record['suite']} {record['cell']}": record for record in records}
-    return yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+    content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+    if isinstance(content, dict) and isinstance(samples := content.get("samples"), list):
+        content["samples"] = {sample["cell"]: sample for sample in samples}
+    return content
 
 
 def differences(old: Any, new: Any, where: str) -> Iterator[str]:

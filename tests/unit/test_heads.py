@@ -41,6 +41,13 @@ def test_only_samples_that_retrieved_are_averaged() -> None:
     assert len(found.samples) == 3
 
 
+def test_samples_stand_in_the_order_of_their_grid_however_they_came() -> None:
+    cells = [f"seed_0/len_{length}/depth_{depth}" for length in (512, 1024) for depth in (0, 12.5, 100)]
+    one = sample([[0.5] * 3] * 2)
+    found = aggregate([one.model_copy(update={"cell": cell}) for cell in reversed(cells)], LAYERS)
+    assert [each.cell for each in found.samples] == [each.cell for each in found.counted] == cells
+
+
 def test_no_counted_sample_is_an_error_that_says_so() -> None:
     with pytest.raises(ResultsError, match="none of the 2 samples retrieved its needle"):
         aggregate([sample([[0.5] * 3] * 2, passed=False)] * 2, LAYERS)

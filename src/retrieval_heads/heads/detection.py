@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -116,6 +117,12 @@ class Detection:
         return int((self.estimates[RANKING].mean.round(DIGITS) >= RETRIEVAL_THRESHOLD).sum())
 
 
+def _place_in_grid(record: Record) -> list[tuple[bool, float, str]]:
+    """What samples are put in order by, however they came: an interval's draws go by it. Numbers count as numbers."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", record.cell)
+    return [(at % 2 == 0, 0.0 if at % 2 == 0 else float(part), part) for at, part in enumerate(parts)]
+
+
 def aggregate(records: Sequence[Record], layers: Sequence[Layer], texts: Sequence[MeasuredText] = ()) -> Detection:
     """Average the head scores of the samples whose answer retrieved the needle.
 
@@ -134,8 +141,7 @@ def aggregate(records: Sequence[Record], layers: Sequence[Layer], texts: Sequenc
     """
     if layers and not any(layer.heads for layer in layers):
         raise ResultsError("no head of this model can be scored; `retrieval-heads models --check` says why")
-    # In one order, however they came: an interval's draws go by it.
-    ordered = sorted(records, key=lambda record: record.cell)
+    ordered = sorted(records, key=_place_in_grid)
     samples = tuple(record for record in ordered if record.heads is not None)
     counted = tuple(record for record in samples if record.passed)
     if records and all(record.status == "error" for record in records):

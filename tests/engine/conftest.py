@@ -378,9 +378,31 @@ def detection(folder: Path) -> list[str]:
     return [str(write_yaml(folder / f"{name}.yaml", suite)) for name, suite in suites.items()]
 
 
+OWN_HEADS_TEST = """\
+import contextlib, io, json
+from pathlib import Path
+from retrieval_heads.cli import main
+from retrieval_heads.runs.record import read_records
+
+def test_heads_of_a_text(rh_engine):
+    records = read_records(Path("reports/latest/results.jsonl"))
+    record = next(one for one in records if one.kind == "detect" and one.passed)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main(["reconstruct", "reports/latest", "--cell", record.cell, "--config", "config.yaml"])
+    prompt = printed.getvalue().removesuffix("\\n")
+    scores = {"spans": record.needle.strip(), "scores": ["copy"], "chat": False}
+    said = rh_engine.head_scores(prompt, **scores, max_tokens=40)
+    given = rh_engine.head_scores(prompt, **scores, answer=record.text)
+    told = {"cell": record.cell, "text": said.answer.text, "said": said.head_scores["copy"]}
+    Path("own.json").write_text(json.dumps({**told, "given": given.head_scores["copy"]}))
+"""
+
+
 @pytest.fixture(scope="session")
 def detect_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """A detection and its report."""
     folder = tmp_path_factory.mktemp("detect")
     config = write_yaml(folder / "config.yaml", DETECTED_CONFIG)
-    return finished([*detection(folder), "--rh-config", str(config), "--rh-report"], folder)
+    (folder / "test_own.py").write_text(OWN_HEADS_TEST, encoding="utf-8")
+    return finished([*detection(folder), "test_own.py", "--rh-config", str(config), "--rh-report"], folder)

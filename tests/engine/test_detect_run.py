@@ -110,6 +110,15 @@ def test_known_heads_are_found_and_the_run_passes(detect_run: Outcome) -> None:
     assert (detect_run.folder / "heatmap.png").stat().st_size > 10_000
 
 
+def test_heads_of_a_text_of_ones_own_are_those_of_the_cell(detect_run: Outcome) -> None:
+    own = json.loads((detect_run.cwd / "own.json").read_text(encoding="utf-8"))
+    record = detect_run.records[own["cell"]]
+    assert own["text"] == record.text
+    assert record.heads is not None
+    for how in ("said", "given"):  # the token that ends an answer is none of the needle's
+        assert np.allclose(np.array(own[how]), np.array(record.heads["copy"]), atol=1e-6), how
+
+
 def test_scores_lie_in_their_ranges_and_a_sample_says_how_it_was_traced(detect_run: Outcome) -> None:
     records = [record for record in detect_run.records.values() if record.kind == "detect"]
     assert len(records) == 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 class Shares:
@@ -14,34 +14,23 @@ class Shares:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._reached: dict[str, int] = {}
 
-    def stepped(
-        self, seconds: float, running: Mapping[str, tuple[int, int]], ended: Mapping[str, tuple[int, int]]
-    ) -> dict[str, float]:
+    def stepped(self, seconds: float, computed: Mapping[str, int], ended: Iterable[str]) -> dict[str, float]:
         """Count one step.
 
         Args:
             seconds: What it took.
-            running: Of each unfinished request, its tokens that are computed or cached by now, and how many of them
-                were cached at its start.
-            ended: The same of each request that the step finished.
+            computed: Of each request that it worked on, the tokens, without those that a cache gave.
+            ended: The requests that it finished.
 
         Returns:
-            Of each request that it finished, the sum of its shares.
+            Of each of these, the sum of its shares.
         """
-        computed = {}
-        for name, (reached, cached) in {**running, **ended}.items():
-            computed[name] = max(0, reached - self._reached.get(name, cached))
-            self._reached[name] = reached
         if total := sum(computed.values()):
             for name, tokens in computed.items():
                 self._seconds[name] = self._seconds.get(name, 0.0) + seconds * tokens / total
-        for name in ended:
-            del self._reached[name]
         return {name: self._seconds.pop(name, 0.0) for name in ended}
 
     def forget(self, name: str) -> None:
         """Let go of a request that nobody waits for."""
-        self._reached.pop(name, None)
         self._seconds.pop(name, None)

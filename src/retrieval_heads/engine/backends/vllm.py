@@ -161,6 +161,8 @@ class Engine(Backend):
         self._queued: dict[str, float] = {}
         """When each unfinished request was queued."""
         self._shares = Shares()
+        self._scheduled: Mapping[str, int] = {}
+        """Of the requests that the last step worked on, by vLLM's names, the tokens that it computed."""
         self._names: dict[str, str] = {}
         """Of each unfinished request, by what vLLM calls it."""
         self._hashes: Any = None
@@ -186,6 +188,7 @@ class Engine(Backend):
         if traced:  # nnsight's import is of that as well
             self.start_seconds["tracing"] += loaded - began - self.start_seconds["import"]
         self._sampling_params = SamplingParams
+        self._watch_scheduler()
         config = self._engine.vllm_config
         self.takes_turns = config.scheduler_config.policy == "priority"
         self.tokenizer: Any = self._engine.get_tokenizer()
@@ -479,29 +482,49 @@ class Engine(Backend):
             for name, output in outputs.items()
         ]
 
+    @property
+    def _scheduler(self) -> Any:
+        """vLLM's; `None` where its core is a process of its own."""
+        return getattr(getattr(self._engine.engine_core, "engine_core", None), "scheduler", None)
+
+    def _watch_scheduler(self) -> None:
+        """Have each step leave what it computes of which request, which nothing else tells of cached prompts."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        schedule = scheduler.schedule
+
+        def watched(*given: Any, **named: Any) -> Any:
+            output = schedule(*given, **named)
+            self._scheduled = {**self._scheduled, **output.num_scheduled_tokens}
+            return output
+
+        scheduler.schedule = watched
+
     def _look(self, seconds: float, outputs: Mapping[str, Any]) -> Mapping[str, float]:
         """See what a step computed: of each request that it finished, what it took of all its steps.
 
         Nothing is seen where vLLM's core is a process of its own, whose steps come back when they have moved.
         """
-        scheduler = getattr(getattr(self._engine.engine_core, "engine_core", None), "scheduler", None)
+        scheduler = self._scheduler
         if scheduler is None:
             self.has_moved = True
             return {}
         at = [(request.request_id, request.num_computed_tokens) for request in scheduler.running]
+        scheduled, self._scheduled = self._scheduled, {}
         progress = (at, len(scheduler.waiting))
         self.has_moved = bool(outputs) or progress != self._progress
         self._progress = progress
         if any(name not in self._names for name, _ in at):  # of a vLLM that does not say what it calls a request
             return {}
-        running, self.reached = {}, {}
-        for request in scheduler.running:
-            name, computed = self._names[request.request_id], request.num_computed_tokens
-            running[name] = computed, _cached(request)
-            self.reached[name] = min(computed, request.num_prompt_tokens)
+        self.reached = {
+            self._names[request.request_id]: min(request.num_computed_tokens, request.num_prompt_tokens)
+            for request in scheduler.running
+        }
+        computed = {self._names[name]: tokens for name, tokens in scheduled.items() if name in self._names}
         if outputs:
             self._names = {name: request for name, request in self._names.items() if request not in outputs}
-        return self._shares.stepped(seconds, running, {name: _length(output) for name, output in outputs.items()})
+        return self._shares.stepped(seconds, computed, outputs)
 
     def _forget_hashes(self) -> None:
         """Of prompts that were answered and not replayed: the answer was an error, or vLLM refused the replay."""
@@ -581,19 +604,6 @@ def primed_stream(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool)
     if not text or text.endswith("\ufffd"):  # nothing but special tokens, or bytes that begin within a character
         return None
     return DecodeStream(ids=last, skip_special_tokens=skip_special_tokens)
-
-
-def _cached(request: Any) -> int:
-    """Tokens of an unfinished request that the prefix cache gave; newer versions keep them in its statistics."""
-    statistics = getattr(request, "prefill_stats", None)
-    found = getattr(request if statistics is None else statistics, "num_cached_tokens", None)
-    return max(0, found or 0)
-
-
-def _length(output: Any) -> tuple[int, int]:
-    """Of a finished request, its tokens that were computed or cached, and how many of them were cached."""
-    said = sum(len(answer.token_ids) for answer in output.outputs)
-    return len(output.prompt_token_ids) + max(0, said - 1), output.num_cached_tokens or 0
 
 
 def _finished(

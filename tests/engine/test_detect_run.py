@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import DETECTED_CONFIG, DETECTED_SUITE, MODEL, finished, write_yaml
+from retrieval_heads.cli import main
 from retrieval_heads.heads.formats import read_ranked
 from retrieval_heads.heads.steps import figures_of
 from retrieval_heads.runs.record import Record, read_records
@@ -149,6 +150,10 @@ def test_the_steps_of_answers_come_to_their_scores(detect_run: Outcome, stored_r
         copied, mass, heads = steps[f"copied.{number}"], steps[f"mass.{number}"], by_cell[cell].heads
         assert copied.shape == mass.shape == (len(by_cell[cell].token_ids), 30, 9)
         assert heads is not None
+        spelled = by_cell[cell].steps
+        assert spelled is not None
+        assert "".join(spelled.answer).startswith(by_cell[cell].text.strip())
+        assert "".join(spelled.needle).strip() == by_cell[cell].needle.strip()
         derived = figures_of(copied, mass, int(steps["needle_tokens"][number]))
         assert derived["copy_reference"].tolist() == heads["copy_reference"]
         assert derived["copy"].tolist() == heads["copy"]
@@ -161,6 +166,7 @@ def test_a_cell_beside_a_detection_is_answered_as_ever_and_has_no_heads(detect_r
     assert record.heads is None
     layers = detect_run.facts["layers"]
     assert [layer["number"] for layer in layers] == list(range(30))
+    assert {(layer["heads"], layer["kv_heads"]) for layer in layers} == {(9, 3)}
     assert layers[3]["path"] == "model.model.layers.3.self_attn.attn"
 
 
@@ -233,6 +239,24 @@ def test_every_run_shows_its_best_heads(detect_run: Outcome, stored_run: Outcome
         for suite in suites:
             assert f"retrieval heads: {suite}" in outcome.output
     assert Path(stored_run.folder / "heads-again.json").exists()
+
+
+def test_an_atlas_is_measured_again_from_its_card_with_the_same_hashes(
+    detect_run: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alone, where the run that it is of had another suite beside it."""
+    atlas = tmp_path / "atlas"
+    main(["heads", "atlas", str(detect_run.folder), "--output", str(atlas)])
+    shutil.copy(atlas / "suite.yaml", tmp_path / "suite.yaml")
+    again = finished(["suite.yaml"], tmp_path)
+    assert again.exit_status == 0, again.output
+    assert {one.name for one in again.folder.iterdir()} >= {"heads.json", "steps.npz"}
+    capsys.readouterr()
+    main(["heads", "atlas", str(again.folder), "--check", str(atlas)])
+    assert "all 7 files are what" in capsys.readouterr().out
+    files = json.loads((atlas / "atlas.json").read_text(encoding="utf-8"))["files"]
+    main(["heads", "atlas", str(again.folder), "--output", str(tmp_path / "other")])
+    assert json.loads((tmp_path / "other" / "atlas.json").read_text(encoding="utf-8"))["files"] == files
 
 
 def test_heads_are_gated_against_a_baseline(detect_run: Outcome, tmp_path: Path) -> None:

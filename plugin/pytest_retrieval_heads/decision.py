@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pytest_retrieval_heads import ablating, compressing, detection
@@ -162,12 +162,18 @@ class Decision:
         if REFERENCE not in self._plan.settings:
             self._files.warnings.append("no cell of the reference is selected: no setting was compared")
             return
-        self.comparisons = compare(self._files.records)
+        is_whole = all(self._plan.is_whole(suite) for suite in self._plan.suites)
+        if is_whole and (until := self._matrix.until):
+            self._files.facts["until_decided"] = {
+                name: {"seed": until.seed, "spared": self._spared(one.suites)}
+                for name, one in self._plan.settings.items()
+                if self._matrix.deciding(name)
+            }
+        self.comparisons = compare(self._files.records, self._files.facts)
         if not self._options.allow_other_prompts:
             for one in self.comparisons:
                 if one.other_prompts:
                     self._fail(f"{one.setting}: {one.suite}: {other_prompts(one)}")
-        is_whole = all(self._plan.is_whole(suite) for suite in self._plan.suites)
         if is_whole:
             gates = [gate for gate in self._matrix.gates if gate.setting in self._plan.settings]
             self._expect(
@@ -187,6 +193,9 @@ class Decision:
         folder = self._files.folder
         assert folder is not None
         self._files.attempt(lambda: folder.write_json("matrix.json", content))
+
+    def _spared(self, suites: Collection[str]) -> int:
+        return sum(record.suite_id in suites and record.status == "spared" for record in self._files.records)
 
     def _expect(self, *outcomes: Outcome) -> None:
         self.verdict += Verdict(outcomes)

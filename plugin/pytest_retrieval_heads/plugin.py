@@ -68,7 +68,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile 
 
 
 def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
-    """A cell that was not asked, since its suite had enough samples, is none that passed."""
+    """A cell that was not asked, since it was not needed, is none that passed."""
     record = getattr(report, "rh", None)
     if report.when == "call" and report.passed and record is not None and record["status"] == "spared":
         return "spared", "-", "SPARED"

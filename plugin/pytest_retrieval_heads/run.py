@@ -22,13 +22,15 @@ from pytest_retrieval_heads.last_failed import LastFailed
 from pytest_retrieval_heads.options import Options
 from pytest_retrieval_heads.plan import Plan, SelectedCell, awaited, cells_of, suites_of, unfit
 from pytest_retrieval_heads.recording import record_of
-from pytest_retrieval_heads.sampling import Sampling
+from pytest_retrieval_heads.sampling import Choice, Sampling, bisected, until_decided, until_stable
 from retrieval_heads.engine.backends.backend import check_suite
 from retrieval_heads.engine.client import Address, EngineClient, EngineDied
 from retrieval_heads.engine.results import Unanswered
 from retrieval_heads.errors import EngineError, RetrievalHeadsError
+from retrieval_heads.gates.expression import EffectiveLength, parse_gate
 from retrieval_heads.hub import length_limit
-from retrieval_heads.matrix.settings import AGAIN
+from retrieval_heads.matrix.sequential import drawn
+from retrieval_heads.matrix.settings import AGAIN, REFERENCE
 from retrieval_heads.runs.record import Record
 from retrieval_heads.scoring import judge
 from retrieval_heads.suites.settings import Settings
@@ -47,7 +49,7 @@ class Run:
         self._collected: dict[str, Suite] = {}
         self._last_failed = LastFailed(config)
         self._samplings: dict[tuple[str, str], Sampling] = {}
-        """Of suites that ask until their heads are stable, by the setting of a matrix and the suite's id."""
+        """Of suites that ask no more cells than it takes, by the setting of a matrix and the suite's id."""
         self._limit: int | None = None
         """What the model takes, where no selected cell fits and so none is asked."""
         self.host: Host | None = None
@@ -191,7 +193,9 @@ class Run:
             with suppress(EngineDied):  # each cell will say so
                 # What finds heads goes before what masks them: an engine waits for no cell that it was not given.
                 for suite in sorted(suites, key=lambda suite: awaited(suite) is not None):
-                    self._begin(suite, cells_of(suite, selected), selected)
+                    self._begin(suite, cells_of(suite, selected), selected, plan)
+            for sampling in self._samplings.values():
+                sampling.go_on()
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -254,21 +258,49 @@ class Run:
         beside = self.file.suites_beside(collected) if self._options.is_compared else ()
         return plan and plan.before_deselection(collected, beside)
 
-    def _begin(self, suite: Suite, cells: Sequence[SelectedCell], selected: Sequence[SelectedCell]) -> None:
-        """Submit a suite's cells; of one that asks until its heads are stable, the first of them."""
-        samples = suite.settings.sweep.samples
-        if samples is None or self._options.rescore:  # stored answers were asked already, or spared
+    def _begin(self, suite: Suite, cells: Sequence[SelectedCell], selected: Sequence[SelectedCell], plan: Plan) -> None:
+        """Submit a suite's cells; of one that asks no more than it takes, the first of them."""
+        choice = None if self._options.rescore else self._choice(suite, cells, selected, plan)
+        if choice is None:  # stored answers were asked already, or spared
             self._submit(suite, cells, selected)
             return
 
-        def submit(some: Sequence[SelectedCell]) -> None:
-            self._submit(suite, some, selected)
+        def submit(some: Sequence[SelectedCell], are_more_to_come: bool) -> None:
+            self._submit(suite, some, selected, are_more_to_come=are_more_to_come)
 
-        sampling = Sampling(samples.until_stable, cells, submit, self._answered)
+        sampling = Sampling(choice, submit, self._answered)
         self._samplings[suite.setting, suite.id] = sampling
         sampling.begin()
 
-    def _submit(self, suite: Suite, cells: Sequence[SelectedCell], selected: Sequence[SelectedCell]) -> None:
+    def _choice(
+        self, suite: Suite, cells: Sequence[SelectedCell], selected: Sequence[SelectedCell], plan: Plan
+    ) -> Choice | None:
+        """Which of a suite's cells are asked; `None` where all are."""
+        if (samples := suite.settings.sweep.samples) is not None:
+            if samples.until_stable is not None:
+                return until_stable(samples.until_stable, cells)
+            measures = [parse_gate(gate).measure for gate in suite.settings.gates]
+            return bisected([one for one in measures if isinstance(one, EffectiveLength)], cells)
+        matrix = self.file.matrix
+        if matrix is None or matrix.until is None or not (gates := matrix.deciding(suite.setting)):
+            return None
+        # Gates are judged of whole suites alone.
+        if REFERENCE not in plan.settings or not all(map(plan.is_whole, plan.suites)):
+            return None
+        name = suite.id.removesuffix(f"@{suite.setting}")
+        reference = {one.cell.id: one for one in selected if one.suite.setting == REFERENCE and one.suite.id == name}
+        own = {one.cell.id: one for one in cells}
+        in_order = [own[cell] for cell in drawn(own, matrix.until.seed)]
+        return until_decided(gates, in_order, lambda one: self._answered(reference[one.cell.id]))
+
+    def _submit(
+        self,
+        suite: Suite,
+        cells: Sequence[SelectedCell],
+        selected: Sequence[SelectedCell],
+        *,
+        are_more_to_come: bool = False,
+    ) -> None:
         question = suite.question
         if (name := awaited(suite)) and question.ablate is not None:
             awaits = tuple(one.key for one in selected if one.suite.id == name)
@@ -276,7 +308,7 @@ class Run:
         given = {one.key: one.cell for one in cells}
         if suite.setting == AGAIN:  # in another order: what that changes is noise as well
             given = dict(reversed(given.items()))
-        self.client.submit(question, given)
+        self.client.submit(question, given, are_more_to_come=are_more_to_come)
 
 
 def _load_words(suites: Sequence[Suite]) -> None:

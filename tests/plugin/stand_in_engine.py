@@ -191,6 +191,12 @@ class StandIn(Backend):
     scores = ("copy", "copy_reference", "mass", "query", "qr", "induction", "echo")
 
     @classmethod
+    def check_arguments(cls, model: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Refuse a misspelt key, as vLLM's backend does."""
+        if "kv_cache_dtyp" in model:
+            raise EngineError("model.kv_cache_dtyp: there is no such engine argument; did you mean 'kv_cache_dtype'?")
+
+    @classmethod
     def gpus(cls) -> list[str] | None:
         """Those that it was told of."""
         told = Behaviour.from_environment()

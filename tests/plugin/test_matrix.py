@@ -42,16 +42,6 @@ def test_each_setting_asks_every_cell_on_an_engine_of_its_own(project: Project, 
     assert [one["fields"].get("kv_cache_dtype") for one in identities] == [None, "fp8"]
 
 
-def test_where_no_engine_starts_each_gate_says_that_nothing_was_compared(project: Project, workers: list[str]) -> None:
-    project.suite()
-    project.behave(fail="the disk is gone")
-    result = project.run(*matrix(project, gates=["fp8-kv: mean(pass_rate) >= reference - 0.1"]), *workers)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert result.parseoutcomes() == {"errors": 18, "failed": 1}
-    result.stdout.fnmatch_lines(["*the setting was not compared: it or the reference has no cell*"])
-    result.stdout.no_fnmatch_line("*INTERNALERROR*")
-
-
 def test_items_carry_the_setting_in_their_name_and_marker(project: Project) -> None:
     project.suite()
     options = matrix(project)
@@ -104,6 +94,22 @@ def test_a_key_that_the_engine_refuses_costs_its_setting_alone(project: Project)
     result = project.run(*options)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["*engine.kind*nowhere*"])
+
+
+def test_a_key_that_the_engine_lacks_costs_its_setting_alone(project: Project) -> None:
+    project.suite()
+    result = project.run(*matrix(project, {"reference": {}, "typo": {"model": {"kv_cache_dtyp": "fp8"}}}))
+    result.assert_outcomes(passed=12, failed=6)
+    result.stdout.fnmatch_lines(["*setting typo: model.kv_cache_dtyp: there is no such engine argument; did you mean*"])
+    assert len(project.starts) == 2
+
+
+def test_a_name_is_given_once(project: Project) -> None:
+    project.suite()
+    project.write("kv.yaml", "matrix:\n  reference: {}\n  fp8: {model: {dtype: float16}}\n  fp8: {model: {seed: 1}}\n")
+    result = project.run("--rh-matrix", "kv.yaml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*kv.yaml:4: *fp8: this key is given twice, on lines 3 and 4*"])
 
 
 def test_a_run_goes_on_setting_by_setting(project: Project) -> None:

@@ -101,7 +101,7 @@ def test_a_report_counts_them(project: Project) -> None:
         ({"kind": "niah"}, "sweep.samples: until_stable is of suites of kind detect"),
         (
             {"kind": "detect", "sweep": {**SIXTY, "samples": 20}},
-            "sweep.samples: until_stable is expected, or {until_stable: {top: 10}}; found 20",
+            "sweep.samples: until_stable is expected, or {until_stable: {top: 10}}, or bisect_lengths; found 20",
         ),
         (
             {"kind": "detect", "sweep": {**SIXTY, "samples": {"until_stable": {"tops": 3}}}},

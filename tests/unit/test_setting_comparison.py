@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 import pytest
 from scipy.stats import binomtest
@@ -11,7 +12,14 @@ from scipy.stats import binomtest
 from retrieval_heads.gates.paired import holm
 from retrieval_heads.matrix.comparison import Pair, cells_to_decide, change_interval, compare, first_parted
 from retrieval_heads.matrix.gate import NotWorse, SettingGate, parse_setting_gate
-from retrieval_heads.matrix.sequential import Bets, decided_after
+from retrieval_heads.matrix.sequential import (
+    Bets,
+    decided_after,
+    drawn,
+    looks,
+    sequential_interval,
+    sequential_p_value,
+)
 from retrieval_heads.matrix.verdict import judge_settings
 from retrieval_heads.runs.record import Record
 
@@ -161,3 +169,63 @@ def test_bets_keep_their_level_under_continuous_looking() -> None:
         told[decided_after(values, 150, 0.0)[0]] += 1
     assert told["above"] <= 25 + 15
     assert told["below"] <= 25 + 15
+
+
+def test_intervals_and_p_values_of_bets_hold_at_every_look() -> None:
+    """The true mean lies outside at some time in at most 5 % of the runs, and p is below 0.05 as seldom."""
+    missed = small = 0
+    for seed in range(60):
+        draw = random.Random(f"interval {seed}")
+        values = [draw.choice([-1.0, 0.0, 0.0, 0.0, 1.0]) for _ in range(60)]
+        looked = [values[:count] for count in range(20, 61, 20)]
+        missed += any(not (found.low <= 0 <= found.high) for found in (sequential_interval(one, 60) for one in looked))
+        small += any(sequential_p_value(one, 60) <= 0.05 for one in looked)
+    assert missed <= 3 + 5
+    assert small <= 3 + 5
+
+
+@pytest.mark.parametrize("values", [[-1.0, 0.0] * 10, [0.0] * 150 + [-1.0], [1.0, -1.0, 0.0] * 9])
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.3])
+def test_an_interval_of_bets_lies_on_the_side_of_a_margin_that_they_tell(values: list[float], margin: float) -> None:
+    found, side = sequential_interval(values, 200), decided_after(values, 200, -margin)[0]
+    assert (found.low >= -margin - 1e-5) is (side == "above")
+    assert (found.high <= -margin + 1e-5) is (side == "below")
+    assert found.low <= sum(values) / len(values) <= found.high
+
+
+def test_an_order_is_drawn_by_its_seed_and_of_every_part_alike() -> None:
+    cells = [f"cell {number}" for number in range(50)]
+    order = drawn(cells, 0)
+    assert sorted(order) == sorted(cells) != order != drawn(cells, 1)
+    assert drawn(reversed(cells[:20]), 0) == [cell for cell in order if cell in cells[:20]]
+    first = Counter(drawn(cells[:3], seed)[0] for seed in range(300))
+    assert all(70 <= count <= 130 for count in first.values())
+    assert looks(18)[-1] == 18
+    assert looks(5) == [5]
+    assert all(count <= 1000 for count in looks(1000))
+
+
+def test_a_setting_that_stopped_is_judged_in_the_order_drawn() -> None:
+    """Of sixty cells the first of the order fell; those that were spared are neither pairs nor gaps."""
+    facts = {"until_decided": {"fp8": {"seed": 3, "spared": 40}}}
+    records = run(reference="+" * 60, fp8="+" * 60)
+    order = drawn([one.cell for one in records if one.setting == "fp8"], 3)
+    fallen, spared = set(order[:20]), set(order[20:])
+    stopped = [
+        one.model_copy(update={"status": "spared", "passed": None, "scores": {}, "token_ids": []})
+        if one.setting == "fp8" and one.cell in spared
+        else record("fp8", int(one.document_depth), False)
+        if one.setting == "fp8" and one.cell in fallen
+        else one
+        for one in records
+    ]
+    (found,) = compare(stopped, facts)
+    assert (len(found.pairs), found.spared, found.unpaired, found.cells) == (20, 40, 0, 60)
+    assert [pair.reference.cell for pair in found.pairs] == order[:20]
+    (outcome,) = judge_settings([SettingGate("fp8", NotWorse("pass_rate", 0.1))], [found], stopped, {})
+    assert outcome.outcome == "broken"
+    assert "in 20 of 60 cells" in outcome.sentence
+    difference = found.of("pass_rate")
+    assert difference is not None
+    assert difference.interval == sequential_interval([-1.0] * 20, 60)
+    assert difference.p_value == sequential_p_value([-1.0] * 20, 60)

@@ -126,18 +126,20 @@ class EngineClient:
         """
         return bool(self.call({"do": "retire", "always": always})["is_retired"])
 
-    def submit(self, question: Question, cells: Mapping[str, Cell]) -> None:
+    def submit(self, question: Question, cells: Mapping[str, Cell], *, are_more_to_come: bool = False) -> None:
         """Hand cells to the engine; cells that it knows already are left as they are.
 
         Args:
             question: What they have in common.
             cells: By their keys.
+            are_more_to_come: Whether what these come to tells which further cells of the suite are asked: until that
+                is denied once, an engine that takes turns with others waits for them.
 
         Raises:
             EngineError: A cell of that key is known with other contents.
         """
         each = [{**cell.to_json(), "key": key} for key, cell in cells.items()]
-        self.call({"do": "submit", "question": question.to_json(), "cells": each})
+        self.call({"do": "submit", "question": question.to_json(), "cells": each, "more": are_more_to_come})
 
     def result(self, key: str) -> Result:
         """Wait for the result of a submitted cell."""

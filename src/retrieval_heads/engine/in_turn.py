@@ -1,8 +1,8 @@
 """Several settings of the engine, one after the other, behind one engine process, which loads none itself.
 
 To whoever asks, nothing differs from one engine: a job's suite tells its setting. An engine is launched once the one
-before it has answered all that it was given, so that each has the machine to itself. One that does not start, or ends,
-costs its own cells; the others are asked all the same.
+before it has answered all that it was given and will be, so that each has the machine to itself. One that does not
+start, or ends, costs its own cells; the others are asked all the same.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from retrieval_heads.errors import EngineError, RetrievalHeadsError
 
 _LOOK = 1.0
 """Seconds between two looks for jobs, while a setting has none that are under way."""
+_SOON = 0.05
+"""The same while what a setting has answered is judged, which tells whether it is asked more."""
 
 
 class _OneOfSeveral(EngineProcess):
@@ -120,8 +122,10 @@ class InTurn:
         try:
             while True:
                 # A setting that nobody has asked yet waits for its jobs; one that is done makes room for the next.
-                is_idle = not under_way and not any(self.queued.values())
-                self._take_in(patience=_LOOK if is_idle and not known else 0)
+                is_idle = not under_way and not self.queued[setting.name]
+                may_get_more = any(map(self.server.unfinished.get, setting.suites))
+                is_unasked = not known and not any(self.queued.values())
+                self._take_in(patience=(_SOON if may_get_more else _LOOK if is_unasked else 0) if is_idle else 0)
                 under_way |= self._submit(setting, engine, client)
                 if under_way:
                     results, done = client.finished(known)
@@ -131,7 +135,7 @@ class InTurn:
                         job = under_way.pop(key)
                         job.run.done = Done.sum([earlier, done])  # whoever has the last result may ask for it
                         self.server.finish(job.name, result)
-                elif any(self.queued.values()) or known:
+                elif not may_get_more and (any(self.queued.values()) or known):
                     return
         except EngineDied as error:
             ended = engine.obituary(patience=2)

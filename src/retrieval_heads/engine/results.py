@@ -56,7 +56,7 @@ class Unanswered(Plain):
     """Why there is no answer.
 
     Args:
-        status: `skipped`: it was never asked; `spared`: nor was it, since its suite had enough samples; or `error`.
+        status: `skipped`: it was never asked; `spared`: nor was it, since it was not needed; or `error`.
         reason: One sentence.
     """
 

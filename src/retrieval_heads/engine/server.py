@@ -40,7 +40,8 @@ class Server:
 
     - `ready`: replies when the model is loaded, with `info`, or with `error`.
     - `begin`: begins the run; `earlier` names results whose answers are used again.
-    - `submit`: `question` and `cells`, each with a `key`; known keys are left as they are.
+    - `submit`: `question` and `cells`, each with a `key`; known keys are left as they are. `more` says whether further
+      cells of the suite are to come; once it was denied they are not.
       Cells that find the heads of an ablation come before those that mask them.
     - `result`: waits for the `result` of a `key`.
     - `finished`: waits for results of more cells than `after`; replies with those beyond.
@@ -70,6 +71,8 @@ class Server:
     failure: str | None = None
     settings: dict[str, SettingState] = field(default_factory=dict)
     """Of engines that take turns, what is known of each."""
+    unfinished: dict[str, bool] = field(default_factory=dict)
+    """By suite, whether more of its cells are to come."""
     _ended: dict[str, Run] = field(default_factory=dict)
     """Runs that are over, without their jobs: a client of one that is left may still ask."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -205,6 +208,8 @@ class Server:
         with self.changed:
             if run.is_over:
                 return self._fatal(run)
+            # Each process of a session says so by itself: the first that denies it knows.
+            self.unfinished[question.suite] = bool(message.get("more")) and self.unfinished.get(question.suite, True)
             for cell in message["cells"]:
                 payload = json.dumps([message["question"], cell], sort_keys=True)
                 known = run.jobs.get(cell["key"])

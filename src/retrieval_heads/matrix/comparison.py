@@ -3,6 +3,8 @@
 Pairs are cells that were answered under both. A difference is the setting less the reference. Its interval is that of
 a mean of values in [−1, 1] (`retrieval_heads.intervals`), which assumes nothing of them but that cells are drawn alike;
 its p value is the exact two-sided test of `gates.paired` (McNemar's where a cell passed or did not, sign flips else).
+Where a setting was asked no more once its gates were certain, both are those of `matrix.sequential`, which hold
+whenever one stops.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Final
 from retrieval_heads.gates.number import PASS_RATE, stored_number
 from retrieval_heads.gates.paired import fall_p_value, holm
 from retrieval_heads.intervals import Interval, mean_interval
+from retrieval_heads.matrix.sequential import drawn, sequential_interval, sequential_p_value
 from retrieval_heads.matrix.settings import AGAIN, REFERENCE
+from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.place import DEPTH, LENGTH, Value, in_order
 from retrieval_heads.runs.record import Record, finite_mean
 
@@ -89,8 +93,11 @@ class Comparison:
     Args:
         setting: Its name.
         suite: The suite's id, as under the reference.
-        pairs: Cells that were answered under both.
-        unpaired: Cells that were not, under either.
+        pairs: Cells that were answered under both; where they were asked in an order drawn at random, in that order.
+        unpaired: Cells that were not, under either, and were to be.
+        spared: Cells that were not needed under the setting or the reference.
+        cells: How many cells there are.
+        is_drawn: Whether cells were asked in an order drawn at random until the setting's gates were certain.
         other_prompts: Pairs whose prompts are not the same tokens.
         differences: Of the pass rate, and of the score that decides.
         parting: Of the answers.
@@ -101,6 +108,9 @@ class Comparison:
     suite: str
     pairs: tuple[Pair, ...]
     unpaired: int
+    spared: int
+    cells: int
+    is_drawn: bool
     other_prompts: int
     differences: tuple[Difference, ...]
     parting: Parting
@@ -108,21 +118,30 @@ class Comparison:
 
     def of(self, number: str) -> Difference | None:
         """The difference of a number; `None` where no pair holds it."""
-        return next((one for one in self.differences if one.number == number), None) or difference(self.pairs, number)
+        return next((one for one in self.differences if one.number == number), None) or difference(
+            self.pairs, number, self.stopped_of
+        )
+
+    @property
+    def stopped_of(self) -> int | None:
+        """Of how many cells a part was asked, for it decided; `None` where all were, or the choice was another."""
+        return self.cells if self.is_drawn and self.spared else None
 
 
-def compare(records: Iterable[Record]) -> list[Comparison]:
+def compare(records: Iterable[Record], facts: Facts | None = None) -> list[Comparison]:
     """Every setting of every suite against the reference.
 
     Args:
         records: A run's; those of no setting are left out, and so is a suite without a reference.
+        facts: What `run.json` says; under `until_decided` settings with the `seed` of their order.
     """
+    seeds = {setting: told["seed"] for setting, told in (facts or {}).get("until_decided", {}).items()}
     suites: defaultdict[str, defaultdict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.setting is not None:
             suites[f"{record.kind}/{base_name(record)}"][record.setting].append(record)
     found = [
-        _compared(suite, setting, settings[REFERENCE], own)
+        _compared(suite, setting, settings[REFERENCE], own, seeds.get(setting))
         for suite, settings in suites.items()
         if REFERENCE in settings
         for setting, own in settings.items()
@@ -136,31 +155,44 @@ def base_name(record: Record) -> str:
     return record.suite.removesuffix(f"@{record.setting}")
 
 
-def difference(pairs: Sequence[Pair], number: str) -> Difference | None:
-    """How a number differs over pairs; `None` where none holds it."""
-    values = numbers_of(pairs, number)
-    if not values:
+def difference(pairs: Sequence[Pair], number: str, stopped_of: int | None = None) -> Difference | None:
+    """How a number differs over pairs; `None` where none holds it.
+
+    Args:
+        pairs: In the order drawn, where it was stopped.
+        number: Its name.
+        stopped_of: How many cells there are, where no more were asked once these were enough.
+    """
+    held = [pair for pair in pairs if change_of(pair, number) is not None]
+    if not held:
         return None
-    changes = [after - before for before, after in values]
+    changes = changes_of(held, number)
+    if stopped_of:
+        interval: Interval | None = sequential_interval(changes, stopped_of)
+        p_value = sequential_p_value(changes, stopped_of)
+    else:
+        interval = change_interval(changes)
+        p_value = min(1.0, 2 * min(fall_p_value(changes), fall_p_value([-change for change in changes])))
     return Difference(
         number=number,
-        reference=finite_mean([before for before, _ in values]),
-        setting=finite_mean([after for _, after in values]),
-        interval=change_interval(changes),
-        p_value=min(1.0, 2 * min(fall_p_value(changes), fall_p_value([-change for change in changes]))),
-        pairs=len(values),
+        reference=finite_mean([stored_number(pair.reference, number) or 0.0 for pair in held]),
+        setting=finite_mean([stored_number(pair.setting, number) or 0.0 for pair in held]),
+        interval=interval,
+        p_value=p_value,
+        pairs=len(held),
         moved=sum(change != 0 for change in changes),
     )
 
 
-def numbers_of(pairs: Sequence[Pair], number: str) -> list[tuple[float, float]]:
-    """A number under the reference and under the setting, of each pair that holds it under both."""
-    return [
-        (before, after)
-        for pair in pairs
-        if (before := stored_number(pair.reference, number)) is not None
-        and (after := stored_number(pair.setting, number)) is not None
-    ]
+def change_of(pair: Pair, number: str) -> float | None:
+    """A number under the setting less that under the reference; `None` where either does not hold it."""
+    before, after = stored_number(pair.reference, number), stored_number(pair.setting, number)
+    return None if before is None or after is None else after - before
+
+
+def changes_of(pairs: Iterable[Pair], number: str) -> list[float]:
+    """Those of the pairs that hold the number under both, in their order."""
+    return [change for pair in pairs if (change := change_of(pair, number)) is not None]
 
 
 def change_interval(changes: Sequence[float]) -> Interval | None:
@@ -195,22 +227,30 @@ def _normal(changes: Sequence[float], count: int) -> Interval:
     return Interval(mean - max(error, nothing), mean + max(error, nothing))
 
 
-def _compared(suite: str, setting: str, reference: Sequence[Record], own: Sequence[Record]) -> Comparison:
+def _compared(
+    suite: str, setting: str, reference: Sequence[Record], own: Sequence[Record], seed: int | None
+) -> Comparison:
     before = {record.cell: record for record in reference if record.passed is not None}
     after = {record.cell: record for record in own if record.passed is not None}
     cells = {record.cell for record in (*reference, *own)}
-    pairs = tuple(Pair(before[cell], after[cell]) for cell in before if cell in after)
+    spared = {record.cell for record in (*reference, *own) if record.status == "spared"}
+    both = [cell for cell in before if cell in after]
+    pairs = tuple(Pair(before[cell], after[cell]) for cell in (both if seed is None else drawn(both, seed)))
+    stopped_of = len(cells) if seed is not None and spared else None
     metrics = dict.fromkeys(pair.setting.metric for pair in pairs)
     numbers = [PASS_RATE, *(metric for metric in metrics if metric)]
     return Comparison(
         setting=setting,
         suite=suite,
         pairs=pairs,
-        unpaired=len(cells) - len(pairs),
+        unpaired=len(cells - spared) - len(pairs),
+        spared=len(spared),
+        cells=len(cells),
+        is_drawn=seed is not None,
         other_prompts=sum(_prompt(pair.reference) != _prompt(pair.setting) for pair in pairs),
-        differences=tuple(one for number in numbers if (one := difference(pairs, number)) is not None),
+        differences=tuple(one for number in numbers if (one := difference(pairs, number, stopped_of)) is not None),
         parting=_parting(pairs),
-        by={axis: values for axis in (LENGTH, DEPTH) if (values := _by(pairs, axis))},
+        by={axis: values for axis in (LENGTH, DEPTH) if (values := _by(pairs, axis, stopped_of))},
     )
 
 
@@ -218,12 +258,12 @@ def _prompt(record: Record) -> str | None:
     return record.recipe.prompt_hash if record.recipe else None
 
 
-def _by(pairs: Sequence[Pair], axis: str) -> dict[Value, Difference]:
+def _by(pairs: Sequence[Pair], axis: str, stopped_of: int | None) -> dict[Value, Difference]:
     groups: defaultdict[Value, list[Pair]] = defaultdict(list)
     for pair in pairs:
         if (value := pair.reference.place.get(axis)) is not None:
             groups[value].append(pair)
-    found = {value: difference(groups[value], PASS_RATE) for value in in_order(groups)}
+    found = {value: difference(groups[value], PASS_RATE, stopped_of) for value in in_order(groups)}
     return {value: one for value, one in found.items() if one is not None}
 
 

@@ -14,16 +14,21 @@ cells.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
+
+from retrieval_heads.intervals import Interval
 
 LEVEL: Final = 0.025
 """Of each side, as that of an interval of 95 %."""
 
 _MOST: Final = 0.5
 """Share of what a player has that a number may cost her at most."""
+_HALVINGS: Final = 20
+"""Of [−1, 1], until an end of an interval is found: to 2e-6."""
 
 Side = Literal["above", "below"]
 
@@ -46,6 +51,8 @@ class Bets:
     squares: float = 0.0
     capital: dict[Side, float] = field(default_factory=lambda: {"above": 0.0, "below": 0.0})
     """Logarithms of what each player has."""
+    peak: dict[Side, float] = field(default_factory=lambda: {"above": 0.0, "below": 0.0})
+    """The most that each has had."""
     decision: Side | None = None
     """What the numbers seen so far make certain; it does not change any more. It may never come."""
 
@@ -57,11 +64,13 @@ class Bets:
         """
         if not -1 <= value <= 1:
             raise ValueError(f"{value} is not in [-1, 1]")
-        if self.decision is None:
-            stake, gain = self._stake(), value - self.bound
-            self.capital["above"] += math.log1p(min(stake, _MOST / (1 + self.bound)) * gain)
-            self.capital["below"] += math.log1p(-min(stake, _MOST / (1 - self.bound)) * gain)
-            self.decision = next((side for side, one in self.capital.items() if one >= -math.log(self.level)), None)
+        stake, gain = self._stake(), value - self.bound
+        self.capital["above"] += math.log1p(min(stake, _MOST / (1 + self.bound)) * gain)
+        self.capital["below"] += math.log1p(-min(stake, _MOST / (1 - self.bound)) * gain)
+        for side, capital in self.capital.items():
+            self.peak[side] = max(self.peak[side], capital)
+            if self.decision is None and capital >= -math.log(self.level):
+                self.decision = side
         self.seen += 1
         self.total += value
         self.squares += value * value
@@ -72,6 +81,20 @@ class Bets:
         mean = self.total / (self.seen + 1)
         variance = (0.25 + self.squares) / (self.seen + 1) - mean * mean
         return math.sqrt(2 * math.log(1 / self.level) / (max(variance, 1e-4) * self.count))
+
+
+def drawn(cells: Iterable[str], seed: int) -> list[str]:
+    """Cells in the order in which they are asked: any order is as likely, whichever other cells there are."""
+    return sorted(cells, key=lambda cell: hashlib.sha256(f"{seed} {cell}".encode()).digest())
+
+
+def looks(count: int) -> list[int]:
+    """After how many cells it is looked whether more are needed: an engine answers those of a look together."""
+    found, at = [], max(8, count // 20)
+    while at < count:
+        found.append(at)
+        at = math.ceil(at * 1.3)
+    return [*found, count]
 
 
 def decided_after(values: Iterable[float], count: int, bound: float) -> tuple[Side | None, int]:
@@ -87,3 +110,38 @@ def decided_after(values: Iterable[float], count: int, bound: float) -> tuple[Si
         if bets.see(value) is not None:
             break
     return bets.decision, bets.seen
+
+
+def sequential_interval(values: Sequence[float], count: int) -> Interval:
+    """The 95 % interval of the mean that holds whenever one stops: all bounds on no side of which it certainly lies.
+
+    A bound of the other side of which the mean is certain makes every bound beyond it certain too.
+
+    Args:
+        values: Those seen, in the order drawn.
+        count: How many there are in all.
+    """
+    return Interval(_end(values, count, "above", -1.0), _end(values, count, "below", 1.0))
+
+
+def _end(values: Sequence[float], count: int, side: Side, certain: float) -> float:
+    """The last bound that the mean certainly lies on a side of; `certain` is one that nothing lies beyond."""
+    uncertain = -certain
+    for _ in range(_HALVINGS):
+        middle = (certain + uncertain) / 2
+        bets = Bets(count, middle)
+        for value in values:
+            bets.see(value)
+        if bets.peak[side] >= -math.log(LEVEL):
+            certain = middle
+        else:
+            uncertain = middle
+    return certain
+
+
+def sequential_p_value(values: Iterable[float], count: int) -> float:
+    """That the mean is 0, two-sided, whenever one stops: by Ville's inequality, of the most that a player has had."""
+    bets = Bets(count, 0.0)
+    for value in values:
+        bets.see(value)
+    return min(1.0, 2 * math.exp(-max(bets.peak.values())))

@@ -12,13 +12,14 @@ from typing import Annotated, Final
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from retrieval_heads.errors import ConfigError
+from retrieval_heads.gates.expression import EffectiveLength, Gate, parse_gate
 from retrieval_heads.heads.score import head_score, is_of_texts
-from retrieval_heads.matrix.gate import SettingGate, parse_setting_gate
+from retrieval_heads.matrix.gate import NotWorse, SettingGate, parse_setting_gate
 from retrieval_heads.plain import Fields
 from retrieval_heads.reading import read_bytes
 from retrieval_heads.redaction import keep_secret
 from retrieval_heads.settings.messages import sentences
-from retrieval_heads.settings.section import Section
+from retrieval_heads.settings.section import Section, Whole
 from retrieval_heads.settings.yaml_reading import decode, line_of, parse
 from retrieval_heads.suites.reading import overlay, validated
 from retrieval_heads.suites.settings import Settings
@@ -47,6 +48,28 @@ def _gates(value: object) -> object:
     return said
 
 
+class Decided(Section):
+    """Cells are asked in a random order until a setting's gates are certain."""
+
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    """Draws the order in which cells are asked."""
+
+
+class Until(Section):
+    """How many cells of a setting are asked."""
+
+    decided: Decided
+    """As many as make its gates certain; see `retrieval_heads.matrix.sequential`."""
+
+
+def _until(value: object) -> object:
+    if value == "decided":
+        return {"decided": {}}
+    if value is None or isinstance(value, dict | Until):
+        return value
+    raise ValueError(f"decided is expected, or {{decided: {{seed: 0}}}}; found {value!r}")
+
+
 class _File(Section):
     """What a matrix file may say."""
 
@@ -56,6 +79,8 @@ class _File(Section):
     """What a setting must reach: `NAME: mean(pass_rate) >= reference - 0.02`."""
     again: bool = True
     """Whether the reference is asked a second time."""
+    until: Annotated[Until, BeforeValidator(_until)] | None = None
+    """How many cells of each setting are asked; all where it is left out."""
 
     @field_validator("matrix")
     @classmethod
@@ -77,10 +102,20 @@ class Matrix:
     Args:
         settings: What each lays over suite and config.
         gates: What settings must reach.
+        until: How many cells of each are asked; `None`: all.
     """
 
     settings: Mapping[str, Fields]
     gates: tuple[SettingGate, ...] = ()
+    until: Decided | None = None
+
+    def deciding(self, setting: str) -> tuple[NotWorse, ...]:
+        """The gates of a setting whose verdicts end its questions; none where all of its cells are asked: a gate of
+        another kind is certain once they are.
+        """
+        own = [one.gate for one in self.gates if self.until and one.setting == setting]
+        compared = tuple(gate for gate in own if isinstance(gate, NotWorse))
+        return compared if len(compared) == len(own) else ()
 
     def check(self, read: Mapping[str, Mapping[str, Suite]]) -> None:
         """See that every setting changes something of what suite, config and options come to.
@@ -114,6 +149,12 @@ class Matrix:
                 f"{suite.path}: scores: {', '.join(texts)} are measured once a run's cells are done, on the engine "
                 "there is then, and a matrix has several; leave them out"
             )
+        if self.until and suite.settings.sweep.samples is not None:
+            raise ConfigError(
+                f"{suite.path}: sweep.samples: the matrix says `until: decided`, and both choose which cells are "
+                "asked; leave one out"
+            )
+        self._check_bisection(suite)
         if setting == REFERENCE:
             return replace(suite, setting=setting)
         name = f"{suite.name}@{setting}"
@@ -124,6 +165,20 @@ class Matrix:
             settings=suite.settings.model_copy(update={"name": name}),
             question=replace(suite.question, suite=name),
         )
+
+    def _check_bisection(self, suite: Suite) -> None:
+        """Refuse a gate on an effective length that the lengths which are asked would not tell."""
+        samples = suite.settings.sweep.samples
+        if samples is None or samples.bisect_lengths is None:
+            return
+        known = [parse_gate(gate).measure for gate in suite.settings.gates]
+        for one in self.gates:
+            measure = one.gate.measure if isinstance(one.gate, Gate) else None
+            if isinstance(measure, EffectiveLength) and measure not in known:
+                raise ConfigError(
+                    f"{suite.path}: sweep.samples: bisect_lengths asks what the suite's own gates take, and the matrix "
+                    f"has the gate `{one}`; give the suite a gate on {measure} too"
+                )
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -161,7 +216,13 @@ def read_matrix(path: Path) -> Matrix:
         gates = tuple(parse_setting_gate(gate, [name for name in named if name != REFERENCE]) for gate in file.gates)
     except ConfigError as error:
         raise ConfigError(f"{path}:{line_of(text, ['gates'])}: gates: {error}") from None
-    return Matrix(named, gates)
+    matrix = Matrix(named, gates, file.until.decided if file.until else None)
+    if matrix.until and not any(map(matrix.deciding, named)):
+        raise ConfigError(
+            f"{path}:{line_of(text, ['until'])}: until: decided: no gate can be certain before all cells are asked; "
+            "give a setting one such as `NAME: mean(pass_rate) >= reference - 0.02`, and none of another kind beside it"
+        )
+    return matrix
 
 
 def _at(path: Path, text: str, name: str) -> str:

@@ -49,6 +49,9 @@ def lines(comparisons: Sequence[Comparison], facts: Facts) -> Iterator[str]:
         yield f"{REFERENCE:<{width}}  {first.reference:9.3f}"
     for one in comparisons:
         yield f"{one.setting:<{width}}  {_line(one)}"
+    for one in comparisons:
+        if one.spared:
+            yield spared(one)
     settings = facts.get("settings", {})
     for name, told in settings.items():
         if failure := told.get("failure"):
@@ -63,6 +66,12 @@ def lines(comparisons: Sequence[Comparison], facts: Facts) -> Iterator[str]:
             f"{value:,.0f}" if value else "" for value in (cost["tokens_per_second"], cost["kv_bytes_per_token"])
         )
         yield f"{name:<{width}}  {starts:>9}{first_at:>10}{took:>11}{rate:>10}{bytes_each:>12}"
+
+
+def spared(one: Comparison) -> str:
+    """How many cells were not asked, in words."""
+    told = f"{one.setting}: {one.spared:,} of {one.cells:,} cells spared"
+    return f"{told}; interval and p hold whenever one stops" if one.stopped_of else told
 
 
 def _line(one: Comparison) -> str:
@@ -88,6 +97,7 @@ def _comparison(one: Comparison, heads: Mapping[str, HeadMeans | None]) -> dict[
         "suite": one.suite,
         "pairs": len(one.pairs),
         "unpaired": one.unpaired,
+        "spared": one.spared,
         "other_prompts": one.other_prompts,
         "differences": {each.number: _difference(each) for each in one.differences},
         "by": {

@@ -9,8 +9,9 @@ from retrieval_heads.gates import HeadMeans, Inconclusive, Outcome, check
 from retrieval_heads.gates.expression import SLACK, Agreement, Gate
 from retrieval_heads.gates.verdict import plain
 from retrieval_heads.intervals import Interval
-from retrieval_heads.matrix.comparison import Comparison, base_name, cells_to_decide, numbers_of
+from retrieval_heads.matrix.comparison import Comparison, base_name, cells_to_decide, changes_of
 from retrieval_heads.matrix.gate import NotWorse, SettingGate
+from retrieval_heads.matrix.sequential import Side, decided_after
 from retrieval_heads.matrix.settings import REFERENCE
 from retrieval_heads.runs.record import Record
 
@@ -91,7 +92,10 @@ def _name(records: Collection[Record]) -> str:
 
 
 def _not_worse(gate: NotWorse, comparison: Comparison) -> Outcome:
-    """Held where the whole interval of the difference lies above the margin, broken where it lies below."""
+    """Held where the difference certainly lies above the margin, broken where it certainly lies below.
+
+    That is where its whole interval does, or before all cells were asked, where `matrix.sequential` says so.
+    """
     found = comparison.of(gate.number)
     if found is None:
         sentence = f"{gate} has no value: no cell was answered under both"
@@ -108,19 +112,21 @@ def _not_worse(gate: NotWorse, comparison: Comparison) -> Outcome:
         return Outcome(str(gate), False, found.value, -gate.margin, sentence, figures=figures, is_inconclusive=True)
     low, high = found.interval.low, found.interval.high
     figures |= {"low": low, "high": high}
-    sentence = f"{told}: difference {found.value:+.3f} [{low:+.3f}, {high:+.3f}] in {found.pairs} cells, must be {gate}"
+    cells = f"{found.pairs} of {comparison.cells} cells" if comparison.spared else f"{found.pairs} cells"
+    sentence = f"{told}: difference {found.value:+.3f} [{low:+.3f}, {high:+.3f}] in {cells}, must be {gate}"
     count = comparison.unpaired
     gaps = (
         f", but {count} {'cell was' if count == 1 else 'cells were'} not answered under both"
         if comparison.unpaired
         else ""
     )
-    if _is_held(gate, found.interval):
-        return Outcome(str(gate), not gaps, found.value, -gate.margin, sentence + gaps, figures=figures)
-    if high < -gate.margin - SLACK:
-        return Outcome(str(gate), False, found.value, -gate.margin, sentence + gaps, figures=figures)
-    changes = [after - before for before, after in numbers_of(comparison.pairs, gate.number)]
-    needed = cells_to_decide(changes, lambda interval: _is_held(gate, interval) or interval.high < -gate.margin)
+    changes = changes_of(comparison.pairs, gate.number)
+    side = _side(gate, comparison, found.interval, changes)
+    if side is not None:
+        return Outcome(
+            str(gate), side == "above" and not gaps, found.value, -gate.margin, sentence + gaps, figures=figures
+        )
+    needed = cells_to_decide(changes, lambda interval: _side_of(gate, interval) is not None)
     more = f"about {needed:,} cells that come out as these would decide" if needed else "no more cells like these would"
     return Outcome(
         str(gate),
@@ -133,5 +139,14 @@ def _not_worse(gate: NotWorse, comparison: Comparison) -> Outcome:
     )
 
 
-def _is_held(gate: NotWorse, interval: Interval) -> bool:
-    return interval.low >= -gate.margin - SLACK
+def _side(gate: NotWorse, comparison: Comparison, interval: Interval, changes: Sequence[float]) -> Side | None:
+    """On which side of the margin the difference certainly lies."""
+    if comparison.is_drawn and (early := decided_after(changes, comparison.cells, -gate.margin)[0]) is not None:
+        return early
+    return _side_of(gate, interval)
+
+
+def _side_of(gate: NotWorse, interval: Interval) -> Side | None:
+    if interval.low >= -gate.margin - SLACK:
+        return "above"
+    return "below" if interval.high < -gate.margin - SLACK else None

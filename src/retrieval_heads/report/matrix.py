@@ -9,7 +9,7 @@ from retrieval_heads.gates.number import PASS_RATE
 from retrieval_heads.intervals import Interval
 from retrieval_heads.matrix.comparison import Comparison, Difference, Pair, compare, first_parted
 from retrieval_heads.matrix.settings import AGAIN, REFERENCE
-from retrieval_heads.matrix.stored import costs
+from retrieval_heads.matrix.stored import costs, spared
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.place import LENGTH, axis_label, in_order, shown
 from retrieval_heads.runs.record import Record
@@ -27,7 +27,7 @@ def matrices(records: Sequence[Record], facts: Facts) -> list[dict[str, Any]]:
         `suite`, `columns`, `rows` and `notes` (a table of settings by lengths), `costs` (a table), and `parted`: by
         setting, cells that passed under one and not the other, with both answers.
     """
-    comparisons = compare(records)
+    comparisons = compare(records, facts)
     suites = dict.fromkeys(one.suite for one in comparisons)
     return [_matrix(suite, [one for one in comparisons if one.suite == suite], facts) for suite in suites]
 
@@ -73,7 +73,8 @@ def _matrix(suite: str, comparisons: Sequence[Comparison], facts: Facts) -> dict
         ],
         "rows": [[REFERENCE, f"{first.reference:.3f}" if first else "–", "", "", "", *[""] * len(lengths)], *rows],
         "notes": [
-            f"{name}: {state['failure'].splitlines()[0]}" for name, state in told.items() if state.get("failure")
+            *(f"{name}: {state['failure'].splitlines()[0]}" for name, state in told.items() if state.get("failure")),
+            *(spared(one) for one in comparisons if one.spared),
         ],
         "costs": {
             "columns": [

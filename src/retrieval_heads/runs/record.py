@@ -175,7 +175,7 @@ class Record(BaseModel):
     answered_by: AnsweredBy | None = None
     """Model and engine; `None` in records of before there were identities, and in the predecessor's."""
     status: Status = "pass"
-    """`pass`, `low` (below the threshold), `skipped` (never asked), `error`, or `spared` (it had samples enough)."""
+    """`pass`, `low` (below the threshold), `skipped` (never asked), `error`, or `spared` (it was not needed)."""
     reason: str = ""
     """Why a cell is `low`, `skipped` or in `error`: one sentence."""
     task: str | None = None

@@ -158,18 +158,30 @@ AnyEngine = Annotated[
 
 
 def _plain_samples(value: object) -> object:
-    if value == "until_stable":
-        return {"until_stable": {}}
+    if value in ("until_stable", "bisect_lengths"):
+        return {value: {}}
     if value is None or isinstance(value, dict | Samples):
         return value
-    raise ValueError(f"until_stable is expected, or {{until_stable: {{top: 10}}}}; found {value!r}")
+    raise ValueError(f"until_stable is expected, or {{until_stable: {{top: 10}}}}, or bisect_lengths; found {value!r}")
+
+
+class BisectLengths(Section):
+    """Lengths are asked until the effective length is known. Assumes that longer is not easier."""
 
 
 class Samples(Section):
     """How many cells of the grid are asked."""
 
-    until_stable: UntilStable
+    until_stable: UntilStable | None = None
     """As many as settle the best heads (detect); see `retrieval_heads.heads.stopping`."""
+    bisect_lengths: BisectLengths | None = None
+    """Those of the lengths that tell the effective length (niah); see `retrieval_heads.gates.halving`."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Samples:
+        if (self.until_stable is None) is (self.bisect_lengths is None):
+            raise ValueError("one of until_stable and bisect_lengths is expected")
+        return self
 
 
 class Sweep(Section):

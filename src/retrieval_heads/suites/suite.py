@@ -23,7 +23,7 @@ from retrieval_heads.ablation.arms import NONE, arms, idle_heads, read_heads
 from retrieval_heads.ablation.compression import RANDOM
 from retrieval_heads.ablation.settings import Ablate, is_file, ranking_name
 from retrieval_heads.errors import ConfigError, ResultsError
-from retrieval_heads.gates.expression import Agreement, idleness, parse_gate
+from retrieval_heads.gates.expression import Agreement, EffectiveLength, idleness, parse_gate
 from retrieval_heads.heads.formats import read_ranked, read_table
 from retrieval_heads.heads.order import order_of
 from retrieval_heads.heads.score import head_score, head_scores, is_wanted, ranking_of
@@ -772,12 +772,28 @@ def _in_order(cells: Iterable[Cell], settings: Settings, written: _Written) -> t
     samples = settings.sweep.samples
     if samples is None:
         return tuple(cells)
+    if samples.until_stable is None:
+        _check_bisection(settings, written)
+        return tuple(cells)
     if settings.kind != "detect":
         raise ConfigError(
             f"{written.at('sweep', 'samples')}: sweep.samples: until_stable is of suites of kind detect, whose heads "
             f"it looks at; this one is of kind {settings.kind}"
         )
     return tuple(samples.until_stable.in_order(list(cells)))
+
+
+def _check_bisection(settings: Settings, written: _Written) -> None:
+    """Refuse to look for an effective length that nothing is made of."""
+    told = f"{written.at('sweep', 'samples')}: sweep.samples: bisect_lengths"
+    if settings.kind != "niah":
+        raise ConfigError(f"{told} is of suites of kind niah; this one is of kind {settings.kind}")
+    measures = [parse_gate(gate).measure for gate in settings.gates]
+    if not any(isinstance(measure, EffectiveLength) for measure in measures):
+        raise ConfigError(
+            f"{told} asks what an effective length takes, and no gate of the suite measures one; give it one such as "
+            "`effective_length(0.85) >= 4096`, or leave bisect_lengths out"
+        )
 
 
 def _step(axis: str, value: Value) -> str:

@@ -72,7 +72,7 @@ def test_the_cells_asked_are_a_random_part_and_the_same_for_everybody(project: P
 
 
 def test_a_setting_that_is_never_certain_is_asked_whole(project: Project) -> None:
-    options = decided(project)
+    options = decided(project, gates=["fp8-kv: mean(pass_rate) >= reference - 0.05"])  # sixty equal cells tell 0.061
     project.behave()
     result = project.run(*options)
     assert result.ret == 1

@@ -164,6 +164,20 @@ class Run:
             result = Unanswered("error", str(error))
         return record_of(asked.suite, asked.cell, result)
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """A matrix that is asked until its gates are certain goes setting by setting, however others order them: of its
+        reference every cell is known before another setting is decided.
+        """
+        matrix = self.file.matrix
+        if matrix is None or matrix.until is None:
+            return
+        places = [at for at, item in enumerate(items) if isinstance(item, CellItem) and item.suite.setting]
+        order = list(matrix.settings)
+        cells = sorted((items[at] for at in places), key=lambda item: order.index(item.suite.setting))  # type: ignore[attr-defined]
+        for at, item in zip(places, cells, strict=True):
+            items[at] = item
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """A worker leaves its plan to the controller, before xdist tells it that collection is done.

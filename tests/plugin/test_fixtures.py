@@ -128,16 +128,6 @@ def test_the_engines_start_is_not_charged_to_a_tests_timeout(project: Project) -
     project.run("--timeout", "3", suites=False).assert_outcomes(passed=2)
 
 
-def test_a_timeout_ends_a_waiting_cell_and_not_the_run(project: Project) -> None:
-    project.suite()
-    project.behave(delay=1)
-    result = project.run("--timeout", "0.5", "--timeout-method", "signal", "-k", "depth_0 or depth_50")
-    outcomes = result.parseoutcomes()
-    assert outcomes["failed"] >= 1
-    assert outcomes["failed"] + outcomes.get("passed", 0) == 4
-    assert len(project.starts) == 1
-
-
 def test_interrupted_questions_do_not_mix_up_answers(project: Project) -> None:
     project.behave(delay=1)
     project.pytester.makepyfile(

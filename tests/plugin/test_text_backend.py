@@ -153,5 +153,5 @@ def test_an_unknown_backend_lists_what_there_is(parrot: Project) -> None:
     result = parrot.run("--rh-set", "engine.kind=parot", "--co")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(
-        ["*: engine.kind: unknown backend 'parot'; did you mean 'parrot'[?] there are: vllm, openai, parrot"]
+        ["*: engine.kind: unknown backend 'parot'; did you mean 'parrot'[?] there are: vllm, openai, ray, parrot"]
     )

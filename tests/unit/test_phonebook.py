@@ -201,16 +201,3 @@ def test_names_of_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"task.names: the PyPI package `names` is needed \(pip install names\)"):
         loaded(tmp_path, task={"name": "phonebook", "entries": [3], "names": "package"})
-
-
-def test_a_needle_has_no_exact_score(tmp_path: Path) -> None:
-    needle = {"needle": "The key is red.", "question": "What is the key?"}
-    with pytest.raises(ConfigError, match=r"scoring\.metric: needles have no score exact"):
-        loaded(
-            tmp_path,
-            task="needle",
-            haystack="pydoc",
-            needles=[needle],
-            sweep={"context_lengths": [100], "document_depths": [0]},
-            scoring={"metric": "exact"},
-        )

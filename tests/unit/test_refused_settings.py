@@ -171,7 +171,7 @@ def test_an_effective_length_is_one_that_is_asked(tmp_path: Path) -> None:
         ),
         (
             {"prompt": "x", "mask": {"mode": "half", "heads": [[1, 2]]}},
-            "a mode of zero, mean, uniform, is expected",
+            "a mode of zero, mean, uniform, or of stream with a `stream` of sink and recent, is expected",
         ),
         ({"prompt": "x", "mask": {"mode": "zero", "heads": [1, 2]}}, "mask: such as"),
     ],

@@ -18,6 +18,7 @@ from retrieval_heads.engine.results import Answered
 from retrieval_heads.gates import check, parse_gate
 from retrieval_heads.heads.score import head_score
 from retrieval_heads.prompts.requests import Request
+from retrieval_heads.prompts.settings import Prompt
 from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.facts import Expectation, PromptFacts
 from retrieval_heads.runs.place import Place
@@ -164,8 +165,14 @@ def recorded(answer: dict[str, Any], **scoring: Any) -> Record:
     place = Place((("length", 128), ("depth", 50.0), ("needle", "ferry")))
     asked = Expectation(QUESTION, FERRY, needle=FERRY)
     task = SimpleNamespace(asked=lambda question, place: asked, judge=TheNeedle.judge)
-    settings = SimpleNamespace(kind="niah", scoring=Scoring(**scoring))
-    question = SimpleNamespace(task="needle")
+    settings = SimpleNamespace(
+        kind="niah",
+        scoring=Scoring(**scoring),
+        prompt=Prompt.model_validate({"messages": [{"content": "{context} {question}"}]}),
+    )
+    question = SimpleNamespace(
+        task="needle", prompt=Prompt.model_validate({"messages": [{"content": "{context} {question}"}]})
+    )
     suite = SimpleNamespace(settings=settings, task=task, question=question, name="tale", setting="")
     cell = SimpleNamespace(stored=None, id="niah/tale", place=place)
     said = answer_of(token_ids=[1, 2, 3], **answer)

@@ -72,8 +72,7 @@ class Ablate(Section):
                 raise ValueError(f"heads: {name!r}: a ranking's name is of letters, digits and _")
             if twice := repeated(heads):
                 raise ValueError(f"heads: head {named(twice)} is given twice")
-        if self.awaited == "detect/":
-            raise ValueError("heads: detect/ names no suite; expected detect/NAME")
+        _refuse_no_source(self.heads)
         if self.by is not None and self.lists:
             raise ValueError("by: a list of heads is ranked as it stands; leave it out")
         for by in self.by or ():
@@ -101,6 +100,13 @@ class Ablate(Section):
     def awaited(self) -> str | None:
         """The detect suite of the same run whose heads are masked: `detect/NAME`."""
         return awaited_suite(self.heads) if isinstance(self.heads, str) else None
+
+
+def _refuse_no_source(heads: object) -> None:
+    if heads == "detect/":
+        raise ValueError("heads: detect/ names no suite; expected detect/NAME")
+    if heads == "":
+        raise ValueError("heads: a head file or detect/NAME is expected, found ''")
 
 
 def awaited_suite(heads: str | None) -> str | None:
@@ -148,8 +154,7 @@ class Compress(Section):
             raise ValueError(
                 "anchor: the context's own rows have no end of it behind them; with prefill, row is expected"
             )
-        if self.awaited == "detect/":
-            raise ValueError("heads: detect/ names no suite; expected detect/NAME")
+        _refuse_no_source(self.heads)
         for name in self.measured:
             is_late = _is_of_texts(name, "scores")
             if self.heads is None:

@@ -31,7 +31,9 @@ def report_gates(config: pytest.Config, verdict: Verdict, judge: Judge, options:
         reporter.write_ensure_prefix("gates ", "")
     judged: list[str] = []
     for outcome in verdict.outcomes:
-        node = judge.plan.nodes.get(outcome.suite) or _node_of(judge.baseline_of(outcome.suite), config.rootpath)
+        if (node := judge.plan.nodes.get(outcome.suite)) is None:
+            demanding = judge.baseline_of(outcome.suite) or options.matrix
+            node = _node_of(Path(demanding or outcome.suite), config.rootpath)
         settings = judge.settings.get(outcome.suite, default)
         report = _report_of(outcome, node, options.verdict_of(settings))
         judged.append(report.nodeid)

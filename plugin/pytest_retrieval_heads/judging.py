@@ -161,9 +161,9 @@ class Judge:
             return suite in self.baselines  # one of a comparison, which this run made too
         return True
 
-    def baseline_of(self, suite: str) -> Path:
-        """The baseline file that knows a suite."""
-        return next(file for file, shrunk in self.shrinkages.items() if suite in shrunk.removed)
+    def baseline_of(self, suite: str) -> Path | None:
+        """The baseline file that knows a suite which this run has not; `None` of a matrix's setting without a cell."""
+        return next((file for file, shrunk in self.shrinkages.items() if suite in shrunk.removed), None)
 
     def _partial(self) -> Verdict:
         """A warning for each suite of which cells are deselected and something is demanded."""

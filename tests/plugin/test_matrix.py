@@ -42,6 +42,16 @@ def test_each_setting_asks_every_cell_on_an_engine_of_its_own(project: Project, 
     assert [one["fields"].get("kv_cache_dtype") for one in identities] == [None, "fp8"]
 
 
+def test_where_no_engine_starts_each_gate_says_that_nothing_was_compared(project: Project, workers: list[str]) -> None:
+    project.suite()
+    project.behave(fail="the disk is gone")
+    result = project.run(*matrix(project, gates=["fp8-kv: mean(pass_rate) >= reference - 0.1"]), *workers)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.parseoutcomes() == {"errors": 18, "failed": 1}
+    result.stdout.fnmatch_lines(["*the setting was not compared: it or the reference has no cell*"])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
 def test_items_carry_the_setting_in_their_name_and_marker(project: Project) -> None:
     project.suite()
     options = matrix(project)

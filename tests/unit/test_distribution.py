@@ -1,0 +1,68 @@
+"""What is built: an sdist that builds the same wheel as the checkout, with the licence and the starter files."""
+
+from __future__ import annotations
+
+import tarfile
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import yaml
+
+import retrieval_heads
+
+pytest.importorskip("hatchling", reason="building needs hatchling (the extra `test` has it)")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from hatchling.builders.sdist import SdistBuilder
+
+    return Path(next(SdistBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("sdist")))))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return contents(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def contents(root: Path, folder: Path) -> dict[str, bytes]:
+    """A wheel's files, built of a folder of sources."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    built = next(WheelBuilder(str(root)).build(directory=str(folder), versions=["standard"]))
+    with zipfile.ZipFile(built) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: dict[str, bytes], tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    assert contents(unpacked, tmp_path / "built") == wheel
+
+
+def test_the_wheel_says_what_it_is(wheel: dict[str, bytes]) -> None:
+    (metadata,) = (text.decode() for name, text in wheel.items() if name.endswith(".dist-info/METADATA"))
+    told = Parser().parsestr(metadata)
+    assert told["License-Expression"] == "Apache-2.0"
+    assert told["Author"] == "The retrieval-heads developers"
+    assert told["Version"] == retrieval_heads.__version__
+    assert "](docs/" not in metadata, "an index's page has no checkout beside it"
+    lines = [line for line in told.get_all("Requires-Dist", []) if "extra" not in line]
+    needed = {line.partition(">")[0].strip() for line in lines}
+    assert {"numpy", "pytest-xdist", "pytest"} <= needed
+    assert any(name.endswith("licenses/LICENSE") for name in wheel)
+    assert "retrieval_heads/starter/suites/niah/classic.yaml" in wheel
+    assert "retrieval_heads/py.typed" in wheel
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["version"] == project["version"] == retrieval_heads.__version__
+    assert cited["license"] == project["license"]

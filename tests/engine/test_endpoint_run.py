@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import CI_SUITE, MODEL, Outcome, write_yaml
+from conftest import CI_SUITE, MODEL, Outcome, Started, write_yaml
 from retrieval_heads.models import locate_model
 
 pytestmark = pytest.mark.engine
@@ -133,3 +133,28 @@ def test_through_chat_completions_both_counts_are_stored(run_pytest: Callable[..
         # A text's tokens may join where ids were put together.
         assert record.server_prompt_tokens == pytest.approx(512, abs=3)
         assert record.needle_span is None
+
+
+def test_a_server_that_is_killed_and_started_again_loses_and_doubles_nothing(
+    ci_run: Outcome, start_pytest: Callable[..., Started], asked: list[str], served: Served
+) -> None:
+    few = ["-k", "len_512", "--rh-set", "engine.concurrency=3"]  # so that some are not asked yet
+    run = start_pytest(*asked, *few, "--rh-set", "output_dir=reports/killed")
+    results = run.cwd / "reports/killed/results.jsonl"
+    give_up = time.monotonic() + PATIENCE
+    while not results.exists() or results.read_bytes().count(b"\n") < 2:
+        assert time.monotonic() < give_up
+        assert run.process.poll() is None
+        time.sleep(0.02)
+    served.kill()
+    before = results.read_bytes()
+    served.start()
+    outcome = run.finish()
+    assert outcome.exit_status == 0, outcome.output
+    expected = {name: said for name, said in answers(ci_run).items() if "len_512" in name}
+    assert before.count(b"\n") < len(expected), "it was killed in mid-run"
+    assert results.read_bytes().startswith(before)
+    assert results.read_bytes().count(b"\n") == len(expected)
+    assert answers(outcome) == expected
+    # Every cell was answered once, and two questions at the start.
+    assert outcome.facts["usage"]["requests"] == len(expected) + 2

@@ -186,11 +186,7 @@ def read_ablations(folder: Path) -> list[Mapping[str, Any]]:
     Raises:
         ResultsError: A file cannot be read, or is of another schema.
     """
-    found = [(file, _read_object(file)) for file in sorted(folder.glob("ablation*.json"))]
-    for file, content in found:
-        if content.get("schema") != ABLATION_SCHEMA:
-            raise ResultsError(f"{file}: schema {content.get('schema')!r}; this version reads {ABLATION_SCHEMA!r}")
-    return [_checked(_Ablation, content, file) for file, content in found]
+    return _read_each(folder, "ablation*.json", ABLATION_SCHEMA, _Ablation)
 
 
 def read_compressions(folder: Path) -> list[Mapping[str, Any]]:
@@ -199,11 +195,15 @@ def read_compressions(folder: Path) -> list[Mapping[str, Any]]:
     Raises:
         ResultsError: A file cannot be read, or is of another schema.
     """
-    found = [(file, _read_object(file)) for file in sorted(folder.glob("compression*.json"))]
+    return _read_each(folder, "compression*.json", COMPRESSION_SCHEMA, _Compression)
+
+
+def _read_each(folder: Path, pattern: str, schema: str, form: type[BaseModel]) -> list[Mapping[str, Any]]:
+    found = [(file, _read_object(file)) for file in sorted(folder.glob(pattern))]
     for file, content in found:
-        if content.get("schema") != COMPRESSION_SCHEMA:
-            raise ResultsError(f"{file}: schema {content.get('schema')!r}; this version reads {COMPRESSION_SCHEMA!r}")
-    return [_checked(_Compression, content, file) for file, content in found]
+        if content.get("schema") != schema:
+            raise ResultsError(f"{file}: schema {content.get('schema')!r}; this version reads {schema!r}")
+    return [_checked(form, content, file) for file, content in found]
 
 
 def _read_object(file: Path) -> dict[str, object]:

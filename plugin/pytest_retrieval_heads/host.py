@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +23,7 @@ from pytest_retrieval_heads.judging import Judge
 from pytest_retrieval_heads.options import Options, flag
 from pytest_retrieval_heads.plan import Plan
 from pytest_retrieval_heads.presentation import Presentation
-from pytest_retrieval_heads.progress import Progress
+from pytest_retrieval_heads.progress import Progress, counted_by
 from pytest_retrieval_heads.provenance import check_answers
 from pytest_retrieval_heads.run_files import RunFiles
 from pytest_retrieval_heads.shared_engine import SharedEngine
@@ -58,7 +59,7 @@ class Host:
         self._console = Console(config)
         self._files = RunFiles(options, self._console)
         self._engine = SharedEngine(self._process(), options, self._files, self._console)
-        self._progress = Progress(config, self._console, self.address)
+        self._progress = Progress(config, self._console, partial(counted_by, self.address))
         self._plan: Plan | None = None
         self._decision: Decision | None = None
         self._presentation: Presentation | None = None

@@ -94,13 +94,24 @@ class Progress:
     Args:
         config: pytest's: without a terminal reporter, or with `-q`, nothing is told.
         console: Where lines go that are no live one.
-        address: Where the engine listens.
+        counters: What the engine counts; `None` where it cannot be asked.
+        clock: Seconds.
+        wait: Until the end, or so many seconds; whether it is the end.
     """
 
-    def __init__(self, config: pytest.Config, console: Console, address: Address) -> None:
+    def __init__(
+        self,
+        config: pytest.Config,
+        console: Console,
+        counters: Callable[[], Counters | None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
+    ) -> None:
         self._config = config
         self._console = console
-        self._address = address
+        self._counters = counters
+        self._clock, self._wait = clock, wait
         self._ended = threading.Event()
         self._watch: threading.Thread | None = None
         self._live: LiveLine | None = None
@@ -117,7 +128,7 @@ class Progress:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is None or self._config.option.verbose < 0 or self._watch is not None:
             return
-        self._state, self._began = State(cells, tokens=tokens), time.monotonic()
+        self._state, self._began = State(cells, tokens=tokens), self._clock()
         writer = reporter._tw
         # With -s whatever a test prints would go through the line.
         if _is_terminal(writer._file) and self._config.getoption("capture", "no") != "no":
@@ -133,8 +144,8 @@ class Progress:
 
     def _tell(self) -> None:
         try:
-            while not self._ended.wait(_LINES if self._live is None else _LIVE):
-                self._state = state = self._seen(self._counters(), time.monotonic())
+            while not self._wait(self._ended, _LINES if self._live is None else _LIVE):
+                self._state = state = self._seen(self._counters(), self._clock())
                 if state.cells <= state.done and state.answering:
                     break
                 if self._live is not None:
@@ -143,17 +154,6 @@ class Progress:
                     self._console.say(state.line(200).removeprefix("rh: "))
         finally:
             self.end()
-
-    def _counters(self) -> Counters | None:
-        """What the engine counts; `None` where it cannot be asked: it is still at its start, or at its end."""
-        client = EngineClient(self._address)  # one that found nobody there asks no more
-        try:
-            client.connect(patience=0)
-            return client.counters()
-        except EngineError:
-            return None
-        finally:
-            client.close()
 
     def _seen(self, counters: Counters | None, now: float) -> State:
         known = self._state
@@ -172,6 +172,22 @@ class Progress:
             max(now - self._ready, 0.001) if self._ready else 0.0,
             counters.phase,
         )
+
+
+def counted_by(address: Address) -> Counters | None:
+    """What an engine counts; `None` where it cannot be asked: it is still at its start, or at its end.
+
+    Args:
+        address: Where it listens.
+    """
+    client = EngineClient(address)  # one that found nobody there asks no more
+    try:
+        client.connect(patience=0)
+        return client.counters()
+    except EngineError:
+        return None
+    finally:
+        client.close()
 
 
 def _is_terminal(file: object) -> bool:

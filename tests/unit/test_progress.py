@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import re
+import threading
+from collections.abc import Callable
 
 import pytest
 
+from pytest_retrieval_heads.console import Console
 from pytest_retrieval_heads.live import LiveLine
-from pytest_retrieval_heads.progress import State
+from pytest_retrieval_heads.progress import Progress, State
+from retrieval_heads.engine.jobs import Counters, Done
 
 LOADING = State(30, tokens=96_440, waited=33.4, phase="loading the model")
 ASKING = State(30, 12, 96_440, 24_110, waited=50, answering=10)
@@ -107,3 +111,84 @@ def test_a_line_that_pytest_writes_again_is_known() -> None:
     live.close()
     live.show("too late")
     assert "too late" not in "".join(screen.shown)
+
+
+class Hours:
+    """A clock that goes on as far as somebody waits; the end comes when the script is played."""
+
+    def __init__(self, script: list[Counters | None]) -> None:
+        self.now, self.waited, self._script = 0.0, list[float](), script
+
+    def wait(self, ended: threading.Event, seconds: float) -> bool:
+        self.now += seconds
+        self.waited.append(seconds)
+        return ended.is_set() or not self._script
+
+    def counters(self) -> Counters | None:
+        return self._script.pop(0)
+
+
+def counted(finished: int, read: int, phase: str = "") -> Counters:
+    return Counters(30, finished, 1, Done(prompt_tokens=read), phase=phase)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def told(pytester: pytest.Pytester) -> Callable[..., tuple[str, list[float]]]:
+    """What a session writes from the start of its engine on, by the script of what the engine counts."""
+
+    def tell(file: io.StringIO, script: list[Counters | None], *options: str) -> tuple[str, list[float]]:
+        config = pytester.parseconfigure("-p", "no:rh", *options)
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter._tw._file = file
+        hours = Hours(script)
+        progress = Progress(config, Console(config), hours.counters, clock=lambda: hours.now, wait=hours.wait)
+        progress.begin(30, 96_440)
+        if progress._watch is not None:
+            progress._watch.join()
+        progress.end()
+        return file.getvalue(), hours.waited
+
+    return tell
+
+
+def test_off_a_terminal_a_line_comes_every_thirty_seconds(told: Callable[..., tuple[str, list[float]]]) -> None:
+    script = [None, counted(0, 0, "loading the model"), counted(0, 0), counted(12, 24_110), counted(30, 96_440)]
+    printed, waited = told(io.StringIO(), script)
+    assert waited == [30.0] * 5, "nothing is said once the last cell has its result"
+    assert printed.splitlines() == [
+        "rh: starting the engine, 0:30",
+        "rh: loading the model, 1:00",
+        "rh: 0 of 30 cells, 0:00",
+        "rh: 12 of 30 cells, 24k of 96k tokens, 804/s, 1:30 left",
+    ]
+
+
+def test_in_a_terminal_the_same_stands_in_one_line(
+    told: Callable[..., tuple[str, list[float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    printed, waited = told(Terminal(), [None, counted(12, 24_110), counted(30, 96_440)])
+    assert waited == [0.5] * 3
+    screen = Screen(columns=80)
+    screen.write(printed)
+    assert not any(screen.shown), "it goes with the last answer"
+    assert "rh: starting the engine, 0:00" in printed
+    assert "rh: 12 of 30 cells, 24k of 96k tokens" in printed
+
+
+@pytest.mark.parametrize("options", [("-q",), ("-p", "no:terminal")])
+@pytest.mark.parametrize("file", [io.StringIO, Terminal])
+def test_who_wants_no_terminal_output_has_none(
+    told: Callable[..., tuple[str, list[float]]],
+    file: type[io.StringIO],
+    options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert told(file(), [counted(12, 24_110)], *options) == ("", [])

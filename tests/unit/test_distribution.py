@@ -7,6 +7,7 @@ import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -66,3 +67,16 @@ def test_the_citation_is_of_this_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert cited["version"] == project["version"] == retrieval_heads.__version__
     assert cited["license"] == project["license"]
+
+
+def test_the_site_has_every_page() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    named = {page for group in site["nav"] for page in _pages(group)}
+    left_out = set(site["exclude_docs"].split())
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - left_out <= named
+
+
+def _pages(entry: Any) -> set[str]:
+    if isinstance(entry, str):
+        return {entry}
+    return {page for one in (entry.values() if isinstance(entry, dict) else entry) for page in _pages(one)}

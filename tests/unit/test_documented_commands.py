@@ -1,77 +1,37 @@
-"""Every command of the README, the docs and the workflows is one that the programs take, parsed and not run."""
+"""Every command of the README, the docs and the workflows is one that the programs take, parsed and not run.
+
+Those that need neither a GPU nor a model are run by `tests/plugin/test_typed_commands.py`.
+"""
 
 from __future__ import annotations
 
 import re
-import shlex
 import tomllib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import tyro
 
+from documented import ROOT, arguments_of, commands
 from retrieval_heads.cli import main
 from retrieval_heads.commands.flags import setting_flags, split_settings
 from retrieval_heads.commands.session import KINDS, MATRIX, TASKS, Matrix
 from retrieval_heads.commands.validate import Validate
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / ".github/workflows").glob("*.yml")),
-]
-PROGRAMS = ("pytest", "retrieval-heads", "retrieval-heads.niah", "retrieval-heads.detect", "make", "pip")
-_FENCE = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_INLINE = re.compile(r"`((?:pytest|retrieval-heads) [^`]+)`")
-_OPEN = ("...", "…", "<", " [", "SUBCOMMAND", "ARGUMENTS", "BEFORE")
-"""What stands in a command that is a form, and none to type."""
 
-
-def commands() -> Iterator[Any]:
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        blocks = [text] if page.suffix == ".yml" else _FENCE.findall(text)
-        lines = [line for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
-        lines += [] if page.suffix == ".yml" else [re.sub(r"\s+", " ", said) for said in _INLINE.findall(text)]
-        for line in dict.fromkeys(lines):
-            told = re.sub(r"^\s*(- )?(run: )?(\$ )?(\.venv/bin/)?", "", line)
-            is_name = re.fullmatch(r"(retrieval-heads|pytest)( [a-z-]+)*( --[a-z-]+)?", told)
-            if told.split(" ")[0] not in PROGRAMS or is_name or any(mark in told for mark in _OPEN):
-                continue
-            yield pytest.param(told, id=f"{page.name}: {told[:70]}")
+def each(program: str) -> pytest.MarkDecorator:
+    """The pages' commands of a program, one test each."""
+    told = [pytest.param(command, id=f"{page}: {command[:70]}") for page, command in commands(program)]
+    return pytest.mark.parametrize("command", told)
 
 
 class Parsed(Exception):
     """The program took the command."""
 
 
-def arguments_of(command: str) -> list[str]:
-    return shlex.split(command.partition(" && ")[0].partition(" | ")[0], comments=True)[1:]
-
-
-def test_there_are_commands() -> None:
-    assert len(list(commands())) > 60
-
-
-@pytest.mark.parametrize("command", [one for one in commands() if str(one.values[0]).startswith("pytest")])
-def test_pytest_takes_it(command: str, request: pytest.FixtureRequest) -> None:
-    known, unknown = request.config._parser.parse_known_and_unknown_args(arguments_of(command))
-    assert unknown == []
-    for said in known.file_or_dir:
-        path = said.partition("::")[0]
-        assert not path.startswith("suites/") or (ROOT / path).exists() or path.startswith("suites/mine"), path
-    for config in known.rh_config or ():
-        if str(config).startswith("configs/"):
-            assert (ROOT / config).exists(), config
-
-
-@pytest.mark.parametrize("command", [one for one in commands() if str(one.values[0]).startswith("retrieval-heads")])
-def test_the_program_takes_it(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever parses its command line goes no further."""
     parse, parse_one_of = tyro.cli, tyro.extras.subcommand_cli_from_dict
 
     def cli(*given: Any, **named: Any) -> NoReturn:
@@ -84,6 +44,29 @@ def test_the_program_takes_it(
 
     monkeypatch.setattr(tyro, "cli", cli)
     monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", one_of)
+
+
+def test_there_are_commands() -> None:
+    assert len(commands("pytest", "retrieval-heads")) > 60
+    assert len(commands("python")) > 20
+
+
+@each("pytest")
+def test_pytest_takes_it(command: str, request: pytest.FixtureRequest) -> None:
+    known, unknown = request.config._parser.parse_known_and_unknown_args(arguments_of(command))
+    assert unknown == []
+    for said in known.file_or_dir:
+        path = said.partition("::")[0]
+        is_ours = path.startswith(("suites/", "tests/")) and not path.startswith("suites/mine")
+        assert not is_ours or list(ROOT.glob(path)), path
+    for config in known.rh_config or ():
+        if str(config).startswith("configs/"):
+            assert (ROOT / config).exists(), config
+
+
+@each("retrieval-heads")
+@pytest.mark.usefixtures("parsed")
+def test_the_program_takes_it(command: str) -> None:
     arguments = arguments_of(command)
     if command.startswith("retrieval-heads."):
         arguments = [command.split(" ")[0].partition(".")[2], *arguments]
@@ -100,14 +83,27 @@ def test_the_program_takes_it(
             assert is_open or flag.replace(".no-", ".") in known, flag
 
 
-@pytest.mark.parametrize("command", [one for one in commands() if str(one.values[0]).startswith("make")])
+@each("python")
+def test_the_script_takes_it(command: str) -> None:
+    # Not parsed: some of them measure as they are imported, and most import torch or vLLM first.
+    script, *arguments = arguments_of(command)
+    source = (ROOT / script).read_text(encoding="utf-8")
+    for said in [one for one in arguments if one.startswith("--")]:
+        name = said.removeprefix("--")
+        assert re.search(rf"\b({name}|{name.replace('-', '_')})\b", source), said
+    parts = arguments[arguments.index("--only") + 1 :] if "--only" in arguments else arguments[:1]
+    for said in [one for one in parts if one.islower() and not one.startswith("--")]:
+        assert re.search(rf"\b{said}\b", source), said
+
+
+@each("make")
 def test_make_has_it(command: str) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     wanted = [word for word in arguments_of(command) if "=" not in word]
     assert set(wanted) <= set(targets)
 
 
-@pytest.mark.parametrize("command", [one for one in commands() if str(one.values[0]).startswith("pip")])
+@each("pip")
 def test_pip_finds_what_it_installs(command: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for said in re.findall(r"\[([a-z,-]+)\]", command):

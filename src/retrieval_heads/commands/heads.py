@@ -20,7 +20,7 @@ from retrieval_heads.heads.clusters import Clusters, clusters_of_cells
 from retrieval_heads.heads.formats import form_of, read_heads
 from retrieval_heads.heads.formats.figures import Nonsense, is_known_share, named_score, scored_heads
 from retrieval_heads.heads.formats.format import FORMATS, HeadFile, HeadFormat, Samples, Source, Wanted
-from retrieval_heads.heads.groups import by_query_head
+from retrieval_heads.heads.groups import WITH_KV_HEADS, by_query_head
 from retrieval_heads.heads.score import RANKING
 from retrieval_heads.heads.table import Estimate, HeadTable
 from retrieval_heads.intervals import mean_intervals
@@ -45,7 +45,7 @@ class Export:
     """The score; left out, the one that the format is about where it was measured, else that which heads are ranked by;
     all of them where the format holds all."""
     kv_heads: int | None = None
-    """KV heads of a layer; left out, as the config.json of a model in a folder says."""
+    """KV heads of a layer; left out, as the run says, or the config.json of a model in a folder."""
     top: int = 16
     """How many best heads, where a format lists some."""
     sink: int = 128
@@ -80,7 +80,7 @@ class Export:
         heads = replace(heads, table=_of_these(heads.table, scores))
         kv_heads = self.kv_heads
         if kv_heads is None and form.kv_heads and not heads.kv_heads:
-            kv_heads = _kv_heads_of(heads.table.facts)
+            kv_heads = _kv_heads_of(heads.table)
         output = form.output(heads, Wanted(scores, kv_heads, self.top, target.name, self.sink, self.recent))
         names = list(output.files)
         paths = [target / name for name in names] if form.is_folder else [target, *map(target.with_name, names[1:])]
@@ -223,9 +223,12 @@ def _with_intervals(table: HeadTable, samples: Samples) -> HeadTable:
     return replace(table, estimates=estimates, counted=counted, facts=facts)
 
 
-def _kv_heads_of(facts: Mapping[str, Any]) -> int | None:
-    """KV heads of a layer, as the config.json in the model's folder says; `None` where there is none."""
-    model = str(facts.get("model") or "")
+def _kv_heads_of(table: HeadTable) -> int | None:
+    """KV heads of a layer, as the run says, or the config.json in the model's folder; `None` where neither does."""
+    said = {layer.kv_heads for layer in table.layers if layer.heads and layer.kind == WITH_KV_HEADS}
+    if len(said) == 1 and None not in said:
+        return said.pop()
+    model = str(table.facts.get("model") or "")
     try:
         folder = packaged_folder(model) if model in PACKAGED else Path(model).expanduser()
     except (EngineError, RuntimeError):

@@ -103,19 +103,19 @@ def test_a_task_on_a_backend_that_takes_no_token_ids(foreign: Project, workers: 
     assert not foreign.starts, "no other engine was started"
 
 
-def test_a_scorer_that_has_a_name(foreign: Project, workers: list[str]) -> None:
+def test_a_scorer_that_has_a_name(foreign: Project) -> None:
     needle = {"needle": FERRY, "question": "When does the ferry leave?", "answer": "at dawn"}
     one = {"context_lengths": [128], "document_depths": [0, 100]}
     scoring = {"metric": "early", "threshold": 0.4}
     foreign.suite("ferry", needles=[needle], sweep=one, scoring=scoring, gates=["mean(early) >= 0.5"])
     foreign.behave(needles=[], answer="The ferry leaves at dawn")  # 17 of 24 letters stand before it
-    result = foreign.spawn(*workers)
+    result = foreign.spawn("-n", "2")
     result.stdout.fnmatch_lines(["*FAIL*mean(early) is 0.292*"])
     assert result.ret == 1
     assert [record.scores for record in foreign.records()] == [{"early": pytest.approx(7 / 24)}] * 2
     assert {(record.metric, record.passed) for record in foreign.records()} == {("early", False)}
     foreign.behave(needles=[], answer="At dawn leaves the ferry")
-    assert foreign.spawn(*workers).ret == 0
+    assert foreign.spawn().ret == 0
     assert foreign.spawn("--rh-rescore", "--rh-set", "scoring.metric=earl").ret == 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -39,9 +40,15 @@ def test_the_import_alone_is_light() -> None:
 
 
 def test_every_public_name_is_there_and_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    told = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
     for name in rh.__all__:
         assert name in dir(rh)
-        assert name == "__version__" or getattr(rh, name).__doc__
+        if name != "__version__":
+            found = getattr(rh, name)
+            assert found.__doc__
+            place = f"{found.__module__}.{found.__qualname__}."
+            assert any(place.startswith(f"{one}.") for one in told), place
     with pytest.raises(AttributeError, match="no attribute 'load_runs'"):
         rh.load_runs  # type: ignore[attr-defined]  # noqa: B018
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 import tomllib
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 import retrieval_heads
+from retrieval_heads.engine.backends.versions import SUPPORTED
 
 pytest.importorskip("hatchling", reason="building needs hatchling (the extra `test` has it)")
 
@@ -80,3 +82,26 @@ def _pages(entry: Any) -> set[str]:
     if isinstance(entry, str):
         return {entry}
     return {page for one in (entry.values() if isinstance(entry, dict) else entry) for page in _pages(one)}
+
+
+def test_a_commit_is_checked_as_make_lint_does() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = {hook["entry"].replace(" --force-exclude", "") for repo in config["repos"] for hook in repo["hooks"]}
+    linted = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert linted
+    assert hooks == {line.strip().replace("$(bin)", ".venv/bin").removesuffix(" .") for line in linted[1].splitlines()}
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])
+def test_an_image_holds_what_is_supported(name: str) -> None:
+    text = (ROOT / name).read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra in re.findall(r"/src\[([a-z]+)\]", text):
+        assert extra in extras
+    for requirement in re.findall(r"'(nnsight[^']*)'", text):
+        assert requirement in extras["cuda"]
+    for pinned in re.findall(r"[a-z0-9-]+==[0-9.]+", text):
+        assert pinned in (ROOT / "Makefile").read_text()
+    oldest, newest = SUPPORTED
+    for found in re.findall(r"vllm-openai:v(\d+)\.(\d+)\.", text):
+        assert oldest <= tuple(map(int, found)) <= newest

@@ -13,7 +13,16 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / ".github/workflows").glob("*.yml")),
 ]
-PROGRAMS = ("pytest", "retrieval-heads", "retrieval-heads.niah", "retrieval-heads.detect", "make", "pip", "python")
+PROGRAMS = (
+    "pytest",
+    "retrieval-heads",
+    "retrieval-heads.niah",
+    "retrieval-heads.detect",
+    "make",
+    "pip",
+    "python",
+    "docker",
+)
 _FENCE = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"^    (\S.*)$", re.MULTILINE)
 _INLINE = re.compile(r"`((?:pytest|retrieval-heads|python) [^`]+)`")

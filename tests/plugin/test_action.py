@@ -70,6 +70,16 @@ def test_suites_and_arguments_are_separated_by_blanks(tmp_path: Path) -> None:
     assert called[-3:] == ["-n", "2", "-x"]
 
 
+def test_the_page_gives_inputs_that_there_are() -> None:
+    page = (ROOT / "docs" / "gates.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(steps:.*?)^```", page, re.MULTILINE | re.DOTALL)
+    told = [step for block in blocks for step in yaml.safe_load(block)["steps"] if "with" in step]
+    assert told
+    needed = {name for name, one in ACTION["inputs"].items() if one.get("required")}
+    for step in told:
+        assert needed <= step["with"].keys() <= ACTION["inputs"].keys()
+
+
 def test_what_inputs_hold_is_never_run(tmp_path: Path) -> None:
     wild = "$(touch ran)`touch ran`; touch ran \"' *"
     for name in ("suites", "config", "baseline", "max-drop", "arguments"):

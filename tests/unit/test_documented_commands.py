@@ -96,6 +96,18 @@ def test_the_script_takes_it(command: str) -> None:
         assert re.search(rf"\b{said}\b", source), said
 
 
+@each("docker")
+def test_an_image_is_built_of_a_file_and_run_as_pytest(command: str, request: pytest.FixtureRequest) -> None:
+    said = arguments_of(command)
+    if said[0] == "build":
+        assert (ROOT / (said[said.index("-f") + 1] if "-f" in said else "Dockerfile")).exists()
+    else:
+        image = next(place for place, one in enumerate(said) if one.startswith("retrieval-heads"))
+        known, unknown = request.config._parser.parse_known_and_unknown_args(said[image + 1 :])
+        assert unknown == []
+        assert all((ROOT / path).exists() for path in [*known.file_or_dir, *known.rh_config])
+
+
 @each("make")
 def test_make_has_it(command: str) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

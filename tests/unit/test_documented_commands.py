@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import tyro
 
-from documented import ROOT, arguments_of, commands
+from documented import PAGES, ROOT, arguments_of, commands
 from retrieval_heads.cli import main
 from retrieval_heads.commands.flags import setting_flags, split_settings
 from retrieval_heads.commands.session import KINDS, MATRIX, TASKS, Matrix
@@ -136,3 +137,12 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     main(["--version"])
     assert capsys.readouterr().out == f"retrieval-heads {version}\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    there = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    assert set(re.findall(r"\btest_\w+\.py\b", text)) <= there
+    for path in re.findall(r"`((?:tests|benchmarks|suites|configs)/[\w/.-]+\.(?:py|yaml|yml|jsonl))`", text):
+        assert (ROOT / path).exists() or path.startswith("suites/mine"), path

@@ -20,7 +20,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from retrieval_heads.runs.record import dump_record
+from retrieval_heads.runs.record import Record, dump_record
+from retrieval_heads.scoring.settings import KEY_WORDS
 from sample_run import sample_records
 
 
@@ -39,7 +40,7 @@ class Benchmark:
             results = Path(folder) / "results.jsonl"
             lengths = [1000 * number for number in range(1, self.lengths + 1)]
             depths = [100 * number / (self.lengths - 1) for number in range(self.lengths)]
-            records = sample_records(lengths, depths)
+            records = [_typical(number, one) for number, one in enumerate(sample_records(lengths, depths))]
             results.write_text("".join(f"{dump_record(record)}\n" for record in records), encoding="utf-8")
             took = []
             for _ in range(self.rounds):
@@ -56,6 +57,13 @@ class Benchmark:
                 took.append(time.perf_counter() - began)
             size = (Path(folder) / "report.html").stat().st_size
         print(f"{len(records):,} cells: {statistics.median(took):.1f} s (goal 10), report {size / 1e6:.1f} MB")
+
+
+def _typical(number: int, record: Record) -> Record:
+    """By the score that decides where a suite says nothing; what is missed is missed in words of its own."""
+    scores = {KEY_WORDS: float(record.passed or 0)} | record.scores
+    text = record.text if record.passed else record.text.replace("pocket", f"pocket {number} of the coat")
+    return record.model_copy(update={"metric": KEY_WORDS, "scores": scores, "text": text})
 
 
 if __name__ == "__main__":

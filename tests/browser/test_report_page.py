@@ -240,6 +240,8 @@ def test_it_fits_a_narrow_screen_in_light_and_dark(page: Page, report: Any, dark
     assert (background == "rgb(20, 22, 26)") == dark
     page.point(page.cell(0, 0, 18), click=True)
     assert page.run("const box = document.querySelector('dialog').getBoundingClientRect(); return box.width") == 360
+    heading = "const style = getComputedStyle(document.querySelector('dialog h2')); return %s"
+    assert page.run(heading % "parseFloat(style.height) < 1.7 * parseFloat(style.fontSize)"), "it stands in one line"
 
 
 def test_two_thousand_cells_and_five_thousand_heads_are_few_elements(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,19 @@ def test_equal_values_have_an_interval_of_some_width() -> None:
     assert found is not None
     assert found.low == pytest.approx(0.478, abs=0.01)
     assert found.high == 1
+
+
+@pytest.mark.parametrize("passed", [5_000, 9_700])
+def test_ten_thousand_values_take_no_gigabytes_and_hardly_lose_sharpness(passed: int) -> None:
+    tracemalloc.start()
+    found = mean_interval([1.0] * passed + [0.0] * (10_000 - passed))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500e6
+    exact = share_interval(passed / 10_000, 10_000)
+    assert found is not None
+    near = 0.05 * (exact.high - exact.low)
+    assert (found.low, found.high) == (pytest.approx(exact.low, abs=near), pytest.approx(exact.high, abs=near))
 
 
 def test_a_scale_beyond_1_is_that_of_0_to_1_stretched() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 from retrieval_heads.scoring import best_key_words, key_words_of, tokens, words_of
@@ -26,17 +27,21 @@ def marked(answer: str, references: str | Sequence[str], question: str, metric: 
     Returns:
         (mark, text) in order; joined, the texts are the answer.
     """
-    references = [references] if isinstance(references, str) else list(references)
+    return list(_marked(answer, (references,) if isinstance(references, str) else tuple(references), question, metric))
+
+
+@lru_cache(maxsize=1024)  # what a model finds it says in the same words in most cells
+def _marked(answer: str, references: tuple[str, ...], question: str, metric: str) -> tuple[Piece, ...]:
     expected = {word for reference in references for word in tokens(reference)}
     telling = {word for each in references for key in key_words_of(each, question) for word in tokens(key)} or expected
     spans = best_key_words(answer, references, question).spans if metric == KEY_WORDS else None
-    return [
+    return tuple(
         (mark, "".join(text for _, text in run))
         for mark, run in groupby(
             filter(_has_text, _pieces(answer, expected, telling - set(tokens(question)), spans)),
             key=lambda piece: piece[0],
         )
-    ]
+    )
 
 
 def _has_text(piece: Piece) -> bool:

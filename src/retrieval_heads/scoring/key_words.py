@@ -95,6 +95,7 @@ def key_words(answer: str, reference: str, question: str) -> KeyWords:
     return _Comparison(answer, expected).result()
 
 
+@lru_cache(maxsize=1024)
 def key_words_of(reference: str, question: str) -> tuple[str, ...]:
     """The key words of a reference."""
     return key_words("", reference, question).words
@@ -210,6 +211,8 @@ def same(word: Word, other: Word, code: str, *, is_name: bool = False) -> bool:
 
 def place_at(words: Sequence[Word], at: int, language: Language) -> tuple[str, int]:
     """The class of the place word or phrase that begins here, and its length in words; the longest one."""
+    if words[at].fold not in language.place_starts:
+        return "", 0
     for size in (3, 2, 1):
         phrase = tuple(word.fold for word in words[at : at + size])
         if len(phrase) == size and phrase in language.places:
@@ -229,7 +232,7 @@ class _Comparison:
     def result(self) -> KeyWords:
         every = set(range(len(self.answer)))
         anywhere = self._found(every)
-        usable = self._found(every - self.blocked.keys())
+        usable = self._found(every - self.blocked.keys()) if self.blocked else anywhere
         missing = [key for key, places in zip(self.keys, usable, strict=True) if not places]
         is_enough = self._is_enough(usable)
         objection = ""
@@ -300,13 +303,14 @@ class _Comparison:
             return False
         if len(first.fold) < 3 or len(second.fold) < 3:
             return f"{first.fold}{second.fold}" == whole.fold and second.glued
-        joined = {
-            f"{one}{link}{two}"
+        said = whole.folds | forms(whole.text, self.language.code)
+        if self.language.code == "en":
+            return f"{first.fold}{second.fold}" in said
+        return any(
+            f"{one}{link}{two}" in said
             for one, two in ((first.fold, second.fold), (second.fold, first.fold))
             for link in _LINKS[:5]
-        }
-        plain = {f"{first.fold}{second.fold}"} if self.language.code == "en" else joined
-        return bool(plain & (whole.folds | forms(whole.text, self.language.code)))
+        )
 
     def _parts(self, word: Word, usable: set[int]) -> Iterator[tuple[int, ...]]:
         """A compound that the answer takes apart: Messingfernrohr as Fernrohr aus Messing."""
@@ -369,6 +373,7 @@ class _Comparison:
         """The words of the answer that do not count, and why: what is denied, doubted, or one of several choices."""
         known = [*self.question, *self.reference]
         said, words = [word.fold for word in known], [word.fold for word in self.answer]
+        there = set(words)
         blocked: dict[int, str] = {}
         if not any(word.text.casefold() in self.language.choices for word in known):
             for at, word in enumerate(self.answer):
@@ -376,25 +381,25 @@ class _Comparison:
                     blocked |= dict.fromkeys(self._sentence(at), _ANOTHER)
         for at in self._questions():
             blocked |= dict.fromkeys(self._sentence(at), "the answer asks it")
-        for phrase in self.language.doubts:
+        for phrase in _begun(self.language.doubts, there):
             if not _positions(said, phrase):
                 for at in _positions(words, phrase):
                     blocked |= dict.fromkeys(self._sentence(at), "the answer leaves it open")
-        for phrase in self.language.exclusions:
+        for phrase in _begun(self.language.exclusions, there):
             if not _positions(said, phrase):
                 for at in _positions(words, phrase):
                     blocked |= dict.fromkeys(self._sentence(at), "the answer denies it")
         if not self._holds(known, self.language.denials):
             certain = {
                 at + step
-                for phrase in self.language.certainties
+                for phrase in _begun(self.language.certainties, there)
                 for at in _positions(words, phrase)
                 for step in range(len(phrase))
             }
             for at, word in enumerate(self.answer):
                 if word.folds & self.language.denials and at not in certain:
                     blocked |= dict.fromkeys(self._reach(at), "the answer denies it")
-        for phrase in self.language.bounds:
+        for phrase in _begun(self.language.bounds, there):
             if not _positions(said, phrase):
                 for at in _positions(words, phrase):
                     blocked |= {
@@ -624,6 +629,11 @@ class _Comparison:
             and not is_function(self.answer[at], self.language)
             and not self.expected.is_asked(self.answer[at])
         ]
+
+
+def _begun(phrases: Sequence[tuple[str, ...]], words: set[str]) -> list[tuple[str, ...]]:
+    """Those that may stand there: nearly always none, and looking for each would be most of a comparison."""
+    return [phrase for phrase in phrases if phrase[0] in words]
 
 
 def _positions(words: Sequence[str], phrase: tuple[str, ...]) -> list[int]:

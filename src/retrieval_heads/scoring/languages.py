@@ -12,7 +12,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import regex
@@ -62,6 +62,11 @@ class Language:
     months: tuple[str, ...] = ()
     numbers: Mapping[str, int] = field(default_factory=dict)
     follows: bool = False
+
+    @cached_property
+    def place_starts(self) -> frozenset[str]:
+        """The first words of `places`."""
+        return frozenset(phrase[0] for phrase in self.places)
 
 
 def language_of(text: str) -> Language:

@@ -64,6 +64,10 @@ def test_planted_keys_are_read_back(dtype: torch.dtype, block_size: int, head_si
     tokens = 5 * block_size + 7
     keys, table = plant(attention, tokens)
     assert torch.equal(order.read(attention.kv_cache, table)[:tokens], keys)
+    assert order.digits, "blocks are brought into order without an index of each element"
+    picked = torch.tensor([[tokens - 1, 0, 3], [block_size, 1, block_size - 1]])
+    read = order.at(attention.kv_cache, table[picked // block_size], picked % block_size)
+    assert torch.equal(read, keys[picked])
     view = order.view(attention.kv_cache)
     if view is not None:
         read = view.index_select(0, table).transpose(1, 2).flatten(0, 1)[:tokens]
@@ -77,6 +81,7 @@ def test_planted_values_are_read_back(dtype: torch.dtype, block_size: int, head_
     tokens = 5 * block_size + 7
     _, values, table = plant_both(attention, tokens)
     assert torch.equal(order.read(attention.kv_cache, table)[:tokens], values)
+    assert order.digits, "blocks are brought into order without an index of each element"
     view = order.view(attention.kv_cache)
     if view is not None:
         assert torch.equal(view.index_select(0, table).transpose(1, 2).flatten(0, 1)[:tokens], values)

@@ -25,26 +25,26 @@ def sees(stream: Stream, row: int, key: int, window: int | None = None) -> bool:
     return key <= row and (key < stream.sink or key >= oldest) and (window is None or row - key < window)
 
 
-@pytest.fixture(scope="module")
-def cache() -> tuple[Tensor, Tensor, Tensor]:
+@pytest.fixture(scope="module", params=[VALUE, SIZE], ids=["smaller values", "values as keys"])
+def cache(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor, Tensor]:
     """Blocks of keys and of values, and the block table of two requests; what no request has written is NaN."""
     generator = torch.Generator().manual_seed(0)
     blocks = 2 * -(-TOKENS // BLOCK) + 1
     table = 1 + torch.randperm(blocks - 1, generator=generator).view(2, -1)
     keys = torch.full((blocks, KV_HEADS, BLOCK, SIZE), float("nan"))
-    values = torch.full((blocks, KV_HEADS, BLOCK, VALUE), float("nan"))
-    for request in range(2):
+    values = torch.full((blocks, KV_HEADS, BLOCK, request.param), float("nan"))
+    for one in range(2):
         for position in range(TOKENS):
-            where = table[request, position // BLOCK], slice(None), position % BLOCK
+            where = table[one, position // BLOCK], slice(None), position % BLOCK
             keys[where] = torch.randn(KV_HEADS, SIZE, generator=generator)
-            values[where] = torch.randn(KV_HEADS, VALUE, generator=generator)
+            values[where] = torch.randn(KV_HEADS, request.param, generator=generator)
     return keys, values, table
 
 
 def expected(q: Tensor, cache: tuple[Tensor, Tensor, Tensor], tile: Tile, options: dict[str, Any]) -> Tensor:
     """Row by row and head by head, over the keys that the definition names."""
     keys, values, table = cache
-    out = torch.empty(tile.rows, KV_HEADS * GROUP, VALUE)
+    out = torch.empty(tile.rows, KV_HEADS * GROUP, values.shape[-1])
     for at in range(tile.rows):
         row = tile.first + at
         seen = [key for key in range(row + 1) if sees(tile.stream, row, key, options.get("sliding_window"))]

@@ -8,6 +8,7 @@ read back; the order found is what the real cache is read with. Checked on vLLM 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +34,15 @@ class KeyOrder:
             order is no such grid.
         offsets: `[block_size × head_size]`: each key element's place in the flattened cell, position by position.
         start: The first one's place.
+        digits: Counts and strides, the slowest first, of the digits that a position and a channel are written in, where
+            places grow with each digit: tiles, and pairs in them; empty where they do not.
     """
 
     shape: tuple[int, int]
     strides: tuple[int, int] | None
     offsets: Tensor
     start: int = 0
+    digits: tuple[tuple[int, int], ...] = ()
 
     def view(self, kv_cache: Tensor) -> Tensor | None:
         """The keys of a cache, `[blocks, kv_heads, block_size, head_size]`, without a copy; `None` if they lie on
@@ -69,18 +73,20 @@ class KeyOrder:
             places: Its place in it, likewise.
         """
         view = self.view(kv_cache)
-        if view is not None:
-            keys = (view.view(torch.uint8) if view.dtype == FP8 else view)[blocks, :, places]
-        else:
-            cells, heads = kv_cache.flatten(2), torch.arange(kv_cache.shape[1], device=kv_cache.device)
-            where = self.offsets.view(self.shape)[places]
-            keys = cells[blocks[..., None, None], heads[:, None], where[..., None, :]]
+        if view is None:  # whole blocks are brought into order: element by element takes ten times as long
+            ids, blocks = torch.unique(blocks, return_inverse=True)
+            view = self.paged(kv_cache, ids)
+        keys = (view.view(torch.uint8) if view.dtype == FP8 else view)[blocks, :, places]
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
     def paged(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
         """The same in blocks, `[len(block_ids), kv_heads, block_size, head_size]`; quantised ones as bytes."""
-        cells = kv_cache.index_select(0, block_ids).flatten(2).index_select(2, self.offsets)
-        return cells.unflatten(2, self.shape)
+        cells = kv_cache.index_select(0, block_ids).flatten(2)
+        if not self.digits:
+            return cells.index_select(2, self.offsets).unflatten(2, self.shape)
+        counts, strides = zip(*self.digits, strict=True)
+        keys = cells.as_strided((*cells.shape[:2], *counts), (*cells.stride()[:2], *strides), self.start)
+        return keys.reshape(*cells.shape[:2], *self.shape)
 
 
 def key_order(attention: Module) -> KeyOrder:
@@ -141,8 +147,9 @@ def _order(attention: Module, what: str) -> KeyOrder:
         offsets.append(order)
     if any(not torch.equal(order, offsets[0]) for order in offsets[1:]):
         raise UnreadableCache(f"{type(attention.impl).__name__} packs the {what} of each head in another order")
-    start = int(offsets[0][0])
-    return KeyOrder((block_size, size), _grid(offsets[0] - start, block_size, size), offsets[0], start)
+    places, start = offsets[0], int(offsets[0][0])
+    strides = _grid(places - start, block_size, size)
+    return KeyOrder((block_size, size), strides, places, start, _digits(places - start, block_size, size))
 
 
 def key_scales(attention: Module) -> Tensor | None:
@@ -178,6 +185,29 @@ def _grid(offsets: Tensor, positions: int, channels: int) -> tuple[int, int] | N
         + torch.arange(channels, device=order.device) * along
     )
     return (across, along) if torch.equal(order, grid) and along > 0 and across > 0 else None
+
+
+def _digits(offsets: Tensor, positions: int, channels: int) -> tuple[tuple[int, int], ...]:
+    """Counts and strides that give the offsets, those of a position before those of a channel; none where none do."""
+    order = offsets.view(positions, channels)
+    found = (*_radix(order[:, 0].tolist()), *_radix(order[0].tolist()))
+    places = torch.zeros(1, dtype=torch.int64, device=order.device)
+    for count, stride in found:
+        places = (places[:, None] + stride * torch.arange(count, device=order.device)).flatten()
+    return found if torch.equal(places, offsets) else ()
+
+
+def _radix(places: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The same along one of the two; what comes of places without any regularity gives others."""
+    if len(places) == 1:
+        return ()
+    stride = places[1] - places[0]
+    count = next((at for at, place in enumerate(places) if place != places[0] + at * stride), len(places))
+    while len(places) % count:
+        count -= 1
+    if count == 1:
+        return ((len(places), stride),)
+    return (*_radix(places[::count]), (count, stride))
 
 
 def _floats(values: Tensor) -> Tensor:

@@ -250,7 +250,7 @@ class LayerKind(Protocol):
         """
 
     def attend(self, module: Module, queries: Tensor, seen: Seen) -> Tensor:
-        """What the heads of rows put out that see some keys alone, once these are in the cache, float32
+        """What the heads of rows put out that see some keys alone, once these are in the cache,
         `[N, R, heads, value_size]`. Only where keys of tokens are kept (`group`).
 
         Args:

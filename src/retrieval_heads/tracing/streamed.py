@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from retrieval_heads.runs.mask import Stream
 
@@ -176,7 +177,10 @@ def attended(
     alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """What heads put out that see some keys alone, float32 `[N, R, query_heads, value_size]`.
+    """What heads put out that see some keys alone, `[N, R, query_heads, value_size]`.
+
+    On a CPU torch's own kernel does it, where the layer is plain; in the type that queries and cache share, as vLLM's
+    does. Else float32.
 
     Args:
         q: `[N, R, query_heads, head_size]`; query head h reads KV head `h // (query_heads // kv_heads)`.
@@ -186,6 +190,13 @@ def attended(
         scale: As `attention_torch.score_rows`, and what follows.
         sinks: `[query_heads]`, a logit for each head that no key has.
     """
+    is_plain = not soft_cap and alibi_slopes is None and sinks is None and keys.shape[-1] == values.shape[-1]
+    if q.device.type == "cpu" and is_plain:
+        shared = q.dtype if q.dtype == keys.dtype == values.dtype else torch.float32
+        q, keys, values = (each.to(shared).transpose(1, 2) for each in (q, keys, values))
+        mask = ~seen.hidden(sliding_window)[:, 0]
+        out = scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2)
     kv_heads = keys.shape[2]
     grouped = q.float().unflatten(2, (kv_heads, -1))
     scores = torch.einsum("nrhgd,nkhd->nhgrk", grouped, keys.float()) * scale

@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from probe_run import finish
+from stepping import finish, finish_with_logprobs
 
+from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.runs.mask import Mask
@@ -107,29 +107,19 @@ def shared(
 
 def with_logprobs(engine: Engine) -> dict[str, Any]:
     """By request, its tokens, what the cache gave of its prompt, and of each token the log probabilities by id."""
-    step, outputs = engine.traced.step, []
-
-    def watched() -> list[Any]:
-        found: list[Any] = step()
-        outputs.extend(found)
-        return found
-
-    with mock.patch.object(engine.traced, "step", watched):
-        told = answers(engine)
-    logprobs = {
-        output.request_id: [
-            {token: each.logprob for token, each in one.items()} for one in output.outputs[0].logprobs or ()
-        ]
-        for output in outputs
-        if output.finished
-    }
-    return {name: [*each, logprobs[name]] for name, each in told.items()}
+    finished, logprobs = finish_with_logprobs(engine)
+    return {name: [*each, logprobs[name]] for name, each in answers_of(finished).items()}
 
 
 def answers(engine: Engine) -> Answers:
     """Token ids of each request's answer, and how many tokens of its prompt the cache gave."""
+    return answers_of(finish(engine))
+
+
+def answers_of(finished: dict[str, Finished]) -> Answers:
+    """The same of what has finished."""
     found = {}
-    for name, each in finish(engine).items():
+    for name, each in finished.items():
         assert each.error is None, each.error
         found[name] = each.token_ids, each.cached_tokens
     return found

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from oracle import BOS, END, VOCABULARY, write_tokenizer
 from safetensors.torch import load_file, save_file
-from stepping import finish, look_at_models_here, scores_of_an_answer
+from stepping import finish, finish_with_logprobs, look_at_models_here, scores_of_an_answer
 
 from retrieval_heads.commands.models import Models, layer_lines
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
-from retrieval_heads.runs.mask import Mask
+from retrieval_heads.runs.mask import STREAM, Mask, Stream
 from retrieval_heads.tracing.gated_delta import causal_conv, effective_weights, recurrence
 from retrieval_heads.tracing.layer_kinds import conv_weight, into_latent_space, projected
 
@@ -280,6 +280,15 @@ ENGINE: dict[str, Any] = {
 """vLLM's arguments."""
 MASKED = tuple((layer, head) for layer in range(3) for head in range(3))
 """Heads, as layer and head."""
+EVERY = tuple((layer, head) for layer in range(4) for head in range(4))
+STREAMED = (
+    None,
+    Mask(STREAM, EVERY, stream=Stream(4, 33, context=280)),
+    Mask(STREAM, EVERY[4:12], stream=Stream(33, 160, context=256)),  # a window wider than the layers' own
+    Mask(STREAM, EVERY, stream=Stream(16, 32, "context", context=271)),
+    Mask(STREAM, EVERY, stream=Stream(0, 31, prefill=True, context=280)),
+)
+"""Heads that stream: none, all, and those of two layers; blocks are of 32 tokens, or of 16."""
 PROMPT_TOKENS = 300
 NEEDLE_SPAN = (200, 212)
 QUESTION_SPAN = (290, 298)
@@ -407,6 +416,7 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
     engine.add("prompt", ids, {"max_tokens": 1, "temperature": 0.0})
     finish(engine)
     masked, uniform = ask_masked(engine, ids, "zero"), ask_masked(engine, ids, "uniform")
+    streamed = ask_streaming(engine, ids)
     engine.replay("replay", [*ids, *needle[:-1]], rows, QUESTION_SPAN[0])
     finished = finish(engine)["replay"]
     layers = engine.info.layers or ()
@@ -418,6 +428,7 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
         "masked_logprob": masked.prompt_logprob,
         "maskable": list(engine.info.maskable_layers or ()),
         "uniform": uniform.error,
+        "streamed": streamed,
         "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
         "names": scores_of_an_answer(engine),
         "weighed": None if is_scoreless(engine) else weighed(engine, ids),
@@ -434,6 +445,21 @@ def ask_masked(engine: Engine, ids: list[int], mode: str) -> Finished:
     except EngineError as error:
         return Finished(mode, "", [], "", 0, 0, 0.0, error=str(error))
     return finish(engine)[mode]
+
+
+def ask_streaming(engine: Engine, ids: list[int]) -> list[Any]:
+    """Of each of `STREAMED`, in one batch: the answer and its tokens' log probabilities, or why it has none."""
+    refused: dict[str, str] = {}
+    sampling = {"max_tokens": 4, "temperature": 0.0, "ignore_eos": True, "logprobs": 20}
+    names = [f"streaming {number}" for number in range(len(STREAMED))]
+    for name, mask in zip(names, STREAMED, strict=True):
+        try:
+            engine.add(name, ids, sampling, mask)
+        except EngineError as error:
+            refused[name] = str(error)
+    finished, logprobs = finish_with_logprobs(engine)
+    refused |= {name: each.error for name, each in finished.items() if each.error}
+    return [refused.get(name) or (finished[name].token_ids, logprobs[name]) for name in names]
 
 
 def checked(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 from retrieval_heads.engine.backends.backend import Finished
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.heads.score import head_score
@@ -13,6 +16,27 @@ def finish(engine: Engine) -> dict[str, Finished]:
     while engine.has_work:
         finished.update({each.id: each for each in engine.step()})
     return finished
+
+
+def finish_with_logprobs(engine: Engine) -> tuple[dict[str, Finished], dict[str, list[dict[int, float]]]]:
+    """The same, and by request of each token of its answer the log probabilities that were asked for, by id."""
+    step, outputs = engine.traced.step, []
+
+    def watched() -> list[Any]:
+        found: list[Any] = step()
+        outputs.extend(found)
+        return found
+
+    with mock.patch.object(engine.traced, "step", watched):
+        finished = finish(engine)
+    logprobs = {
+        output.request_id: [
+            {token: each.logprob for token, each in one.items()} for one in output.outputs[0].logprobs or ()
+        ]
+        for output in outputs
+        if output.finished
+    }
+    return finished, logprobs
 
 
 def scores_of_an_answer(engine: Engine) -> tuple[str, ...]:

@@ -126,6 +126,32 @@ def test_the_smallest_share_and_its_interval_at_each_length() -> None:
     assert sparsity.kv_heads == 8
 
 
+def test_how_far_a_ranking_is_above_random_ones_of_the_same_share() -> None:
+    sparsity = sparsity_of(
+        [
+            *records(arm="", missed=0),
+            *records(arm="copy_keep_0.5", missed=4),
+            *records(arm="copy_keep_0.25", missed=40),
+            *records(arm="random_keep_0.5_draw_1", missed=20),
+            *records(arm="random_keep_0.5_draw_2", missed=28),
+        ],
+        GROUPS,
+    )
+    whole, half, quarter, random = sparsity.points
+    assert half.above is not None
+    assert half.above.value == pytest.approx(0.9 - 0.4)
+    assert 0 < half.above.low < 0.5 < half.above.high < 0.9
+    assert (whole.above, quarter.above, random.above) == (None, None, None), "there is nothing to compare with"
+
+
+def test_bytes_are_those_of_the_longest_prompt() -> None:
+    asked = [*records(arm="", missed=0), *records(arm="copy_keep_0.25", missed=0)]
+    whole, quarter = sparsity_of(asked, GROUPS, bytes_per_token=1000).points
+    assert whole.longest_bytes == 200 * 1000
+    assert quarter.longest_bytes == pytest.approx(200 * 1000 / 4 + 20 * 1000 * 3 / 4), "others keep 4 and 16 tokens"
+    assert sparsity_of(asked, GROUPS).points[1].longest_bytes is None
+
+
 def test_without_something_to_compare_there_are_no_figures() -> None:
     with pytest.raises(ResultsError, match="everything kept"):
         sparsity_of(records(arm="copy_keep_0.5", missed=0), GROUPS)

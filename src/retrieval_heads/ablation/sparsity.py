@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from retrieval_heads.ablation.arms import NONE
-from retrieval_heads.ablation.compression import Groups, Kept, every_kv_head, kept_of, kept_share_of_bytes
+from retrieval_heads.ablation.compression import RANDOM, Groups, Kept, every_kv_head, kept_of, kept_share_of_bytes
 from retrieval_heads.ablation.effect import Cell, Figure, accuracy_of, cell_of, difference_of, mean_of
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.table import Head
@@ -38,10 +38,12 @@ class Point:
         cells: Cells measured in each of its arms.
         accuracy: Share of them that were answered rightly; mean over draws.
         drop: How much lower that is than with everything kept, on the same cells; `None` for that itself.
+        above: How much higher it is than `random`'s at this share, on the same cells; `None` where that was not asked.
         draws: Of what is drawn, each draw's accuracy.
         kept: By arm, the KV heads that keep everything.
         bytes_share: The share of the KV cache that would be kept, mean over cells and draws; `None` where the layers
             are not known.
+        longest_bytes: Bytes of the longest prompt's KV cache that would be kept; `None` where the engine does not say.
     """
 
     ranking: str
@@ -49,9 +51,11 @@ class Point:
     cells: int
     accuracy: Figure
     drop: Figure | None
+    above: Figure | None
     draws: Mapping[str, float]
     kept: Mapping[str, Sequence[Head]]
     bytes_share: float | None
+    longest_bytes: float | None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Sparsity:
         until: The share of accuracy that is to be kept.
         least: By ranking: over all lengths, then at each.
         kv_heads: Of the model; 0 where they are not known.
+        longest: Tokens of the longest prompt.
         notes: What is odd, a sentence each.
     """
 
@@ -94,6 +99,7 @@ class Sparsity:
     until: float
     least: Sequence[Least]
     kv_heads: int
+    longest: int
     notes: Sequence[str]
 
     @property
@@ -106,19 +112,20 @@ class Sparsity:
         return [point for point in self.points if point.ranking in ("", ranking)]
 
 
-def sparsity_of(records: Sequence[Record], groups: Groups, until: float = 0.95) -> Sparsity:
+def sparsity_of(records: Sequence[Record], groups: Groups, until: float = 0.95, bytes_per_token: int = 0) -> Sparsity:
     """The figures of one suite's records.
 
     Args:
         records: Its own.
         groups: The model's KV heads.
         until: The share of accuracy that is to be kept.
+        bytes_per_token: Of the whole KV cache; 0 where the engine does not say.
 
     Raises:
         ResultsError: Nothing was measured with everything kept, or nothing compressed.
     """
     known = [record for record in records if record.passed is not None and record.status in ("pass", "low")]
-    points = _points(known, groups)
+    points = _points(known, groups, bytes_per_token)
     if not points or points[0].ranking:
         raise ResultsError("no cell was measured with everything kept, so there is nothing to compare with")
     if len(points) == 1:
@@ -131,7 +138,9 @@ def sparsity_of(records: Sequence[Record], groups: Groups, until: float = 0.95) 
             found += [least for one in _rankings(own) for least in [_least(one, length, own, until)] if least]
     stream = next((record.mask.stream for record in known if record.mask and record.mask.stream), None)
     told = {} if stream is None else {key: value for key, value in stream.to_json().items() if key != "context"}
-    return Sparsity(told, points, until, found, len(every_kv_head(groups)), list(_notes(points, known, groups, until)))
+    longest = max(record.prompt_tokens or 0 for record in known)
+    notes = list(_notes(points, known, groups))
+    return Sparsity(told, points, until, found, len(every_kv_head(groups)), longest, notes)
 
 
 def to_json(sparsity: Sparsity, facts: Facts) -> dict[str, object]:
@@ -143,11 +152,12 @@ def _rankings(points: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(point.ranking for point in points if point.ranking))
 
 
-def _points(records: Sequence[Record], groups: Groups) -> list[Point]:
+def _points(records: Sequence[Record], groups: Groups, bytes_per_token: int = 0) -> list[Point]:
     passed: dict[str, dict[Cell, float]] = defaultdict(dict)
     streaming: dict[str, Sequence[Head]] = {}
     shares: dict[str, list[float]] = defaultdict(list)
-    every = len(every_kv_head(groups))
+    of_longest: dict[str, float] = {}
+    every, longest = len(every_kv_head(groups)), max((record.prompt_tokens or 0 for record in records), default=0)
     for record in records:
         arm = record.arm or NONE
         passed[arm][cell_of(record)] = float(record.passed or 0)
@@ -157,6 +167,8 @@ def _points(records: Sequence[Record], groups: Groups) -> list[Point]:
             window = stream.sink + stream.recent if stream else record.prompt_tokens
             kept = len(kept_of(streaming[arm], groups))
             shares[arm].append(kept_share_of_bytes(kept, every, record.prompt_tokens, window))
+            whole_bytes = bytes_per_token * longest
+            of_longest[arm] = whole_bytes * (kept_share_of_bytes(kept, every, longest, window) if stream else 1)
     grouped: dict[tuple[str, float], dict[str, dict[Cell, float]]] = {}
     for name, cells in passed.items():
         kept_arm = Kept.of(name)
@@ -167,6 +179,7 @@ def _points(records: Sequence[Record], groups: Groups) -> list[Point]:
         mean = mean_of(drawn)
         has_draws = any(Kept.of(arm).draw for arm in drawn)
         told = [share for arm in drawn for share in shares[arm]]
+        others = grouped.get((RANDOM, keep)) if ranking not in ("", RANDOM) else None
         points.append(
             Point(
                 ranking=ranking,
@@ -174,11 +187,13 @@ def _points(records: Sequence[Record], groups: Groups) -> list[Point]:
                 cells=len(mean),
                 accuracy=accuracy_of(mean, drawn),
                 drop=difference_of(whole, {NONE: whole}, mean, drawn) if whole and ranking else None,
+                above=difference_of(mean, drawn, mean_of(others), others) if others else None,
                 draws={arm: finite_mean(list(cells.values())) for arm, cells in sorted(drawn.items())}
                 if has_draws
                 else {},
                 kept={arm: kept_of(streaming[arm], groups) for arm in sorted(drawn)},
                 bytes_share=finite_mean(told) if told else None,
+                longest_bytes=of_longest[next(iter(drawn))] if told and bytes_per_token else None,
             )
         )
     return sorted(points, key=lambda point: bool(point.ranking))
@@ -203,7 +218,7 @@ def _least(ranking: str, length: int | None, points: Sequence[Point], until: flo
     return Least(ranking, length, down_to("value"), down_to("low"), down_to("high"))
 
 
-def _notes(points: Sequence[Point], records: Sequence[Record], groups: Groups, until: float) -> Iterator[str]:
+def _notes(points: Sequence[Point], records: Sequence[Record], groups: Groups) -> Iterator[str]:
     if points[0].accuracy.value == 0:
         yield "with everything kept no cell is answered rightly, so that nothing can be lost; ask easier cells"
     if not groups:

@@ -71,7 +71,7 @@ def curve_figure(sparsity: Sparsity, *, title: str = "") -> Figure:
     whole = sparsity.points[0]
     axes.axhline(sparsity.until * whole.accuracy.value, color=INK, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
     axes.annotate(
-        f"{100 * sparsity.until:g} % of it",
+        f"{100 * sparsity.until:g} % of everything kept",
         (0, sparsity.until * whole.accuracy.value),
         xytext=(-12, 3),
         textcoords="offset points",

@@ -253,21 +253,23 @@ def _compression(told: Mapping[str, Any]) -> dict[str, Any]:
                 f"{point['cells']:,}",
                 _interval(point["accuracy"]),
                 _interval(point["drop"]) if point["drop"] else "",
+                _interval(point["above"]) if point.get("above") else "",
                 f"{min(draws):.2f} to {max(draws):.2f}" if len(draws) > 1 else "",
                 "" if point["bytes_share"] is None else f"{100 * point['bytes_share']:.0f} %",
             ]
         )
-    least = [
-        f"The smallest share that keeps {100 * told['until']:g} % of accuracy by {one['ranking']}"
-        + ("" if one["length"] is None else f" at {one['length']:,} tokens")
-        + f": {one['share']:g} [{one['low']:g}, {one['high']:g}]."
-        for one in told["least"]
-    ]
+    least: dict[str, list[str]] = {}
+    for one in told["least"]:
+        where = "" if one["length"] is None else f"at {one['length']:,} tokens "
+        share = f"{where}{one['share']:g} [{one['low']:g}, {one['high']:g}]"
+        least.setdefault(one["ranking"], []).append(share)
+    smallest = f"The smallest share that keeps {100 * told['until']:g} % of accuracy by"
+    sentences = [f"{smallest} {ranking}: {', '.join(shares)}." for ranking, shares in least.items()]
     return {
         "suite": str(told["suite"]),
-        "columns": ["ranking", "kept", "cells", "accuracy", "drop", "draws", "KV cache kept"],
+        "columns": ["ranking", "kept", "cells", "accuracy", "drop", "above random", "draws", "KV cache kept"],
         "rows": rows,
-        "notes": [f"{str(told['measures']).capitalize()}.", *least, *map(str, told.get("notes") or [])],
+        "notes": [f"{str(told['measures']).capitalize()}.", *sentences, *map(str, told.get("notes") or [])],
     }
 
 

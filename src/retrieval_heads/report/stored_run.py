@@ -62,6 +62,7 @@ class _Point(BaseModel):
     cells: int
     accuracy: _Interval
     drop: _Interval | None
+    above: _Interval | None = None
     draws: dict[str, float]
     bytes_share: float | None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from project import Project
@@ -63,19 +64,30 @@ def test_its_cells_are_selected_compared_and_resumed(project: Project) -> None:
     resumed.stdout.fnmatch_lines(["*4 of 4 answers are those of the earlier run*"])
 
 
-@pytest.mark.parametrize("kind", ["detect", "ablate"])
-def test_heads_are_scored_and_masked_on_the_asked_line(project: Project, kind: str) -> None:
-    more = {"ablate": {"heads": [[1, 2]], "top": [1], "draws": 1}} if kind == "ablate" else {}
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("detect", {}),
+        ("ablate", {"ablate": {"heads": [[1, 2]], "top": [1], "draws": 1}}),
+        ("compress", {"compress": {"scores": ["random"], "keep": [0.5], "draws": 1}}),
+    ],
+)
+def test_heads_are_scored_masked_and_streamed_on_the_asked_line(
+    project: Project, kind: str, more: dict[str, Any]
+) -> None:
     project.suite("book", **{**ASKED, "sweep": {"document_depths": [0]}, "kind": kind, **more})
-    project.behave(answer=_whole_book(1000, 0, "own")[0][1])
+    project.behave(answer=_whole_book(1000, 0, "own")[0][1], kv_heads=2)
     result = project.spawn("--rh-verdict", "none")
     assert result.ret == 0
     records = project.records()
     assert all(record.status in ("pass", "low") and record.needle_span for record in records)
     if kind == "detect":
         assert all(record.heads for record in records)
-    else:
+    elif kind == "ablate":
         assert {record.arm for record in records} == {"", "top_1", "random_1_draw_1"}
+    else:
+        assert {record.arm for record in records} == {"", "random_keep_0.5_draw_1"}
+        assert json.loads((project.latest / "compression.json").read_text())["points"][1]["cells"] == 2
 
 
 def test_heads_are_scored_on_stored_answers(project: Project) -> None:

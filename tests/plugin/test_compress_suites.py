@@ -51,14 +51,14 @@ def test_kept_heads_answer_and_the_smallest_share_is_told(project: Project, work
     result.stdout.fnmatch_lines(
         [
             "*- compression: small -*",
-            "*copy   0.25      4  1.00 [[]*",
+            "*copy  0.25      4  1.00 [[]*",
             "accuracy above that of random, on the same cells:",
             "        keep *copy",
             "        0.25 *[]]",
             "smallest share that keeps 95 % of accuracy [[]that may, that surely does[]]:",
             "      tokens            copy *random",
             "         all  0.25 [[]0.25, 1[]] *",
-            "         128  0.25 *",
+            "         128 *0.25 *",
             "8 KV heads; in rows behind the context the others see 4 first tokens and 32 last ones before each row",
             "this is the quality of a compression: *",
         ]

@@ -140,6 +140,28 @@ def test_cells_are_read_in_any_order(is_grid: bool) -> None:
             assert torch.equal(found[one, other], flat[:, at])
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "digits",
+    [
+        ((2, 32), (2, 2), (4, 4), (2, 1)),  # tiles of two positions, channels in pairs
+        ((2, 16), (2, 1), (8, 2)),  # positions in pairs
+        ((4, 1), (8, 4)),
+    ],
+)
+def test_packed_cells_are_those_of_their_offsets(digits: Any, kind: torch.dtype) -> None:
+    offsets = torch.zeros(1, dtype=torch.int64)
+    for count, stride in digits:
+        offsets = (offsets[:, None] + stride * torch.arange(count)).flatten()
+    cache, blocks = torch.randn(5, 2, 4, 16).to(kind), torch.tensor([[3, 0], [3, 2]])
+    places = torch.tensor([[1, 3], [0, 2]])
+    for start in (0, 1, 2):
+        plain = KeyOrder((4, 8), None, offsets + start, start)
+        packed = KeyOrder((4, 8), None, offsets + start, start, digits)
+        assert torch.equal(packed.paged(cache, blocks[0]), plain.paged(cache, blocks[0]))
+        assert torch.equal(packed.at(cache, blocks, places), plain.at(cache, blocks, places))
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_heads_of_a_rank_that_stream_are_written_and_nothing_else(
     rank: int, monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,8 @@ from torch.nn import Module
 
 from retrieval_heads.tracing.rows import FP8
 
+_PAIRS = {1: torch.int16, 2: torch.int32, 4: torch.int64}
+"""By bytes of an element, what holds two of them."""
 _DIGIT = 8  # 1 to 8 are exact in every float type of a cache, float8 included
 
 
@@ -81,17 +83,29 @@ class KeyOrder:
 
     def paged(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
         """The same in blocks, `[len(block_ids), kv_heads, block_size, head_size]`; quantised ones as bytes."""
-        cells = kv_cache.index_select(0, block_ids).flatten(2)
-        if not self.digits:
-            return cells.index_select(2, self.offsets).unflatten(2, self.shape)
-        (counts, strides), start, kind = zip(*self.digits, strict=True), self.start, cells.dtype
-        are_even = not any(place % 2 for place in (start, *strides[:-1]))
-        if (counts[-1], strides[-1]) == (2, 1) and cells.element_size() == 2 and are_even:
-            # Channels that stand in pairs are moved in pairs, which takes a tenth of the time.
-            cells, start = cells.view(torch.int32), start // 2
-            counts, strides = counts[:-1], tuple(stride // 2 for stride in strides[:-1])
-        keys = cells.as_strided((*cells.shape[:2], *counts), (*cells.stride()[:2], *strides), start)
-        return keys.reshape(*cells.shape[:2], self.shape[0], -1).view(kind)
+        ordered = self._ordered(kv_cache)
+        if ordered is None:
+            cells = kv_cache.index_select(0, block_ids).flatten(2).index_select(2, self.offsets)
+        else:
+            cells = ordered.index_select(0, block_ids).flatten(2).view(kv_cache.dtype)
+        return cells.unflatten(2, self.shape)
+
+    def _ordered(self, kv_cache: Tensor) -> Tensor | None:
+        """A view of the cache in the order of the keys, `[blocks, kv_heads, ...]`, in integers that are pairs of
+        elements where these lie together; `None` if there is none. Picking elements one by one takes thirteen times as
+        long.
+        """
+        width = kv_cache.shape[3]
+        if not self.digits or kv_cache.stride()[2:] != (width, 1):
+            return None
+        wide, outer = _PAIRS.get(kv_cache.element_size()), [each for _, each in self.digits[:-1]]
+        outer = [kv_cache.storage_offset() + self.start, *kv_cache.stride()[:2], *outer]
+        if wide is None or self.digits[-1] != (2, 1) or width % 2 or any(number % 2 for number in outer):
+            sizes, strides = zip(*self.digits, strict=True)
+            return kv_cache.as_strided((*kv_cache.shape[:2], *sizes), (*outer[1:3], *strides), outer[0])
+        sizes = tuple(size for size, _ in self.digits[:-1])
+        first, *steps = (number // 2 for number in outer)
+        return kv_cache.view(wide).as_strided((*kv_cache.shape[:2], *sizes), steps, first)
 
 
 def key_order(attention: Module) -> KeyOrder:
@@ -154,7 +168,7 @@ def _order(attention: Module, what: str) -> KeyOrder:
         raise UnreadableCache(f"{type(attention.impl).__name__} packs the {what} of each head in another order")
     places, start = offsets[0], int(offsets[0][0])
     strides = _grid(places - start, block_size, size)
-    return KeyOrder((block_size, size), strides, places, start, _digits(places - start, block_size, size))
+    return KeyOrder((block_size, size), strides, places, start, digits_of(places - start, block_size, size))
 
 
 def key_scales(attention: Module) -> Tensor | None:
@@ -192,7 +206,7 @@ def _grid(offsets: Tensor, positions: int, channels: int) -> tuple[int, int] | N
     return (across, along) if torch.equal(order, grid) and along > 0 and across > 0 else None
 
 
-def _digits(offsets: Tensor, positions: int, channels: int) -> tuple[tuple[int, int], ...]:
+def digits_of(offsets: Tensor, positions: int, channels: int) -> tuple[tuple[int, int], ...]:
     """Counts and strides that give the offsets, those of a position before those of a channel; none where none do."""
     order = offsets.view(positions, channels)
     found = (*_radix(order[:, 0].tolist()), *_radix(order[0].tolist()))

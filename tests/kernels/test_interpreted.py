@@ -23,6 +23,7 @@ UNIT = Path(__file__).parents[1] / "unit"
         ("test_attention_rows.py", "unsplit and not cut"),
         ("test_attention_rows.py", "triton and not unsplit and not cut"),
         ("test_written.py", "kernel"),
+        ("test_streamed.py", "kernel"),
     ],
 )
 def test_kernels_pass_in_the_interpreter(file: str, tests: str) -> None:

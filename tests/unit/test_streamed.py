@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from retrieval_heads.runs.mask import Stream
-from retrieval_heads.tracing.keys import KeyOrder
+from retrieval_heads.tracing.keys import KeyOrder, digits_of
 from retrieval_heads.tracing.stream import HOW, LAYERS, Streams
-from retrieval_heads.tracing.streamed import ROWS, Seen, Tile, attended, together
+from retrieval_heads.tracing.streamed import ROWS, Seen, Tile, attended, together, write
 from retrieval_heads.tracing.worker import STREAM, Scheduled
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+COMPILED = not INTERPRETED and torch.cuda.is_available()
 
 BLOCK, TOKENS, KV_HEADS, GROUP, SIZE, VALUE = 16, 100, 2, 3, 8, 6
 
@@ -140,26 +144,49 @@ def test_cells_are_read_in_any_order(is_grid: bool) -> None:
             assert torch.equal(found[one, other], flat[:, at])
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "digits",
-    [
-        ((2, 32), (2, 2), (4, 4), (2, 1)),  # tiles of two positions, channels in pairs
-        ((2, 16), (2, 1), (8, 2)),  # positions in pairs
-        ((4, 1), (8, 4)),
-    ],
-)
-def test_packed_cells_are_those_of_their_offsets(digits: Any, kind: torch.dtype) -> None:
-    offsets = torch.zeros(1, dtype=torch.int64)
-    for count, stride in digits:
-        offsets = (offsets[:, None] + stride * torch.arange(count)).flatten()
-    cache, blocks = torch.randn(5, 2, 4, 16).to(kind), torch.tensor([[3, 0], [3, 2]])
-    places = torch.tensor([[1, 3], [0, 2]])
-    for start in (0, 1, 2):
-        plain = KeyOrder((4, 8), None, offsets + start, start)
-        packed = KeyOrder((4, 8), None, offsets + start, start, digits)
-        assert torch.equal(packed.paged(cache, blocks[0]), plain.paged(cache, blocks[0]))
-        assert torch.equal(packed.at(cache, blocks, places), plain.at(cache, blocks, places))
+PACKED = [
+    # How vLLM packs bfloat16 keys for AMX: 16 keys' pairs of channels beside each other.
+    (32, 64, lambda key, channel: key // 16 * 1024 + channel // 2 * 32 + key % 16 * 2 + channel % 2),
+    (32, 64, lambda key, channel: key * 128 + channel),
+    (16, 6, lambda key, channel: channel * 16 + key),
+    (16, 6, lambda key, channel: key * 6 + channel + 1),
+    (6, 8, lambda key, channel: (key * 8 + channel) * 7 % 48),
+    (4, 8, lambda key, channel: key // 2 * 32 + channel // 2 * 4 + key % 2 * 2 + channel % 2 + 2),
+    (1, 8, lambda key, channel: channel),
+    (8, 1, lambda key, channel: (key * 3) % 8),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8])
+@pytest.mark.parametrize(("size", "channels", "place"), PACKED)
+def test_blocks_are_read_in_any_order(size: int, channels: int, place: Any, dtype: torch.dtype) -> None:
+    offsets = torch.tensor([[place(key, channel) for channel in range(channels)] for key in range(size)])
+    start = int(offsets[0, 0])
+    keys = KeyOrder(
+        (size, channels), None, offsets.flatten(), start, digits_of((offsets - start).flatten(), size, channels)
+    )
+    for spare in (0, 1):  # a cache may lie anywhere in what was allocated, and an odd width has no pairs
+        width = 2 * channels + spare
+        cache = torch.arange(spare + 5 * 3 * size * width).to(dtype)[spare:].view(5, 3, size, width)
+        found = keys.paged(cache, torch.tensor([4, 0, 2]))
+        assert torch.equal(found, cache[[4, 0, 2]].flatten(2)[..., offsets])
+
+
+def test_orders_that_count_in_digits_are_known() -> None:
+    found = [
+        digits_of(
+            torch.tensor([place(key, channel) - place(0, 0) for key in range(size) for channel in range(channels)]),
+            size,
+            channels,
+        )
+        for size, channels, place in PACKED
+    ]
+    assert found[0] == ((2, 1024), (16, 2), (32, 32), (2, 1))
+    assert found[1] == ((32, 128), (64, 1))
+    assert found[2] == ((16, 1), (6, 16))
+    assert found[4] == ()
+    assert found[5] == ((2, 32), (2, 2), (4, 4), (2, 1))
+    assert found[6] == ((8, 1),)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -179,7 +206,7 @@ def test_the_heads_of_a_rank_that_stream_are_written_and_nothing_else(
         told = {STREAM: {HOW: window.to_json(), LAYERS: layers}}
         scheduled.append(Scheduled(told, {}, row, start, tokens))
         start += tokens
-    kinds: Any = [SimpleNamespace(attend=attend), SimpleNamespace(attend=attend)]
+    kinds: Any = [SimpleNamespace(stream=stream), SimpleNamespace(stream=stream)]
     streams = Streams(kinds, scheduled, [4, 0], torch.device("cpu"))
     assert streams.layers == [0, 1]
     heads_here = 3
@@ -198,5 +225,51 @@ def test_the_heads_of_a_rank_that_stream_are_written_and_nothing_else(
         assert written == {(row, head) for row, head in expected[layer] if head // heads_here == rank}
 
 
-def attend(_: Any, queries: Tensor, __: Seen) -> Tensor:
-    return torch.ones(*queries.shape[:3], VALUE)
+def stream(_: Any, queries: Tensor, seen: Seen, streaming: Tensor, output: Tensor) -> None:
+    write(torch.ones(*queries.shape[:3], VALUE), seen, streaming, output)
+
+
+KERNEL = {
+    "plain": {},
+    "window": {"sliding_window": 20},
+    "soft cap": {"soft_cap": 2.0},
+    "ALiBi": {"alibi_slopes": torch.linspace(0.01, 0.3, KV_HEADS * GROUP)},
+    "sinks": {"sinks": torch.linspace(-1, 2, KV_HEADS * GROUP)},
+}
+
+
+@pytest.mark.skipif(not INTERPRETED and not COMPILED, reason="Triton needs CUDA, or its interpreter (tests/kernels)")
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if COMPILED else [torch.float32])
+@pytest.mark.parametrize("anchor", ["row", "context"])
+@pytest.mark.parametrize("options", KERNEL.values(), ids=KERNEL)
+def test_the_kernel_writes_what_torch_does(cache: Any, options: Any, anchor: str, dtype: torch.dtype) -> None:
+    from retrieval_heads.tracing.streamed_triton import write_attended
+
+    device = torch.device("cuda" if COMPILED else "cpu")
+    windows = [Stream(17, 19, anchor, context=40), Stream(3, 30, anchor, context=50)]
+    tiles = [
+        Tile(0, 0, 0, 40, 7, windows[0]),
+        Tile(1, 1, 7, 92, 7, windows[1]),
+        Tile(0, 0, 14, 0, 41, Stream(4, 9, prefill=True)),
+        Tile(1, 1, 55, 99, 1, windows[1]),
+    ]
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn(57, KV_HEADS * GROUP, SIZE, generator=generator).to(device, dtype)
+    keys, values, table = (one.to(device) for one in cache)
+    keys, values = keys.to(dtype), values.to(dtype)
+    options = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in options.items()}
+    streaming = torch.tensor([[True] * GROUP + [False] * GROUP, [False] * GROUP + [True] * GROUP], device=device)
+    before = torch.randn(57, KV_HEADS * GROUP, values.shape[-1], generator=generator).to(device, dtype)
+    found, wanted = before.clone(), before.clone()
+    for group in together(tiles, KV_HEADS * GROUP):
+        seen = Seen(group, device)
+        rows = q[seen.tokens].unflatten(0, seen.rows.shape)
+        write_attended(rows, keys, values, table, seen, streaming, found, scale=0.5, **options)
+        blocks, places = seen.cells(table, BLOCK)
+        read = (cells[blocks, :, places].float() for cells in (keys, values))
+        write(attended(rows.float(), *read, seen, scale=0.5, **options), seen, streaming, wanted)
+    assert not torch.equal(wanted, before)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+    assert torch.equal(found == before, wanted == before), "what does not stream is left to the bit"

@@ -25,7 +25,7 @@ from retrieval_heads.tracing.key_weights import Softmax, Weighed, weigh, weigh_g
 from retrieval_heads.tracing.keys import KeyOrder, key_order, key_scales, value_order, value_scales
 from retrieval_heads.tracing.projections import projection_weight, pulls
 from retrieval_heads.tracing.rows import FP8, RowScores, Stretch, joined
-from retrieval_heads.tracing.streamed import Seen, attended
+from retrieval_heads.tracing.streamed import Seen, attended, write
 from retrieval_heads.tracing.written_torch import needle_blocks, needle_outputs, needle_rows, written
 
 if TYPE_CHECKING:
@@ -249,14 +249,16 @@ class LayerKind(Protocol):
         the layer goes on to read. Only where it `has_queries`.
         """
 
-    def attend(self, module: Module, queries: Tensor, seen: Seen) -> Tensor:
-        """What the heads of rows put out that see some keys alone, once these are in the cache,
-        `[N, R, heads, value_size]`. Only where keys of tokens are kept (`group`).
+    def stream(self, module: Module, queries: Tensor, seen: Seen, streaming: Tensor, output: Tensor) -> None:
+        """Write what heads put out that see some keys alone, once these are in the cache. Only where keys of tokens are
+        kept (`group`).
 
         Args:
             module: The layer.
             queries: `[N, R, heads, head_size]`.
             seen: The keys.
+            streaming: Which heads of which request, `[requests that stream, heads]`.
+            output: What all had put out, `[tokens, heads, value_size]`.
         """
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
@@ -332,19 +334,23 @@ class SoftmaxAttention(_Softmax):
         query: Tensor = envoy.inputs[0][0]
         return query.view(query.shape[0], -1, envoy._module.head_size)
 
-    def attend(self, module: Module, queries: Tensor, seen: Seen) -> Tensor:
+    def stream(self, module: Module, queries: Tensor, seen: Seen, streaming: Tensor, output: Tensor) -> None:
         """Against keys and values of the paged cache."""
         _check([module])
-        order, values = _order(module), _value_order(module)
-        blocks, places = seen.cells(_metadata(module).block_table, order.shape[0])
-        return attended(
-            queries,
-            _times(order.at(module.kv_cache, blocks, places), key_scales(module)),
-            _times(values.at(module.kv_cache, blocks, places), value_scales(module)),
-            seen,
-            sinks=getattr(module.impl, "sinks", None),
-            **_options(module),
-        )
+        cache, order, values = module.kv_cache, _order(module), _value_order(module)
+        table, key_scale, value_scale = _metadata(module).block_table, key_scales(module), value_scales(module)
+        options: dict[str, Any] = {"sinks": getattr(module.impl, "sinks", None), **_options(module)}
+        keys, own_values = order.view(cache), values.view(cache)
+        if cache.is_cuda and keys is not None and own_values is not None:
+            from retrieval_heads.tracing.streamed_triton import write_attended
+
+            options |= {"k_scale": key_scale, "v_scale": value_scale}
+            write_attended(queries, keys, own_values, table, seen, streaming, output, **options)
+            return
+        blocks, places = seen.cells(table, order.shape[0])
+        read_keys = _times(order.at(cache, blocks, places), key_scale)
+        read_values = _times(values.at(cache, blocks, places), value_scale)
+        write(attended(queries, read_keys, read_values, seen, **options), seen, streaming, output)
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """In groups that share a block table, a kind of cache and a mask: one call of the kernel each."""
@@ -539,7 +545,7 @@ class LatentAttention(_Softmax):
         module, query = envoy._module, envoy.inputs[0][0]
         return query.view(query.shape[0], -1, module.qk_nope_head_dim + module.qk_rope_head_dim)
 
-    def attend(self, module: Module, queries: Tensor, seen: Seen) -> Tensor:
+    def stream(self, module: Module, queries: Tensor, seen: Seen, streaming: Tensor, output: Tensor) -> None:
         """Against the latents, whose sum each head's W_UV carries out of their space."""
         cache, metadata = module.kv_cache, _metadata(module)
         tables = [_latent_blocks(metadata, tile.row) for tile in seen.tiles]
@@ -550,7 +556,8 @@ class LatentAttention(_Softmax):
         rows = into_latent_space(module, queries.flatten(0, 1)).unflatten(0, queries.shape[:2])
         scale, values = float(module.scale), latents[..., : module.kv_lora_rank]
         out = attended(rows, latents, values, seen, scale=scale, sliding_window=self.window(module))
-        return _out_of_latent_space(module, out.flatten(0, 1), queries.dtype).unflatten(0, queries.shape[:2])
+        found = _out_of_latent_space(module, out.flatten(0, 1), queries.dtype).unflatten(0, queries.shape[:2])
+        write(found, seen, streaming, output)
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """Layer by layer and stretch by stretch, all heads against one key head."""
@@ -727,7 +734,7 @@ class GatedDelta:
         """There are none that see all alike."""
         raise NotImplementedError("no query of a gated delta layer sees all tokens alike")
 
-    def attend(self, module: Module, queries: Tensor, seen: Seen) -> Tensor:
+    def stream(self, module: Module, queries: Tensor, seen: Seen, streaming: Tensor, output: Tensor) -> None:
         """There are no keys."""
         raise NotImplementedError("a gated delta layer keeps no keys that rows could see some of")
 

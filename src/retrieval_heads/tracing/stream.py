@@ -7,7 +7,7 @@ are dropped, and drops none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Streams:
         self, kinds: Sequence[LayerKind], scheduled: Sequence[Scheduled], computed: Sequence[int], device: torch.device
     ) -> None:
         self._kinds = kinds
+        self._scheduled = scheduled
         self._device = device
         self._layers = [dict(one.extra_args[STREAM][LAYERS]) for one in scheduled]
         """By request, the heads of each layer by its place."""
@@ -48,7 +49,7 @@ class Streams:
         heads = max((len(each) for layers in self._layers for each in layers.values()), default=1)
         self._seen = [Seen(each, device) for each in together(tiles, heads)]
         self._queries: list[Tensor] = []
-        self._chosen: dict[int, list[Tensor]] = {}
+        self._chosen: dict[int, Tensor] = {}
 
     @classmethod
     def of_step(cls, kinds: Sequence[LayerKind]) -> Streams:
@@ -79,32 +80,28 @@ class Streams:
             output: What the layer's attention put out, of all tokens of the forward; this rank's heads.
         """
         heads = output.view(output.shape[0], self._queries[0].shape[2], -1)
-        chosen = self._streaming(heads.shape[1])
-        for seen, queries, each in zip(self._seen, self._queries, chosen, strict=True):
-            found = self._kinds[layer].attend(module, queries, seen).to(heads.dtype).flatten(0, 1)
-            before = heads.index_select(0, seen.tokens)
-            heads.index_copy_(0, seen.tokens, torch.where(each[layer], found, before))
+        streaming = self._streaming(heads.shape[1])[layer]
+        for seen, queries in zip(self._seen, self._queries, strict=True):
+            self._kinds[layer].stream(module, queries, seen, streaming, heads)
 
-    def _streaming(self, heads: int) -> list[Tensor]:
-        """Which of this rank's heads stream, in all layers of so many heads: of each group of tiles
-        `[layers, rows, heads, 1]`; made once a step.
+    def _streaming(self, heads: int) -> Tensor:
+        """Which of this rank's heads stream, in all layers of so many heads, `[layers, requests, heads]`; put together
+        once a step, of what is made once a request.
         """
         if heads not in self._chosen:
-            from vllm.distributed import get_tensor_model_parallel_rank
-
-            first = get_tensor_model_parallel_rank() * heads
-            told = [
-                (layer, request, head - first)
-                for request, layers in enumerate(self._layers)
-                for layer, each in layers.items()
-                for head in each
-                if first <= head < first + heads
-            ]
-            chosen = torch.zeros(len(self._kinds), len(self._layers), heads, dtype=torch.bool)
-            if told:
-                chosen[tuple(torch.tensor(told).T)] = True
-            chosen = there(chosen, self._device)
-            self._chosen[heads] = [
-                (chosen[:, seen.requests, None] & seen.hides[..., None]).flatten(1, 2)[..., None] for seen in self._seen
-            ]
+            name = f"streaming of {heads}"
+            for one, layers in zip(self._scheduled, self._layers, strict=True):
+                if name not in one.state:
+                    one.state[name] = self._own(layers, heads)
+            self._chosen[heads] = torch.stack([one.state[name] for one in self._scheduled], dim=1)
         return self._chosen[heads]
+
+    def _own(self, layers: Mapping[int, Sequence[int]], heads: int) -> Tensor:
+        """Of one request, `[layers, heads]`."""
+        from vllm.distributed import get_tensor_model_parallel_rank
+
+        first = get_tensor_model_parallel_rank() * heads
+        chosen = torch.zeros(len(self._kinds), heads, dtype=torch.bool)
+        for layer, each in layers.items():
+            chosen[layer, [head - first for head in each if first <= head < first + heads]] = True
+        return there(chosen, self._device)

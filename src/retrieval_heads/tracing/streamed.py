@@ -2,7 +2,8 @@
 
 Rows come in tiles, a tile being consecutive rows of one request; tiles of as many rows are computed together. Beside
 the sinks a tile reads no more keys than its rows' windows hold, so that a decode step costs as much at any length.
-Nothing here knows vLLM or waits for the device.
+`streamed_triton` does in one launch what `attended` and `write` do here. Nothing here knows vLLM or waits for the
+device.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class Seen:
         """And among those that stream, `[N]`."""
         self.hides = there(low > sink[:, None], device)
         """Whether there is a key that a row does not see, `[N, R]`."""
-        self._seen = there(seen, device)
+        self.sees = there(seen, device)
+        """Which key each row sees, `[N, R, K]`."""
         self._hidden: dict[int | None, Tensor] = {}
         self._cells: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -137,7 +139,7 @@ class Seen:
             sliding_window: Keys that rows of the layer see; `None` is all.
         """
         if sliding_window not in self._hidden:
-            seen = self._seen if sliding_window is None else self._seen & (self.distances < sliding_window)
+            seen = self.sees if sliding_window is None else self.sees & (self.distances < sliding_window)
             self._hidden[sliding_window] = ~seen[:, None, None]
         return self._hidden[sliding_window]
 
@@ -211,6 +213,21 @@ def attended(
     else:
         weights = scores.softmax(-1)
     return torch.einsum("nhgrk,nkhv->nrhgv", weights, values.float()).flatten(2, 3)
+
+
+def write(found: Tensor, seen: Seen, streaming: Tensor, output: Tensor) -> None:
+    """Put what heads put out that stream in the place of what they had put out, in the rows that hide a key.
+
+    Args:
+        found: From `attended`.
+        seen: As there.
+        streaming: Which heads of which request stream, `[requests that stream, query_heads]`.
+        output: `[tokens, query_heads, value_size]`.
+    """
+    chosen = (streaming[seen.requests][:, None] & seen.hides[..., None]).flatten(0, 1)
+    before = output.index_select(0, seen.tokens)
+    after = torch.where(chosen[..., None], found.to(output.dtype).flatten(0, 1), before)
+    output.index_copy_(0, seen.tokens, after)
 
 
 def there(numbers: Tensor, device: torch.device) -> Tensor:

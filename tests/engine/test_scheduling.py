@@ -18,6 +18,7 @@ from retrieval_heads.tracing.worker import TracedGPUModelRunner
 pytestmark = pytest.mark.engine
 
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+FEW_GRAPHS = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512], **GRAPHS}
 
 
 def request(**extra_args: Any) -> Any:
@@ -86,10 +87,18 @@ def test_a_pause_of_vllms_own_stays() -> None:
 @pytest.mark.parametrize(
     ("asked", "given"),
     [
-        ({"dtype": "float32"}, {"dtype": "float32", "compilation_config": GRAPHS}),
-        ({"enforce_eager": False}, {"compilation_config": GRAPHS}),
+        ({"dtype": "float32"}, {"dtype": "float32", "compilation_config": FEW_GRAPHS}),
+        ({"enforce_eager": False}, {"compilation_config": FEW_GRAPHS}),
         ({"enforce_eager": True, "dtype": "float32"}, None),
-        ({"compilation_config": 3}, {"compilation_config": GRAPHS}),
+        ({"compilation_config": 3}, {"compilation_config": FEW_GRAPHS}),
+        (
+            {"compilation_config": {"max_cudagraph_capture_size": 16}},
+            {"compilation_config": {"max_cudagraph_capture_size": 16, **GRAPHS}},
+        ),
+        (
+            {"speculative_config": {"method": "ngram"}},
+            {"speculative_config": {"method": "ngram"}, "compilation_config": GRAPHS},
+        ),
         ({"compilation_config": {"cudagraph_mode": "NONE"}}, None),
         (
             {"compilation_config": {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 8]}},

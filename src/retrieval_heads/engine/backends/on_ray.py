@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, ValidationError
 
+from retrieval_heads.engine.backends.versions import has_cpu_build
 from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.engine.places import gpus_each
 from retrieval_heads.errors import EngineError
@@ -26,7 +27,7 @@ class RaySettings(Section):
     address: Said = "auto"
     """Of its head, `host:port`; `auto`: as Ray finds it (`RAY_ADDRESS`, or the one of this machine)."""
     gpus: Annotated[Whole, Field(ge=0)] | None = None
-    """That a replica asks for; as many as its ranks where it is left out, and 0 for vLLM's CPU build."""
+    """That a replica asks for; left out as many as its ranks, and none where vLLM's CPU build is installed."""
     cpus: Annotated[Whole, Field(ge=1)] = 1
     """That a replica asks for."""
     place_limit: Annotated[Number, Field(gt=0)] = 60
@@ -49,7 +50,9 @@ class RaySettings(Section):
         """How many GPUs a replica asks Ray for; none where vLLM's own Ray executor asks for its ranks."""
         if model.get("distributed_executor_backend") == "ray":
             return 0
-        return gpus_each(model) if self.gpus is None else self.gpus
+        if self.gpus is not None:
+            return self.gpus
+        return 0 if has_cpu_build() else gpus_each(model)
 
 
 class OnRay(Engine):

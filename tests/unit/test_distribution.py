@@ -105,3 +105,14 @@ def test_an_image_holds_what_is_supported(name: str) -> None:
     oldest, newest = SUPPORTED
     for found in re.findall(r"vllm-openai:v(\d+)\.(\d+)\.", text):
         assert oldest <= tuple(map(int, found)) <= newest
+
+
+def test_the_policy_says_what_the_metadata_say() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    policy = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    versions = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    assert f"**Python** {versions[0]} to {versions[-1]}." in policy
+    assert project["requires-python"] == f">={versions[0]}"
+    (floor,) = (one.partition(">=")[2] for one in project["dependencies"] if one.startswith("pytest>="))
+    assert f"**pytest** {floor} and newer" in policy
+    assert f"**vLLM** {'.'.join(map(str, SUPPORTED[0]))} to {'.'.join(map(str, SUPPORTED[1]))}" in policy

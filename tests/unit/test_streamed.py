@@ -8,6 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+pytest.importorskip("nnsight", reason="vLLM and nnsight are not installed")
+
 import torch
 from torch import Tensor
 

@@ -2,10 +2,13 @@
 
     python benchmarks/matrix.py                                   # a pass rate of 0.8, simulated
     python benchmarks/matrix.py --results reports/latest/results.jsonl --runs 200
+    python benchmarks/matrix.py --settings reports/latest           # a matrix that was asked whole
 
 Equal settings: two answers of each cell, which passed as in the results (or with the pass rate), and each of which
 is turned over by chance at the rate of `--flips`: what noise of the engine does. `again` of a run says which rate that
 is. A fall: cells that passed are lost, each with the same probability. All judged by the functions that judge a run.
+Of results of a matrix its reference's are taken. `--settings` judges the settings of a run at each margin, whole and as
+`until: decided` would have stopped them. Cells asked are those of whole parts, as a run hands them over.
 A JSON line for each row, then a table. No model, no engine.
 """
 
@@ -17,10 +20,12 @@ import random
 from collections import Counter
 from pathlib import Path
 
+from retrieval_heads.gates.number import PASS_RATE
 from retrieval_heads.gates.paired import fall_p_value
 from retrieval_heads.intervals import Interval
-from retrieval_heads.matrix.comparison import change_interval
-from retrieval_heads.matrix.sequential import decided_after
+from retrieval_heads.matrix.comparison import change_interval, changes_of, compare
+from retrieval_heads.matrix.sequential import decided_after, looks
+from retrieval_heads.matrix.settings import REFERENCE
 from retrieval_heads.runs.record import read_records
 
 POWER = 0.8
@@ -29,17 +34,18 @@ POWER = 0.8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, help="stored answers whose outcomes are taken")
+    parser.add_argument("--settings", type=Path, help="folder of a matrix that was asked whole: judge its settings")
     parser.add_argument("--pass-rate", type=float, default=0.8)
     parser.add_argument("--cells", type=int, nargs="+", default=[18, 60, 200, 1000])
     parser.add_argument("--flips", type=float, nargs="+", default=[0.0, 0.02, 0.05])
     parser.add_argument("--margin", type=float, nargs="+", default=[0.0, 0.02, 0.05])
     parser.add_argument("--runs", type=int, default=200)
     arguments = parser.parse_args()
-    stored = (
-        [bool(one.passed) for one in read_records(arguments.results) if one.passed is not None]
-        if arguments.results
-        else None
-    )
+    if arguments.settings:
+        heads = ["setting", "cells", "margin", "difference", "whole", "early", "cells asked"]
+        _table("settings of a run", heads, _real(arguments.settings, arguments.margin))
+        return
+    stored = _outcomes(arguments.results) if arguments.results else None
     rows: list[list[str]] = []
     for cells in arguments.cells:
         for flips in arguments.flips:
@@ -58,6 +64,27 @@ def main() -> None:
     _table(
         "the smallest fall that is broken 8 times of 10", ["cells", "flips", "margin", "fall", "cells asked then"], rows
     )
+
+
+def _outcomes(results: Path) -> list[bool]:
+    """Which cells passed, under the reference where there are settings."""
+    return [
+        bool(one.passed) for one in read_records(results) if one.passed is not None and one.setting in (None, REFERENCE)
+    ]
+
+
+def _real(folder: Path, margins: list[float]) -> list[list[str]]:
+    """The settings of a run, in the order in which `until: decided` would have asked their cells."""
+    records = read_records(folder / "results.jsonl")
+    order = {record.setting: {"seed": 0} for record in records if record.setting}
+    rows = []
+    for one in compare(records, {"until_decided": order}):
+        changes = changes_of(one.pairs, PASS_RATE)
+        mean = sum(changes) / len(changes)
+        for margin in margins:
+            whole, early, asked = _judged(changes, margin)
+            rows.append([one.setting, f"{len(changes)}", f"{margin:g}", f"{mean:+.3f}", whole, early, f"{asked}"])
+    return rows
 
 
 def _changes(stored: list[bool] | None, rate: float, cells: int, flips: float, lost: float, seed: int) -> list[float]:
@@ -86,7 +113,8 @@ def _word(interval: Interval | None, margin: float) -> str:
 def _judged(changes: list[float], margin: float) -> tuple[str, str, int]:
     """The word of the whole grid, that of a run which stops when it is certain, and how many cells that asks."""
     whole = _word(change_interval(changes), margin)
-    side, asked = decided_after(changes, len(changes), -margin)
+    side, seen = decided_after(changes, len(changes), -margin)
+    asked = next(look for look in looks(len(changes)) if look >= seen)
     return whole, whole if side is None else {"above": "held", "below": "broken"}[side], asked
 
 

@@ -81,6 +81,28 @@ def test_a_shorter_window_loses_what_lies_before_it(answers: Answers) -> None:
         assert (answers["window"][name] == prompt.needle) is is_seen, name
 
 
+def test_swapped_keys_lose_what_they_hold_and_what_is_said_again_before_them(answers: Answers) -> None:
+    """A key keeps the position it was computed for. In the second of two swapped blocks each token finds the key of its
+    predecessor 32 tokens too early, with another value, so the chain from word to word is cut there. The first block's
+    predecessors come to lie behind it, where it cannot see them: it takes words just before the blocks for them, and
+    half of the prompts say their needle's words again there, between bars (the deep half, at 45 to 60). Each of those
+    has two places to go on from then.
+    """
+    size, first = 32, 2 * 32
+    lost = {name for name, prompt in PROMPTS.items() if answers["swapped_block"][name] != prompt.needle}
+    for name, prompt in PROMPTS.items():
+        start, end = prompt.needle_span
+        if end <= first:
+            assert name not in lost, name
+        elif first + size <= start < first + 2 * size:
+            assert name in lost, name
+    beyond = {name for name, prompt in PROMPTS.items() if prompt.needle_span[0] >= first + 2 * size}
+    assert all(first - size < at < first for name in beyond for at in PROMPTS[name].elsewhere)
+    assert len(lost & beyond) > len(beyond) / 2
+    kept = {name: answers["swapped_block"][name][0] for name in beyond}
+    assert all(kept[name] == PROMPTS[name].needle[0] for name in beyond), "the key itself is not said again"
+
+
 @pytest.mark.parametrize("fault", ["rope", "k_scale", "temperature"])
 def test_a_model_that_is_this_sure_hides_a_fault(answers: Answers, fault: str) -> None:
     """Its circuit looks one token back, which 1.1 of a token still is; by a margin that sharper keys only widen; and

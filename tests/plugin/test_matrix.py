@@ -98,12 +98,13 @@ def test_a_reference_that_cannot_start_leaves_the_others_to_be_asked(project: Pr
     result.assert_outcomes(passed=6, failed=12)
 
 
-def test_a_key_that_the_engine_refuses_costs_its_setting_alone(project: Project) -> None:
+def test_an_engine_that_there_is_not_is_refused_before_any_starts(project: Project) -> None:
     project.suite()
     options = matrix(project, {"reference": {}, "odd": {"engine": {"kind": "nowhere"}}})
     result = project.run(*options)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["*engine.kind*nowhere*"])
+    assert not project.starts
 
 
 def test_a_key_that_the_engine_lacks_costs_its_setting_alone(project: Project) -> None:

@@ -127,6 +127,13 @@ class TestSession:
         made = pytest_arguments("ablate", ["suites/niah", "suites/detect", "--config", "config.yaml"], "ablate")
         assert made[:4] == ["suites/niah", "suites/detect", "-m", "ablate or detect"]
 
+    def test_a_matrix_names_its_settings(self, project: Path) -> None:
+        made = pytest_arguments("matrix", ["suites/niah", "--config", "config.yaml", "--settings", "kv.yaml"], "rh")
+        assert made[0] == "suites/niah"
+        assert made[made.index("-m") + 1] == "niah or detect"
+        assert made[-2:] == ["--rh-matrix", "kv.yaml"]
+        assert "name the file of the settings, --settings FILE" in refused("matrix", "--config", "config.yaml")
+
     def test_a_config_of_the_predecessors_kind_fails_by_errors_alone(self, project: Path) -> None:
         (project / "old.yaml").write_text("model: {model: toy}\nhaystack: {haystack_dir: tales}\n")
         made = pytest_arguments("niah", ["--config", "old.yaml"], "rh")

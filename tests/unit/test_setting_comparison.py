@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from functools import cache
 
 import pytest
 from scipy.stats import binomtest
 
 from retrieval_heads.gates.paired import holm
-from retrieval_heads.matrix.comparison import Pair, cells_to_decide, change_interval, compare, first_parted
+from retrieval_heads.matrix.comparison import Pair, change_interval, compare, first_parted
 from retrieval_heads.matrix.gate import NotWorse, SettingGate, parse_setting_gate
+from retrieval_heads.matrix.power import cells_to_decide, smallest_fall
 from retrieval_heads.matrix.sequential import (
     Bets,
     decided_after,
@@ -20,6 +22,7 @@ from retrieval_heads.matrix.sequential import (
     sequential_interval,
     sequential_p_value,
 )
+from retrieval_heads.matrix.stored import lines
 from retrieval_heads.matrix.verdict import judge_settings
 from retrieval_heads.runs.record import Record
 
@@ -87,6 +90,29 @@ def test_where_answers_part(reference: list[int], setting: list[int], at: int | 
     assert first_parted(Pair(record("reference", 0, True, reference), record("fp8", 0, True, setting))) == at
 
 
+def answers(setting: str, equal: int) -> list[Record]:
+    """Twenty cells that pass, so many of which with the reference's tokens, the first ones."""
+    return [record(setting, number, True, [1, 2, 3 if number < equal else 4]) for number in range(20)]
+
+
+def test_answers_that_part_more_often_than_noise_has_them_part() -> None:
+    records = [*answers("reference", 20), *answers("again", 18), *answers("same", 18), *answers("fp8", 8)]
+    again, same, fp8 = compare(records)
+    assert again.parting.p_value is None, "noise is no setting"
+    assert same.parting.p_value == 1.0
+    assert not same.parting.is_more_than_noise
+    # Ten cells part under fp8 alone, none under `again` alone; Holm's first of two.
+    assert fp8.parting.p_value == pytest.approx(2 * binomtest(10, 10, alternative="greater").pvalue)
+    assert fp8.parting.is_more_than_noise
+    assert "more answers part than noise explains: fp8" in list(lines([again, same, fp8], {}))
+
+
+def test_without_the_reference_asked_again_noise_is_not_known() -> None:
+    (fp8,) = compare([*answers("reference", 20), *answers("fp8", 0)])
+    assert fp8.parting.p_value is None
+    assert not any("noise" in line for line in lines([fp8], {}))
+
+
 def test_an_interval_of_changes_is_clopper_pearsons_where_none_rises() -> None:
     found = change_interval([0.0] * 16 + [-1.0] * 4)
     exact = binomtest(4, 20).proportion_ci(method="exact")
@@ -115,6 +141,43 @@ def test_how_many_cells_would_decide() -> None:
     assert held is not None
     assert math.isclose(held, math.log(0.025) / math.log(0.95), rel_tol=0.35)
     assert cells_to_decide([-0.05] * 20, lambda interval: interval.low >= -0.05) is None
+
+
+@pytest.mark.parametrize(("cells", "margin"), [(18, 0.0), (60, 0.0), (60, 0.1), (400, 0.02)])
+def test_the_smallest_fall_that_is_told_is_caught_8_times_of_10(cells: int, margin: float) -> None:
+    """Losing each of the cells that passed with that chance, and judging each run."""
+    passed = cells * 4 // 5
+    fall = smallest_fall(passed, 0, cells, margin)
+    assert fall is not None
+
+    @cache
+    def is_broken(lost: int) -> bool:
+        interval = change_interval([-1.0] * lost + [0.0] * (cells - lost))
+        return interval is not None and interval.high < -margin
+
+    def caught(fall: float) -> float:
+        draw = random.Random(7)
+        lost = [sum(draw.random() < fall * cells / passed for _ in range(passed)) for _ in range(400)]
+        return sum(map(is_broken, lost)) / len(lost)
+
+    assert caught(fall) == pytest.approx(0.8, abs=0.08)
+    assert caught(fall * 0.75) < 0.7
+
+
+def test_noise_hides_a_fall_and_too_few_cells_hide_all() -> None:
+    calm, noisy = (smallest_fall(50, rises, 60, 0.0) for rises in (0, 6))
+    assert calm is not None
+    assert noisy is not None
+    assert noisy > calm
+    assert smallest_fall(3, 0, 6, 0.0) is None
+    assert smallest_fall(0, 0, 60, 0.0) is None
+
+
+def test_an_undecided_gate_says_which_fall_it_would_have_shown() -> None:
+    records = run(reference="+" * 50 + "-" * 10, fp8="+" * 50 + "-" * 10)
+    (outcome,) = judge_settings([SettingGate("fp8", NotWorse("pass_rate", 0.0))], compare(records), records, {})
+    fall = smallest_fall(50, 0, 60, 0.0)
+    assert outcome.sentence.endswith(f"in these a true fall of {fall:.2f} comes out broken 8 times of 10")
 
 
 @pytest.mark.parametrize(

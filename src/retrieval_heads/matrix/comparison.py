@@ -11,23 +11,17 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from retrieval_heads.gates.number import PASS_RATE, stored_number
-from retrieval_heads.gates.paired import fall_p_value, holm
+from retrieval_heads.gates.paired import LEVEL, fall_p_value, holm
 from retrieval_heads.intervals import Interval, mean_interval
 from retrieval_heads.matrix.sequential import drawn, sequential_interval, sequential_p_value
 from retrieval_heads.matrix.settings import AGAIN, REFERENCE
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.place import DEPTH, LENGTH, Value, in_order
 from retrieval_heads.runs.record import Record, finite_mean
-
-_MOST_MORE: Final = 100_000
-"""Cells beyond which it is not asked how many would decide."""
-_EXACT: Final = 300
-"""Cells up to which that is asked of the exact interval: beyond, a normal one's is the same to a digit."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +68,19 @@ class Parting:
         pairs: Pairs with the token ids of both answers.
         equal: Those with the same tokens from the first to the last.
         first: Of each other pair, the number of the first token that differs, from 0; in the order of the pairs.
+        p_value: That answers part no more often than those of the reference asked again do, adjusted for all settings;
+            `None` where it was not asked again, and where cells were spared.
     """
 
     pairs: int
     equal: int
     first: tuple[int, ...]
+    p_value: float | None = None
+
+    @property
+    def is_more_than_noise(self) -> bool:
+        """Whether chance does not explain how often answers part."""
+        return self.p_value is not None and self.p_value <= LEVEL
 
     @property
     def median(self) -> float | None:
@@ -147,7 +149,7 @@ def compare(records: Iterable[Record], facts: Facts | None = None) -> list[Compa
         for setting, own in settings.items()
         if setting != REFERENCE
     ]
-    return _adjusted(found)
+    return _against_noise(_adjusted(found))
 
 
 def base_name(record: Record) -> str:
@@ -199,32 +201,6 @@ def change_interval(changes: Sequence[float]) -> Interval | None:
     """The 95 % interval of the mean of changes, each in [−1, 1]; `None` for fewer than `intervals.FEWEST`."""
     found = mean_interval([change + 1 for change in changes], top=2.0)
     return found and Interval(found.low - 1, found.high - 1)
-
-
-def cells_to_decide(changes: Sequence[float], is_decided: Callable[[Interval], bool]) -> int | None:
-    """How many cells in all would decide, should further ones come out as those that were asked.
-
-    Args:
-        changes: Of the pairs that there are.
-        is_decided: Whether an interval decides.
-
-    Returns:
-        About; a whole number of times as many as now. `None` where none would up to 100,000.
-    """
-    times = 1
-    while len(changes) and (count := len(changes) * times) <= _MOST_MORE:
-        found = change_interval(list(changes) * times) if count <= _EXACT else _normal(changes, count)
-        if found is not None and is_decided(found):
-            return count
-        times += max(1, times // 4)
-    return None
-
-
-def _normal(changes: Sequence[float], count: int) -> Interval:
-    mean = finite_mean(list(changes))
-    error = 1.96 * (statistics.pvariance(changes) / count) ** 0.5
-    nothing = 3.7 / count  # what an event that was never seen may still have, at 97.5 %
-    return Interval(mean - max(error, nothing), mean + max(error, nothing))
 
 
 def _compared(
@@ -280,6 +256,29 @@ def first_parted(pair: Pair) -> int | None:
         return None
     shared = zip(one, other, strict=False)
     return next((place for place, (first, second) in enumerate(shared) if first != second), min(len(one), len(other)))
+
+
+def _against_noise(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Whether answers part more often than noise has them part.
+
+    Were a setting nothing but the reference asked again, it and `again` would be as likely to be the one of the two
+    whose answer to a cell parts from the reference's: McNemar's test, one-sided.
+    """
+    noise = {one.suite: _equal_cells(one) for one in comparisons if one.setting == AGAIN and not one.stopped_of}
+    found: dict[int, float] = {}
+    for at, one in enumerate(comparisons):
+        if one.setting != AGAIN and one.suite in noise and not one.stopped_of:
+            own, again = _equal_cells(one), noise[one.suite]
+            if drops := [float(again[cell]) - float(own[cell]) for cell in own if cell in again]:
+                found[at] = fall_p_value(drops)
+    adjusted = dict(zip(found, holm(list(found.values())), strict=True))
+    return [replace(one, parting=replace(one.parting, p_value=adjusted.get(at))) for at, one in enumerate(comparisons)]
+
+
+def _equal_cells(one: Comparison) -> dict[str, bool]:
+    """Of each cell whose answers' tokens are known, whether they are equal."""
+    known = [pair for pair in one.pairs if pair.reference.token_ids and pair.setting.token_ids]
+    return {pair.reference.cell: first_parted(pair) is None for pair in known}
 
 
 def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:

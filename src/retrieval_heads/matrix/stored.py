@@ -52,6 +52,8 @@ def lines(comparisons: Sequence[Comparison], facts: Facts) -> Iterator[str]:
     for one in comparisons:
         if one.spared:
             yield spared(one)
+    if parted := parts_more(comparisons):
+        yield parted
     settings = facts.get("settings", {})
     for name, told in settings.items():
         if failure := told.get("failure"):
@@ -72,6 +74,12 @@ def spared(one: Comparison) -> str:
     """How many cells were not asked, in words."""
     told = f"{one.setting}: {one.spared:,} of {one.cells:,} cells spared"
     return f"{told}; interval and p hold whenever one stops" if one.stopped_of else told
+
+
+def parts_more(comparisons: Sequence[Comparison]) -> str:
+    """Which settings change more answers than noise does, in words; empty for none."""
+    names = [one.setting for one in comparisons if one.parting.is_more_than_noise]
+    return f"more answers part than noise explains: {', '.join(names)}" if names else ""
 
 
 def _line(one: Comparison) -> str:
@@ -106,6 +114,7 @@ def _comparison(one: Comparison, heads: Mapping[str, HeadMeans | None]) -> dict[
         "answers": {
             "pairs": parting.pairs,
             "equal": parting.equal,
+            "p_value": parting.p_value,
             "first_token_that_differs": {"median": parting.median, "each": list(parting.first)},
         },
         **({"heads": agreement} if (agreement := _heads(one, heads)) else {}),

@@ -9,9 +9,10 @@ from retrieval_heads.gates.number import PASS_RATE
 from retrieval_heads.intervals import Interval
 from retrieval_heads.matrix.comparison import Comparison, Difference, Pair, compare, first_parted
 from retrieval_heads.matrix.settings import AGAIN, REFERENCE
-from retrieval_heads.matrix.stored import costs, spared
+from retrieval_heads.matrix.stored import costs, parts_more, spared
+from retrieval_heads.report.differences import small_maps
 from retrieval_heads.runs.folder import Facts
-from retrieval_heads.runs.place import LENGTH, axis_label, in_order, shown
+from retrieval_heads.runs.place import LENGTH, in_order, shown
 from retrieval_heads.runs.record import Record
 
 MOST_SHOWN: Final = 30
@@ -24,8 +25,9 @@ def matrices(records: Sequence[Record], facts: Facts) -> list[dict[str, Any]]:
     """What the template shows of each suite that was asked under several settings.
 
     Returns:
-        `suite`, `columns`, `rows` and `notes` (a table of settings by lengths), `costs` (a table), and `parted`: by
-        setting, cells that passed under one and not the other, with both answers.
+        `suite`, `columns`, `rows` and `notes` (a table of settings by lengths), `maps` (small multiples of the
+        change), `costs` (a table), and `parted`: by setting, cells that passed under one and not the other, with both
+        answers.
     """
     comparisons = compare(records, facts)
     suites = dict.fromkeys(one.suite for one in comparisons)
@@ -69,13 +71,15 @@ def _matrix(suite: str, comparisons: Sequence[Comparison], facts: Facts) -> dict
             "difference",
             "p",
             "equal answers",
-            *(f"{axis_label(LENGTH)} {shown(length)}" for length in lengths),
+            *(f"{shown(length)} tokens" for length in lengths),
         ],
         "rows": [[REFERENCE, f"{first.reference:.3f}" if first else "–", "", "", "", *[""] * len(lengths)], *rows],
         "notes": [
             *(f"{name}: {state['failure'].splitlines()[0]}" for name, state in told.items() if state.get("failure")),
             *(spared(one) for one in comparisons if one.spared),
+            *filter(None, [parts_more(comparisons)]),
         ],
+        "maps": small_maps(comparisons),
         "costs": {
             "columns": [
                 "setting",

@@ -14,6 +14,7 @@ from retrieval_heads.gates.render import counts, headline, stored_word
 from retrieval_heads.heads.detection import RETRIEVAL_THRESHOLD
 from retrieval_heads.heads.table import HeadTable
 from retrieval_heads.intervals import mean_interval, shown
+from retrieval_heads.matrix.settings import REFERENCE
 from retrieval_heads.report.matrix import matrices
 from retrieval_heads.report.stored_run import StoredRun
 from retrieval_heads.runs.folder import Facts
@@ -67,7 +68,8 @@ def overview(run: StoredRun) -> dict[str, Any]:
     figures = [
         (_titled(suite), list(_cells(_unmasked(records), run.baseline)))
         for suite, records in suites.items()
-        if suite.removeprefix("detect/") not in run.heads or not suite.startswith("detect/")
+        if (suite.removeprefix("detect/") not in run.heads or not suite.startswith("detect/"))
+        and records[0].setting in (None, REFERENCE)  # the others stand in the matrix's table
     ]
     figures += [(f"{name}: heads", list(_heads(table))) for name, table in run.heads.items()]
     by_name = [each for each in suites.values() if each[0].kind == "niah" and _has_names(each)]

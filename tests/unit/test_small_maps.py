@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from retrieval_heads.matrix.comparison import compare
 from retrieval_heads.report.differences import small_maps
+from retrieval_heads.report.matrix import shared_characters
 from retrieval_heads.report.page import render
 from retrieval_heads.runs.record import Record
 from sample_run import sample_record, sample_run
@@ -48,6 +51,33 @@ def test_whatever_changed_has_a_shade() -> None:
     ((row,),) = ([one["rows"] for one in small_maps(compare(one_of_twenty))],)
     (cell,) = row[0]["cells"]
     assert (cell["text"], cell["shade"], cell["count"]) == ("−0.05", -1, 20)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("keeps a key inside it", "keeps a key in the hall", "keeps a key "),  # not within a word
+        ("The answer is: jam", "The answer is:", "The answer is:"),
+        ("inside", "inner", ""),
+        ("她把钥匙放在望远镜里", "她把钥匙放在抽屉里", "她把钥匙放在"),  # no spaces: a word's start is not known
+        ("the same", "the same", "the same"),
+    ],
+)
+def test_answers_part_at_the_start_of_a_word(one: str, other: str, shared: str) -> None:
+    assert one[: shared_characters(one, other)] == shared
+
+
+def test_cells_that_part_are_told_apart_by_needle_and_seed() -> None:
+    records = [
+        sample_record(512, 0, seed, value=float(setting == "reference"), setting=setting, suite=suite)
+        for setting, suite in (("reference", "tale"), ("fp8", "tale@fp8"))
+        for seed in (1, 2)
+    ]
+    page = render(sample_run(records, heads={}))
+    assert [name.partition(", parts")[0] for name in re.findall(r'class="sides"><h3>(.*?)</h3>', page)] == [
+        "key, seed 1, 512/0",
+        "key, seed 2, 512/0",
+    ]
 
 
 def test_a_great_grid_has_no_small_map() -> None:

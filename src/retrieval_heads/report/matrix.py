@@ -19,6 +19,8 @@ MOST_SHOWN: Final = 30
 """Cells of a setting that are shown side by side."""
 _LONGEST: Final = 2_000
 """Characters of an answer there."""
+_LONGEST_WORD: Final = 30
+"""Characters; what goes on longer without a space is none."""
 
 
 def matrices(records: Sequence[Record], facts: Facts) -> list[dict[str, Any]]:
@@ -117,11 +119,11 @@ def _parted(one: Comparison) -> dict[str, Any]:
 def _side_by_side(pair: Pair) -> dict[str, Any]:
     """Both answers: what they share at their start, and where each goes on by itself."""
     texts = [pair.reference.text[:_LONGEST], pair.setting.text[:_LONGEST]]
-    pairs = zip(*texts, strict=False)
-    shared = next((at for at, (one, other) in enumerate(pairs) if one != other), min(map(len, texts)))
+    shared = shared_characters(*texts)
     token = first_parted(pair)
+    seed = f"seed {pair.reference.seed}" if pair.reference.seed else ""
     return {
-        "place": str(pair.reference.place),
+        "place": ", ".join(filter(None, [pair.reference.needle_name, seed, str(pair.reference.place)])),
         "token": None if token is None else token + 1,
         "sides": [
             {"name": name, "passed": bool(record.passed), "shared": text[:shared], "own": text[shared:]}
@@ -130,6 +132,16 @@ def _side_by_side(pair: Pair) -> dict[str, Any]:
             )
         ],
     }
+
+
+def shared_characters(one: str, other: str) -> int:
+    """How many characters two answers share at their start; back to the start of a word that only one of them ends."""
+    letters = zip(one, other, strict=False)
+    at = next((at for at, (mine, theirs) in enumerate(letters) if mine != theirs), min(len(one), len(other)))
+    if all(not rest or rest[0].isspace() for rest in (one[at:], other[at:])):
+        return at
+    word = at - len(one[:at].split(" ")[-1].split("\n")[-1])
+    return word if at - word <= _LONGEST_WORD and one[word:at].isascii() else at
 
 
 def _rate(found: Difference | None) -> str:

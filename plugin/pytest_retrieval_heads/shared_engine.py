@@ -92,7 +92,7 @@ class SharedEngine:
         except ConfigError as error:
             self._dismiss(f"the engine is not asked: {error}", "the engine was not asked")
             return None
-        several = f"{info['replicas']} replicas of " if "replicas" in info else ""
+        several = f"{info['replicas']} replicas of " if info.get("replicas", 1) > 1 else ""
         self._console.say(
             f"{several}{info['model']} {'are' if several else 'is'} ready in {seconds:.1f} s "
             f"({info['dtype']} on {info['device']}, {info['engine']})"

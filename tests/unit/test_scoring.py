@@ -5,7 +5,7 @@ from __future__ import annotations
 import pydoc_data.topics
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
@@ -91,6 +91,9 @@ def test_another_answer_scores_0_over_new_words(script: str) -> None:
 
 
 @given(ANY, ANY, ANY)
+@example("", "\U000116d0", "")  # digits of a newer Unicode than Python's own, which has no value for them
+@example("5:30 pm", "\U000116d0\U000116d0:30 pm", "")
+@example("\U000116d0\U000116d1个", "三个 1\U000116d0个", "")
 def test_every_score_is_there_and_between_0_and_1(answer: str, reference: str, question: str) -> None:
     try:
         scores = score_answer(answer, reference, question)

@@ -107,7 +107,9 @@ def _with_halves(words: Sequence[Word]) -> list[Word]:
         word = words[at]
         after = [each.text.lower() for each in words[at + 1 : at + 3]]
         half = after[0] if after[:1] and after[0] in _HALVES else "".join(after)
-        times = [value for value in word.values if len(value) == 5 and value[2] == ":"]
+        # Digits of a newer Unicode than Python's own have no value.
+        clocks = [value for value in word.values if len(value) == 5 and value[2] == ":"]
+        times = [value for value in clocks if f"{value[:2]}{value[3:]}".isdecimal()]
         times += [f"{value}:00" for value in word.values if value.isdigit() and 1 <= int(value) <= 12]
         if times and half in _HALVES:
             hour, minute = (int(part) for part in times[0].split(":"))

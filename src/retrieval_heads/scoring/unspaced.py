@@ -222,6 +222,9 @@ def _number_pattern(said: str) -> str:
     found = _FRACTION.fullmatch(said)
     whole, fraction = found.groups() if found else (said, "")
     digits = whole.replace(",", "")
+    if not digits.isdecimal() and said[0] not in HAN_NUMERALS:
+        literal: str = regex.escape(said)  # digits of a newer Unicode than Python's own have no value
+        return literal
     value = int(digits) if digits.isdecimal() else han_value(said)
     ways = {whole, str(value), f"{value:,}"}
     if fraction:

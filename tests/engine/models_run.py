@@ -126,6 +126,7 @@ MODELS: dict[str, Tiny] = {
     "gpt-oss (sinks, experts, mixed windows)": Tiny(
         "GptOssForCausalLM",
         {
+            "initializer_range": 0.1,
             "head_dim": 32,
             "sliding_window": WINDOW,
             "layer_types": ["sliding_attention", "full_attention"] * 2,

@@ -66,8 +66,8 @@ def test_planted_keys_are_read_back(dtype: torch.dtype, block_size: int, head_si
     assert torch.equal(order.read(attention.kv_cache, table)[:tokens], keys)
     assert order.digits, "blocks are brought into order without an index of each element"
     picked = torch.tensor([[tokens - 1, 0, 3], [block_size, 1, block_size - 1]])
-    read = order.at(attention.kv_cache, table[picked // block_size], picked % block_size)
-    assert torch.equal(read, keys[picked])
+    read = order.at(attention.kv_cache, table[picked // block_size], picked % block_size, torch.tensor([2, 0]))
+    assert torch.equal(read, keys[picked][..., [2, 0], :])
     view = order.view(attention.kv_cache)
     if view is not None:
         read = view.index_select(0, table).transpose(1, 2).flatten(0, 1)[:tokens]

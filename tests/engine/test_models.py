@@ -191,9 +191,8 @@ def test_streaming_heads_are_those_of_the_reference_with_its_band(runs: Any, fol
         apart.append(float((found - right.gather(1, torch.tensor([list(each) for each in logprobs]))).abs().max()))
         effects.append(float((right - bare).abs().max()))
     plain, *streaming = apart
-    # Of gpt-oss, log probabilities are about 1e-4 apart where nothing streams as well.
     assert plain < 1e-4
-    assert max(streaming) < (3e-4 if "gpt-oss" in model else 1e-4), apart
+    assert max(streaming) < 1e-4, apart
     # Where all layers have a window, a wider one hides nothing.
     assert sum(effect > 0.1 for effect in effects) == (3 if "Mistral" in model else 4)
 

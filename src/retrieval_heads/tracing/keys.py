@@ -66,19 +66,21 @@ class KeyOrder:
         keys = self.paged(kv_cache, block_ids).transpose(1, 2).flatten(0, 1)
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
-    def at(self, kv_cache: Tensor, blocks: Tensor, places: Tensor) -> Tensor:
-        """Copy the keys of some cells, `[..., kv_heads, head_size]`; quantised ones as float8_e4m3fn.
+    def at(self, kv_cache: Tensor, blocks: Tensor, places: Tensor, heads: Tensor) -> Tensor:
+        """Copy the keys of some cells, `[..., len(heads), head_size]`; quantised ones as float8_e4m3fn.
 
         Args:
             kv_cache: The cache.
             blocks: The block of each, `[...]`.
             places: Its place in it, likewise.
+            heads: Of which KV heads.
         """
         view = self.view(kv_cache)
         if view is None:  # whole blocks are brought into order: element by element takes ten times as long
             ids, blocks = torch.unique(blocks, return_inverse=True)
             view = self.paged(kv_cache, ids)
-        keys = (view.view(torch.uint8) if view.dtype == FP8 else view)[blocks, :, places]
+        cells = view.view(torch.uint8) if view.dtype == FP8 else view
+        keys = cells[blocks[..., None], heads, places[..., None]]
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
     def paged(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:

@@ -348,9 +348,16 @@ class SoftmaxAttention(_Softmax):
             write_attended(queries, keys, own_values, table, seen, streaming, output, **options)
             return
         blocks, places = seen.cells(table, order.shape[0])
-        read_keys = _times(order.at(cache, blocks, places), key_scale)
-        read_values = _times(values.at(cache, blocks, places), value_scale)
-        write(attended(queries, read_keys, read_values, seen, **options), seen, streaming, output)
+        shared, heads = _streaming_heads(streaming, seen, self.group(module))
+        if not len(shared):
+            return
+        for name in ("sinks", "alibi_slopes"):
+            if options[name] is not None:
+                options[name] = options[name][heads]
+        read_keys = _times(order.at(cache, blocks, places, shared), _of_heads(key_scale, shared))
+        read_values = _times(values.at(cache, blocks, places, shared), _of_heads(value_scale, shared))
+        found = attended(queries[:, :, heads], read_keys, read_values, seen, **options)
+        write(found, seen, streaming, output, heads)
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """In groups that share a block table, a kind of cache and a mask: one call of the kernel each."""
@@ -938,6 +945,21 @@ def _stacked_scales(of_layers: Sequence[Tensor | None]) -> Tensor | None:
 
 def _scaled(keys: Tensor, module: Module) -> Tensor:
     return _times(keys, key_scales(module))
+
+
+def _streaming_heads(streaming: Tensor, seen: Seen, group: int) -> tuple[Tensor, Tensor]:
+    """The KV heads that stream in a request of these, and their query heads; all of them on a GPU, which would be
+    waited for.
+    """
+    shared = torch.arange(streaming.shape[1] // group, device=streaming.device)
+    if not streaming.is_cuda:
+        shared = shared[streaming[seen.requests].any(0)[::group]]
+    return shared, (shared[:, None] * group + torch.arange(group, device=streaming.device)).flatten()
+
+
+def _of_heads(scales: Tensor | None, heads: Tensor) -> Tensor | None:
+    """The scales of some KV heads, of `[1]` or `[kv_heads]`."""
+    return scales if scales is None or scales.numel() == 1 else scales[heads]
 
 
 def _times(cells: Tensor, scales: Tensor | None) -> Tensor:

@@ -215,7 +215,7 @@ def attended(
     return torch.einsum("nhgrk,nkhv->nrhgv", weights, values.float()).flatten(2, 3)
 
 
-def write(found: Tensor, seen: Seen, streaming: Tensor, output: Tensor) -> None:
+def write(found: Tensor, seen: Seen, streaming: Tensor, output: Tensor, heads: Tensor | None = None) -> None:
     """Put what heads put out that stream in the place of what they had put out, in the rows that hide a key.
 
     Args:
@@ -223,11 +223,16 @@ def write(found: Tensor, seen: Seen, streaming: Tensor, output: Tensor) -> None:
         seen: As there.
         streaming: Which heads of which request stream, `[requests that stream, query_heads]`.
         output: `[tokens, query_heads, value_size]`.
+        heads: Which query heads were found; all, in order, if left out.
     """
-    chosen = (streaming[seen.requests][:, None] & seen.hides[..., None]).flatten(0, 1)
-    before = output.index_select(0, seen.tokens)
-    after = torch.where(chosen[..., None], found.to(output.dtype).flatten(0, 1), before)
-    output.index_copy_(0, seen.tokens, after)
+    chosen = (streaming[seen.requests][:, None] & seen.hides[..., None]).flatten(0, 1)[..., None]
+    found = found.to(output.dtype).flatten(0, 1)
+    if heads is None:
+        before = output.index_select(0, seen.tokens)
+        output.index_copy_(0, seen.tokens, torch.where(chosen, found, before))
+    else:
+        rows = seen.tokens[:, None]
+        output[rows, heads] = torch.where(chosen[:, heads], found, output[rows, heads])
 
 
 def there(numbers: Tensor, device: torch.device) -> Tensor:

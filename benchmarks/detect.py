@@ -109,8 +109,8 @@ def main() -> None:
 
 
 def table_lines(name: str, found: Mapping[str, Any], goal: float) -> Iterator[str]:
-    for way, measured in found["ways"].items():
-        end = f"   (goal: at most {goal:.2f})" if measured["ratio"] != 1 else ""
+    for number, (way, measured) in enumerate(found["ways"].items()):
+        end = f"   (goal: at most {goal:.2f})" if number else ""
         yield (
             f"{f'{name}, {way}':44}{measured['seconds']:10.2f}{measured['ratio']:8.2f}"
             f"{measured['cpu_seconds']:10.2f}{measured['cpu_ratio']:8.2f}{measured['tokens']:10,.0f}{end}"

@@ -23,13 +23,13 @@ from pytest_retrieval_heads.judging import Judge
 from pytest_retrieval_heads.options import Options, flag
 from pytest_retrieval_heads.plan import Plan
 from pytest_retrieval_heads.presentation import Presentation
-from pytest_retrieval_heads.progress import Progress, counted_by
+from pytest_retrieval_heads.progress import Progress
 from pytest_retrieval_heads.provenance import check_answers
 from pytest_retrieval_heads.run_files import RunFiles
 from pytest_retrieval_heads.shared_engine import SharedEngine
 from pytest_retrieval_heads.termination import Termination
 from pytest_retrieval_heads.user_hooks import call_hook
-from retrieval_heads.engine.client import Address, EngineProcess
+from retrieval_heads.engine.client import Address, EngineClient, EngineProcess, said_now
 from retrieval_heads.engine.warm import SessionEngine
 from retrieval_heads.errors import ConfigError, RetrievalHeadsError
 from retrieval_heads.redaction import give_variables_back, take_variable, without_secrets
@@ -59,7 +59,7 @@ class Host:
         self._console = Console(config)
         self._files = RunFiles(options, self._console)
         self._engine = SharedEngine(self._process(), options, self._files, self._console)
-        self._progress = Progress(config, self._console, partial(counted_by, self.address))
+        self._progress = Progress(config, self._console, partial(said_now, self.address, EngineClient.counters))
         self._plan: Plan | None = None
         self._decision: Decision | None = None
         self._presentation: Presentation | None = None

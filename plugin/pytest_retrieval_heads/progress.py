@@ -12,9 +12,8 @@ import pytest
 
 from pytest_retrieval_heads.console import Console
 from pytest_retrieval_heads.live import LiveLine
-from retrieval_heads.engine.client import Address, EngineClient
 from retrieval_heads.engine.jobs import Counters
-from retrieval_heads.errors import EngineError, printable
+from retrieval_heads.errors import printable
 
 _LIVE, _LINES = 0.5, 30.0
 """Seconds between two looks: for a live line, and for a line of its own each."""
@@ -172,22 +171,6 @@ class Progress:
             max(now - self._ready, 0.001) if self._ready else 0.0,
             counters.phase,
         )
-
-
-def counted_by(address: Address) -> Counters | None:
-    """What an engine counts; `None` where it cannot be asked: it is still at its start, or at its end.
-
-    Args:
-        address: Where it listens.
-    """
-    client = EngineClient(address)  # one that found nobody there asks no more
-    try:
-        client.connect(patience=0)
-        return client.counters()
-    except EngineError:
-        return None
-    finally:
-        client.close()
 
 
 def _is_terminal(file: object) -> bool:

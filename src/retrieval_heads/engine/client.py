@@ -17,9 +17,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from retrieval_heads.engine.jobs import Counters, Done, FreeQuestion, Use
 from retrieval_heads.engine.log import EngineLog, shown_lines
@@ -35,6 +36,8 @@ from retrieval_heads.runs.answer import Answer
 from retrieval_heads.runs.folder import Facts
 from retrieval_heads.runs.mask import Mask
 from retrieval_heads.tasks.task import Cell, Question
+
+Said = TypeVar("Said")
 
 _SERVER = "retrieval_heads.engine.process"
 _REFUSED = 1.0  # seconds that a socket may refuse: before it first listens, and while an engine ends
@@ -63,6 +66,23 @@ class Address(Plain):
     path: str
     key: str
     run: str = ""
+
+
+def said_now(address: Address, ask: Callable[[EngineClient], Said]) -> Said | None:
+    """What an engine says, if it can be asked at once; `None` where it is still at its start, or at its end.
+
+    Args:
+        address: Where it listens.
+        ask: The question.
+    """
+    client = EngineClient(address)  # one that found nobody there asks no more
+    try:
+        client.connect(patience=0)
+        return ask(client)
+    except EngineError:
+        return None
+    finally:
+        client.close()
 
 
 class EngineClient:

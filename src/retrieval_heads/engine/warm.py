@@ -23,7 +23,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from retrieval_heads.engine.backends.backend import find
-from retrieval_heads.engine.client import Address, EngineClient, EngineDied, EngineProcess, join, leave
+from retrieval_heads.engine.client import Address, EngineClient, EngineDied, EngineProcess, join, leave, said_now
 from retrieval_heads.engine.jobs import Use
 from retrieval_heads.engine.log import tail
 from retrieval_heads.engine.messages import Hello, Message
@@ -122,14 +122,7 @@ class Warm(Plain):
 
     def use(self) -> Use | None:
         """Who uses it; `None` where it is just going."""
-        client = EngineClient(self.address)
-        try:
-            client.connect(patience=0)
-            return client.use()
-        except EngineError:
-            return None
-        finally:
-            client.close()
+        return said_now(self.address, EngineClient.use)
 
     def last_words(self) -> str:
         """The last lines of its log, below a line that names it."""

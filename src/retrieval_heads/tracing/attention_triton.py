@@ -36,12 +36,12 @@ from retrieval_heads.tracing.triton_parts import (
     add_columns,
     blocks_of,
     capped,
+    dot_type,
     halves,
     keys_of,
     score_of,
 )
 
-INTERPRETED: bool = triton.knobs.runtime.interpret
 NO_WINDOW = 1 << 30
 
 LN2 = tl.constexpr(math.log(2.0))
@@ -169,8 +169,7 @@ def score_layers(
     if k_scale is not None and not isinstance(k_scale, Tensor):
         scale, k_scale = scale * k_scale, None
     half = q.dtype in (torch.float16, torch.bfloat16) and cache.dtype in (q.dtype, FP8)
-    # The interpreter multiplies bfloat16 wrongly (as the integers it keeps them in); products in float32 are the same.
-    dot = (tl.float16 if q.dtype == torch.float16 else tl.bfloat16) if half and not INTERPRETED else tl.float32
+    dot = dot_type(q, cache)
     group = heads // kv_heads
     longest = max(stretch.rows for stretch in stretches)
     cut = cut or tiling(

@@ -169,8 +169,10 @@ def _order(attention: Module, what: str) -> KeyOrder:
     if any(not torch.equal(order, offsets[0]) for order in offsets[1:]):
         raise UnreadableCache(f"{type(attention.impl).__name__} packs the {what} of each head in another order")
     places, start = offsets[0], int(offsets[0][0])
-    strides = _grid(places - start, block_size, size)
-    return KeyOrder((block_size, size), strides, places, start, digits_of(places - start, block_size, size))
+    digits = digits_of(places - start, block_size, size)
+    counts, steps = zip(*digits, strict=True) if digits else ((), ())
+    is_grid = counts == (block_size, size) and min(steps) > 0
+    return KeyOrder((block_size, size), steps if is_grid else None, places, start, digits)
 
 
 def key_scales(attention: Module) -> Tensor | None:
@@ -195,17 +197,6 @@ def _scales(attention: Module, name: str) -> Tensor | None:
         return torch.tensor([float(getattr(attention, f"{name}_float"))])
     scale: Tensor = getattr(attention, name)
     return scale.detach().float().reshape(-1)
-
-
-def _grid(offsets: Tensor, positions: int, channels: int) -> tuple[int, int] | None:
-    order = offsets.view(positions, channels)
-    across = int(order[1, 0] - order[0, 0]) if positions > 1 else 0
-    along = int(order[0, 1] - order[0, 0]) if channels > 1 else 0
-    grid = (
-        torch.arange(positions, device=order.device)[:, None] * across
-        + torch.arange(channels, device=order.device) * along
-    )
-    return (across, along) if torch.equal(order, grid) and along > 0 and across > 0 else None
 
 
 def digits_of(offsets: Tensor, positions: int, channels: int) -> tuple[tuple[int, int], ...]:

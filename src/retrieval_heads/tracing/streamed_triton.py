@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrieval_heads.tracing.attention_triton import INTERPRETED, NO_WINDOW
+from retrieval_heads.tracing.attention_triton import NO_WINDOW
 from retrieval_heads.tracing.rows import FP8
 from retrieval_heads.tracing.streamed import Seen
-from retrieval_heads.tracing.triton_parts import LOG2E, capped
+from retrieval_heads.tracing.triton_parts import LOG2E, capped, dot_type
 
 
 def write_attended(
@@ -60,7 +60,8 @@ def write_attended(
     tiles, rows, heads, head_size = q.shape
     keys, values = (cache.view(FP8) if cache.dtype == torch.uint8 else cache for cache in (k_cache, v_cache))
     kv_heads, value_size = keys.shape[1], values.shape[3]
-    is_half = q.dtype in (torch.float16, torch.bfloat16) and keys.dtype in (q.dtype, FP8) and not INTERPRETED
+    dot = dot_type(q, keys)
+    is_half = dot != tl.float32
     lines = rows * heads // kv_heads
     block_m = min(64 if is_half else 16, max(16, triton.next_power_of_2(lines)))
     blocks, places = seen.cells(block_table, keys.shape[2])
@@ -98,7 +99,7 @@ def write_attended(
         HEAD_SIZE=head_size,
         VALUE_SIZE=value_size,
         CAPPED=bool(soft_cap),
-        DOT=(tl.float16 if q.dtype == torch.float16 else tl.bfloat16) if is_half else tl.float32,
+        DOT=dot,
         BLOCK_M=block_m,
         BLOCK_N=32 if is_half else 16,
         BLOCK_D=max(16, triton.next_power_of_2(head_size)),

@@ -13,12 +13,27 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from retrieval_heads.tracing.rows import FP8
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
 ALIGNED = tl.constexpr(16)  # elements from layer to layer, so that a load may be 16 bytes wide in each
 LOG2E = tl.constexpr(1.0 / math.log(2.0))
 START_STEPS = 4  # queries are loaded, keys are waited for, and parts written and merged
+
+
+def dot_type(one: Tensor, other: Tensor) -> tl.dtype:
+    """The type in which two are multiplied: one of 16 bits runs on tensor cores.
+
+    The interpreter multiplies bfloat16 wrongly (as the integers it keeps them in); products in float32 are the same.
+    """
+    if INTERPRETED or one.dtype not in (torch.float16, torch.bfloat16) or other.dtype not in (one.dtype, FP8):
+        return tl.float32
+    return tl.float16 if one.dtype == torch.float16 else tl.bfloat16
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrieval_heads.tracing.attention_triton import INTERPRETED, NO_WINDOW, _offsets, _scale_strides
+from retrieval_heads.tracing.attention_triton import NO_WINDOW, _offsets, _scale_strides
 from retrieval_heads.tracing.emissions import Emission
 from retrieval_heads.tracing.rows import FP8
-from retrieval_heads.tracing.triton_parts import ALIGNED, LOG2E, capped
+from retrieval_heads.tracing.triton_parts import ALIGNED, LOG2E, capped, dot_type
 
 FIELDS = 6
 """Numbers of a tile that the kernel reads: position, rows, their place in q and among the emissions' rows, stretch and
@@ -58,7 +58,8 @@ def score_written(
     value_size = outputs.shape[3]
     keys, values = (each[0].view(FP8) if each[0].dtype == torch.uint8 else each[0] for each in (k_caches, v_caches))
     longest = max(len(one.tokens) for one in emissions)
-    is_half = _are_half(q, keys)
+    dot = dot_type(q, keys)
+    is_half = dot != tl.float32
     block_m = min(64 if value_size <= 128 else 32, max(16, triton.next_power_of_2(longest))) if is_half else 16
     tiles, spans, ratios = _tables(emissions, block_m, sliding_window)
     most = len(spans) // len(emissions) // 2
@@ -110,8 +111,8 @@ def score_written(
         VALUE_SIZE=value_size,
         BLOCK_SIZE=keys.shape[2],
         CAPPED=bool(soft_cap),
-        DOT=_dot(q.dtype) if is_half else tl.float32,
-        PULL_DOT=_dot(weights.dtype) if unembedding is not None and _are_half(weights, unembedding) else tl.float32,
+        DOT=dot,
+        PULL_DOT=tl.float32 if unembedding is None else dot_type(weights, unembedding),
         BLOCK_M=block_m,
         BLOCK_N=32 if is_half else 16,
         BLOCK_C=64 if is_half else 32,
@@ -121,15 +122,6 @@ def score_written(
         num_stages=3 if is_half else 2,
     )
     return found
-
-
-def _are_half(one: Tensor, other: Tensor) -> bool:
-    """Whether products run on tensor cores; the interpreter multiplies bfloat16 wrongly, and float32 rightly."""
-    return one.dtype in (torch.float16, torch.bfloat16) and other.dtype in (one.dtype, FP8) and not INTERPRETED
-
-
-def _dot(dtype: torch.dtype) -> tl.dtype:
-    return tl.float16 if dtype == torch.float16 else tl.bfloat16
 
 
 def _tables(

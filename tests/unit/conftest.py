@@ -13,6 +13,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import quick_interpreter  # noqa: F401
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _templates_are_rendered_here(request: pytest.FixtureRequest) -> Iterator[None]:

@@ -16,6 +16,7 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 
 MAX_CACHED = "rh_max_cached_tokens"
 """How many of its tokens may be read from the cache."""
@@ -96,10 +97,11 @@ class _Capped:
         super().__init__(*arguments, **options)
         manager = self.kv_cache_manager
         find, get = manager.coordinator.find_longest_cache_hit, manager.get_computed_blocks
+        unit = _copied_block(manager.coordinator)
         limit: int | None = None
 
         def find_capped(block_hashes: Any, max_cache_hit_length: int, *more: Any) -> Any:
-            length = max_cache_hit_length if limit is None else min(max_cache_hit_length, limit)
+            length = max_cache_hit_length if limit is None else min(max_cache_hit_length, -(-limit // unit) * unit)
             return find(block_hashes, length, *more)
 
         def get_capped(request: Any) -> Any:
@@ -107,7 +109,8 @@ class _Capped:
             parameters = request.sampling_params
             limit = ((parameters and parameters.extra_args) or {}).get(MAX_CACHED)
             try:
-                return get(request)
+                blocks, tokens, *more = get(request)
+                return blocks, tokens if limit is None else min(tokens, limit), *more
             finally:
                 limit = None
 
@@ -136,6 +139,16 @@ class _Capped:
             and all(map(_is_replay, self.waiting))
             and not all(map(_is_replay, self.running))
         )
+
+
+def _copied_block(coordinator: Any) -> int:
+    """Tokens of a block of which a request may read the first tokens and compute the others, in a copy of its own: vLLM
+    0.32 does so of a model whose layers all see everything. 1 where only whole blocks are read.
+    """
+    managers: Any = getattr(coordinator, "single_type_managers", ())
+    if len(managers) == 1 and isinstance(managers[0], FullAttentionManager) and hasattr(managers[0], "_apply_cow"):
+        return int(managers[0].block_size)
+    return 1
 
 
 def _is_replay(request: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retrieval_heads.tracing.products import product
 from retrieval_heads.tracing.rows import (
     FP8,
     RowScores,
@@ -299,9 +300,11 @@ def _score(
     for place, (start, stop) in enumerate(chunks):
         # Whole groups of keys: matrix products treat odd columns another way, and equal keys would not tie. No row
         # sees what is added: it lies behind the last of them.
-        keys = torch.zeros(kv_heads, stop - start + (start - stop) % KEYS_PER_GROUP, head_size, device=q.device)
-        keys[:, : stop - start] = read(start, stop)
-        scores = torch.bmm(folded, keys.transpose(1, 2)).view(kv_heads, group, rows, keys.shape[1])
+        given = read(start, stop)
+        keys = torch.empty(kv_heads, stop - start + (start - stop) % KEYS_PER_GROUP, head_size, device=q.device)
+        keys[:, : stop - start], keys[:, stop - start :] = given, 0.0
+        scores = product(folded, keys.transpose(1, 2), of_bfloat16=q.dtype == given.dtype == torch.bfloat16)
+        scores = scores.view(kv_heads, group, rows, keys.shape[1])
         if slopes is not None:
             key = torch.arange(start, start + keys.shape[1], device=q.device)
             scores = _capped(scores * scale, soft_cap).add_(slopes * (key - position[:, None]))

@@ -593,14 +593,14 @@ class LatentAttention(_Softmax):
         for one in batch.emissions:
             own, here = slice(one.place, one.place + len(one.tokens)), slice(start, start + len(one.tokens))
             row, window = batch.scored[one.stretch][0].row, self.window(module)
-            positions = one.needle(window)
+            positions = host_ints(one.needle(window), batch.device)
             blocks = _latent_blocks(_metadata(module), row)
-            keys = needle_rows(module.kv_cache.unsqueeze(1), blocks, positions, None)
+            keys = needle_rows([module.kv_cache.unsqueeze(1)], blocks, positions, None)[0]
             latents = needle_outputs(
                 into_latent_space(module, taken.rows[own]),
                 keys,
                 keys[..., : module.kv_lora_rank],
-                host_ints(positions, batch.device),
+                positions,
                 one.first,
                 scores.logsumexp[own],
                 scale=float(module.scale),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from retrieval_heads.tracing.emissions import Emission
+from retrieval_heads.tracing.products import product
 from retrieval_heads.tracing.rows import FP8
 
 
@@ -33,21 +34,20 @@ def needle_outputs(
     soft_cap: float | None = None,
     alibi_slopes: Tensor | None = None,
 ) -> Tensor:
-    """The part of heads' outputs that comes from some keys, float32 `[rows, query_heads, value_size]`.
+    """The part of heads' outputs that comes from some keys, float32 `[..., rows, query_heads, value_size]`.
 
     Args:
-        q: `[rows, query_heads, head_size]`, consecutive rows.
-        keys: `[n, kv_heads, head_size]` of those keys; query head h reads KV head `h // (query_heads // kv_heads)`.
-        values: `[n, kv_heads, value_size]`.
+        q: `[..., rows, query_heads, head_size]`, consecutive rows; of several layers, as what follows.
+        keys: `[..., n, kv_heads, head_size]` of those; query head h reads KV head `h // (query_heads // kv_heads)`.
+        values: `[..., n, kv_heads, value_size]`.
         positions: `[n]`, where they stand.
         first_position: Position of row 0.
-        logsumexp: `[rows, query_heads]`, nats, over all that the rows see: what `RowScores` has.
+        logsumexp: `[..., rows, query_heads]`, nats, over all that the rows see: what `RowScores` has.
         scale: As `attention_torch.score_rows`, and what follows.
     """
-    rows, heads, _ = q.shape
-    kv_heads = keys.shape[1]
-    grouped = q.float().unflatten(1, (kv_heads, -1))
-    scores = torch.einsum("rkgd,nkd->kgrn", grouped, keys.float()) * scale
+    rows, kv_heads = q.shape[-3], keys.shape[-2]
+    grouped = q.float().unflatten(-2, (kv_heads, -1))
+    scores = torch.einsum("...rkgd,...nkd->...kgrn", grouped, keys.float()) * scale
     if soft_cap:
         scores = torch.tanh(scores / soft_cap) * soft_cap
     away = positions - torch.arange(first_position, first_position + rows, device=q.device)[:, None]
@@ -56,16 +56,16 @@ def needle_outputs(
     seen = away <= 0
     if sliding_window is not None:
         seen &= away > -sliding_window
-    total = logsumexp.view(rows, kv_heads, -1).permute(1, 2, 0)
+    total = logsumexp.unflatten(-1, (kv_heads, -1)).movedim(-3, -1)
     weights = (scores - total[..., None]).exp().masked_fill(~seen, 0.0)
-    return torch.einsum("kgrn,nkv->rkgv", weights, values.float()).reshape(rows, heads, -1)
+    return torch.einsum("...kgrn,...nkv->...rkgv", weights, values.float()).flatten(-3, -2)
 
 
 def written(pull: Tensor, inside: Tensor, outputs: Tensor, ratios: Tensor) -> Tensor:
-    """S of rows, float32 `[rows, query_heads]`.
+    """S of rows, float32 `[..., rows, query_heads]`.
 
     Args:
-        pull: W_Oᵀ u_y of each row and head, float32 `[rows, query_heads, value_size]`.
+        pull: W_Oᵀ u_y of each row and head, float32 `[..., rows, query_heads, value_size]`.
         inside: From `needle_outputs`.
         outputs: The heads' outputs, of the same shape.
         ratios: n / m of each row, `[rows]`.
@@ -74,22 +74,22 @@ def written(pull: Tensor, inside: Tensor, outputs: Tensor, ratios: Tensor) -> Te
     return (pull * ((1 + ratio) * inside - ratio * outputs.float())).sum(-1)
 
 
-def needle_rows(cache: Tensor, block_ids: Tensor, positions: Sequence[int], scale: Tensor | None) -> Tensor:
-    """Keys or values of some positions, `[n, kv_heads, size]`: the blocks that hold them are read, and no others.
+def needle_rows(caches: Sequence[Tensor], block_ids: Tensor, positions: Tensor, scale: Tensor | None) -> Tensor:
+    """Keys or values of some positions, `[layers, n, kv_heads, size]`: the blocks that hold them are read, no others.
 
     Args:
-        cache: `[blocks, kv_heads, block_size, size]`; fp8 also as bytes.
+        caches: Of each layer, `[blocks, kv_heads, block_size, size]`; fp8 also as bytes.
         block_ids: `[blocks of the request]`.
-        positions: Which.
-        scale: What they are multiplied by, `[1]` or `[kv_heads]`.
+        positions: Which, int64 `[n]`.
+        scale: What they are multiplied by, `[layers]` or `[layers, kv_heads]`.
     """
-    block_size = cache.shape[2]
-    where = torch.tensor(positions, dtype=torch.int64, device=cache.device)
-    plain = cache.view(torch.uint8) if cache.dtype == FP8 else cache
-    cells = plain[block_ids.long()[where // block_size], :, where % block_size]
+    block_size = caches[0].shape[2]
+    blocks, places = block_ids.long()[positions // block_size], positions % block_size
+    plain = (cache.view(torch.uint8) if cache.dtype == FP8 else cache for cache in caches)
+    cells = torch.stack([cache[blocks, :, places] for cache in plain])
     if cells.dtype == torch.uint8:
         cells = cells.view(FP8)
-    return cells if scale is None else cells.float() * scale.view(1, -1, 1)
+    return cells if scale is None else cells.float() * scale.view(len(caches), 1, -1, 1)
 
 
 @dataclass(frozen=True)
@@ -151,28 +151,29 @@ def score_written(
         v_scale: What values are multiplied by: `[layers]`, or `[layers, kv_heads]`.
     """
     found = torch.full(logsumexp.shape, float("nan"), device=q.device)
-    ratios = [torch.tensor(one.ratios(sliding_window), device=q.device) for one in emissions]
-    for layer, projection in enumerate(projections):
-        pulls = projection if unembedding is None else unembedding.float() @ projection.float()
-        pulls = pulls.view(outputs.shape[1:])
-        if gates is not None:
-            pulls = pulls * gates[layer].float()
-        start = 0
-        for one, ratio in zip(emissions, ratios, strict=True):
-            own, here = slice(one.place, one.place + len(one.tokens)), slice(start, start + len(one.tokens))
-            positions, block_ids = one.needle(sliding_window), block_table[one.stretch]
-            inside = needle_outputs(
-                q[layer, own],
-                needle_rows(k_caches[layer], block_ids, positions, None if k_scale is None else k_scale[layer]),
-                needle_rows(v_caches[layer], block_ids, positions, None if v_scale is None else v_scale[layer]),
-                torch.tensor(positions, dtype=torch.int64, device=q.device),
-                one.first,
-                logsumexp[layer, own],
-                scale=scale,
-                sliding_window=sliding_window,
-                soft_cap=soft_cap,
-                alibi_slopes=alibi_slopes,
-            )
-            found[layer, own] = written(pulls[here], inside, outputs[layer, here], ratio)
-            start = here.stop
+    if unembedding is not None:
+        emitted, is_bfloat16 = unembedding.float(), unembedding.dtype == projections[0].dtype == torch.bfloat16
+        projections = [product(emitted, projection.float(), of_bfloat16=is_bfloat16) for projection in projections]
+    pulls = torch.stack([pull.view(outputs.shape[1:]) for pull in projections])
+    if gates is not None:
+        pulls = pulls * gates.float()
+    start = 0
+    for one in emissions:
+        own, here = slice(one.place, one.place + len(one.tokens)), slice(start, start + len(one.tokens))
+        positions = torch.tensor(one.needle(sliding_window), dtype=torch.int64, device=q.device)
+        inside = needle_outputs(
+            q[:, own],
+            needle_rows(k_caches, block_table[one.stretch], positions, k_scale),
+            needle_rows(v_caches, block_table[one.stretch], positions, v_scale),
+            positions,
+            one.first,
+            logsumexp[:, own],
+            scale=scale,
+            sliding_window=sliding_window,
+            soft_cap=soft_cap,
+            alibi_slopes=alibi_slopes,
+        )
+        ratios = torch.tensor(one.ratios(sliding_window), device=q.device)
+        found[:, own] = written(pulls[:, here], inside, outputs[:, here], ratios)
+        start = here.stop
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from types import SimpleNamespace
@@ -46,6 +47,12 @@ def cache(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor, Tensor]:
             keys[where] = torch.randn(KV_HEADS, SIZE, generator=generator)
             values[where] = torch.randn(KV_HEADS, request.param, generator=generator)
     return keys, values, table
+
+
+def order_of(cells: Tensor) -> KeyOrder:
+    """One key behind another."""
+    size = cells.shape[-1]
+    return KeyOrder((BLOCK, size), (size, 1), torch.arange(BLOCK * size), digits=((BLOCK, size), (size, 1)))
 
 
 def expected(q: Tensor, cache: tuple[Tensor, Tensor, Tensor], tile: Tile, options: dict[str, Any]) -> Tensor:
@@ -102,9 +109,14 @@ def test_rows_see_sinks_and_their_window(cache: Any, sink: int, recent: int, anc
         blocks, places = seen.cells(table, BLOCK)
         rows = q[seen.tokens].unflatten(0, seen.rows.shape)
         found = attended(rows, keys[blocks, :, places], values[blocks, :, places], seen, **asked)
+        whole_blocks, heads = seen.in_blocks(BLOCK), torch.arange(KV_HEADS)
+        read = [whole_blocks.read(one, order_of(one), table, heads) for one in (keys, values)]
+        from_blocks = attended(rows, *read, whole_blocks, **asked)
         for number, tile in enumerate(group):
             here = q[tile.start : tile.start + tile.rows]
-            torch.testing.assert_close(found[number], expected(here, cache, tile, asked), rtol=0, atol=1e-5)
+            right = expected(here, cache, tile, asked)
+            torch.testing.assert_close(found[number], right, rtol=0, atol=1e-5)
+            torch.testing.assert_close(from_blocks[number], right, rtol=0, atol=1e-5)
             hides = [not all(sees(tile.stream, row, key) for key in range(row)) for row in seen.rows[number].tolist()]
             assert seen.hides[number].tolist() == hides
             told.add(tile.start)
@@ -114,6 +126,23 @@ def test_rows_see_sinks_and_their_window(cache: Any, sink: int, recent: int, anc
         if all(sees(tile.stream, row, key) for row in range(tile.first, tile.last + 1) for key in range(row))
     }
     assert told == {tile.start for tile in tiles} - whole, "rows that see everything are left as they are"
+
+
+@pytest.mark.parametrize("recent", [2, 9], ids=["all rows hide a key", "some do"])
+def test_heads_that_stream_in_all_requests_need_no_mask(recent: int) -> None:
+    stream = Stream(1, recent, prefill=True)
+    seen = Seen([Tile(0, 0, 0, 7, 5, stream), Tile(1, 1, 5, 8, 5, stream)], torch.device("cpu"))
+    assert seen.all_hide == (recent == 2)
+    heads, found = torch.tensor([1, 3]), torch.randn(2, 5, 2, VALUE)
+    streaming = torch.zeros(2, 4, dtype=torch.bool)
+    streaming[:, heads] = True
+    masked, unmasked = torch.zeros(11, 4, VALUE), torch.zeros(11, 4, VALUE)
+    write(found, seen, streaming, masked, heads)
+    write(found, seen, None, unmasked, heads)
+    assert torch.equal(masked, unmasked)
+    rows, columns = masked.any(-1).nonzero(as_tuple=True)
+    assert set(columns.tolist()) == {1, 3}
+    assert set(rows.tolist()) == set(range(10) if recent == 2 else (3, 4, 7, 8, 9))
 
 
 def test_long_tiles_are_cut_into_pieces_that_cover_them() -> None:
@@ -130,21 +159,6 @@ def test_many_tiles_are_not_computed_at_once() -> None:
     tiles = [Tile(0, 0, at, at, 1, Stream(1000, 1000, prefill=True)) for at in range(5000, 5100)]
     groups = together(tiles, heads=1000)
     assert [len(group) for group in groups] == [8] * 12 + [4]
-
-
-@pytest.mark.parametrize("is_grid", [True, False])
-def test_cells_are_read_in_any_order(is_grid: bool) -> None:
-    order = torch.arange(6) + 1 if is_grid else torch.tensor([5, 0, 3, 1, 4, 2])
-    cache = torch.randn(4, 2, 3, 4)
-    keys = KeyOrder((3, 2), (2, 1) if is_grid else None, order, 1 if is_grid else 5)
-    blocks, places = torch.tensor([[0, 3], [2, 2]]), torch.tensor([[2, 0], [1, 2]])
-    found = keys.at(cache, blocks, places, torch.tensor([1]))
-    assert found.shape == (2, 2, 1, 2)
-    for one in range(2):
-        for other in range(2):
-            flat = cache[blocks[one, other]].flatten(1)
-            at = order.view(3, 2)[places[one, other]]
-            assert torch.equal(found[one, other], flat[1:2, at])
 
 
 PACKED = [
@@ -173,6 +187,12 @@ def test_blocks_are_read_in_any_order(size: int, channels: int, place: Any, dtyp
         cache = torch.arange(spare + 5 * 3 * size * width).to(dtype)[spare:].view(5, 3, size, width)
         found = keys.paged(cache, torch.tensor([4, 0, 2]))
         assert torch.equal(found, cache[[4, 0, 2]].flatten(2)[..., offsets])
+        blocks, heads = torch.tensor([[4, 0], [0, 2], [1, 1]]), torch.tensor([2, 0])
+        of_heads = keys.of_heads(cache, blocks, heads)
+        assert of_heads.shape == (3, 2, 2 * size, channels)
+        for tile, head in itertools.product(range(3), range(2)):
+            ordered = cache[blocks[tile], heads[head]].flatten(1)[:, offsets].flatten(0, 1)
+            assert torch.equal(of_heads[tile, head], ordered)
 
 
 def test_orders_that_count_in_digits_are_known() -> None:

@@ -66,22 +66,22 @@ class KeyOrder:
         keys = self.paged(kv_cache, block_ids).transpose(1, 2).flatten(0, 1)
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
-    def at(self, kv_cache: Tensor, blocks: Tensor, places: Tensor, heads: Tensor) -> Tensor:
-        """Copy the keys of some cells, `[..., len(heads), head_size]`; quantised ones as float8_e4m3fn.
+    def of_heads(self, kv_cache: Tensor, blocks: Tensor, heads: Tensor) -> Tensor:
+        """Copy the keys of some heads in some blocks, `[N, len(heads), B × block_size, head_size]`; quantised ones as
+        bytes.
 
         Args:
             kv_cache: The cache.
-            blocks: The block of each, `[...]`.
-            places: Its place in it, likewise.
+            blocks: `[N, B]`.
             heads: Of which KV heads.
         """
-        view = self.view(kv_cache)
-        if view is None:  # whole blocks are brought into order: element by element takes ten times as long
-            ids, blocks = torch.unique(blocks, return_inverse=True)
-            view = self.paged(kv_cache, ids)
-        cells = view.view(torch.uint8) if view.dtype == FP8 else view
-        keys = cells[blocks[..., None], heads, places[..., None]]
-        return keys.view(FP8) if keys.dtype == torch.uint8 else keys
+        kv_cache = kv_cache.view(torch.uint8) if kv_cache.dtype == FP8 else kv_cache
+        ordered, at = self._ordered(kv_cache), (blocks[:, None], heads[:, None])
+        if ordered is None:
+            cells = kv_cache[at].flatten(3).index_select(3, self.offsets)
+        else:
+            cells = ordered[at].flatten(3).view(kv_cache.dtype)
+        return cells.unflatten(3, self.shape).flatten(2, 3)
 
     def paged(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
         """The same in blocks, `[len(block_ids), kv_heads, block_size, head_size]`; quantised ones as bytes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -347,17 +347,18 @@ class SoftmaxAttention(_Softmax):
             options |= {"k_scale": key_scale, "v_scale": value_scale}
             write_attended(queries, keys, own_values, table, seen, streaming, output, **options)
             return
-        blocks, places = seen.cells(table, order.shape[0])
-        shared, heads = _streaming_heads(streaming, seen, self.group(module))
+        shared, heads, are_alike = _streaming_heads(streaming, seen, self.group(module))
         if not len(shared):
             return
         for name in ("sinks", "alibi_slopes"):
             if options[name] is not None:
                 options[name] = options[name][heads]
-        read_keys = _times(order.at(cache, blocks, places, shared), _of_heads(key_scale, shared))
-        read_values = _times(values.at(cache, blocks, places, shared), _of_heads(value_scale, shared))
-        found = attended(queries[:, :, heads], read_keys, read_values, seen, **options)
-        write(found, seen, streaming, output, heads)
+        seen = seen.in_blocks(order.shape[0])
+        read_keys = _times(seen.read(cache, order, table, shared), _of_heads(key_scale, shared))
+        read_values = _times(seen.read(cache, values, table, shared), _of_heads(value_scale, shared))
+        own = queries.unflatten(2, (-1, self.group(module))).permute(0, 2, 3, 1, 4).index_select(1, shared)
+        found = attended(own.flatten(1, 2).transpose(1, 2), read_keys, read_values, seen, **options)
+        write(found, seen, None if are_alike else streaming, output, heads)
 
     def score(self, taken: Sequence[Taken], batch: Batch) -> list[RowScores]:
         """In groups that share a block table, a kind of cache and a mask: one call of the kernel each."""
@@ -947,14 +948,24 @@ def _scaled(keys: Tensor, module: Module) -> Tensor:
     return _times(keys, key_scales(module))
 
 
-def _streaming_heads(streaming: Tensor, seen: Seen, group: int) -> tuple[Tensor, Tensor]:
-    """The KV heads that stream in a request of these, and their query heads; all of them on a GPU, which would be
-    waited for.
+def _streaming_heads(streaming: Tensor, seen: Seen, group: int) -> tuple[Tensor, Tensor, bool]:
+    """The KV heads that stream in a request of these, their query heads, and whether they do in each of the requests;
+    on a GPU, which would be waited for, all of them.
     """
-    shared = torch.arange(streaming.shape[1] // group, device=streaming.device)
+    count = streaming.shape[1]
     if not streaming.is_cuda:
-        shared = shared[streaming[seen.requests].any(0)[::group]]
-    return shared, (shared[:, None] * group + torch.arange(group, device=streaming.device)).flatten()
+        return _heads_of(streaming.numpy().tobytes(), seen.requests_here, count, group)
+    shared, heads = (torch.arange(number, device=streaming.device) for number in (count // group, count))
+    return shared, heads, False
+
+
+@lru_cache(maxsize=4096)
+def _heads_of(streaming: bytes, requests: tuple[int, ...], count: int, group: int) -> tuple[Tensor, Tensor, bool]:
+    """The same of `[all requests, count]` as bytes: layers ask it in every step, and masks are few."""
+    own = torch.frombuffer(bytearray(streaming), dtype=torch.bool).view(-1, count)[list(requests)]
+    shared = own.any(0)[::group].nonzero().flatten()
+    heads = (shared[:, None] * group + torch.arange(group)).flatten()
+    return shared, heads, bool((own == own[0]).all())
 
 
 def _of_heads(scales: Tensor | None, heads: Tensor) -> Tensor | None:

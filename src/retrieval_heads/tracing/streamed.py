@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from retrieval_heads.runs.mask import Stream
+from retrieval_heads.tracing.keys import KeyOrder
+from retrieval_heads.tracing.rows import FP8
 
 ROWS = 128
 """Of a tile at most."""
@@ -90,26 +92,39 @@ class Seen:
     Args:
         tiles: The tiles.
         device: Where the model is.
+        block_size: Of a paged cache whose blocks are read whole, so that K is a multiple of it; left out, keys are read
+            one by one.
     """
 
-    def __init__(self, tiles: Sequence[Tile], device: torch.device) -> None:
+    def __init__(self, tiles: Sequence[Tile], device: torch.device, block_size: int | None = None) -> None:
         self.tiles = tiles
+        self.requests_here = tuple(sorted({each.request for each in tiles}))
+        """The requests, as numbers."""
+        self._device = device
         sink = self._numbers([each.stream.sink for each in tiles])
         oldest = self._numbers([each.oldest for each in tiles])
         fixed = self._numbers([-1 if each.stream.oldest is None else each.stream.oldest for each in tiles])
         recent = self._numbers([each.stream.recent for each in tiles])
         rows = self._numbers([each.first for each in tiles])[:, None] + torch.arange(tiles[0].rows)
         low = torch.where(fixed[:, None] < 0, rows - recent[:, None] + 1, fixed[:, None])
-        sinks = int(sink.max())
-        window = max(each.last + 1 - each.oldest for each in tiles)
-        keys = torch.cat(
-            [torch.arange(sinks).expand(len(tiles), -1), oldest[:, None] + torch.arange(max(0, window))], dim=1
+        size = block_size or 1
+        sinks = -(-int(sink.max()) // size)
+        window = max(each.last // size + 1 - each.oldest // size for each in tiles)
+        blocks = torch.cat(
+            [torch.arange(sinks).expand(len(tiles), -1), oldest[:, None] // size + torch.arange(max(0, window))], dim=1
         )
-        is_sink = torch.arange(keys.shape[1]) < sinks
-        allowed = torch.where(is_sink, keys < sink[:, None], True)[:, None]
+        keys = (blocks[..., None] * size + torch.arange(size)).flatten(1)
+        is_sink = torch.arange(keys.shape[1]) < sinks * size
+        allowed = torch.where(is_sink, keys < sink[:, None], keys >= oldest[:, None])[:, None]
         seen = allowed & (keys[:, None] <= rows[..., None]) & (is_sink | (keys[:, None] >= low[..., None]))
-        # What no row sees stands for the last row, which is in the cache: the memory of others may hold anything.
-        keys = torch.where(seen.any(1), keys, rows[:, -1:])
+        last = rows[:, -1:]
+        self.blocks = there(torch.minimum(blocks, last // size), device)
+        """The request's block that each `block_size` keys are read from, `[N, K / block_size]`."""
+        self.unwritten = [there(each, device) for each in (keys > last).nonzero(as_tuple=True)] if block_size else []
+        """Tile and key of what lies behind the last row, whose memory may hold anything."""
+        if block_size is None:
+            # What no row sees stands for the last row, which is in the cache.
+            keys = torch.where(seen.any(1), keys, last)
         starts = self._numbers([each.start for each in tiles])
         self.rows = there(rows, device)
         """Position of each row, `[N, R]`."""
@@ -121,12 +136,24 @@ class Seen:
         """Each tile's request in the batch, `[N]`."""
         self.requests = there(self._numbers([each.request for each in tiles]), device)
         """And among those that stream, `[N]`."""
-        self.hides = there(low > sink[:, None], device)
+        hides = low > sink[:, None]
+        self.all_hide = bool(hides.all())
+        """Whether there is such a key for every row."""
+        self.hides = there(hides, device)
         """Whether there is a key that a row does not see, `[N, R]`."""
         self.sees = there(seen, device)
         """Which key each row sees, `[N, R, K]`."""
         self._hidden: dict[int | None, Tensor] = {}
+        self._added: dict[tuple[int | None, torch.dtype, int], Tensor] = {}
         self._cells: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+        self._in_blocks: dict[int, Seen] = {}
+
+    def in_blocks(self, block_size: int) -> Seen:
+        """The same with whole blocks read; made once for all layers."""
+        if block_size not in self._in_blocks:
+            self._in_blocks[block_size] = Seen(self.tiles, self._device, block_size)
+        return self._in_blocks[block_size]
 
     @staticmethod
     def _numbers(numbers: Sequence[int]) -> Tensor:
@@ -142,6 +169,17 @@ class Seen:
             seen = self.sees if sliding_window is None else self.sees & (self.distances < sliding_window)
             self._hidden[sliding_window] = ~seen[:, None, None]
         return self._hidden[sliding_window]
+
+    def added(self, sliding_window: int | None, dtype: torch.dtype, group: int) -> Tensor:
+        """The same as what is added to logits of the query heads of a KV head, one head's rows behind another's,
+        `[N, 1, group × R, K]`.
+        """
+        known = sliding_window, dtype, group
+        if known not in self._added:
+            hidden = self.hidden(sliding_window)[:, 0]
+            added = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+            self._added[known] = added.repeat(1, 1, group, 1)
+        return self._added[known]
 
     @cached_property
     def distances(self) -> Tensor:
@@ -165,6 +203,19 @@ class Seen:
     def cells_in(self, blocks: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
         """The same of a table of each tile's own blocks, `[N, blocks]`."""
         return blocks.gather(1, self.keys // block_size).long(), self.keys % block_size
+
+    def read(self, kv_cache: Tensor, order: KeyOrder, block_table: Tensor, heads: Tensor) -> Tensor:
+        """Copy the keys, or values, of some KV heads, `[N, K, len(heads), size]`, zeros where none is written yet; only
+        of whole blocks.
+        """
+        known = id(block_table)
+        if known not in self._tables:
+            self._tables[known] = block_table, block_table[self.places].gather(1, self.blocks).long()
+        read = order.of_heads(kv_cache, self._tables[known][1], heads)
+        tile, key = self.unwritten
+        if len(tile):
+            read[tile, :, key] = 0
+        return (read.view(FP8) if read.dtype == torch.uint8 else read).transpose(1, 2)
 
 
 def attended(
@@ -192,14 +243,17 @@ def attended(
         scale: As `attention_torch.score_rows`, and what follows.
         sinks: `[query_heads]`, a logit for each head that no key has.
     """
+    kv_heads = keys.shape[2]
+    group = q.shape[2] // kv_heads
     is_plain = not soft_cap and alibi_slopes is None and sinks is None and keys.shape[-1] == values.shape[-1]
     if q.device.type == "cpu" and is_plain:
         shared = q.dtype if q.dtype == keys.dtype == values.dtype else torch.float32
-        q, keys, values = (each.to(shared).transpose(1, 2) for each in (q, keys, values))
-        mask = ~seen.hidden(sliding_window)[:, 0]
-        out = scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
-        return out.transpose(1, 2)
-    kv_heads = keys.shape[2]
+        # A KV head's query heads are rows of one product; told apart, torch would copy its keys for each.
+        lines = q.to(shared).unflatten(2, (kv_heads, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        keys, values = (each.to(shared).transpose(1, 2) for each in (keys, values))
+        mask = seen.added(sliding_window, shared, group)
+        out = scaled_dot_product_attention(lines, keys, values, attn_mask=mask, scale=scale)
+        return out.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
     grouped = q.float().unflatten(2, (kv_heads, -1))
     scores = torch.einsum("nrhgd,nkhd->nhgrk", grouped, keys.float()) * scale
     if soft_cap:
@@ -215,24 +269,27 @@ def attended(
     return torch.einsum("nhgrk,nkhv->nrhgv", weights, values.float()).flatten(2, 3)
 
 
-def write(found: Tensor, seen: Seen, streaming: Tensor, output: Tensor, heads: Tensor | None = None) -> None:
+def write(found: Tensor, seen: Seen, streaming: Tensor | None, output: Tensor, heads: Tensor | None = None) -> None:
     """Put what heads put out that stream in the place of what they had put out, in the rows that hide a key.
 
     Args:
         found: From `attended`.
         seen: As there.
-        streaming: Which heads of which request stream, `[requests that stream, query_heads]`.
+        streaming: Which heads of which request stream, `[requests that stream, query_heads]`; `None` where all do that
+            were found.
         output: `[tokens, query_heads, value_size]`.
         heads: Which query heads were found; all, in order, if left out.
     """
-    chosen = (streaming[seen.requests][:, None] & seen.hides[..., None]).flatten(0, 1)[..., None]
     found = found.to(output.dtype).flatten(0, 1)
-    if heads is None:
-        before = output.index_select(0, seen.tokens)
-        output.index_copy_(0, seen.tokens, torch.where(chosen, found, before))
-    else:
-        rows = seen.tokens[:, None]
-        output[rows, heads] = torch.where(chosen[:, heads], found, output[rows, heads])
+    at = (seen.tokens,) if heads is None else (seen.tokens[:, None], heads)
+    if streaming is None and seen.all_hide:
+        output[at] = found
+        return
+    chosen = seen.hides.flatten()[:, None]
+    if streaming is not None:
+        chosen = (streaming[seen.requests][:, None] & seen.hides[..., None]).flatten(0, 1)
+        chosen = chosen if heads is None else chosen[:, heads]
+    output[at] = torch.where(chosen[..., None], found, output[at])
 
 
 def there(numbers: Tensor, device: torch.device) -> Tensor:

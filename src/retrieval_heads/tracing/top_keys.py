@@ -61,13 +61,15 @@ class TopKeys:
             passed = torch.gt(groups, self._best[..., None], out=torch.empty_like(groups)).sum(-1) >= self._count
             self._least.masked_fill_(passed, math.inf)
             matters &= ~passed
-        if not matters.any():
+        where = matters.numpy().nonzero()
+        if not len(where[0]):
             return
-        met = torch.cat([self._greatest[matters], scores[matters]], dim=-1).numpy()
-        # A seventh of the time of torch's topk.
-        known = torch.from_numpy(numpy.partition(met, keys, axis=-1)[:, keys:])
-        self._greatest[matters] = known
-        self._least[matters] = torch.maximum(self._least[matters], known[:, 0])
+        # In numpy: torch takes seven times as long to choose the greatest, and three times to pick rows.
+        greatest, least = self._greatest.numpy(), self._least.numpy()
+        met = numpy.concatenate([greatest[where], scores.numpy()[where]], axis=-1)
+        met.partition(keys, axis=-1)
+        greatest[where] = met[:, keys:]
+        least[where] = numpy.maximum(least[where], met[:, keys])
 
     def among(self) -> tuple[Tensor, Tensor]:
         """The span's scores, `[*shape, keys of it that were met]`, and which of them are among the top of their row."""

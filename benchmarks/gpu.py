@@ -53,6 +53,7 @@ PHASES: dict[str, Callable[[Bench], None]] = {
     "replicas": several_gpus.replicas,
     "ray": several_gpus.ray,
     "ranks": several_gpus.ranks,
+    "ray_ranks": several_gpus.ray_ranks,
     "ranks_bfloat16": several_gpus.ranks_bfloat16,
     "both": several_gpus.both,
     "big": several_gpus.big,

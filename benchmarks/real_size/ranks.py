@@ -1,6 +1,8 @@
 """Answers, masked answers and head scores with every row's argmax, on so many ranks; a process of its own for each.
 
-usage: python ranks.py MODEL DTYPE RANKS OUT
+usage: python ranks.py MODEL DTYPE RANKS OUT [EXECUTOR]
+
+The executor is vLLM's: `mp`, unless said, or `ray`, which takes the cluster of RAY_ADDRESS.
 
 What is replayed are random tokens after each prompt: the same on every count of ranks, whatever these answer.
 """
@@ -25,7 +27,7 @@ ANSWER, MASKED = 32, 4
 GREEDY = {"temperature": 0.0, "ignore_eos": True, "max_tokens": ANSWER}
 
 
-def main(model: str, dtype: str, ranks: str, out: str) -> None:
+def main(model: str, dtype: str, ranks: str, out: str, executor: str = "mp") -> None:
     engine = Engine(
         model,
         {
@@ -35,6 +37,9 @@ def main(model: str, dtype: str, ranks: str, out: str) -> None:
             "gpu_memory_utilization": 0.85,
             "kv_cache_memory_bytes": 12 << 30,
             "enforce_eager": True,
+            **({"distributed_executor_backend": executor} if int(ranks) > 1 else {}),
+            # vLLM's own would look for the other node's GPU among this node's, since both nodes are of one host.
+            **({"disable_custom_all_reduce": True} if executor == "ray" else {}),
         },
         traced=True,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -64,6 +65,34 @@ def ranks_bfloat16(bench: Bench) -> None:
     _ranks(bench, "bfloat16", "qwen3-8b", QWEN3_8B)
 
 
+def ray_ranks(bench: Bench) -> None:
+    """Two ranks on two nodes of a Ray cluster, each of one GPU, by vLLM's own Ray executor, beside two ranks of one
+    node: float32, Qwen3-0.6B's shape. Both nodes are of this host, which Ray does not know.
+    """
+    _several(bench)
+    bench.stop()
+    model = bench.random_model("qwen3-0.6b", QWEN3_0_6B, "float32")
+    first = _on_ranks(bench, model, "float32", [0, 1])
+    with _nodes(_visible(bench)[:2]) as address:
+        other = _on_ranks(bench, model, "float32", [0, 1], "ray", RAY_ADDRESS=address)
+    bench.tell("ray_ranks", **_apart(first, other))
+
+
+@contextmanager
+def _nodes(gpus: Sequence[str]) -> Iterator[str]:
+    """A Ray cluster with a node for each of these GPUs; its address."""
+    from ray.cluster_utils import Cluster
+
+    nodes = [{"num_gpus": 1, "num_cpus": 2, "env_vars": {"CUDA_VISIBLE_DEVICES": gpu}} for gpu in gpus]
+    cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], "include_dashboard": False})
+    try:
+        for node in nodes[1:]:
+            cluster.add_node(**node)
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()
+
+
 def _ranks(bench: Bench, dtype: str, name: str, shape: dict[str, Any]) -> None:
     """Weights are read from a file: dummy ones would be others on each rank.
 
@@ -97,16 +126,21 @@ def _side_by_side(bench: Bench) -> Iterator[dict[int, list[int]]]:
         yield batch
 
 
-def _on_ranks(bench: Bench, model: str, dtype: str, gpus: list[int]) -> Any:
-    out = bench.folder / f"ranks-{dtype}-{len(gpus)}.npz"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(bench.gpus())))).split(",")
+def _on_ranks(bench: Bench, model: str, dtype: str, gpus: list[int], executor: str = "mp", **variables: str) -> Any:
+    out = bench.folder / f"ranks-{dtype}-{executor}-{len(gpus)}.npz"
+    visible = _visible(bench)
     bench.child(
         sys.executable,
         PARTS / "ranks.py",
-        *(model, dtype, len(gpus), out),
-        CUDA_VISIBLE_DEVICES=",".join(visible[number] for number in gpus),
+        *(model, dtype, len(gpus), out, executor),
+        **{"CUDA_VISIBLE_DEVICES": ",".join(visible[number] for number in gpus), **variables},
     )
     return numpy.load(out)
+
+
+def _visible(bench: Bench) -> list[str]:
+    """What CUDA calls each GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(bench.gpus())))).split(",")
 
 
 def _apart(one: Any, other: Any, way: str = "together") -> dict[str, Any]:

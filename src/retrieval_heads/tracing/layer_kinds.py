@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -212,6 +213,8 @@ class LayerKind(Protocol):
     """Whether a query of zeros sees all tokens alike, which the mask `uniform` lives on."""
     lacks: Mapping[str, str]
     """What of `looks.NEEDS` its rows do not give, and why."""
+    streams_by_kernel: bool
+    """Whether on a GPU heads stream without rows × keys standing in memory."""
 
     def refusal(self, module: Module) -> str | None:
         """Why this module cannot be scored; `None` where it can; a module of another class is not asked."""
@@ -277,6 +280,7 @@ class _Softmax:
     is_signed = False
     has_queries = True
     lacks: Mapping[str, str] = {}
+    streams_by_kernel = False
 
     def queries(self, envoy: Envoy) -> Tensor:
         """See `LayerKind`."""
@@ -296,6 +300,7 @@ class SoftmaxAttention(_Softmax):
 
     name = "attention"
     how = "softmax over the paged keys; window, soft cap, sinks and ALiBi as the layer has them"
+    streams_by_kernel = True
 
     def refusal(self, module: Module) -> str | None:
         """Attention of an encoder, or over an encoder's output, sees other keys than a decoder's; and what the layer's
@@ -337,16 +342,15 @@ class SoftmaxAttention(_Softmax):
     def stream(self, module: Module, queries: Tensor, seen: Seen, streaming: Tensor, output: Tensor) -> None:
         """Against keys and values of the paged cache."""
         _check([module])
-        cache, order, values = module.kv_cache, _order(module), _value_order(module)
-        table, key_scale, value_scale = _metadata(module).block_table, key_scales(module), value_scales(module)
-        options: dict[str, Any] = {"sinks": getattr(module.impl, "sinks", None), **_options(module)}
-        keys, own_values = order.view(cache), values.view(cache)
-        if cache.is_cuda and keys is not None and own_values is not None:
+        table, cells = _metadata(module).block_table, _cells(module)
+        if cells.cache.is_cuda and cells.keys is not None and cells.values is not None:
             from retrieval_heads.tracing.streamed_triton import write_attended
 
-            options |= {"k_scale": key_scale, "v_scale": value_scale}
-            write_attended(queries, keys, own_values, table, seen, streaming, output, **options)
+            options = {**cells.options, "k_scale": cells.key_scale, "v_scale": cells.value_scale}
+            write_attended(queries, cells.keys, cells.values, table, seen, streaming, output, **options)
             return
+        cache, order, values, options = cells.cache, _order(module), _value_order(module), dict(cells.options)
+        key_scale, value_scale = cells.key_scale, cells.value_scale
         shared, heads, are_alike = _streaming_heads(streaming, seen, self.group(module))
         if not len(shared):
             return
@@ -669,6 +673,7 @@ class GatedDelta:
     is_signed = True
     has_queries = False
     lacks: Mapping[str, str] = {"written": "a recurrence keeps no value of a token"}
+    streams_by_kernel = False
 
     def refusal(self, module: Module) -> str | None:
         """A formula for one decay a head and SiLU fits no other layer."""
@@ -929,6 +934,34 @@ def _known_order(module: Module, find: Callable[[Module], KeyOrder]) -> KeyOrder
     if key not in _orders:
         _orders[key] = find(module)
     return _orders[key]
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What streaming reads of a layer in every step: its cache as keys and as values, `None` where these lie on no
+    grid, what they are multiplied by, and what else changes its weights.
+    """
+
+    cache: Tensor
+    keys: Tensor | None
+    values: Tensor | None
+    key_scale: Tensor | None
+    value_scale: Tensor | None
+    options: Mapping[str, Any]
+
+
+_known_cells: WeakKeyDictionary[Module, _Cells] = WeakKeyDictionary()
+
+
+def _cells(module: Module) -> _Cells:
+    """Put together once: on a GPU the host's work for a decode step is what its user waits for."""
+    known, cache = _known_cells.get(module), module.kv_cache
+    if known is None or known.cache is not cache:
+        keys, values = _order(module).view(cache), _value_order(module).view(cache)
+        options = {"sinks": getattr(module.impl, "sinks", None), **_options(module)}
+        known = _Cells(cache, keys, values, key_scales(module), value_scales(module), options)
+        _known_cells[module] = known
+    return known
 
 
 def _key_scales(modules: Sequence[Module]) -> Tensor | None:

@@ -47,6 +47,8 @@ class Streams:
             tile = Tile(request, one.row, one.start + skipped, position + skipped, one.tokens - skipped, stream)
             tiles.append(tile)
         heads = max((len(each) for layers in self._layers for each in layers.values()), default=1)
+        if device.type == "cuda" and all(kind.streams_by_kernel for kind in kinds):
+            heads = 0
         self._seen = [Seen(each, device) for each in together(tiles, heads)]
         self._queries: list[Tensor] = []
         self._chosen: dict[int, Tensor] = {}

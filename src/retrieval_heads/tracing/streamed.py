@@ -23,6 +23,9 @@ from retrieval_heads.tracing.rows import FP8
 ROWS = 128
 """Of a tile at most."""
 
+UNSEEN = 1 << 30
+"""In the place of a key's position: behind every row."""
+
 PRODUCTS = 16 << 20
 """Query rows times keys times heads that are computed at once: 64 MB in float32."""
 
@@ -73,7 +76,12 @@ class Tile:
 
 
 def together(tiles: Iterable[Tile], heads: int) -> list[list[Tile]]:
-    """Tiles in pieces, those of as many rows in one list as far as memory bears it."""
+    """Tiles in pieces, those of as many rows in one list as far as memory bears it.
+
+    Args:
+        tiles: The tiles.
+        heads: Of which products stand in memory, 0 where none do: the kernel of `streamed_triton` keeps them to itself.
+    """
     lists: list[list[Tile]] = []
     open_lists: dict[int, list[Tile]] = {}
     for tile in (piece for each in tiles for piece in each.pieces()):
@@ -101,48 +109,43 @@ class Seen:
         self.requests_here = tuple(sorted({each.request for each in tiles}))
         """The requests, as numbers."""
         self._device = device
-        sink = self._numbers([each.stream.sink for each in tiles])
-        oldest = self._numbers([each.oldest for each in tiles])
-        fixed = self._numbers([-1 if each.stream.oldest is None else each.stream.oldest for each in tiles])
-        recent = self._numbers([each.stream.recent for each in tiles])
+        sink = self._numbers([each.stream.sink for each in tiles])[:, None]
+        oldest = self._numbers([each.oldest for each in tiles])[:, None]
+        fixed = self._numbers([-1 if each.stream.oldest is None else each.stream.oldest for each in tiles])[:, None]
+        recent = self._numbers([each.stream.recent for each in tiles])[:, None]
         rows = self._numbers([each.first for each in tiles])[:, None] + torch.arange(tiles[0].rows)
-        low = torch.where(fixed[:, None] < 0, rows - recent[:, None] + 1, fixed[:, None])
+        low, last = torch.where(fixed < 0, rows - recent + 1, fixed), rows[:, -1:]
         size = block_size or 1
         sinks = -(-int(sink.max()) // size)
-        window = max(each.last // size + 1 - each.oldest // size for each in tiles)
-        blocks = torch.cat(
-            [torch.arange(sinks).expand(len(tiles), -1), oldest[:, None] // size + torch.arange(max(0, window))], dim=1
-        )
+        window = max(0, *(each.last // size + 1 - each.oldest // size for each in tiles))
+        blocks = torch.cat([torch.arange(sinks).expand(len(tiles), -1), oldest // size + torch.arange(window)], dim=1)
         keys = (blocks[..., None] * size + torch.arange(size)).flatten(1)
         is_sink = torch.arange(keys.shape[1]) < sinks * size
-        allowed = torch.where(is_sink, keys < sink[:, None], keys >= oldest[:, None])[:, None]
-        seen = allowed & (keys[:, None] <= rows[..., None]) & (is_sink | (keys[:, None] >= low[..., None]))
-        last = rows[:, -1:]
+        is_seen = (keys <= last) & torch.where(is_sink, keys < sink, keys >= oldest)
         self.blocks = there(torch.minimum(blocks, last // size), device)
         """The request's block that each `block_size` keys are read from, `[N, K / block_size]`."""
         self.unwritten = [there(each, device) for each in (keys > last).nonzero(as_tuple=True)] if block_size else []
         """Tile and key of what lies behind the last row, whose memory may hold anything."""
-        if block_size is None:
-            # What no row sees stands for the last row, which is in the cache.
-            keys = torch.where(seen.any(1), keys, last)
         starts = self._numbers([each.start for each in tiles])
         self.rows = there(rows, device)
         """Position of each row, `[N, R]`."""
-        self.keys = there(keys, device)
-        """Position of each key, `[N, K]`."""
+        self.keys = there(torch.where(is_seen, keys, UNSEEN), device)
+        """Position of each key, `[N, K]`; `UNSEEN` of those that no row sees."""
+        self.low = there(low, device)
+        """Position of the oldest key beside the sinks that each row sees, `[N, R]`."""
+        self.sink = there(sink, device)
+        """How many sinks each tile's rows see, `[N, 1]`."""
         self.tokens = there((starts[:, None] + torch.arange(tiles[0].rows)).flatten(), device)
         """The rows among the forward's tokens, `[N × R]`."""
         self.places = there(self._numbers([each.row for each in tiles]), device)
         """Each tile's request in the batch, `[N]`."""
         self.requests = there(self._numbers([each.request for each in tiles]), device)
         """And among those that stream, `[N]`."""
-        hides = low > sink[:, None]
+        hides = low > sink
         self.all_hide = bool(hides.all())
-        """Whether there is such a key for every row."""
+        """Whether there is a key that it does not see for every row."""
         self.hides = there(hides, device)
-        """Whether there is a key that a row does not see, `[N, R]`."""
-        self.sees = there(seen, device)
-        """Which key each row sees, `[N, R, K]`."""
+        """Whether there is one for a row, `[N, R]`."""
         self._hidden: dict[int | None, Tensor] = {}
         self._added: dict[tuple[int | None, torch.dtype, int], Tensor] = {}
         self._cells: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
@@ -182,6 +185,12 @@ class Seen:
         return self._added[known]
 
     @cached_property
+    def sees(self) -> Tensor:
+        """Which key each row sees, `[N, R, K]`."""
+        keys = self.keys[:, None]
+        return (keys <= self.rows[..., None]) & ((keys < self.sink[..., None]) | (keys >= self.low[..., None]))
+
+    @cached_property
     def distances(self) -> Tensor:
         """How far behind each row a key stands, `[N, R, K]`."""
         return self.rows[..., None] - self.keys[:, None]
@@ -202,7 +211,9 @@ class Seen:
 
     def cells_in(self, blocks: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
         """The same of a table of each tile's own blocks, `[N, blocks]`."""
-        return blocks.gather(1, self.keys // block_size).long(), self.keys % block_size
+        # For what no row sees stands the last row, which is in the cache: memory of others may hold anything.
+        keys = torch.minimum(self.keys, self.rows[:, -1:])
+        return blocks.gather(1, keys // block_size).long(), keys % block_size
 
     def read(self, kv_cache: Tensor, order: KeyOrder, block_table: Tensor, heads: Tensor) -> Tensor:
         """Copy the keys, or values, of some KV heads, `[N, K, len(heads), size]`, zeros where none is written yet; only

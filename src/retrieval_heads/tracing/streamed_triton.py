@@ -63,7 +63,7 @@ def write_attended(
     dot = dot_type(q, keys)
     is_half = dot != tl.float32
     lines = rows * heads // kv_heads
-    block_m = min(64 if is_half else 16, max(16, triton.next_power_of_2(lines)))
+    block_m, block_n, warps, stages = _tiling(lines, max(head_size, value_size), is_half=is_half)
     blocks, places = seen.cells(block_table, keys.shape[2])
     _attend[(triton.cdiv(lines, block_m), kv_heads, tiles)](
         q,
@@ -73,8 +73,8 @@ def write_attended(
         places,
         seen.keys,
         seen.rows,
-        seen.sees,
-        seen.hides,
+        seen.low,
+        seen.sink,
         seen.tokens,
         seen.requests,
         streaming,
@@ -101,12 +101,26 @@ def write_attended(
         CAPPED=bool(soft_cap),
         DOT=dot,
         BLOCK_M=block_m,
-        BLOCK_N=32 if is_half else 16,
+        BLOCK_N=block_n,
         BLOCK_D=max(16, triton.next_power_of_2(head_size)),
         BLOCK_V=max(16, triton.next_power_of_2(value_size)),
-        num_warps=4,
-        num_stages=2,
+        num_warps=warps,
+        num_stages=stages,
     )
+
+
+def _tiling(lines: int, size: int, *, is_half: bool) -> tuple[int, int, int, int]:
+    """Lines and keys of a program's step, its warps, and stages of its loop.
+
+    Args:
+        lines: Rows × query heads of one KV head, of a tile.
+        size: Features of a key or a value.
+        is_half: Whether 16-bit numbers are multiplied.
+    """
+    block_m = min(64 if is_half else 16, max(16, triton.next_power_of_2(lines)))
+    if not is_half:
+        return block_m, 16, 4, 2
+    return block_m, 64 if size <= 128 else 32, 4, 3 if size <= 128 else 2
 
 
 @triton.jit(do_not_specialize=["rows", "key_count", "window"])  # they change: one compilation serves all values
@@ -118,8 +132,8 @@ def _attend(
     places,
     keys,
     positions,
-    sees,
-    hides,
+    lows,
+    sinks_seen,
     tokens,
     requests,
     streaming,
@@ -174,7 +188,9 @@ def _attend(
     row = line // GROUP
     head = kv_head * GROUP + line % GROUP
     at = tile * rows + row
-    real &= tl.load(hides + at, mask=real, other=0) != 0
+    sink = tl.load(sinks_seen + tile)
+    low = tl.load(lows + at, mask=real, other=0)
+    real &= low > sink
     element = tl.arange(0, BLOCK_D)
     value = tl.arange(0, BLOCK_V)
     q_lines = tl.load(
@@ -214,10 +230,10 @@ def _attend(
         away = key_position[None, :] - position[:, None]
         if alibi_slopes is not None:
             score += slope[:, None] * away.to(tl.float32)
-        is_seen = tl.load(
-            sees + at[:, None] * key_count + key[None, :], mask=real[:, None] & within[None, :], other=0
-        ).to(tl.int1)
-        score = tl.where(is_seen & (away > -window), score * LOG2E, float("-inf"))
+        is_seen = (
+            (away <= 0) & (away > -window) & ((key_position < sink)[None, :] | (key_position[None, :] >= low[:, None]))
+        )
+        score = tl.where(is_seen & within[None, :], score * LOG2E, float("-inf"))
         higher = tl.maximum(greatest, tl.max(score, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp2(score - base[:, None])

@@ -147,6 +147,8 @@ class TracedModel:
                 _install_mask(self.model, [(layer.envoy, layer.kind, layer.projection) for layer in maskable])
             if streamable:
                 _install_stream(self.model, [(layer.envoy, layer.kind) for layer in streamable])
+        read = {one.path for layer in scored for one in (layer.envoy, *layer.envoy._children, layer.projection) if one}
+        self.engine.collective_rpc("instrument_only", args=(sorted(read),))
         self.install_seconds = time.perf_counter() - began
 
     def step(self) -> list[RequestOutput]:

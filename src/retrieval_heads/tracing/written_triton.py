@@ -15,6 +15,7 @@ Import it where CUDA is, or with TRITON_INTERPRET=1 (Triton's interpreter, on CP
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -61,14 +62,10 @@ def score_written(
     dot = dot_type(q, keys)
     is_half = dot != tl.float32
     block_m = min(64 if value_size <= 128 else 32, max(16, triton.next_power_of_2(longest))) if is_half else 16
-    tiles, spans, ratios = _tables(emissions, block_m, sliding_window)
-    most = len(spans) // len(emissions) // 2
-    # From pinned memory: a copy from any other waits for the device.
-    table = torch.tensor([*tiles, *spans], dtype=torch.int32, pin_memory=q.is_cuda).to(q.device, non_blocking=True)
-    ratio = torch.tensor(ratios, dtype=torch.float32, pin_memory=q.is_cuda).to(q.device, non_blocking=True)
+    count, most, table, ratio = _tables_on(q.device, tuple(emissions), block_m, sliding_window)
     found = torch.full((layers, rows, heads), float("nan"), dtype=torch.float32, device=q.device)
     weights = projections[0]
-    _write[(len(tiles) // FIELDS, heads, layers)](
+    _write[(count, heads, layers)](
         q,
         keys,
         _offsets(tuple(one.data_ptr() for one in k_caches), keys.element_size(), q.device),
@@ -88,7 +85,7 @@ def score_written(
         v_scale,
         found,
         rows,
-        len(tiles),
+        count * FIELDS,
         most,
         weights.shape[0],
         NO_WINDOW if sliding_window is None else min(sliding_window, NO_WINDOW),
@@ -122,6 +119,19 @@ def score_written(
         num_stages=3 if is_half else 2,
     )
     return found
+
+
+@lru_cache(maxsize=8)  # layers that have no block table in common ask for the same ones
+def _tables_on(
+    device: torch.device, emissions: tuple[Emission, ...], block_m: int, sliding_window: int | None
+) -> tuple[int, int, Tensor, Tensor]:
+    """How many tiles there are, how many spans an emission has at most, and on the device: tiles and spans; n / m."""
+    tiles, spans, ratios = _tables(emissions, block_m, sliding_window)
+    # From pinned memory: a copy from any other waits for the device.
+    is_cuda = device.type == "cuda"
+    table = torch.tensor([*tiles, *spans], dtype=torch.int32, pin_memory=is_cuda).to(device, non_blocking=True)
+    ratio = torch.tensor(ratios, dtype=torch.float32, pin_memory=is_cuda).to(device, non_blocking=True)
+    return len(tiles) // FIELDS, len(spans) // len(emissions) // 2, table, ratio
 
 
 def _tables(

@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from nnsight.intervention.source import Controller
 from stepping import finish, scores_of_an_answer
 
 from retrieval_heads.engine.backends import vllm
@@ -64,6 +65,7 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
         replay(engine, length, prompt, answers[length], of=f"{length}")
         runs["cached"][length] = finish(engine)[f"{length}"]
     told |= {"still hashed": sorted(hashes._known), "tracked": engine.traced.engine.collective_rpc(TRACKED)}
+    told["instrumented"] = engine.traced.engine.collective_rpc(instrumented)
     for length, prompt in prompts.items():
         assert engine._engine.reset_prefix_cache()
         replay(engine, length, prompt, answers[length])
@@ -94,6 +96,12 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
     torch.save({**found, "told": told}, out)
     sys.stdout.flush()
     os._exit(0)  # nothing of the engine is worth an orderly end
+
+
+def instrumented(worker: Any) -> list[str]:
+    """In a worker: the modules whose calls go through nnsight."""
+    modules = worker.model_runner.model.named_modules()
+    return [name for name, module in modules if isinstance(module.__dict__.get("forward"), Controller)]
 
 
 def staggered(engine: Engine, prompts: dict[int, BuiltPrompt]) -> list[int]:

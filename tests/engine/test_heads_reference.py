@@ -156,6 +156,11 @@ def test_short_ways_round_vllm_and_nnsight_are_taken(probed: Any) -> None:
     assert told["tracked"] == [0], "and nnsight knows of no request any more"
 
 
+def test_calls_of_modules_that_no_edit_reads_go_past_nnsight(probed: Any) -> None:
+    read = {f"model.layers.{layer}.self_attn.{name}" for layer in range(30) for name in ("attn", "o_proj")}
+    assert [set(rank) for rank in probed("float32-block32")["told"]["instrumented"]] == [read]
+
+
 def test_replays_of_answers_that_end_one_after_the_other_go_together(probed: Any) -> None:
     assert probed("float32-block32")["told"]["replays by step"] == [2]
 

@@ -16,6 +16,7 @@ from retrieval_heads.ablation.effect import Cell, Figure, accuracy_of, cell_of, 
 from retrieval_heads.errors import ResultsError
 from retrieval_heads.heads.table import Head
 from retrieval_heads.runs.folder import Facts
+from retrieval_heads.runs.mask import Stream
 from retrieval_heads.runs.place import LENGTH
 from retrieval_heads.runs.record import Record, finite_mean
 
@@ -154,21 +155,23 @@ def _rankings(points: Sequence[Point]) -> list[str]:
 
 def _points(records: Sequence[Record], groups: Groups, bytes_per_token: int = 0) -> list[Point]:
     passed: dict[str, dict[Cell, float]] = defaultdict(dict)
-    streaming: dict[str, Sequence[Head]] = {}
     shares: dict[str, list[float]] = defaultdict(list)
-    of_longest: dict[str, float] = {}
+    kept: dict[str, list[Head]] = {}
+    streams: dict[str, Stream | None] = {}
     every, longest = len(every_kv_head(groups)), max((record.prompt_tokens or 0 for record in records), default=0)
+
+    def bytes_share(arm: str, tokens: int) -> float:
+        stream = streams[arm]
+        return kept_share_of_bytes(len(kept[arm]), every, tokens, stream.sink + stream.recent if stream else tokens)
+
     for record in records:
         arm = record.arm or NONE
         passed[arm][cell_of(record)] = float(record.passed or 0)
-        streaming[arm] = record.mask.heads if record.mask else ()
-        stream = record.mask.stream if record.mask else None
+        if arm not in kept:
+            kept[arm] = kept_of(record.mask.heads if record.mask else (), groups)
+            streams[arm] = record.mask.stream if record.mask else None
         if every and record.prompt_tokens:
-            window = stream.sink + stream.recent if stream else record.prompt_tokens
-            kept = len(kept_of(streaming[arm], groups))
-            shares[arm].append(kept_share_of_bytes(kept, every, record.prompt_tokens, window))
-            whole_bytes = bytes_per_token * longest
-            of_longest[arm] = whole_bytes * (kept_share_of_bytes(kept, every, longest, window) if stream else 1)
+            shares[arm].append(bytes_share(arm, record.prompt_tokens))
     grouped: dict[tuple[str, float], dict[str, dict[Cell, float]]] = {}
     for name, cells in passed.items():
         kept_arm = Kept.of(name)
@@ -191,9 +194,11 @@ def _points(records: Sequence[Record], groups: Groups, bytes_per_token: int = 0)
                 draws={arm: finite_mean(list(cells.values())) for arm, cells in sorted(drawn.items())}
                 if has_draws
                 else {},
-                kept={arm: kept_of(streaming[arm], groups) for arm in sorted(drawn)},
+                kept={arm: kept[arm] for arm in sorted(drawn)},
                 bytes_share=finite_mean(told) if told else None,
-                longest_bytes=of_longest[next(iter(drawn))] if told and bytes_per_token else None,
+                longest_bytes=bytes_per_token * longest * bytes_share(next(iter(drawn)), longest)
+                if told and bytes_per_token
+                else None,
             )
         )
     return sorted(points, key=lambda point: bool(point.ranking))

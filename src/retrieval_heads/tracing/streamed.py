@@ -81,14 +81,16 @@ def together(tiles: Iterable[Tile], heads: int) -> list[list[Tile]]:
     Args:
         tiles: The tiles.
         heads: Of which products stand in memory, 0 where none do: the kernel of `streamed_triton` keeps them to itself.
+            Else tiles whose rows all hide a key are apart, since none of these rows is left as it is.
     """
     lists: list[list[Tile]] = []
-    open_lists: dict[int, list[Tile]] = {}
+    open_lists: dict[tuple[int, bool], list[Tile]] = {}
     for tile in (piece for each in tiles for piece in each.pieces()):
-        found = open_lists.get(tile.rows)
+        kind = tile.rows, heads > 0 and tile.oldest > tile.stream.sink
+        found = open_lists.get(kind)
         keys = max((each.keys for each in (*(found or ()), tile)), default=0)
         if found is None or (len(found) + 1) * tile.rows * keys * heads > PRODUCTS:
-            found = open_lists[tile.rows] = []
+            found = open_lists[kind] = []
             lists.append(found)
         found.append(tile)
     return lists

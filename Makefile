@@ -4,7 +4,7 @@
 # make check: lint, types, layers and unit tests, for whoever changes something.
 # make docs: the documentation as a site, build/site/index.html; its tools get an environment of their own.
 # make soak: ten times as many malformed inputs, then a thousand kills of a running session, each resumed
-# (docs/reliability.md).
+# (docs/reliability.md), then head scores against transformers at 4096 tokens (docs/heads.md).
 PYTHON ?= python3
 VENV ?= .venv
 bin := $(VENV)/bin
@@ -34,6 +34,7 @@ check: lint
 soak: $(VENV)/.test
 	RH_FAULTS=10 $(bin)/pytest -n 2 --timeout 7200 tests/faults/test_faults_*.py
 	$(bin)/python tests/faults/kill_loop.py --rounds 1000 --fork
+	RH_LONG=4096 $(bin)/pytest tests/engine/test_heads_reference.py
 
 lint: $(VENV)/.test
 	$(bin)/ruff check .

@@ -45,10 +45,10 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
         {
             "dtype": dtype,
             "block_size": int(block_size),
-            "max_model_len": 4352,
+            "max_model_len": max(map(int, lengths)) + 256,
             # Long prompts, and some replays, take several steps.
-            "max_num_batched_tokens": 1024,
-            "kv_cache_memory_bytes": 2 << 30,
+            "max_num_batched_tokens": 512,
+            "kv_cache_memory_bytes": 1 << 30,
         },
         traced=True,
     )
@@ -120,7 +120,7 @@ def staggered(engine: Engine, prompts: dict[int, BuiltPrompt]) -> list[int]:
 
 
 def repeated(engine: Engine) -> dict[str, Any]:
-    """Heads on a random text, which takes two steps."""
+    """Heads on a random text, which takes several steps."""
     ids = repeated_text(plain_tokens(engine.tokenizer), PERIOD, COPIES, seed=0)
     rows = Rows(len(ids), (), (0, 0), (), (0, 0), period=PERIOD, scores=("induction", "echo"))
     engine.replay("text", ids, rows, rows.first)

@@ -12,7 +12,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 # Hundreds of processes import what nobody has compiled yet where this is set.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check docs test test-engines test-others soak lint clean
+.PHONY: demo check docs test test-engines test-others test-unit soak lint clean
 
 demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
@@ -28,7 +28,10 @@ test-engines:
 test-others:
 	$(bin)/pytest -n 3 tests/kernels tests/unit tests/plugin tests/faults tests/browser
 
-check: lint
+check:
+	$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync lint test-unit
+
+test-unit: $(VENV)/.test
 	$(bin)/pytest -n 2 -q tests/unit
 
 soak: $(VENV)/.test

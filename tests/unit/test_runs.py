@@ -50,7 +50,7 @@ def test_runs_that_start_together_have_a_folder_each(tmp_path: Path) -> None:
     """Processes, as their locks are those of processes; each round within the same second, or nearly."""
     script = (
         "import sys, time; from pathlib import Path; from retrieval_heads.runs.folder import RunFolder\n"
-        "while time.time() < float(sys.argv[2]): pass\n"
+        "time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
         "made = [RunFolder.create(None, Path(sys.argv[1]), ['essays']) for _ in range(20)]\n"
         "print(*(folder.path for folder in made), sep='\\n')"
     )

@@ -1,7 +1,7 @@
 # make demo: environment, CPU engine, model, essays; then the sweep and the heads; then the pictures.
 # make test: environment with the test tools; lint, then all tests, the real engine included, whose output comes when
 # they have ended.
-# make check: lint, types, layers and unit tests, for whoever changes something.
+# make check: lint, types, layers and unit tests at once, for whoever changes something.
 # make docs: the documentation as a site, build/site/index.html; its tools get an environment of their own.
 # make soak: ten times as many malformed inputs, then a thousand kills of a running session, each resumed
 # (docs/reliability.md), then head scores against transformers at 4096 tokens (docs/heads.md).
@@ -29,7 +29,7 @@ test-others:
 	$(bin)/pytest -n 3 tests/kernels tests/unit tests/plugin tests/faults tests/browser
 
 check:
-	$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync lint test-unit
+	$(MAKE) --no-print-directory --jobs 2 --keep-going lint test-unit
 
 test-unit: $(VENV)/.test
 	$(bin)/pytest -n 2 -q tests/unit

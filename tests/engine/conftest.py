@@ -361,7 +361,7 @@ DETECTED_SUITE: dict[str, Any] = {
             "question": "What is the best thing to do in San Francisco?",
         }
     ],
-    "sweep": {"context_lengths": [512, 1024], "document_depths": {"min": 0, "max": 100, "intervals": 4}},
+    "sweep": {"context_lengths": [320, 640], "document_depths": {"min": 0, "max": 100, "intervals": 4}},
     "generation": {"max_tokens": 40},
     "per_step": True,
     # What a hand-made hook found on this model with other prompts: known before this code was written.

@@ -41,7 +41,7 @@ def stored_run(detect_run: Outcome, tmp_path_factory: pytest.TempPathFactory) ->
     suites = {
         "again": {
             "from_results": str(results),
-            "sweep": {"context_lengths": [1024]},
+            "sweep": {"context_lengths": [640]},
             "per_step": True,
             "expect": {"min_overlap_with": str(detect_run.folder / "heads.json"), "min_overlap": 0.7},
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def runs(folder: Path) -> dict[str, Any]:
     return run_models(folder / "found.pt", folder)
 
 
+@cache
 def reference_of(folder: Path, model: str) -> Reference:
     ids = tokens()
     return attention_rows(str(folder / MODELS[model].architecture), [*ids, *ids[slice(*NEEDLE_SPAN)][:-1]], 0)

@@ -29,6 +29,9 @@ UNSEEN = 1 << 30
 PRODUCTS = 16 << 20
 """Query rows times keys times heads that are computed at once: 64 MB in float32."""
 
+PRODUCTS_ON_CPU = 2 << 20
+"""There: keys, values and outputs of so many stay in a core's cache, and in memory that malloc does not give back."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -75,13 +78,14 @@ class Tile:
                 yield piece
 
 
-def together(tiles: Iterable[Tile], heads: int) -> list[list[Tile]]:
+def together(tiles: Iterable[Tile], heads: int, products: int = PRODUCTS) -> list[list[Tile]]:
     """Tiles in pieces, those of as many rows in one list as far as memory bears it.
 
     Args:
         tiles: The tiles.
         heads: Of which products stand in memory, 0 where none do: the kernel of `streamed_triton` keeps them to itself.
             Else tiles whose rows all hide a key are apart, since none of these rows is left as it is.
+        products: How many memory bears.
     """
     lists: list[list[Tile]] = []
     open_lists: dict[tuple[int, bool], list[Tile]] = {}
@@ -89,7 +93,7 @@ def together(tiles: Iterable[Tile], heads: int) -> list[list[Tile]]:
         kind = tile.rows, heads > 0 and tile.oldest > tile.stream.sink
         found = open_lists.get(kind)
         keys = max((each.keys for each in (*(found or ()), tile)), default=0)
-        if found is None or (len(found) + 1) * tile.rows * keys * heads > PRODUCTS:
+        if found is None or (len(found) + 1) * tile.rows * keys * heads > products:
             found = open_lists[kind] = []
             lists.append(found)
         found.append(tile)

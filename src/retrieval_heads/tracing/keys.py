@@ -66,22 +66,18 @@ class KeyOrder:
         keys = self.paged(kv_cache, block_ids).transpose(1, 2).flatten(0, 1)
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
-    def of_heads(self, kv_cache: Tensor, blocks: Tensor, heads: Tensor) -> Tensor:
-        """Copy the keys of some heads in some blocks, `[N, len(heads), B × block_size, head_size]`; quantised ones as
-        bytes.
+    def of_cells(self, cells: Tensor) -> Tensor:
+        """The keys of some cells, `[len(cells), block_size, head_size]`; quantised ones as bytes.
 
         Args:
-            kv_cache: The cache.
-            blocks: `[N, B]`.
-            heads: Of which KV heads.
+            cells: From `cells_of`.
         """
-        kv_cache = kv_cache.view(torch.uint8) if kv_cache.dtype == FP8 else kv_cache
-        ordered, at = self._ordered(kv_cache), (blocks[:, None], heads[:, None])
+        ordered = self._ordered(cells[:, None])
         if ordered is None:
-            cells = kv_cache[at].flatten(3).index_select(3, self.offsets)
+            keys = cells.flatten(1).index_select(1, self.offsets)
         else:
-            cells = ordered[at].flatten(3).view(kv_cache.dtype)
-        return cells.unflatten(3, self.shape).flatten(2, 3)
+            keys = ordered.flatten(1).view(cells.dtype)
+        return keys.unflatten(1, self.shape)
 
     def paged(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
         """The same in blocks, `[len(block_ids), kv_heads, block_size, head_size]`; quantised ones as bytes."""
@@ -108,6 +104,22 @@ class KeyOrder:
         sizes = tuple(size for size, _ in self.digits[:-1])
         first, *steps = (number // 2 for number in outer)
         return kv_cache.view(wide).as_strided((*kv_cache.shape[:2], *sizes), steps, first)
+
+
+def cells_of(kv_cache: Tensor, blocks: Tensor, heads: Tensor) -> Tensor:
+    """Copy the cells of some heads in some blocks, `[N × len(heads) × B, block_size, 2 × head_size]`; quantised ones as
+    bytes. A cell holds keys and values, and lies in one piece: bringing these into order is a third faster in the copy.
+
+    Args:
+        kv_cache: The cache.
+        blocks: `[N, B]`.
+        heads: Of which KV heads.
+    """
+    kv_cache = kv_cache.view(torch.uint8) if kv_cache.dtype == FP8 else kv_cache
+    if kv_cache.stride(0) != kv_cache.shape[1] * kv_cache.stride(1):
+        return kv_cache[blocks[:, None], heads[:, None]].flatten(0, 2)
+    at = blocks[:, None] * kv_cache.shape[1] + heads[:, None]
+    return kv_cache.flatten(0, 1).index_select(0, at.flatten())
 
 
 def key_order(attention: Module) -> KeyOrder:

@@ -89,6 +89,7 @@ def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -
         **done,
         "replicas": ("not run", "1 GPU is needed, 0 are there"),
         "ray": two_gpus,
+        "ray_ranks": two_gpus,
         "ranks": two_gpus,
         "ranks_bfloat16": two_gpus,
         "both": four_gpus,

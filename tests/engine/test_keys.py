@@ -10,7 +10,7 @@ import torch
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, _get_attn_isa
 
-from retrieval_heads.tracing.keys import UnreadableCache, cells_of, key_order, value_order
+from retrieval_heads.tracing.keys import UnreadableCache, key_order, value_order
 
 pytestmark = pytest.mark.engine
 
@@ -66,9 +66,8 @@ def test_planted_keys_are_read_back(dtype: torch.dtype, block_size: int, head_si
     assert torch.equal(order.read(attention.kv_cache, table)[:tokens], keys)
     assert order.digits, "blocks are brought into order without an index of each element"
     blocks, heads = torch.tensor([[4, 0], [2, 1]]), torch.tensor([2, 0])
-    cells = order.of_cells(cells_of(attention.kv_cache, table[blocks], heads)).unflatten(0, (2, 2, 2))
     expected = keys[: 5 * block_size].unflatten(0, (5, block_size))[blocks][..., heads, :].permute(0, 3, 1, 2, 4)
-    assert torch.equal(cells, expected)
+    assert torch.equal(order.of_heads(attention.kv_cache, table[blocks], heads), expected.flatten(2, 3))
     view = order.view(attention.kv_cache)
     if view is not None:
         read = view.index_select(0, table).transpose(1, 2).flatten(0, 1)[:tokens]
@@ -82,8 +81,8 @@ def test_planted_values_are_read_back(dtype: torch.dtype, block_size: int, head_
     tokens = 5 * block_size + 7
     _, values, table = plant_both(attention, tokens)
     assert torch.equal(order.read(attention.kv_cache, table)[:tokens], values)
-    cells = order.of_cells(cells_of(attention.kv_cache, table[None, :2], torch.tensor([1])))
-    assert torch.equal(cells.flatten(0, 1), values[: 2 * block_size, 1])
+    read = order.of_heads(attention.kv_cache, table[None, :2], torch.tensor([1]))
+    assert torch.equal(read[0, 0], values[: 2 * block_size, 1])
     assert order.digits, "blocks are brought into order without an index of each element"
     view = order.view(attention.kv_cache)
     if view is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from retrieval_heads.runs.mask import Stream
-from retrieval_heads.tracing.keys import KeyOrder, cells_of, digits_of
+from retrieval_heads.tracing.keys import KeyOrder, digits_of
 from retrieval_heads.tracing.streamed import ROWS, Seen, Tile, attended, together, write
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -107,7 +107,7 @@ def test_rows_see_sinks_and_their_window(cache: Any, sink: int, recent: int, anc
         rows = q[seen.tokens].unflatten(0, seen.rows.shape)
         found = attended(rows, keys[blocks, :, places], values[blocks, :, places], seen, **asked)
         whole_blocks, heads = seen.in_blocks(BLOCK), torch.arange(KV_HEADS)
-        read = [whole_blocks.read(one, [order_of(one)], table, heads)[0] for one in (keys, values)]
+        read = [whole_blocks.read(one, order_of(one), table, heads) for one in (keys, values)]
         from_blocks = attended(rows, *read, whole_blocks, **asked)
         for number, tile in enumerate(group):
             here = q[tile.start : tile.start + tile.rows]
@@ -185,11 +185,13 @@ def test_blocks_are_read_in_any_order(size: int, channels: int, place: Any, dtyp
         found = keys.paged(cache, torch.tensor([4, 0, 2]))
         assert torch.equal(found, cache[[4, 0, 2]].flatten(2)[..., offsets])
         blocks, heads = torch.tensor([[4, 0], [0, 2], [1, 1]]), torch.tensor([2, 0])
-        of_heads = keys.of_cells(cells_of(cache, blocks, heads)).unflatten(0, (3, 2, 2)).flatten(2, 3)
-        assert of_heads.shape == (3, 2, 2 * size, channels)
-        for tile, head in itertools.product(range(3), range(2)):
-            ordered = cache[blocks[tile], heads[head]].flatten(1)[:, offsets].flatten(0, 1)
-            assert torch.equal(of_heads[tile, head], ordered)
+        # With room between its blocks as well.
+        for each in (cache, torch.cat([cache, cache], dim=1)[:, : cache.shape[1]]):
+            of_heads = keys.of_heads(each, blocks, heads)
+            assert of_heads.shape == (3, 2, 2 * size, channels)
+            for tile, head in itertools.product(range(3), range(2)):
+                ordered = cache[blocks[tile], heads[head]].flatten(1)[:, offsets].flatten(0, 1)
+                assert torch.equal(of_heads[tile, head], ordered)
 
 
 def test_orders_that_count_in_digits_are_known() -> None:

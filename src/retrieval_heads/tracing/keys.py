@@ -66,18 +66,22 @@ class KeyOrder:
         keys = self.paged(kv_cache, block_ids).transpose(1, 2).flatten(0, 1)
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
-    def of_cells(self, cells: Tensor) -> Tensor:
-        """The keys of some cells, `[len(cells), block_size, head_size]`; quantised ones as bytes.
+    def of_heads(self, kv_cache: Tensor, blocks: Tensor, heads: Tensor) -> Tensor:
+        """Copy the keys of some heads in some blocks, `[N, len(heads), B × block_size, head_size]`; quantised ones as
+        bytes.
 
         Args:
-            cells: From `cells_of`.
+            kv_cache: The cache.
+            blocks: `[N, B]`.
+            heads: Of which KV heads.
         """
-        ordered = self._ordered(cells[:, None])
-        if ordered is None:
-            keys = cells.flatten(1).index_select(1, self.offsets)
+        kv_cache = kv_cache.view(torch.uint8) if kv_cache.dtype == FP8 else kv_cache
+        if kv_cache.stride(0) == kv_cache.shape[1] * kv_cache.stride(1):  # each cell is a block of one head
+            at = blocks[:, None] * kv_cache.shape[1] + heads[:, None]
+            read = self.paged(kv_cache.flatten(0, 1)[:, None], at.flatten()).unflatten(0, at.shape)[:, :, :, 0]
         else:
-            keys = ordered.flatten(1).view(cells.dtype)
-        return keys.unflatten(1, self.shape)
+            read = self.paged(kv_cache, blocks.flatten()).unflatten(0, blocks.shape)[:, :, heads].transpose(1, 2)
+        return read.flatten(2, 3)
 
     def paged(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
         """The same in blocks, `[len(block_ids), kv_heads, block_size, head_size]`; quantised ones as bytes."""
@@ -104,22 +108,6 @@ class KeyOrder:
         sizes = tuple(size for size, _ in self.digits[:-1])
         first, *steps = (number // 2 for number in outer)
         return kv_cache.view(wide).as_strided((*kv_cache.shape[:2], *sizes), steps, first)
-
-
-def cells_of(kv_cache: Tensor, blocks: Tensor, heads: Tensor) -> Tensor:
-    """Copy the cells of some heads in some blocks, `[N × len(heads) × B, block_size, 2 × head_size]`; quantised ones as
-    bytes. A cell holds keys and values, and lies in one piece: bringing these into order is a third faster in the copy.
-
-    Args:
-        kv_cache: The cache.
-        blocks: `[N, B]`.
-        heads: Of which KV heads.
-    """
-    kv_cache = kv_cache.view(torch.uint8) if kv_cache.dtype == FP8 else kv_cache
-    if kv_cache.stride(0) != kv_cache.shape[1] * kv_cache.stride(1):
-        return kv_cache[blocks[:, None], heads[:, None]].flatten(0, 2)
-    at = blocks[:, None] * kv_cache.shape[1] + heads[:, None]
-    return kv_cache.flatten(0, 1).index_select(0, at.flatten())
 
 
 def key_order(attention: Module) -> KeyOrder:

@@ -358,9 +358,8 @@ class SoftmaxAttention(_Softmax):
             if options[name] is not None:
                 options[name] = options[name][heads]
         seen = seen.in_blocks(order.shape[0])
-        read_keys, read_values = seen.read(cache, (order, values), table, shared)
-        read_keys = _times(read_keys, _of_heads(key_scale, shared))
-        read_values = _times(read_values, _of_heads(value_scale, shared))
+        read_keys = _times(seen.read(cache, order, table, shared), _of_heads(key_scale, shared))
+        read_values = _times(seen.read(cache, values, table, shared), _of_heads(value_scale, shared))
         own = queries.unflatten(2, (-1, self.group(module))).permute(0, 2, 3, 1, 4).index_select(1, shared)
         found = attended(own.flatten(1, 2).transpose(1, 2), read_keys, read_values, seen, **options)
         write(found, seen, None if are_alike else streaming, output, heads)

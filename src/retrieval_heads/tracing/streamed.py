@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from retrieval_heads.runs.mask import Stream
-from retrieval_heads.tracing.keys import KeyOrder, cells_of
+from retrieval_heads.tracing.keys import KeyOrder
 from retrieval_heads.tracing.rows import FP8
 
 ROWS = 128
@@ -221,22 +221,18 @@ class Seen:
         keys = torch.minimum(self.keys, self.rows[:, -1:])
         return blocks.gather(1, keys // block_size).long(), keys % block_size
 
-    def read(self, kv_cache: Tensor, orders: Sequence[KeyOrder], block_table: Tensor, heads: Tensor) -> list[Tensor]:
-        """Copy keys and values of some KV heads, `[N, K, len(heads), size]`, zeros where none is written yet; only of
-        whole blocks.
+    def read(self, kv_cache: Tensor, order: KeyOrder, block_table: Tensor, heads: Tensor) -> Tensor:
+        """Copy the keys, or values, of some KV heads, `[N, K, len(heads), size]`, zeros where none is written yet; only
+        of whole blocks.
         """
         known = id(block_table)
         if known not in self._tables:
             self._tables[known] = block_table, block_table[self.places].gather(1, self.blocks).long()
-        blocks = self._tables[known][1]
-        cells, (tile, key) = cells_of(kv_cache, blocks, heads), self.unwritten
-        found = []
-        for order in orders:
-            read = order.of_cells(cells).unflatten(0, (len(blocks), len(heads), -1)).flatten(2, 3)
-            if len(tile):
-                read[tile, :, key] = 0
-            found.append((read.view(FP8) if read.dtype == torch.uint8 else read).transpose(1, 2))
-        return found
+        read = order.of_heads(kv_cache, self._tables[known][1], heads)
+        tile, key = self.unwritten
+        if len(tile):
+            read[tile, :, key] = 0
+        return (read.view(FP8) if read.dtype == torch.uint8 else read).transpose(1, 2)
 
 
 def attended(

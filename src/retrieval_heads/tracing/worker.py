@@ -191,16 +191,13 @@ class _Collects:
             found[request.key(wanted)[0]] = saves, next((error for error in errors if error is not None), None)
         return pickle.dumps(found)
 
-    def instrument_only(self, paths: Sequence[str]) -> int:
+    def instrument_only(self, paths: Sequence[str]) -> None:
         """Have nnsight give up the modules that no edit reads or writes: it stands in the way of every call of each.
 
         Args:
             paths: Of the modules that edits do, as nnsight names them.
-
-        Returns:
-            How many modules were given up.
         """
-        kept, given_up = set(paths), 0
+        kept = set(paths)
         own = set(self.model_runner.model.modules())  # beside them nnsight has some for what comes after the forward
         for envoy in self.model_runner.nnsight_model.modules():
             module = envoy._module
@@ -208,8 +205,6 @@ class _Collects:
             if envoy.path in kept or module not in own or state is None or state.original is not type(module).forward:
                 continue
             del module.__dict__[STATE], module.__dict__["forward"]  # its class' is in force again
-            given_up += 1
-        return given_up
 
 
 class TracedGPUModelRunner(Conducted, NNsightGPUModelRunner):

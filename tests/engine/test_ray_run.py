@@ -41,7 +41,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 def outcome(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The run. Each engine answers two cells at a time, so that the one that is killed has some left."""
     folder = tmp_path_factory.mktemp("ray")
-    engine = {"kind": "ray", "replicas": 2, "address": nodes.address}
+    engine = {"kind": "ray", "replicas": 2, "address": nodes.address, "place_limit": PATIENCE}
     model = {**DETECTED_CONFIG["model"], "max_num_seqs": 2}
     config = write_yaml(folder / "config.yaml", {"model": model, "engine": engine})
     with started([*detection(folder), "--rh-config", str(config)], folder) as run:

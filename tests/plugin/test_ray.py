@@ -44,7 +44,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, forks: Server) -> Iterator[N
 def two(project: Project, nodes: Nodes) -> Project:
     """A replica on each of two nodes."""
     project.suite(sweep={"context_lengths": [128, 256], "document_depths": [0, 50, 100], "seeds": [0, 7]})
-    engine = {"kind": "ray", "replicas": 2, "address": nodes.address, "gpus": 0}
+    engine = {"kind": "ray", "replicas": 2, "address": nodes.address, "gpus": 0, "place_limit": 250}
     project.write("config.yaml", {"model": {"model": "toy", "hf_token": SECRET}, "engine": engine})
     return project
 
@@ -54,7 +54,7 @@ def killing(now: Callable[[], bool]) -> Iterator[None]:
     """Meanwhile an actor is killed, once something is so."""
 
     def kill() -> None:
-        until(now)
+        until(now, 250)
         time.sleep(0.2)  # what it has answered has reached the one in front
         every = psutil.Process().children(recursive=True)
         next(one for one in every if one.name().startswith("ray::EngineActor")).kill()
@@ -164,10 +164,10 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("setting", "sentence"),
         [
-            ("engine.cpus=2", f"engine.replicas: Ray found room for 0 of 2 replicas of 0 GPU and 2 CPU each {ROOM}"),
+            ("engine.cpus=2", f"engine.replicas: Ray placed 0 of 2 replicas of 0 GPU and 2 CPU each {ROOM}"),
             (
                 "engine.gpus=1",
-                f"engine.replicas: Ray found room for 0 of 2 replicas of 1 GPU and 1 CPU each {ROOM}; "
+                f"engine.replicas: Ray placed 0 of 2 replicas of 1 GPU and 1 CPU each {ROOM}; "
                 "engine.gpus: 0 is for vLLM's CPU build",
             ),
             ("engine.address=127.0.0.1:1", "engine.address: there is no Ray cluster at 127.0.0.1:1 (*)"),

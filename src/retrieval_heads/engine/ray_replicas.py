@@ -121,7 +121,7 @@ def _wait_placed(replicas: list[RayReplica], hello: Hello, settings: RaySettings
     gpus, cpus = (int(sum(node.get(what, 0) for node in nodes)) for what in ("GPU", "CPU"))
     hint = "; engine.gpus: 0 is for vLLM's CPU build" if each and not gpus else ""
     raise EngineError(
-        f"engine.replicas: Ray found room for {placed} of {len(replicas)} replicas of {each} GPU and "
+        f"engine.replicas: Ray placed {placed} of {len(replicas)} replicas of {each} GPU and "
         f"{settings.cpus} CPU each within {settings.place_limit:g} s (engine.place_limit); the cluster's nodes have "
         f"{gpus} GPU and {cpus} CPU together, {len(nodes)} of them{hint}"
     )
@@ -180,7 +180,7 @@ class RayReplica(Replica):
         import ray
 
         if not self.is_placed(self._settings.place_limit):
-            raise EngineError(f"Ray found no room for it within {self._settings.place_limit:g} s (engine.place_limit)")
+            raise EngineError(f"Ray placed it nowhere within {self._settings.place_limit:g} s (engine.place_limit)")
         threading.Thread(target=self._follow_log, daemon=True).start()
         environment = {name: value for name, value in os.environ.items() if _goes_along(name)}
         folder = os.getcwd()  # noqa: PTH109

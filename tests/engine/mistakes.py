@@ -19,7 +19,7 @@ from retrieval_heads.heads import copy
 from retrieval_heads.heads.copy import Hits
 from retrieval_heads.heads.looks import Rows, Seen
 from retrieval_heads.tracing import layer_kinds
-from retrieval_heads.tracing.attention_torch import score_rows_dense
+from retrieval_heads.tracing.attention_torch import score_layers_read
 from retrieval_heads.tracing.keys import KeyOrder
 from retrieval_heads.tracing.probe import Probe
 from retrieval_heads.tracing.rows import RowScores
@@ -101,7 +101,7 @@ def _scored(change: Callable[[Callable[..., RowScores]], Callable[..., RowScores
     right = layer_kinds.scorer
     with (
         mock.patch.object(layer_kinds, "scorer", lambda device: change(right(device))),
-        mock.patch.object(layer_kinds, "score_rows_dense", change(score_rows_dense)),
+        mock.patch.object(layer_kinds, "score_layers_read", change(score_layers_read)),
     ):
         yield
 
@@ -111,7 +111,7 @@ def other_kv_heads(prompt: Prompt) -> AbstractContextManager[Any]:
 
     def change(score: Callable[..., RowScores]) -> Callable[..., RowScores]:
         def scores(q: Tensor, keys: Any, *rest: Any, **options: Any) -> RowScores:
-            kv_heads = keys.shape[1] if isinstance(keys, Tensor) else keys[0].shape[1]
+            kv_heads = keys[0].shape[1] if isinstance(keys[0], Tensor) else rest[0]
             order = torch.arange(q.shape[-2]).view(-1, kv_heads).T.flatten()
             found, back = score(q[..., order, :], keys, *rest, **options), order.argsort()
             return RowScores(found.argmax[..., back], found.logsumexp[..., back], found.span_logsumexp[..., back])

@@ -656,3 +656,31 @@ def test_rows_of_a_long_text_are_scored_some_at_a_time(window: int | None, monke
     ):
         if at_once is not None:
             torch.testing.assert_close(in_parts, at_once)
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_layers_are_scored_as_many_at_a_time_as_memory_holds(
+    cap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of five, all together, and each as if it were alone; keys that take two chunks."""
+    source = torch.Generator().manual_seed(3)
+    layers, rows, count = 5, 6, attention_torch.KEYS_AT_A_TIME + 100
+    q = torch.randn(layers, rows, 4, 8, generator=source)
+    keys, sinks = torch.randn(layers, count, 2, 8, generator=source), torch.randn(layers, 4, generator=source)
+    stretch = Stretch(count - rows, rows, (20, 30), 12, count - rows + 2)
+    options: dict[str, Any] = {"scale": 0.3, "soft_cap": cap}
+    reads = [lambda start, stop, own=own: own[start:stop].transpose(0, 1) for own in keys]
+    together = attention_torch.score_layers_read(q, reads, 2, stretch, sinks=sinks, **options)
+    monkeypatch.setattr(attention_torch, "BYTES_AT_A_TIME", 2 * 4 * rows * 4 * (8 + 10 + 12))
+    in_parts = attention_torch.score_layers_read(q, reads, 2, stretch, sinks=sinks, **options)
+    more = {"span": (20, 30), "top": 12, "top_from": stretch.top_from}
+    for layer in range(layers):
+        alone = attention_torch.score_rows_dense(
+            q[layer], keys[layer], stretch.first, sinks=sinks[layer], **options, **more
+        )
+        for name, expected in vars(alone).items():
+            for found in (together, in_parts):
+                if expected is None:
+                    assert getattr(found, name) is None
+                else:
+                    assert torch.equal(getattr(found, name)[layer].nan_to_num(-1), expected.nan_to_num(-1)), name

@@ -8,8 +8,10 @@ log-sum-exps that weights are ratios of (the weight on a span is `exp(span_logsu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -23,16 +25,20 @@ from retrieval_heads.tracing.rows import (
     check_layers,
     check_rows,
     joined,
+    layered,
     seen_keys,
-    stacked,
 )
 from retrieval_heads.tracing.top_keys import TopKeys
 
 KEYS_AT_A_TIME = 2048  # scores of 50 rows × 9 heads × 2048 keys: 4 MB, so they stay in a CPU's cache
 KEYS_PER_GROUP = 64
 ROWS_AT_A_TIME = 1024  # of a long text of which every row is scored
+BYTES_AT_A_TIME = 16 << 20  # of layers' queries and of their rows' scores in the span
 NATS = math.log(2.0)  # in one bit
 NO_SCORE = -3.0e38  # below every score; finite, so that -inf - NO_SCORE is -inf and not NaN
+
+Read = Callable[[int, int], Tensor]
+"""Gives a layer's keys at positions `[start, stop)`: `[kv_heads, stop - start, head_size]`."""
 
 
 def score_rows(
@@ -94,18 +100,10 @@ def score_rows(
         alibi_slopes=alibi_slopes,
         k_scale=k_scale,
     )
-    return _score_paged(
-        q,
-        k_cache,
-        block_ids,
-        stretch,
-        scale=scale,
-        sliding_window=sliding_window,
-        soft_cap=soft_cap,
-        sinks=sinks,
-        alibi_slopes=alibi_slopes,
-        k_scale=k_scale,
-    )
+    options: Any = {"sliding_window": sliding_window, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes}
+    sinks = None if sinks is None else sinks[None]
+    scores = _score_paged(q[None], [k_cache], block_ids, stretch, scale=scale, k_scale=k_scale, sinks=sinks, **options)
+    return scores.each(itemgetter(0))
 
 
 def score_layers(
@@ -149,26 +147,15 @@ def score_layers(
         alibi_slopes=alibi_slopes,
         k_scale=k_scale,
     )
-    found = []
-    for layer, k_cache in enumerate(k_caches):
-        rows = q[layer].split([stretch.rows for stretch in stretches])
-        parts = [
-            _score_paged(
-                part,
-                k_cache,
-                block_ids,
-                stretch,
-                scale=scale,
-                sliding_window=sliding_window,
-                soft_cap=soft_cap,
-                sinks=None if sinks is None else sinks[layer],
-                alibi_slopes=alibi_slopes,
-                k_scale=k_scale[layer : layer + 1] if isinstance(k_scale, Tensor) and k_scale.numel() > 1 else k_scale,
-            )
-            for part, block_ids, stretch in zip(rows, block_table, stretches, strict=True)
+    options: Any = {"sliding_window": sliding_window, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes}
+    options |= {"scale": scale, "k_scale": k_scale, "sinks": sinks}
+    parts = q.split([stretch.rows for stretch in stretches], dim=1)
+    return joined(
+        [
+            _score_paged(part, k_caches, block_ids, stretch, **options)
+            for part, block_ids, stretch in zip(parts, block_table, stretches, strict=True)
         ]
-        found.append(joined(parts))
-    return stacked(found)
+    )
 
 
 def score_rows_dense(
@@ -188,8 +175,6 @@ def score_rows_dense(
 ) -> RowScores:
     """Score rows against keys that are no longer in blocks; otherwise as `score_rows`.
 
-    For caches that have to be decoded first: vLLM packs K per instruction set on CPU.
-
     Args:
         keys: `[n, kv_heads, head_size]`, any strides and float dtype: positions `first_key` to `first_key + n - 1`.
         first_key: Where `keys` begins; a layer with a sliding window needs nothing before its first row's window.
@@ -197,18 +182,6 @@ def score_rows_dense(
     Raises:
         ValueError: As `score_rows`, and when a visible key is not among `keys`.
     """
-    check_rows(
-        q,
-        kv_heads=keys.shape[1],
-        head_size=keys.shape[-1],
-        first_position=first_position,
-        scale=scale,
-        span=span,
-        sliding_window=sliding_window,
-        soft_cap=soft_cap,
-        alibi_slopes=alibi_slopes,
-        top=top,
-    )
     first_seen, end = seen_keys(q.shape[0], first_position, sliding_window)
     if first_key > first_seen or first_key + keys.shape[0] < end:
         raise ValueError(
@@ -218,12 +191,62 @@ def score_rows_dense(
     def read(start: int, stop: int) -> Tensor:
         return keys[start - first_key : stop - first_key].transpose(0, 1)
 
-    return _score(
-        q,
-        read,
+    return score_layers_read(
+        q[None],
+        [read],
         keys.shape[1],
         Stretch(first_position, q.shape[0], span, top, top_from),
         scale=scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        sinks=None if sinks is None else sinks[None],
+        alibi_slopes=alibi_slopes,
+    ).each(itemgetter(0))
+
+
+def score_layers_read(
+    q: Tensor,
+    reads: Sequence[Read],
+    kv_heads: int,
+    stretch: Stretch,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+) -> RowScores:
+    """Score one request's rows in several layers against keys that are read as they are met; else as `score_layers`.
+
+    For caches that have to be decoded first: vLLM packs K per instruction set on CPU.
+
+    Args:
+        q: `[layers, rows, query_heads, head_size]`.
+        reads: Each layer's; any float dtype.
+        kv_heads: How many there are.
+        stretch: The rows.
+
+    Raises:
+        ValueError: As `score_rows`.
+    """
+    check_rows(
+        q[0],
+        kv_heads=kv_heads,
+        head_size=q.shape[-1],
+        first_position=stretch.first,
+        scale=scale,
+        span=stretch.span,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        alibi_slopes=alibi_slopes,
+        top=stretch.top,
+    )
+    return _score(
+        q,
+        reads,
+        kv_heads,
+        stretch,
+        scales=[scale] * len(reads),
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=sinks,
@@ -233,7 +256,7 @@ def score_rows_dense(
 
 def _score_paged(
     q: Tensor,
-    k_cache: Tensor,
+    k_caches: Sequence[Tensor],
     block_ids: Tensor,
     stretch: Stretch,
     *,
@@ -241,90 +264,140 @@ def _score_paged(
     scale: float,
     **options: Any,
 ) -> RowScores:
-    """`score_rows`, of arguments that have been checked."""
-    block_size = k_cache.shape[-2]
-    cells = k_cache.view(torch.uint8) if k_cache.dtype == FP8 else k_cache  # fp8 has no index_select
+    """One request's rows in several layers, of arguments that have been checked."""
+    _, kv_heads, block_size, _ = k_caches[0].shape
 
-    def read(start: int, stop: int) -> Tensor:
+    def read(cache: Tensor, start: int, stop: int) -> Tensor:
         first_block, skipped = divmod(start, block_size)
-        blocks = cells.index_select(0, block_ids[first_block : -(-stop // block_size)])
+        blocks = cache.index_select(0, block_ids[first_block : -(-stop // block_size)])
         keys = blocks.transpose(0, 1).flatten(1, 2)[:, skipped : skipped + stop - start]
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
-    kv_heads = k_cache.shape[1]
-    if isinstance(k_scale, Tensor) and k_scale.numel() > 1:
+    layers = len(k_caches)
+    scales: list[float | Tensor] = [scale] * layers
+    if isinstance(k_scale, Tensor) and k_scale.numel() > 1 and k_scale.dim() > 1:
         # Into the queries, which have a KV head. Keys that tie still do.
-        q = q.float() * k_scale.float().view(kv_heads).repeat_interleave(q.shape[1] // kv_heads)[:, None]
-        k_scale = None
-    return _score(q, read, kv_heads, stretch, scale=scale if k_scale is None else scale * k_scale, **options)
+        by_head = k_scale.float().view(layers, kv_heads).repeat_interleave(q.shape[2] // kv_heads, dim=1)
+        q = q.float() * by_head[:, None, :, None]
+    elif isinstance(k_scale, Tensor):
+        scales = list((scale * k_scale).reshape(-1).expand(layers))
+    elif k_scale is not None:
+        scales = [scale * k_scale] * layers
+    cells = (cache.view(torch.uint8) if cache.dtype == FP8 else cache for cache in k_caches)  # fp8 has no index_select
+    return _score(q, [partial(read, cache) for cache in cells], kv_heads, stretch, scales=scales, **options)
 
 
 def _score(
     q: Tensor,
-    read: Callable[[int, int], Tensor],
+    reads: Sequence[Read],
     kv_heads: int,
     stretch: Stretch,
     *,
-    scale: float | Tensor,
+    scales: Sequence[float | Tensor],
+    sinks: Tensor | None,
+    **options: Any,
+) -> RowScores:
+    """`[layers, rows, query_heads]`, so many layers and rows at a time as memory is to hold."""
+    layers, rows, heads, head_size = q.shape
+    if rows > ROWS_AT_A_TIME:
+        starts = range(0, rows, ROWS_AT_A_TIME)
+        parts = q.split(ROWS_AT_A_TIME, dim=1)
+        pieces = [
+            replace(stretch, first=stretch.first + start, rows=part.shape[1])
+            for start, part in zip(starts, parts, strict=True)
+        ]
+        options |= {"scales": scales, "sinks": sinks}
+        return joined(
+            [_score(part, reads, kv_heads, piece, **options) for part, piece in zip(parts, pieces, strict=True)]
+        )
+    inside = stretch.span[1] - stretch.span[0] + stretch.top
+    most = max(1, BYTES_AT_A_TIME // (4 * rows * heads * (head_size + inside)))
+    return layered(
+        [
+            _score_layers(
+                q[own],
+                reads[own],
+                kv_heads,
+                stretch,
+                scales=scales[own],
+                sinks=None if sinks is None else sinks[own],
+                **options,
+            )
+            for own in (slice(start, start + most) for start in range(0, layers, most))
+        ]
+    )
+
+
+def _score_layers(
+    q: Tensor,
+    reads: Sequence[Read],
+    kv_heads: int,
+    stretch: Stretch,
+    *,
+    scales: Sequence[float | Tensor],
     sliding_window: int | None,
     soft_cap: float | None,
     sinks: Tensor | None,
     alibi_slopes: Tensor | None,
 ) -> RowScores:
-    """Go through the keys chunk by chunk; `read(start, stop)` gives `[kv_heads, stop - start, head_size]`.
+    """Go through the keys chunk by chunk, and of each layer by layer: what one layer's rows have with a chunk's keys
+    stays in a CPU's cache. What is left of a chunk is a few numbers for each row, which all layers take their way with
+    together.
 
     Partial log-sum-exps merge exactly (online softmax: arXiv 1805.02867), and so do partial maxima.
     """
-    rows, heads, head_size = q.shape
-    if rows > ROWS_AT_A_TIME:
-        options: Any = {"scale": scale, "sliding_window": sliding_window, "soft_cap": soft_cap}
-        options |= {"sinks": sinks, "alibi_slopes": alibi_slopes}
-        pieces = ((replace(stretch, first=stretch.first + start, rows=len(part)), part) for start, part in _parts(q))
-        return joined([_score(part, read, kv_heads, piece, **options) for piece, part in pieces])
+    layers, rows, heads, head_size = q.shape
     group, first_position = heads // kv_heads, stretch.first
     # Rows of the heads that share a KV head are one matrix: K is multiplied once for all of them.
-    folded = q.float().view(rows, kv_heads, group, head_size).permute(1, 2, 0, 3)
-    folded = folded.reshape(kv_heads, group * rows, head_size)
+    folded = q.float().view(layers, rows, kv_heads, group, head_size).permute(0, 2, 3, 1, 4)
+    folded = folded.reshape(layers, kv_heads, group * rows, head_size)
     slopes = None if alibi_slopes is None else alibi_slopes.float().view(kv_heads, group, 1, 1)
     position = torch.arange(first_position, first_position + rows, device=q.device)
     # Without cap and ALiBi scores stay the bare products (equal products then tie whatever the scale), and the
     # scale joins the factor to bits. Sums are in bits because exp2 takes a third of the time of exp on CPU.
-    bits = (1.0 if soft_cap or slopes is not None else scale) / NATS
+    is_scaled, is_capped = bool(soft_cap) or slopes is not None, bool(soft_cap) and slopes is None
+    bits = [(1.0 if is_scaled else scale) / NATS for scale in scales]
+    of_layers = _of_layers(bits, q.device)
 
     met: _Met | None = None
-    topless = stretch.topless
-    top_keys = (
-        None if topless == rows else TopKeys(stretch.top, torch.Size((kv_heads, group, rows - topless)), q.device)
-    )
+    topless, raw = stretch.topless, []
+    top_keys = None
+    if topless < rows:
+        top_keys = TopKeys(stretch.top, torch.Size((layers, kv_heads, group, rows - topless)), q.device)
     chunks = _chunks(*seen_keys(rows, first_position, sliding_window), stretch.span)
     for place, (start, stop) in enumerate(chunks):
         # Whole groups of keys: matrix products treat odd columns another way, and equal keys would not tie. No row
         # sees what is added: it lies behind the last of them.
-        given = read(start, stop)
-        keys = torch.empty(kv_heads, stop - start + (start - stop) % KEYS_PER_GROUP, head_size, device=q.device)
-        keys[:, : stop - start], keys[:, stop - start :] = given, 0.0
-        scores = product(folded, keys.transpose(1, 2), of_bfloat16=q.dtype == given.dtype == torch.bfloat16)
-        scores = scores.view(kv_heads, group, rows, keys.shape[1])
-        if slopes is not None:
-            key = torch.arange(start, start + keys.shape[1], device=q.device)
-            scores = _capped(scores * scale, soft_cap).add_(slopes * (key - position[:, None]))
-        _hide(scores, start, position, first_position, sliding_window)
-        greatest, argmax = _greatest(scores)
-        argmax += start
+        width = stop - start + (start - stop) % KEYS_PER_GROUP
+        unseen = _unseen(start, width, position, first_position, sliding_window)
+        key = torch.arange(start, start + width, device=q.device)
+        slope = None if slopes is None else slopes * (key - position[:, None])
         own = _inside(stretch.span, start)
-        if top_keys is not None:
-            is_span_met = not any(_meets(later, stretch.span) for later in chunks[place + 1 :])
-            top_keys.add(scores[..., topless:, :], own, is_span_met=is_span_met)
-        best = greatest
-        if soft_cap and slopes is None:
-            scores, greatest = _capped(scores * scale, soft_cap), _capped(greatest * scale, soft_cap)
-            _hide(scores, start, position, first_position, sliding_window)  # again: tanh(-inf) is -1
-        inside = scores[..., own]
-        if inside.shape[-1]:
-            within = _logsumexp2(inside.clone(), inside.amax(-1), bits)
-        else:
-            within = torch.full_like(best, float("-inf"))
-        chunk = _Met(best, argmax, _logsumexp2(scores, greatest, bits), within)
+        is_span_met = not any(_meets(later, stretch.span) for later in chunks[place + 1 :])
+        found: list[list[Tensor]] = []
+        keys = torch.zeros(kv_heads, width, head_size, device=q.device)
+        products = torch.empty(kv_heads, group * rows, width, device=q.device)
+        for layer, read in enumerate(reads):
+            given = read(start, stop)
+            keys[:, : stop - start] = given
+            is_bfloat16 = q.dtype == given.dtype == torch.bfloat16
+            product(folded[layer], keys.transpose(1, 2), of_bfloat16=is_bfloat16, out=products)
+            scores = products.view(kv_heads, group, rows, width)
+            if slope is not None:
+                scores = _capped(scores * scales[layer], soft_cap).add_(slope)
+            _hide(scores, unseen)
+            greatest, argmax = _greatest(scores)
+            best, inside = greatest, scores[..., own]
+            if top_keys is not None:
+                top_keys.add(scores[..., topless:, :], own, is_span_met=is_span_met, at=layer)
+                raw.append(inside[..., topless:, :].clone())
+            if is_capped:
+                scores, greatest = (_capped(each * scales[layer], soft_cap) for each in (scores, greatest))
+                _hide(scores, unseen)  # again: tanh(-inf) is -1
+                inside = scores[..., own]
+            inside = inside.clone()
+            found.append([best, argmax, greatest, inside, _sum2(scores, greatest, bits[layer])])
+        chunk = _Met.of(*map(torch.stack, zip(*found, strict=True)), start=start, bits=of_layers)
         met = chunk if met is None else met.with_more(chunk)
 
     assert met is not None, "there are rows, each of which sees itself"
@@ -332,18 +405,20 @@ def _score(
     undefined = ~torch.isfinite(logsumexp)
     top_logsumexp = None
     if top_keys is not None:
-        inside, is_top = top_keys.among()
-        if soft_cap and slopes is None:
-            inside = _capped(inside * scale, soft_cap).masked_fill_(inside == float("-inf"), float("-inf"))
-        inside = inside.masked_fill(~is_top, float("-inf"))
-        sums = _logsumexp2(inside, inside.amax(-1), bits) if inside.shape[-1] else inside.sum(-1).log2()
+        inside = torch.cat([torch.stack(raw[at : at + layers]) for at in range(0, len(raw), layers)], dim=-1)
+        is_top = top_keys.among(inside)
+        if is_capped:
+            scale = _of_layers(scales, q.device)
+            capped = _capped(inside * (scale[..., None] if isinstance(scale, Tensor) else scale), soft_cap)
+            inside = capped.masked_fill_(inside == float("-inf"), float("-inf"))
+        sums = _logsumexp2(inside.masked_fill_(~is_top, float("-inf")), of_layers)
         top_logsumexp = torch.full_like(logsumexp, float("nan"))
         top_logsumexp[..., topless:] = sums.masked_fill(undefined[..., topless:], float("nan")) * NATS
     argmax = argmax.masked_fill(undefined, -1)
     logsumexp = logsumexp.masked_fill(undefined, float("nan")) * NATS
     span_logsumexp = span_logsumexp.masked_fill(undefined, float("nan")) * NATS
     if sinks is not None:
-        logsumexp = torch.logaddexp(logsumexp, sinks.float().view(kv_heads, group, 1))
+        logsumexp = torch.logaddexp(logsumexp, sinks.float().view(layers, kv_heads, group, 1))
     return RowScores(
         argmax=_rows_first(argmax).to(torch.int32),
         logsumexp=_rows_first(logsumexp),
@@ -354,12 +429,37 @@ def _score(
 
 @dataclass(frozen=True)
 class _Met:
-    """Of some keys: each row's greatest score and where it is, and log2 sums over them and over those in the span."""
+    """Of some keys, in several layers: each row's greatest score, its place, and log2 sums of all and of the span's."""
 
     best: Tensor
     argmax: Tensor
     logsumexp: Tensor
     span_logsumexp: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        best: Tensor,
+        index: Tensor,
+        greatest: Tensor,
+        inside: Tensor,
+        sums: Tensor,
+        *,
+        start: int,
+        bits: float | Tensor,
+    ) -> _Met:
+        """Of the keys of a chunk.
+
+        Args:
+            best: The greatest score, uncapped.
+            index: Its place among them.
+            greatest: The greatest score.
+            inside: The scores in the span; overwritten.
+            sums: `_sum2` of all scores.
+            start: Position of the first of them.
+            bits: What a score is multiplied by, `[layers, 1, 1, 1]` or one for all.
+        """
+        return cls(best, index + start, _log2(sums, greatest, bits), _logsumexp2(inside, bits))
 
     def with_more(self, other: _Met) -> _Met:
         """Of these and of others; of equal scores the lowest position."""
@@ -370,12 +470,6 @@ class _Met:
             torch.logaddexp2(self.logsumexp, other.logsumexp),
             torch.logaddexp2(self.span_logsumexp, other.span_logsumexp),
         )
-
-
-def _parts(q: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Pieces of the rows, each with the place where it starts."""
-    for start in range(0, len(q), ROWS_AT_A_TIME):
-        yield start, q[start : start + ROWS_AT_A_TIME]
 
 
 def _chunks(first: int, end: int, span: tuple[int, int]) -> list[tuple[int, int]]:
@@ -400,23 +494,52 @@ def _capped(scores: Tensor, cap: float | None) -> Tensor:
     return torch.tanh(scores / cap).mul_(cap) if cap else scores
 
 
-def _logsumexp2(scores: Tensor, top: Tensor, bits: float | Tensor) -> Tensor:
-    """log2 of the sum of `exp2(bits * score)` over the last dimension, whose maxima are `top`; overwrites scores."""
+def _of_layers(factors: Sequence[float | Tensor], device: torch.device) -> float | Tensor:
+    """Each layer's factor, `[layers, 1, 1, 1]`, or the number that it is of all."""
+    if not any(isinstance(one, Tensor) for one in factors):
+        return factors[0]
+    return torch.stack([torch.as_tensor(one, device=device) for one in factors]).view(-1, 1, 1, 1)
+
+
+def _logsumexp2(scores: Tensor, bits: float | Tensor) -> Tensor:
+    """log2 of the sum of `exp2(bits * score)` over the last dimension; overwrites scores."""
+    if not scores.shape[-1]:
+        return scores.sum(-1).log2_()
+    top = scores.amax(-1)
+    return _log2(_sum2(scores, top, bits[..., None] if isinstance(bits, Tensor) else bits), top, bits)
+
+
+def _sum2(scores: Tensor, top: Tensor, bits: float | Tensor) -> Tensor:
+    """The sum of `exp2(bits * (score - top))` over the last dimension; overwrites scores."""
     top = top.clamp(min=NO_SCORE)  # where nothing is seen the sum is 0, not NaN
-    return scores.sub_(top[..., None]).mul_(bits).exp2_().sum(-1).log2_() + top * bits
+    return scores.sub_(top[..., None]).mul_(bits).exp2_().sum(-1)
 
 
-def _hide(scores: Tensor, start: int, position: Tensor, first_position: int, sliding_window: int | None) -> None:
-    """Write -inf, in place, over the keys that a row does not see: at the edges alone, the rest all rows see."""
-    rows, keys = scores.shape[-2:]
-    key = torch.arange(start, start + keys, device=scores.device)
+def _log2(sums: Tensor, top: Tensor, bits: float | Tensor) -> Tensor:
+    """log2 of the sum of `exp2(bits * score)`, of a `_sum2`."""
+    return sums.log2_() + top.clamp(min=NO_SCORE) * bits
+
+
+def _unseen(
+    start: int, keys: int, position: Tensor, first_position: int, sliding_window: int | None
+) -> list[tuple[slice, Tensor]]:
+    """Which keys a row does not see, `[rows, keys]` at the edges alone: all rows see the rest."""
+    found = []
+    key, rows = torch.arange(start, start + keys, device=position.device), len(position)
     future = max(0, first_position + 1 - start)
     if future < keys:
-        scores[..., future:].masked_fill_(key[future:] > position[:, None], float("-inf"))
+        found.append((slice(future, keys), key[future:] > position[:, None]))
     if sliding_window is not None:
         past = min(keys, first_position + rows - sliding_window - start)
         if past > 0:
-            scores[..., :past].masked_fill_(key[:past] <= position[:, None] - sliding_window, float("-inf"))
+            found.append((slice(past), key[:past] <= position[:, None] - sliding_window))
+    return found
+
+
+def _hide(scores: Tensor, unseen: Sequence[tuple[slice, Tensor]]) -> None:
+    """Write -inf, in place, over the keys that a row does not see."""
+    for edge, hidden in unseen:
+        scores[..., edge].masked_fill_(hidden, float("-inf"))
 
 
 def _greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -432,5 +555,5 @@ def _greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows_first(scores: Tensor) -> Tensor:
-    """`[kv_heads, group, rows]` to `[rows, query_heads]`."""
-    return scores.permute(2, 0, 1).flatten(1)
+    """`[layers, kv_heads, group, rows]` to `[layers, rows, query_heads]`."""
+    return scores.permute(0, 3, 1, 2).flatten(2)

@@ -90,6 +90,7 @@ def score_rows_gated_delta(
     argmax_magnitude = torch.zeros_like(argmax_value)
     topless = Stretch(first_position, q.shape[0], span, top, top_from).topless
     top_keys = None if topless == q.shape[0] else TopKeys(top, greatest[topless:].shape, q.device, greatest.dtype)
+    in_span: list[Tensor] = []
 
     for start, weights in effective_weights(q, first_position, keys, log_decay, strength, chunk=chunk):
         magnitudes = weights.abs()
@@ -98,6 +99,7 @@ def score_rows_gated_delta(
         inside += magnitudes[..., own].sum(-1)
         if top_keys is not None:
             top_keys.add(magnitudes[topless:], own, is_span_met=start <= span[0])
+            in_span.append(magnitudes[topless:, ..., own].clone())
         # Chunks come from high positions to low: of equal weights the one met last lies lowest.
         best, index = magnitudes.max(-1)
         argmax_magnitude = torch.where(best >= farthest, index + start, argmax_magnitude)
@@ -114,7 +116,8 @@ def score_rows_gated_delta(
     total = total.masked_fill(nothing, 1.0)
     top_share = None
     if top_keys is not None:
-        magnitudes, is_top = top_keys.among()
+        magnitudes = torch.cat(in_span, dim=-1)
+        is_top = top_keys.among(magnitudes)
         top_share = torch.full_like(total, float("nan"))
         share = (magnitudes * is_top).sum(-1) / total[topless:]
         top_share[topless:] = share.masked_fill(undefined[topless:], float("nan"))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module, functional
 
 from retrieval_heads.tracing.attention import scorer, written_scorer
-from retrieval_heads.tracing.attention_torch import score_rows, score_rows_dense
+from retrieval_heads.tracing.attention_torch import score_layers_read, score_rows
 from retrieval_heads.tracing.declared import unscored_feature, why_refused
 from retrieval_heads.tracing.emissions import Emission
 from retrieval_heads.tracing.gated_delta import recurrence, score_rows_gated_delta
@@ -398,17 +398,26 @@ class SoftmaxAttention(_Softmax):
                 **options,
             )
             return list(_unstacked(scores))
-        return [
-            joined(
-                [
-                    _score_packed(one.module, order, rows, block_ids, stretch, **options)
-                    for rows, block_ids, stretch in zip(
-                        batch.split(one.rows), block_table, batch.stretches, strict=True
-                    )
-                ]
+        sinks = torch.stack([each.impl.sinks for each in modules]) if has_sinks else None
+        whole = torch.stack([one.rows for one in taken])
+        parts = whole.split([stretch.rows for stretch in batch.stretches], dim=1)
+        return list(
+            _unstacked(
+                joined(
+                    [
+                        score_layers_read(
+                            rows,
+                            [partial(_packed_keys, each, order, block_ids) for each in modules],
+                            self.kv_heads(module),
+                            stretch,
+                            sinks=sinks,
+                            **options,
+                        )
+                        for rows, block_ids, stretch in zip(parts, block_table, batch.stretches, strict=True)
+                    ]
+                )
             )
-            for one in taken
-        ]
+        )
 
     def _write(self, taken: Sequence[Taken], scores: Sequence[RowScores], batch: Batch) -> list[RowScores]:
         """The layers' scores with what they wrote."""
@@ -491,23 +500,15 @@ def _keys_between(modules: Sequence[Module], row: int, start: int, stop: int) ->
     return torch.stack(keys)
 
 
-def _score_packed(
-    module: Module, order: KeyOrder, rows: Tensor, block_ids: Tensor, stretch: Stretch, **options: Any
-) -> RowScores:
-    """One request's rows of one layer, against keys that have to be brought into order first."""
-    window, block_size = options["sliding_window"], order.shape[0]
-    first = max(0, stretch.first - window + 1) // block_size if window else 0
-    return score_rows_dense(
-        rows,
-        _scaled(order.read(module.kv_cache, block_ids[first : -(-stretch.end // block_size)]), module),
-        stretch.first,
-        first_key=first * block_size,
-        span=stretch.span,
-        top=stretch.top,
-        top_from=stretch.top_from,
-        sinks=getattr(module.impl, "sinks", None),
-        **options,
-    )
+def _packed_keys(module: Module, order: KeyOrder, block_ids: Tensor, start: int, stop: int) -> Tensor:
+    """One request's keys of one layer at some positions, brought into order, `[kv_heads, stop - start, head_size]`."""
+    size = order.shape[0]
+    first = start // size
+    cells = order.paged(module.kv_cache, block_ids[first : -(-stop // size)])
+    keys = cells.transpose(0, 1).flatten(1, 2)[:, start - first * size : stop - first * size]
+    scales = key_scales(module)
+    keys = keys.view(FP8) if keys.dtype == torch.uint8 else keys
+    return keys if scales is None else keys.float() * scales.view(-1, 1, 1)
 
 
 class LatentAttention(_Softmax):

@@ -78,9 +78,9 @@ def joined(parts: Sequence[RowScores]) -> RowScores:
     return _combined(parts, lambda tensors: torch.cat(tensors, dim=-2))
 
 
-def stacked(layers: Sequence[RowScores]) -> RowScores:
-    """Scores of the same rows in several layers, `[rows, query_heads]`, as `[layers, rows, query_heads]`."""
-    return _combined(layers, torch.stack)
+def layered(parts: Sequence[RowScores]) -> RowScores:
+    """Scores of the same rows in layers that follow each other, `[layers, rows, query_heads]`, as those of all."""
+    return parts[0] if len(parts) == 1 else _combined(parts, torch.cat)
 
 
 def _combined(parts: Sequence[RowScores], combine: Callable[[list[Tensor]], Tensor]) -> RowScores:

@@ -34,44 +34,42 @@ class TopKeys:
         self._greatest = torch.full((*shape, count), -math.inf, device=device, dtype=dtype)
         self._least = self._greatest[..., -1].clone()
         """Not above the nth greatest score; it once the last keys were met, or above all of the span's."""
-        self._inside: list[Tensor] = []
         self._best = self._least.clone()
 
-    def add(self, scores: Tensor, inside: slice, *, is_span_met: bool) -> None:
+    def add(self, scores: Tensor, inside: slice, *, is_span_met: bool, at: int | slice = slice(None)) -> None:
         """Meet more keys.
 
         Args:
             scores: `[*shape, keys]`, -inf where a row does not see; they are only read.
             inside: Which of them are the span's.
             is_span_met: Whether no later ones are.
+            at: Of which rows they are, along the first dimension.
         """
-        own = scores[..., inside]
-        if own.shape[-1]:
-            self._inside.append(own.clone())
-            self._best = torch.maximum(self._best, own.amax(-1))
-        if scores.is_cuda:  # to choose rows there would be to wait for it
-            self._greatest = torch.cat([self._greatest, scores], dim=-1).topk(self._count).values
-            self._least = self._greatest[..., -1]
-            return
         keys = scores.shape[-1]
+        if scores.is_cuda:  # to choose rows there would be to wait for it
+            self._greatest[at] = torch.cat([self._greatest[at], scores], dim=-1).topk(self._count).values
+            self._least[at] = self._greatest[at][..., -1]
+            return
         # Keys that lie far apart: of neighbours the maximum takes torch ten times as long.
         groups = scores.unflatten(-1, (GROUP, -1)).amax(-2) if keys % GROUP == 0 else scores
-        matters = groups.amax(-1) > self._least
+        least, best, own = self._least[at], self._best[at], scores[..., inside]
+        if own.shape[-1]:
+            torch.maximum(best, own.amax(-1), out=best)
+        matters = groups.amax(-1) > least
         if is_span_met:
-            passed = torch.gt(groups, self._best[..., None], out=torch.empty_like(groups)).sum(-1) >= self._count
-            self._least.masked_fill_(passed, math.inf)
+            passed = torch.gt(groups, best[..., None], out=torch.empty_like(groups)).sum(-1) >= self._count
+            least.masked_fill_(passed, math.inf)
             matters &= ~passed
         where = matters.numpy().nonzero()
         if not len(where[0]):
             return
         # In numpy: torch takes seven times as long to choose the greatest, and three times to pick rows.
-        greatest, least = self._greatest.numpy(), self._least.numpy()
+        greatest, nth = self._greatest[at].numpy(), least.numpy()
         met = numpy.concatenate([greatest[where], scores.numpy()[where]], axis=-1)
         met.partition(keys, axis=-1)
         greatest[where] = met[:, keys:]
-        least[where] = numpy.maximum(least[where], met[:, keys])
+        nth[where] = numpy.maximum(nth[where], met[:, keys])
 
-    def among(self) -> tuple[Tensor, Tensor]:
-        """The span's scores, `[*shape, keys of it that were met]`, and which of them are among the top of their row."""
-        inside = torch.cat(self._inside, dim=-1) if self._inside else self._greatest[..., :0]
-        return inside, inside >= self._least[..., None]
+    def among(self, inside: Tensor) -> Tensor:
+        """Which of the span's scores, `[*shape, keys of it that were met]`, are among the top of their row."""
+        return inside >= self._least[..., None]

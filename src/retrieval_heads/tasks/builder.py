@@ -119,7 +119,7 @@ class CellBuilder:
                 raise PromptError(f"the task {question.task} writes token ids alone, and the backend takes text")
             facts = _without_spans(facts)
             request = replace(request, text=self._counted(request.text, len(request.ids)))
-        prefix = request.prefix and _salted(request.prefix, question, cell.place, len(request.ids))
+        prefix = request.prefix and _salted(request.prefix, question, cell.place, len(request.ids), mask)
         made = replace(request, facts=facts, mask=mask, prefix=prefix, answered_by=self._answered_by)
         return replace(made, hash=_request_hash(recipe, made))
 
@@ -284,13 +284,16 @@ def _context_end(request: Request) -> int:
     return span[0] if span else len(request.ids) - 1
 
 
-def _salted(prefix: Prefix, question: Question, place: Place, prompt_tokens: int) -> Prefix:
-    """Tells apart the masks of cells, which `Engine.add` keeps apart in the prefix cache."""
+def _salted(prefix: Prefix, question: Question, place: Place, prompt_tokens: int, mask: Mask | None) -> Prefix:
+    """Tells apart the masks of cells, as `Engine.add` does in the prefix cache: arms that mask the same heads share it.
+
+    Before the masks are known, each arm counts as one of its own.
+    """
     if question.ablate is None or place.arm in ("", NONE):
         return prefix
-    stream = question.ablate.stream
+    stream, masked = question.ablate.stream, mask or (question.suite, place.arm)
     if stream is not None and not stream.prefill:  # heads stream behind the context, which is everybody's
-        return replace(prefix, tail_salt=(question.suite, place.arm))
+        return replace(prefix, tail_salt=masked)
     # A mask of this mode is for one length of prompt.
     is_uniform = question.ablate.mode == "uniform"
-    return replace(prefix, salt=(question.suite, place.arm, prompt_tokens if is_uniform else None))
+    return replace(prefix, salt=(masked, prompt_tokens if is_uniform else None))

@@ -1,6 +1,6 @@
 # make demo: environment, CPU engine, model, essays; then the sweep and the heads; then the pictures.
-# make test: environment with the test tools; lint, then all tests, the real engine included, whose output comes when
-# they have ended.
+# make test: environment with the test tools; lint and all tests at once, the real engine included, whose output comes
+# when they have ended.
 # make check: lint, types, layers and unit tests at once, for whoever changes something.
 # make docs: the documentation as a site, build/site/index.html; its tools get an environment of their own.
 # make soak: ten times as many malformed inputs, then a thousand kills of a running session, each resumed
@@ -17,16 +17,16 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
 
-# Both parts at once, and three sessions of the lighter one: what one waits for, another uses.
-test: lint
-	$(MAKE) --no-print-directory --jobs 2 --keep-going test-engines test-others
+# All at once, and four sessions of the lighter part: what one waits for, another uses.
+test: $(VENV)/.test
+	$(MAKE) --no-print-directory --jobs 3 --keep-going lint test-engines test-others
 
 test-engines:
 	@$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/engine >$(VENV)/engines.log 2>&1; \
 	  status=$$?; cat $(VENV)/engines.log; exit $$status
 
 test-others:
-	$(bin)/pytest -n 3 tests/kernels tests/unit tests/plugin tests/faults tests/browser
+	$(bin)/pytest -n 4 tests/kernels tests/unit tests/plugin tests/faults tests/browser
 
 check:
 	$(MAKE) --no-print-directory --jobs 2 --keep-going lint test-unit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -125,6 +126,24 @@ def test_rows_see_sinks_and_their_window(cache: Any, sink: int, recent: int, anc
     assert told == {tile.start for tile in tiles} - whole, "rows that see everything are left as they are"
 
 
+def test_blocks_that_tiles_share_are_read_once(cache: Any) -> None:
+    keys, values, table = cache
+    stream = Stream(3, 20, prefill=True)
+    tiles = [Tile(1, 1, at, 30 + at, 10, stream) for at in range(0, 70, 10)]
+    seen = Seen(tiles, torch.device("cpu")).in_blocks(BLOCK)
+    read, places = seen._blocks(table)
+    assert places is not None
+    assert sorted(read.flatten().tolist()) == sorted(table[1, : -(-TOKENS // BLOCK)].tolist())
+    q = torch.randn(70, KV_HEADS * GROUP, SIZE, generator=torch.Generator().manual_seed(3))
+    for heads in (torch.arange(KV_HEADS), torch.tensor([1])):
+        own = (heads[:, None] * GROUP + torch.arange(GROUP)).flatten()
+        cells = [seen.read(one, order_of(one), table, heads) for one in (keys, values)]
+        found = attended(q[:, own].unflatten(0, (7, 10)), *cells, seen, scale=0.5)
+        for number, tile in enumerate(tiles):
+            right = expected(q[tile.start : tile.start + 10], cache, tile, {"scale": 0.5})[:, own]
+            torch.testing.assert_close(found[number], right, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("recent", [2, 9], ids=["all rows hide a key", "some do"])
 def test_heads_that_stream_in_all_requests_need_no_mask(recent: int) -> None:
     stream = Stream(1, recent, prefill=True)
@@ -150,6 +169,14 @@ def test_long_tiles_are_cut_into_pieces_that_cover_them() -> None:
         [(5 + at, at, ROWS) for at in range(0, 3 * ROWS, ROWS)] + [(5 + 3 * ROWS, 3 * ROWS, 1), (9, 700, 1)]
     )
     assert all(len({tile.rows for tile in group}) == 1 for group in groups)
+
+
+@pytest.mark.parametrize(("recent", "rows"), [(8, 32), (200, 50), (4096, ROWS)])
+def test_short_windows_have_small_tiles_if_asked(recent: int, rows: int) -> None:
+    tile = Tile(0, 0, 0, 8000, 2 * ROWS, Stream(4, recent, prefill=True))
+    assert next(tile.pieces(32)).rows == rows
+    assert sum(piece.rows for piece in tile.pieces(32)) == tile.rows
+    assert [piece.rows for piece in replace(tile, rows=40).pieces(32)] == [40], "few rows stay together"
 
 
 def test_many_tiles_are_not_computed_at_once() -> None:

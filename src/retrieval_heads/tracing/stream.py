@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from retrieval_heads.runs.mask import Stream
 from retrieval_heads.tracing.layer_kinds import LayerKind
-from retrieval_heads.tracing.streamed import PRODUCTS, PRODUCTS_ON_CPU, Seen, Tile, there, together
+from retrieval_heads.tracing.streamed import PRODUCTS, PRODUCTS_ON_CPU, ROWS, ROWS_ON_CPU, Seen, Tile, there, together
 from retrieval_heads.tracing.worker import STREAM, Scheduled, runner
 
 LAYERS, HOW = "layers", "stream"
@@ -49,8 +49,8 @@ class Streams:
         heads = max((len(each) for layers in self._layers for each in layers.values()), default=1)
         if device.type == "cuda" and all(kind.streams_by_kernel for kind in kinds):
             heads = 0
-        products = PRODUCTS_ON_CPU if device.type == "cpu" else PRODUCTS
-        self._seen = [Seen(each, device) for each in together(tiles, heads, products)]
+        products, rows = (PRODUCTS_ON_CPU, ROWS_ON_CPU) if device.type == "cpu" else (PRODUCTS, ROWS)
+        self._seen = [Seen(each, device) for each in together(tiles, heads, products, rows)]
         self._queries: list[Tensor] = []
         self._chosen: dict[int, Tensor] = {}
 

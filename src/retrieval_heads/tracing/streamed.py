@@ -155,9 +155,9 @@ class Seen:
         tokens = (starts[:, None] + torch.arange(tiles[0].rows)).flatten()
         self.tokens = there(tokens, device)
         """The rows among the forward's tokens, `[N × R]`."""
-        follow = bool((tokens.diff() == 1).all())
+        follow = device.type == "cpu" and bool((tokens.diff() == 1).all())
         self.own = slice(tiles[0].start, tiles[0].start + len(tokens)) if follow else None
-        """The same, where they follow each other; else `None`."""
+        """The same on a CPU, where they follow each other; else `None`: to tell which heads waits for a GPU."""
         self.places = there(self._numbers([each.row for each in tiles]), device)
         """Each tile's request in the batch, `[N]`."""
         self.requests = there(self._numbers([each.request for each in tiles]), device)

@@ -23,7 +23,8 @@ from ray_nodes import Nodes, ray_nodes
 pytest.importorskip("ray", reason="the extra ray is not installed")
 
 SECRET = "hf_abcdefghijklmnop"
-
+PATIENCE = 250
+"""Seconds; below those in which `Project.run` ends a session."""
 
 COPIES = "import subprocess, forks; subprocess.Popen = forks.Popen"
 """Engines on the nodes are copies, as they are elsewhere in these tests."""
@@ -44,7 +45,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, forks: Server) -> Iterator[N
 def two(project: Project, nodes: Nodes) -> Project:
     """A replica on each of two nodes."""
     project.suite(sweep={"context_lengths": [128, 256], "document_depths": [0, 50, 100], "seeds": [0, 7]})
-    engine = {"kind": "ray", "replicas": 2, "address": nodes.address, "gpus": 0, "place_limit": 250}
+    engine = {"kind": "ray", "replicas": 2, "address": nodes.address, "gpus": 0, "place_limit": PATIENCE}
     project.write("config.yaml", {"model": {"model": "toy", "hf_token": SECRET}, "engine": engine})
     return project
 
@@ -54,7 +55,7 @@ def killing(now: Callable[[], bool]) -> Iterator[None]:
     """Meanwhile an actor is killed, once something is so."""
 
     def kill() -> None:
-        until(now, 250)
+        until(now, PATIENCE)
         time.sleep(0.2)  # what it has answered has reached the one in front
         every = psutil.Process().children(recursive=True)
         next(one for one in every if one.name().startswith("ray::EngineActor")).kill()

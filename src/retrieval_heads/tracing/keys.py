@@ -60,10 +60,10 @@ class KeyOrder:
         return kv_cache.as_strided((*kv_cache.shape[:2], *self.shape), strides, start)
 
     def read(self, kv_cache: Tensor, block_ids: Tensor) -> Tensor:
-        """Copy the keys of some blocks, `[len(block_ids) × block_size, kv_heads, head_size]`; quantised ones as
-        float8_e4m3fn, not multiplied by their scale.
+        """Copy the keys of some blocks, `[len(block_ids) × block_size, kv_heads, head_size]`, those of a head in one
+        piece; quantised ones as float8_e4m3fn, not multiplied by their scale.
         """
-        keys = self.paged(kv_cache, block_ids).transpose(1, 2).flatten(0, 1)
+        keys = self.paged(kv_cache, block_ids).transpose(0, 1).flatten(1, 2).transpose(0, 1)
         return keys.view(FP8) if keys.dtype == torch.uint8 else keys
 
     def of_heads(self, kv_cache: Tensor, blocks: Tensor, heads: Tensor) -> Tensor:

@@ -386,20 +386,20 @@ class SoftmaxAttention(_Softmax):
         cache, order, options = module.kv_cache, _order(module), _options(module)
         block_table = batch.block_table(_metadata(module).block_table, order.shape[0])
         has_sinks = getattr(impl, "sinks", None) is not None
+        sinks = torch.stack([each.impl.sinks for each in modules]) if has_sinks else None
+        whole = torch.stack([one.rows for one in taken])
         views = [order.view(each.kv_cache) for each in modules]
         if all(view is not None for view in views):
             scores = scorer(cache.device)(
-                torch.stack([one.rows for one in taken]),
+                whole,
                 views,
                 block_table,
                 batch.stretches,
-                sinks=torch.stack([each.impl.sinks for each in modules]) if has_sinks else None,
+                sinks=sinks,
                 k_scale=_key_scales(modules),
                 **options,
             )
             return list(_unstacked(scores))
-        sinks = torch.stack([each.impl.sinks for each in modules]) if has_sinks else None
-        whole = torch.stack([one.rows for one in taken])
         parts = whole.split([stretch.rows for stretch in batch.stretches], dim=1)
         return list(
             _unstacked(
@@ -504,11 +504,8 @@ def _packed_keys(module: Module, order: KeyOrder, block_ids: Tensor, start: int,
     """One request's keys of one layer at some positions, brought into order, `[kv_heads, stop - start, head_size]`."""
     size = order.shape[0]
     first = start // size
-    cells = order.paged(module.kv_cache, block_ids[first : -(-stop // size)])
-    keys = cells.transpose(0, 1).flatten(1, 2)[:, start - first * size : stop - first * size]
-    scales = key_scales(module)
-    keys = keys.view(FP8) if keys.dtype == torch.uint8 else keys
-    return keys if scales is None else keys.float() * scales.view(-1, 1, 1)
+    keys = order.read(module.kv_cache, block_ids[first : -(-stop // size)])
+    return _scaled(keys[start - first * size : stop - first * size], module).transpose(0, 1)
 
 
 class LatentAttention(_Softmax):

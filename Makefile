@@ -1,6 +1,7 @@
 # make demo: environment, CPU engine, model, essays; then the sweep and the heads; then the pictures.
 # make test: environment with the test tools; lint and all tests at once, the real engine included, whose output comes
 # when they have ended.
+# make test-long: the tests marked `long`, more settings of what `make test` has at one or a few. CI runs both.
 # make check: lint, types, layers and unit tests at once, for whoever changes something.
 # make docs: the documentation as a site, build/site/index.html; its tools get an environment of their own.
 # make soak: ten times as many malformed inputs, then a thousand kills of a running session, each resumed
@@ -12,7 +13,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 # Hundreds of processes import what nobody has compiled yet where this is set.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check docs test test-engines test-others test-unit soak lint clean
+.PHONY: demo check docs test test-engines test-others test-unit test-long soak lint clean
 
 demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
@@ -22,17 +23,20 @@ test: $(VENV)/.test
 	$(MAKE) --no-print-directory --jobs 3 --keep-going lint test-engines test-others
 
 test-engines:
-	@$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/engine >$(VENV)/engines.log 2>&1; \
+	@$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' tests/engine >$(VENV)/engines.log 2>&1; \
 	  status=$$?; cat $(VENV)/engines.log; exit $$status
 
 test-others:
-	$(bin)/pytest -n 4 tests/kernels tests/unit tests/plugin tests/faults tests/browser
+	$(bin)/pytest -n 4 -m 'not long' tests/kernels tests/unit tests/plugin tests/faults tests/browser
+
+test-long: $(VENV)/.test
+	$(bin)/pytest -n 2 --dist loadfile -m long tests
 
 check:
 	$(MAKE) --no-print-directory --jobs 2 --keep-going lint test-unit
 
 test-unit: $(VENV)/.test
-	$(bin)/pytest -n 2 -q tests/unit
+	$(bin)/pytest -n 2 -q -m 'not long' tests/unit
 
 soak: $(VENV)/.test
 	RH_FAULTS=10 $(bin)/pytest -n 2 --timeout 7200 tests/faults/test_faults_*.py

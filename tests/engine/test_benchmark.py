@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,10 @@ class Benchmark:
             one.kill()
 
 
-@pytest.fixture(scope="module")
-def benchmark_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benchmark]:
-    """One run of every phase."""
-    run = Benchmark(tmp_path_factory.mktemp("benchmark"))
+@contextmanager
+def ended(folder: Path, *arguments: str) -> Iterator[Benchmark]:
+    """A run that came to its end."""
+    run = Benchmark(folder, *arguments)
     try:
         run.process.wait(PATIENCE)
         yield run
@@ -69,11 +70,26 @@ def benchmark_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benchmar
         run.end()
 
 
+@pytest.fixture(scope="module")
+def benchmark_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benchmark]:
+    """One run of every phase; they share engines, so that its tests are all in `make test-long`."""
+    with ended(tmp_path_factory.mktemp("benchmark")) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def two_phases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benchmark]:
+    """One of two."""
+    with ended(tmp_path_factory.mktemp("phases"), "--only", "sweep", "detect") as run:
+        yield run
+
+
 def of(run: Benchmark, what: str, **fields: Any) -> list[dict[str, Any]]:
     """Its lines of a kind that have these values."""
     return [line for line in run.lines() if line["what"] == what and fields.items() <= line.items()]
 
 
+@pytest.mark.long
 def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -> None:
     ended = {line["phase"]: (line["status"], line["why"]) for line in of(benchmark_run, "phase")}
     two_gpus, four_gpus = (("not run", f"{count} GPUs are needed, 0 are there") for count in (2, 4))
@@ -100,8 +116,8 @@ def test_every_phase_ends_well_or_says_what_it_needs(benchmark_run: Benchmark) -
 
 
 @pytest.mark.parametrize("way", ["sweep", "detect"])
-def test_both_ways_ask_the_same_and_reuse_as_much_as_can_be(benchmark_run: Benchmark, way: str) -> None:
-    (bare,), (ours,) = of(benchmark_run, "bare", beside=way), of(benchmark_run, way)
+def test_both_ways_ask_the_same_and_reuse_as_much_as_can_be(two_phases: Benchmark, way: str) -> None:
+    (bare,), (ours,) = of(two_phases, "bare", beside=way), of(two_phases, way)
     assert ours["prompt_tokens"] == bare["prompt_tokens"] == PROMPT_TOKENS
     assert ours["cached_tokens"] == bare["cached_tokens"]
     # The engine may have finished a block in the step that another prompt wanted it for.
@@ -111,12 +127,20 @@ def test_both_ways_ask_the_same_and_reuse_as_much_as_can_be(benchmark_run: Bench
     assert 0 < ours["feed_gap_seconds"] < ours["seconds"]
 
 
-def test_a_replay_computes_a_block_and_its_rows_at_most(benchmark_run: Benchmark) -> None:
-    (line,) = of(benchmark_run, "recomputed")
+def test_phases_that_are_named_end_well_and_no_other_begins(two_phases: Benchmark) -> None:
+    assert two_phases.process.returncode == 0, two_phases.errors.read_text()[-4000:]
+    ended = [(line["phase"], line["status"]) for line in of(two_phases, "phase")]
+    assert ended == [("sweep", "done"), ("detect", "done")]
+    assert two_phases.left() == []
+
+
+def test_a_replay_computes_a_block_and_its_rows_at_most(two_phases: Benchmark) -> None:
+    (line,) = of(two_phases, "recomputed")
     question_template_and_answer = 64
     assert 0 < line["at_most"] <= line["block_size"] + question_template_and_answer
 
 
+@pytest.mark.long
 def test_the_papers_algorithm_finds_the_same_scores(benchmark_run: Benchmark) -> None:
     """On transformers, written apart from the product; every head of one sample."""
     assert [(line["layers"], line["heads"]) for line in of(benchmark_run, "paper")] == [(30, HEADS)]
@@ -126,6 +150,7 @@ def test_the_papers_algorithm_finds_the_same_scores(benchmark_run: Benchmark) ->
     assert line["highest"] > 0.1, "some head copied"
 
 
+@pytest.mark.long
 def test_every_row_of_the_table_has_a_result_or_a_reason(benchmark_run: Benchmark) -> None:
     table = benchmark_run.printed.read_text().split("\n\n")[-1].splitlines()
     needing_more = [row for row in table if "not run" in row]

@@ -34,8 +34,8 @@ WORDING = Prompt.model_validate({"messages": [{"content": "<book>\n{context}\n</
 DEPTHS = (37, 5, 80, 50)
 DISTRACTORS = ((100, 120), (300, 331))
 """Two runs of the haystack's tokens, in the place of texts that are like the needle."""
-PERIOD, COPIES = 270, 4
-"""Of a random text; 1080 tokens."""
+PERIOD, COPIES = 180, 3
+"""Of a random text; 540 tokens, and a step has 512."""
 TRACKED = "nnsight_request_count"
 
 

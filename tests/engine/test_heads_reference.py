@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cache
 from itertools import product
 from typing import Any
@@ -23,18 +24,28 @@ SCORES = 7
 """Before the positions of the answer's rows."""
 LONG = int(os.environ.get("RH_LONG", "2048"))
 """Tokens of the longest prompt, which takes several steps; `make soak` has it of 4096."""
+FIRST = "float32-block32"
 ENGINES = {
-    "float32-block32": ("float32", "32", [512, LONG]),
+    FIRST: ("float32", "32", [512, 768]),  # a step has 512 tokens
+    "float32-block32-long": ("float32", "32", [LONG]),
     "float32-block128": ("float32", "128", [1024]),
     "bfloat16-block128": ("bfloat16", "128", [1024]),
 }
-CASES = [
-    pytest.param(engine, run, length, id=f"{engine}-{run}-{length}")
-    for engine, (_, _, lengths) in ENGINES.items()
-    for run in ("cached", "cold", "batched")
-    for length in lengths
+
+
+def cases(engine: str, *others: Iterable[Any]) -> list[Any]:
+    """An engine's tests, those of all but the first with the mark of `make test-long`."""
+    marks = [] if engine == FIRST else [pytest.mark.long]
+    every = product([engine], *others)
+    return [pytest.param(*values, id="-".join(map(str, values)), marks=marks) for values in every]
+
+
+EXACT = [
+    case
+    for engine, (dtype, _, lengths) in ENGINES.items()
+    if dtype == "float32"
+    for case in cases(engine, ("cached", "cold", "batched"), lengths)
 ]
-EXACT = [case for case in CASES if str(case.values[0]).startswith("float32")]
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +130,7 @@ def test_what_heads_write_is_the_references(probed: Any, engine: str, run: str, 
     torch.testing.assert_close(found["scores"][5], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("length", [1024])
 def test_bfloat16_agrees_but_for_its_own_noise(probed: Any, length: int) -> None:
     found = probed("bfloat16-block128")["cached", length]
@@ -139,7 +151,7 @@ def test_bfloat16_agrees_but_for_its_own_noise(probed: Any, length: int) -> None
     assert (theirs[ours.topk(10).indices] > tenth - 1.5 / (end - start)).all()
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", [case for engine in ENGINES for case in cases(engine)])
 def test_a_replay_reads_its_prefix_from_the_cache_and_computes_every_row_it_scores(probed: Any, engine: str) -> None:
     _, block_size, lengths = ENGINES[engine]
     for run, length in product(("cached", "cold", "batched"), lengths):
@@ -152,24 +164,25 @@ def test_a_replay_reads_its_prefix_from_the_cache_and_computes_every_row_it_scor
 
 
 def test_short_ways_round_vllm_and_nnsight_are_taken(probed: Any) -> None:
-    told = probed("float32-block32")["told"]
+    told, last = probed(FIRST)["told"], ENGINES[FIRST][2][-1]
     assert told["primed"] == 2, "answers are decoded after the prompt's last tokens"
-    assert told["hashed"] == [f"{LONG}"], "a prompt's hashes wait for its replay, until the engine steps without it"
+    assert told["hashed"] == [f"{last}"], "a prompt's hashes wait for its replay, until the engine steps without it"
     assert told["still hashed"] == [], "which took them"
     assert told["tracked"] == [0], "and nnsight knows of no request any more"
 
 
 def test_calls_of_modules_that_no_edit_reads_go_past_nnsight(probed: Any) -> None:
     read = {f"model.layers.{layer}.self_attn.{name}" for layer in range(30) for name in ("attn", "o_proj")}
-    assert [set(rank) for rank in probed("float32-block32")["told"]["instrumented"]] == [read]
+    assert [set(rank) for rank in probed(FIRST)["told"]["instrumented"]] == [read]
 
 
 def test_replays_of_answers_that_end_one_after_the_other_go_together(probed: Any) -> None:
-    assert probed("float32-block32")["told"]["replays by step"] == [2]
+    assert probed(FIRST)["told"]["replays by step"] == [2]
 
 
 @pytest.mark.parametrize(
-    ("engine", "length"), [("float32-block32", 512), ("float32-block32", LONG), ("float32-block128", 1024)]
+    ("engine", "length"),
+    [case for engine, (dtype, _, each) in ENGINES.items() if dtype == "float32" for case in cases(engine, each)],
 )
 def test_qr_is_that_of_the_reference_for_every_head(probed: Any, engine: str, length: int) -> None:
     found = probed(engine)["told"]["qr"][length]
@@ -196,7 +209,7 @@ def test_qr_is_that_of_the_reference_for_every_head(probed: Any, engine: str, le
     assert theirs.min() < 0
 
 
-@pytest.mark.parametrize("engine", ["float32-block32", "float32-block128"])
+@pytest.mark.parametrize("engine", [*cases(FIRST), *cases("float32-block128")])
 def test_heads_on_a_repeated_text_are_those_of_the_reference(probed: Any, engine: str) -> None:
     found = probed(engine)["told"]["text"]
     assert found["error"] is None

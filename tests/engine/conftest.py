@@ -318,7 +318,7 @@ def own_project(tmp_path_factory: pytest.TempPathFactory) -> OwnProject:
                 "question": "Where does the night guard of the Orrin museum keep a spare key?",
             }
         ],
-        "sweep": {"context_lengths": [300, 900, 5000], "document_depths": [0, 50, 100]},
+        "sweep": {"context_lengths": [300, 600, 5000], "document_depths": [0, 50, 100]},
         # Beyond its end an answer depends on the whole context, not on the needle alone.
         "generation": {"max_tokens": 40, "ignore_eos": True},
         "verdict": "none",
@@ -333,22 +333,34 @@ def own_project(tmp_path_factory: pytest.TempPathFactory) -> OwnProject:
 
 
 CI_SUITE = CHECKOUT / "suites/niah/ci.yaml"
-CI_ARGUMENTS = [str(CI_SUITE), "--rh-config", str(CHECKOUT / "configs/smollm2.yaml"), "--rh-set", "model.dtype=float32"]
+CI_LENGTHS = {"sweep": {"context_lengths": [256, 512, 1024]}}
+"""In the place of the suite's own: half as many tokens, of which 1,000 take 3.7 s of a processor."""
+CI_ARGUMENTS = [
+    str(CI_SUITE),
+    "--rh-config",
+    str(CHECKOUT / "configs/smollm2.yaml"),
+    "--rh-set",
+    "model.dtype=float32",
+    "--rh-set",
+    f"sweep.context_lengths={CI_LENGTHS['sweep']['context_lengths']}",
+]
 CI_CACHE = ["--rh-set", f"model.kv_cache_memory_bytes={3 << 29}"]
 """Room for all of its cells."""
 
 
 @pytest.fixture(scope="session")
 def ci_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The shipped CI suite, in one process; it and its engine are new ones, with which copies are compared."""
+    """The shipped CI suite at shorter lengths, in one process; it and its engine are new ones, with which copies are
+    compared.
+    """
     arguments = [*CI_ARGUMENTS, "--rh-report", "--rh-verdict", "none"]
     return finished(arguments, tmp_path_factory.mktemp("ci"), is_real=True)
 
 
 @pytest.fixture(scope="session")
 def ci_run_of_two_workers(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Its cells of 1024 tokens under xdist, judged cell by cell; the model misses some of them."""
-    return finished([*CI_ARGUMENTS, *CI_CACHE, "-n", "2", "-k", "len_1024"], tmp_path_factory.mktemp("ci-n2"))
+    """Its cells of 256 tokens under xdist, judged cell by cell; the model misses some of them."""
+    return finished([*CI_ARGUMENTS, *CI_CACHE, "-n", "2", "-k", "len_256"], tmp_path_factory.mktemp("ci-n2"))
 
 
 DETECTED_SUITE: dict[str, Any] = {
@@ -361,7 +373,7 @@ DETECTED_SUITE: dict[str, Any] = {
             "question": "What is the best thing to do in San Francisco?",
         }
     ],
-    "sweep": {"context_lengths": [320, 640], "document_depths": {"min": 0, "max": 100, "intervals": 4}},
+    "sweep": {"context_lengths": [256, 448], "document_depths": {"min": 0, "max": 100, "intervals": 4}},
     "generation": {"max_tokens": 40},
     "per_step": True,
     # What a hand-made hook found on this model with other prompts: known before this code was written.
@@ -372,7 +384,7 @@ DETECTED_CONFIG = {"model": {"model": MODEL, "dtype": "float32", "max_model_len"
 
 def detection(folder: Path) -> list[str]:
     """Ten samples, and one cell of a NIAH suite beside them on the same engine."""
-    beside = {**DETECTED_SUITE, "kind": "niah", "sweep": {"context_lengths": [700], "document_depths": [50]}}
+    beside = {**DETECTED_SUITE, "kind": "niah", "sweep": {"context_lengths": [500], "document_depths": [50]}}
     del beside["expect"], beside["per_step"]
     suites = {"heads": DETECTED_SUITE, "beside": beside}
     return [str(write_yaml(folder / f"{name}.yaml", suite)) for name, suite in suites.items()]

@@ -106,8 +106,8 @@ def test_cells_of_one_length_share_their_start_in_the_prefix_cache(answered: lis
 
     assert cached[300, 0] == 0
     assert all(tokens is not None and tokens % 128 == 0 for tokens in cached.values())
-    # Up to the needle of the cell before: half of 900 tokens, in whole blocks.
-    assert cached[900, 100] == 384
+    # Up to the needle of the cell before: half of 600 tokens, in whole blocks.
+    assert cached[600, 100] == 256
 
 
 def test_text_after_the_prompts_last_tokens_is_that_after_all_of_them(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -41,7 +41,7 @@ def stored_run(detect_run: Outcome, tmp_path_factory: pytest.TempPathFactory) ->
     suites = {
         "again": {
             "from_results": str(results),
-            "sweep": {"context_lengths": [640]},
+            "sweep": {"context_lengths": [448]},
             "per_step": True,
             "expect": {"min_overlap_with": str(detect_run.folder / "heads.json"), "min_overlap": 0.7},
         },
@@ -241,6 +241,7 @@ def test_every_run_shows_its_best_heads(detect_run: Outcome, stored_run: Outcome
     assert Path(stored_run.folder / "heads-again.json").exists()
 
 
+@pytest.mark.long
 def test_an_atlas_is_measured_again_from_its_card_with_the_same_hashes(
     detect_run: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import CI_SUITE, MODEL, Outcome, Started, write_yaml
+from conftest import CI_LENGTHS, CI_SUITE, MODEL, Outcome, Started, write_yaml
 from retrieval_heads.models import locate_model
 
 pytestmark = pytest.mark.engine
@@ -94,6 +94,7 @@ def asked(tmp_path: Path, served: Served) -> list[str]:
         "model": {"model": MODEL},
         "engine": {"kind": "openai", "base_url": served.url, "model": "small", "timeout": PATIENCE},
         "generation": {"max_tokens": 48},
+        **CI_LENGTHS,
     }
     return [str(CI_SUITE), "--rh-config", str(write_yaml(tmp_path / "endpoint.yaml", config)), "--rh-verdict", "none"]
 
@@ -115,9 +116,9 @@ def answers(outcome: Outcome) -> dict[str, tuple[object, ...]]:
 def test_every_answer_is_that_of_the_engine_in_process(
     ci_run: Outcome, run_pytest: Callable[..., Outcome], asked: list[str]
 ) -> None:
-    outcome = run_pytest(*asked, "-k", "not len_2048")
+    outcome = run_pytest(*asked, "-k", "not len_1024")
     assert outcome.exit_status == 0, outcome.output
-    expected = {name: said for name, said in answers(ci_run).items() if "len_2048" not in name}
+    expected = {name: said for name, said in answers(ci_run).items() if "len_1024" not in name}
     assert len(expected) == 12
     assert answers(outcome) == expected
     assert all(record.token_ids for record in outcome.records.values())
@@ -127,19 +128,20 @@ def test_every_answer_is_that_of_the_engine_in_process(
 
 
 def test_through_chat_completions_both_counts_are_stored(run_pytest: Callable[..., Outcome], asked: list[str]) -> None:
-    outcome = run_pytest(*asked, "-k", "len_512-depth_50", "--rh-set", "engine.api=chat")
+    outcome = run_pytest(*asked, "-k", "len_256-depth_50", "--rh-set", "engine.api=chat")
     assert outcome.exit_status == 0, outcome.output
     for record in outcome.records.values():
-        assert record.prompt_tokens == 512
+        assert record.prompt_tokens == 256
         # A text's tokens may join where ids were put together.
-        assert record.server_prompt_tokens == pytest.approx(512, abs=3)
+        assert record.server_prompt_tokens == pytest.approx(256, abs=3)
         assert record.needle_span is None
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_and_started_again_loses_and_doubles_nothing(
     ci_run: Outcome, start_pytest: Callable[..., Started], asked: list[str], served: Served
 ) -> None:
-    few = ["-k", "len_512", "--rh-set", "engine.concurrency=3"]  # so that some are not asked yet
+    few = ["-k", "len_256", "--rh-set", "engine.concurrency=3"]  # so that some are not asked yet
     run = start_pytest(*asked, *few, "--rh-set", "output_dir=reports/killed")
     results = run.cwd / "reports/killed/results.jsonl"
     give_up = time.monotonic() + PATIENCE
@@ -152,7 +154,7 @@ def test_a_server_that_is_killed_and_started_again_loses_and_doubles_nothing(
     served.start()
     outcome = run.finish()
     assert outcome.exit_status == 0, outcome.output
-    expected = {name: said for name, said in answers(ci_run).items() if "len_512" in name}
+    expected = {name: said for name, said in answers(ci_run).items() if "len_256" in name}
     assert before.count(b"\n") < len(expected), "it was killed in mid-run"
     assert results.read_bytes().startswith(before)
     assert results.read_bytes().count(b"\n") == len(expected)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from conftest import Outcome
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 # Whatever a node starts is a copy, as what the tests themselves start: importing vLLM takes 8 s of a processor.
 COPIES = "import subprocess, forks; subprocess.Popen = forks.Popen"

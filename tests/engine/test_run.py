@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from conftest import CI_CACHE
+from conftest import CI_ARGUMENTS, CI_CACHE, CI_LENGTHS, write_yaml
 from retrieval_heads.cli import main
 from retrieval_heads.prompts.prompt import hash_ids
 from retrieval_heads.runs.record import SCHEMA, read_records
@@ -34,7 +34,7 @@ def test_run_ends_well_and_leaves_no_process(ci_run: Outcome) -> None:
 
 
 def test_records_are_the_cells_of_the_suite_in_order(ci_run: Outcome) -> None:
-    suite = load_suite(CI)
+    suite = load_suite(CI, CI_LENGTHS)
     records = list(ci_run.records.values())
 
     assert [record.cell for record in records] == [cell.id for cell in suite.cells]
@@ -91,9 +91,12 @@ def test_reconstruct_prints_the_prompt_that_was_sent(ci_run: Outcome, capsys: py
     assert f"{before}\n{record.needle.strip()}\n{after}" in capsys.readouterr().out
 
 
-def test_validate_foresees_what_the_cache_saves(ci_run: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_foresees_what_the_cache_saves(
+    ci_run: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     block = ci_run.facts["block_size"]
-    main(["validate", str(CI), "--config", SMOLLM2, "--model.dtype", "float32", "--model.block-size", str(block)])
+    config = write_yaml(tmp_path / "config.yaml", {**yaml.safe_load(Path(SMOLLM2).read_text()), **CI_LENGTHS})
+    main(["validate", str(CI), "--config", str(config), "--model.dtype", "float32", "--model.block-size", str(block)])
     told = capsys.readouterr().out
     records = ci_run.records.values()
     assert f"{sum(record.prompt_tokens or 0 for record in records):,}; " in told
@@ -107,14 +110,14 @@ def test_validate_foresees_what_the_cache_saves(ci_run: Outcome, capsys: pytest.
 def test_config_yaml_is_a_suite_of_the_same_cells(ci_run: Outcome, run_pytest: Callable[..., Outcome]) -> None:
     written = ci_run.folder / "config.yaml"
     again = run_pytest("--rh-config", str(written), "--co", "-q")
-    shipped, resolved = load_suite(CI), load_suite(written)
+    asked, resolved = load_suite(CI, CI_LENGTHS), load_suite(written)
 
-    assert [cell.id for cell in resolved.cells] == [cell.id for cell in shipped.cells]
+    assert [cell.id for cell in resolved.cells] == [cell.id for cell in asked.cells]
     assert resolved.settings.model.engine_args["dtype"] == "float32"
     assert resolved.settings.generation.max_tokens == 48  # smollm2.yaml lies over the suite
     assert again.exit_status == 0, again.output
     assert [line.partition("::")[2] for line in again.output.splitlines() if "::" in line] == [
-        f"niah[{cell.name}]" for cell in shipped.cells
+        f"niah[{cell.name}]" for cell in asked.cells
     ]
 
 
@@ -127,7 +130,7 @@ def test_heatmap_shows_the_scores(ci_run: Outcome) -> None:
     assert min(pixels.shape[:2]) >= 300
     assert len({tuple(pixel) for pixel in (pixels[::3, ::3].reshape(-1, 3) * 255).astype(int)}) > 20
     assert 0.02 < (pixels.mean(axis=2) < 0.9).mean() < 0.98  # neither blank nor a slab
-    assert all(f">{shown}<" in drawing for shown in ("512", "1,024", "2,048"))
+    assert all(f">{shown}<" in drawing for shown in ("256", "512", "1,024"))
     assert "SmolLM2-135M-Instruct" in drawing
     assert str(Path("reports") / ci_run.folder.name / "heatmap.png") in ci_run.output
 
@@ -138,10 +141,10 @@ def test_terminal_shows_the_engine_the_grid_and_the_paths(ci_run: Outcome) -> No
     assert "Traceback" not in ci_run.output
     assert sum("rh: 18 cells of niah/ci; starting the engine, log reports/" in line for line in lines) == 1
     assert sum("rh: SmolLM2-135M-Instruct is ready in " in line for line in lines) == 1
-    assert [line.split()[0] for line in lines if line.split()[:1] in (["512"], ["1024"], ["2048"])] == [
+    assert [line.split()[0] for line in lines if line.split()[:1] in (["256"], ["512"], ["1024"])] == [
+        "256",
         "512",
         "1024",
-        "2048",
     ]
     assert any(line.startswith("results  ") and line.endswith("results.jsonl") for line in lines)
 
@@ -150,7 +153,7 @@ def test_two_workers_ask_the_same_on_one_engine(ci_run: Outcome, ci_run_of_two_w
     alone, shared = ci_run.records, ci_run_of_two_workers.records
     compared = ("status", "text", "token_ids", "finish_reason", "scores", "needle_span", "recipe", "request")
 
-    assert shared.keys() == {cell for cell, record in alone.items() if record.context_length == 1024}
+    assert shared.keys() == {cell for cell, record in alone.items() if record.context_length == 256}
     assert len(shared) == 6
     for cell, record in shared.items():
         assert {key: getattr(record, key) for key in compared} == {key: getattr(alone[cell], key) for key in compared}
@@ -193,6 +196,7 @@ def test_missing_model_folder_is_named(run_pytest: Callable[..., Outcome]) -> No
     assert outcome.left == []
 
 
+@pytest.mark.long
 def test_of_a_killed_engine_finished_cells_stay_and_the_others_are_errors(
     start_pytest: Callable[..., Started], tmp_path: Path
 ) -> None:
@@ -225,11 +229,18 @@ def test_of_a_killed_engine_finished_cells_stay_and_the_others_are_errors(
     assert "INTERNALERROR" not in outcome.output
 
 
+@pytest.mark.long
+def test_the_shipped_suite_is_asked_whole_as_it_is(run_pytest: Callable[..., Outcome]) -> None:
+    outcome = run_pytest(str(CI), "--rh-config", SMOLLM2, "--rh-verdict", "none")
+    assert outcome.exit_status == 0, outcome.output
+    assert list(outcome.records) == [cell.id for cell in load_suite(CI).cells]
+    assert outcome.facts["cells"]["pass"] + outcome.facts["cells"]["low"] == 18
+
+
 def test_killed_run_resumes_to_what_an_undisturbed_one_gives(
     start_pytest: Callable[..., Started], run_pytest: Callable[..., Outcome], tmp_path: Path, ci_run: Outcome
 ) -> None:
-    arguments = [str(CI), "--rh-config", SMOLLM2, "--rh-set", "model.dtype=float32", *CI_CACHE, "--rh-verdict", "none"]
-    arguments += ["-k", "len_512"]
+    arguments = [*CI_ARGUMENTS, *CI_CACHE, "--rh-verdict", "none", "-k", "len_256"]
     # One request at a time, so that there is a middle of the run to be killed in.
     run = start_pytest(*arguments, "--rh-set", "model.max_num_seqs=1")
     while not (found := list(tmp_path.glob("reports/latest/results.jsonl"))) or found[0].read_text().count("\n") < 2:
@@ -244,7 +255,7 @@ def test_killed_run_resumes_to_what_an_undisturbed_one_gives(
     compared = ("request", "status", "text", "token_ids", "scores")
     assert resumed.exit_status == 0, resumed.output
     assert f"{kept} of 6 answers are those of the earlier run" in resumed.output
-    assert resumed.records.keys() == {cell for cell, record in ci_run.records.items() if record.context_length == 512}
+    assert resumed.records.keys() == {cell for cell, record in ci_run.records.items() if record.context_length == 256}
     for cell, record in resumed.records.items():
         assert {key: getattr(record, key) for key in compared} == {
             key: getattr(ci_run.records[cell], key) for key in compared

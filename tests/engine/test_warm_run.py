@@ -21,7 +21,7 @@ from retrieval_heads.models import locate_model
 if TYPE_CHECKING:
     from conftest import OwnProject
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 PATIENCE = 300
 LONG = "generation.max_tokens=700"

@@ -21,7 +21,8 @@ UNIT = Path(__file__).parents[1] / "unit"
     ("files", "tests"),
     [(["test_attention_rows.py"], "triton or cut"), (["test_written.py", "test_streamed.py"], "kernel")],
 )
-def test_kernels_pass_in_the_interpreter(files: list[str], tests: str) -> None:
+@pytest.mark.parametrize("marked", ["not long", pytest.param("long", marks=pytest.mark.long)])
+def test_kernels_pass_in_the_interpreter(files: list[str], tests: str, marked: str) -> None:
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     child = subprocess.run(
@@ -33,6 +34,8 @@ def test_kernels_pass_in_the_interpreter(files: list[str], tests: str) -> None:
             "-q",
             "-k",
             tests,
+            "-m",
+            marked,
             "-p",
             "no:cacheprovider",
             "-p",

@@ -50,8 +50,16 @@ NASTY: dict[str, tuple[Draw, float]] = {
 }
 
 
-@pytest.mark.parametrize("samples", [5, 10, 30])
-@pytest.mark.parametrize("name", NASTY)
+@pytest.mark.parametrize(
+    ("name", "samples"),
+    [
+        pytest.param(
+            name, samples, marks=pytest.mark.long if samples > 5 and name not in ("mostly 1", "skewed down") else ()
+        )
+        for name in NASTY
+        for samples in (5, 10, 30)
+    ],
+)
 def test_a_mean_is_covered(name: str, samples: int) -> None:
     draw, mean = NASTY[name]
     values = draw(np.random.default_rng(samples), (samples, RUNS)).astype(float)
@@ -197,8 +205,16 @@ def groupings(needles: int, texts: int, cells: int) -> tuple[Grouping, ...]:
     return varied(list(zip(*places, strict=True)))
 
 
-@pytest.mark.parametrize("size", [(3, 4, 10), (1, 6, 10), (5, 1, 12), (4, 8, 3)])
-@pytest.mark.parametrize("name", CLUSTERED)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(
+            name, size, marks=pytest.mark.long if size in ((1, 6, 10), (5, 1, 12)) and name != "copies" else ()
+        )
+        for name in CLUSTERED
+        for size in ((3, 4, 10), (1, 6, 10), (5, 1, 12), (4, 8, 3))
+    ],
+)
 def test_a_mean_of_clustered_samples_is_covered(name: str, size: tuple[int, int, int]) -> None:
     values, mean = clustered(np.random.default_rng(sum(size)), CLUSTERED[name], *size)
     low, high = mean_intervals(values, 1, groupings(*size))

@@ -536,9 +536,12 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "difference 3 × 3": lambda: difference_figure(grid(3, 3), grid(3, 2), names=(LONG, LONG)),
     "difference 40 × 40": lambda: difference_figure(grid(40, 40), grid(40, 40)),
 }
+MORE_FIGURES = ("niah 40 × 40", "niah 12 seeds", "heads 30 × 9", "profiles 40 × 40", "difference 40 × 40")
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in MORE_FIGURES else name for name in FIGURES]
+)
 def test_nothing_is_clipped_crowded_or_small(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -76,18 +76,26 @@ def expected(q: Tensor, cache: tuple[Tensor, Tensor, Tensor], tile: Tile, option
     return out
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"sliding_window": 20},
-        {"soft_cap": 2.0, "alibi_slopes": torch.linspace(0.01, 0.3, KV_HEADS * GROUP)},
-        {"sinks": torch.linspace(-1, 2, KV_HEADS * GROUP)},
-    ],
-    ids=["plain", "window", "soft cap and ALiBi", "sinks"],
-)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "window": {"sliding_window": 20},
+    "soft cap and ALiBi": {"soft_cap": 2.0, "alibi_slopes": torch.linspace(0.01, 0.3, KV_HEADS * GROUP)},
+    "sinks": {"sinks": torch.linspace(-1, 2, KV_HEADS * GROUP)},
+}
+STREAMS = [(0, 1), (1, 15), (15, 16), (16, 17), (17, 1), (33, 48), (64, 64)]
+
+
 @pytest.mark.parametrize("anchor", ["row", "context"])
-@pytest.mark.parametrize(("sink", "recent"), [(0, 1), (1, 15), (15, 16), (16, 17), (17, 1), (33, 48), (64, 64)])
+@pytest.mark.parametrize(
+    ("sink", "recent", "options"),
+    [
+        pytest.param(
+            *sizes, options, id=f"{sizes}-{name}", marks=pytest.mark.long if bool(options) and sizes != (16, 17) else ()
+        )
+        for sizes in STREAMS
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_rows_see_sinks_and_their_window(cache: Any, sink: int, recent: int, anchor: str, options: Any) -> None:
     stream = Stream(sink, recent, anchor, context=40)
     other = Stream(3, 30, anchor, context=50)
@@ -250,8 +258,19 @@ KERNEL = {
 @pytest.mark.skipif(not INTERPRETED and not COMPILED, reason="Triton needs CUDA, or its interpreter (tests/kernels)")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if COMPILED else [torch.float32])
-@pytest.mark.parametrize("anchor", ["row", "context"])
-@pytest.mark.parametrize("options", KERNEL.values(), ids=KERNEL)
+@pytest.mark.parametrize(
+    ("options", "anchor"),
+    [
+        pytest.param(
+            options,
+            anchor,
+            id=f"{name}-{anchor}",
+            marks=pytest.mark.long if anchor == "row" and name != "plain" else (),
+        )
+        for name, options in KERNEL.items()
+        for anchor in ("row", "context")
+    ],
+)
 def test_the_kernel_writes_what_torch_does(cache: Any, options: Any, anchor: str, dtype: torch.dtype) -> None:
     from retrieval_heads.tracing.streamed_triton import write_attended
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pydoc_data.topics
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
@@ -63,7 +63,8 @@ def test_stems_of_a_whole_text_are_those_of_nltk() -> None:
 @given(PROSE, PROSE.filter(lambda text: bool(tokens(text))))
 def test_scores_are_those_of_rouge_score_on_ascii_text(answer: str, reference: str) -> None:
     theirs = RougeScorer(["rouge1", "rougeL"], use_stemmer=True).score(reference, answer)
-    ours = score_answer(answer, reference, question="?")
+    # English, whose dictionary is loaded anyway: of a few words without a question it may be any language.
+    ours = score_answer(answer, reference, question="And who is with them?")
     for name, score in theirs.items():
         assert ours[f"{name}_precision"] == score.precision
         assert ours[f"{name}_recall"] == score.recall
@@ -90,6 +91,7 @@ def test_another_answer_scores_0_over_new_words(script: str) -> None:
     assert score_answer("xyzzy ж 龘", needle, question)["rouge1_recall_novel"] == 0
 
 
+@settings(max_examples=50)  # most of them are in a language of their own, whose dictionary takes long to load
 @given(ANY, ANY, ANY)
 @example("", "\U000116d0", "")  # digits of a newer Unicode than Python's own, which has no value for them
 @example("5:30 pm", "\U000116d0\U000116d0:30 pm", "")
@@ -104,6 +106,7 @@ def test_every_score_is_there_and_between_0_and_1(answer: str, reference: str, q
     assert all(0 <= score <= 1 for score in scores.values())
 
 
+@settings(max_examples=50)
 @given(ANY, ANY)
 def test_a_repeated_reference_scores_1_whatever_it_is(reference: str, question: str) -> None:
     if set(tokens(reference)) - set(tokens(question)):

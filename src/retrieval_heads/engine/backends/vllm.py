@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -300,8 +301,9 @@ class Engine(Backend):
             EngineError: vLLM has no such sampling parameter, refuses the request, or cannot mask a head.
         """
         assert not isinstance(prompt, PromptText), "vLLM takes token ids"
-        known = _names(self._sampling_params)
-        refuse_unknown("generation", sampling, known, f"sampling parameter in vLLM {self.version}")
+        refuse_unknown(
+            "generation", sampling, _names(self._sampling_params), f"sampling parameter in vLLM {self.version}"
+        )
         edited: dict[str, Any] = {}
         salt = None
         if mask is not None and mask.stream is not None:
@@ -409,7 +411,9 @@ class Engine(Backend):
         if salt is not None:
             prompt["cache_salt"] = salt
         try:
-            parameters = self._sampling_params(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
+            # Made for this request alone, so that vLLM need not copy each list in it: 0.2 ms a replay.
+            alone = {"output_kind": RequestOutputKind.FINAL_ONLY, "skip_clone": True}
+            parameters = self._sampling_params(**sampling, **alone)
             name = self._engine.add_request(request, prompt, parameters, priority=priority)
         except (ValueError, TypeError) as error:
             raise EngineError(f"vLLM refuses the request: {error}") from None
@@ -671,6 +675,7 @@ def _weight_bytes(worker: Any) -> int:
     return sum(parameter.nbytes for parameter in worker.model_runner.model.parameters())
 
 
+@cache
 def _names(target: Any) -> Sequence[str]:
-    """What a class of vLLM's takes."""
+    """What a class of vLLM's takes; reading it takes half a millisecond, while a GPU waits."""
     return tuple(inspect.signature(target).parameters)

@@ -411,7 +411,7 @@ class Engine(Backend):
         if salt is not None:
             prompt["cache_salt"] = salt
         try:
-            # Made for this request alone, so that vLLM need not copy each list in it: 0.2 ms a replay.
+            # Made for this request alone, so that vLLM need not copy each list in it.
             alone = {"output_kind": RequestOutputKind.FINAL_ONLY, "skip_clone": True}
             parameters = self._sampling_params(**sampling, **alone)
             name = self._engine.add_request(request, prompt, parameters, priority=priority)
@@ -677,5 +677,5 @@ def _weight_bytes(worker: Any) -> int:
 
 @cache
 def _names(target: Any) -> Sequence[str]:
-    """What a class of vLLM's takes; reading it takes half a millisecond, while a GPU waits."""
+    """What a class of vLLM's takes; reading it takes a while, for which a GPU waits."""
     return tuple(inspect.signature(target).parameters)

@@ -35,6 +35,7 @@ KEYS_PER_GROUP = 64
 ROWS_AT_A_TIME = 1024  # of a long text of which every row is scored
 BYTES_AT_A_TIME = 16 << 20  # of layers' queries and of their rows' scores in the span
 NATS = math.log(2.0)  # in one bit
+MINUS_INFINITY = -0x800000  # its bits in float32, as an int32
 NO_SCORE = -3.0e38  # below every score; finite, so that -inf - NO_SCORE is -inf and not NaN
 
 Read = Callable[[int, int], Tensor]
@@ -349,8 +350,7 @@ def _score_layers(
     layers, rows, heads, head_size = q.shape
     group, first_position = heads // kv_heads, stretch.first
     # Rows of the heads that share a KV head are one matrix: K is multiplied once for all of them.
-    folded = q.float().view(layers, rows, kv_heads, group, head_size).permute(0, 2, 3, 1, 4)
-    folded = folded.reshape(layers, kv_heads, group * rows, head_size)
+    folded = q.unflatten(2, (kv_heads, group)).permute(0, 2, 3, 1, 4)
     slopes = None if alibi_slopes is None else alibi_slopes.float().view(kv_heads, group, 1, 1)
     position = torch.arange(first_position, first_position + rows, device=q.device)
     # Without cap and ALiBi scores stay the bare products (equal products then tie whatever the scale), and the
@@ -360,11 +360,14 @@ def _score_layers(
     of_layers = _of_layers(bits, q.device)
 
     met: _Met | None = None
-    topless, raw = stretch.topless, []
+    topless = stretch.topless
+    pieces: list[Tensor] = []
+    raw_pieces: list[Tensor] = []
+    chunks = _chunks(*seen_keys(rows, first_position, sliding_window), stretch.span)
     top_keys = None
     if topless < rows:
-        top_keys = TopKeys(stretch.top, torch.Size((layers, kv_heads, group, rows - topless)), q.device)
-    chunks = _chunks(*seen_keys(rows, first_position, sliding_window), stretch.span)
+        shape = torch.Size((layers, kv_heads, group, rows - topless))
+        top_keys = TopKeys(stretch.top, shape, q.device, is_in_pieces=len(chunks) > 1)
     for place, (start, stop) in enumerate(chunks):
         # Whole groups of keys: matrix products treat odd columns another way, and equal keys would not tie. No row
         # sees what is added: it lies behind the last of them.
@@ -375,45 +378,46 @@ def _score_layers(
         own = _inside(stretch.span, start)
         is_span_met = not any(_meets(later, stretch.span) for later in chunks[place + 1 :])
         found: list[list[Tensor]] = []
+        # Memory that all layers share: the system's new pages take as long as what is done with them.
+        queries = torch.empty(folded.shape[1:], device=q.device)
         keys = torch.zeros(kv_heads, width, head_size, device=q.device)
         products = torch.empty(kv_heads, group * rows, width, device=q.device)
         for layer, read in enumerate(reads):
             given = read(start, stop)
             keys[:, : stop - start] = given
             is_bfloat16 = q.dtype == given.dtype == torch.bfloat16
-            product(folded[layer], keys.transpose(1, 2), of_bfloat16=is_bfloat16, out=products)
+            own_queries = queries.copy_(folded[layer]).flatten(1, 2)
+            product(own_queries, keys.transpose(1, 2), of_bfloat16=is_bfloat16, out=products)
             scores = products.view(kv_heads, group, rows, width)
             if slope is not None:
                 scores = _capped(scores * scales[layer], soft_cap).add_(slope)
             _hide(scores, unseen)
             greatest, argmax = _greatest(scores)
-            best, inside = greatest, scores[..., own]
+            best, inside = greatest, scores[..., own].clone()
             if top_keys is not None:
-                top_keys.add(scores[..., topless:, :], own, is_span_met=is_span_met, at=layer)
-                raw.append(inside[..., topless:, :].clone())
+                wanted = scores[..., topless:, :], best[..., topless:], inside[..., topless:, :]
+                top_keys.add(*wanted, is_span_met=is_span_met, at=layer)
+            raw = inside
             if is_capped:
                 scores, greatest = (_capped(each * scales[layer], soft_cap) for each in (scores, greatest))
                 _hide(scores, unseen)  # again: tanh(-inf) is -1
-                inside = scores[..., own]
-            inside = inside.clone()
-            found.append([best, argmax, greatest, inside, _sum2(scores, greatest, bits[layer])])
-        chunk = _Met.of(*map(torch.stack, zip(*found, strict=True)), start=start, bits=of_layers)
+                inside = scores[..., own].clone()
+            found.append([best, argmax, greatest, _powers2(scores, greatest, bits[layer]).sum(-1), inside, raw])
+        *numbers, inside, raw = zip(*found, strict=True)
+        pieces.append(torch.stack(inside))
+        raw_pieces.append(torch.stack(raw) if is_capped else pieces[-1])
+        chunk = _Met.of(*map(torch.stack, numbers), start=start, bits=of_layers)
         met = chunk if met is None else met.with_more(chunk)
 
     assert met is not None, "there are rows, each of which sees itself"
-    argmax, logsumexp, span_logsumexp = met.argmax, met.logsumexp, met.span_logsumexp
+    argmax, logsumexp = met.argmax, met.logsumexp
     undefined = ~torch.isfinite(logsumexp)
+    is_top = None if top_keys is None else top_keys.among(_joined(raw_pieces)[..., topless:, :])
+    span_logsumexp, of_top = _inside_sums(_joined(pieces), is_top, of_layers)
     top_logsumexp = None
-    if top_keys is not None:
-        inside = torch.cat([torch.stack(raw[at : at + layers]) for at in range(0, len(raw), layers)], dim=-1)
-        is_top = top_keys.among(inside)
-        if is_capped:
-            scale = _of_layers(scales, q.device)
-            capped = _capped(inside * (scale[..., None] if isinstance(scale, Tensor) else scale), soft_cap)
-            inside = capped.masked_fill_(inside == float("-inf"), float("-inf"))
-        sums = _logsumexp2(inside.masked_fill_(~is_top, float("-inf")), of_layers)
+    if of_top is not None:
         top_logsumexp = torch.full_like(logsumexp, float("nan"))
-        top_logsumexp[..., topless:] = sums.masked_fill(undefined[..., topless:], float("nan")) * NATS
+        top_logsumexp[..., topless:] = of_top.masked_fill(undefined[..., topless:], float("nan")) * NATS
     argmax = argmax.masked_fill(undefined, -1)
     logsumexp = logsumexp.masked_fill(undefined, float("nan")) * NATS
     span_logsumexp = span_logsumexp.masked_fill(undefined, float("nan")) * NATS
@@ -429,24 +433,15 @@ def _score_layers(
 
 @dataclass(frozen=True)
 class _Met:
-    """Of some keys, in several layers: each row's greatest score, its place, and log2 sums of all and of the span's."""
+    """Of some keys, in several layers: each row's greatest score, its place, and the log2 sum of all."""
 
     best: Tensor
     argmax: Tensor
     logsumexp: Tensor
-    span_logsumexp: Tensor
 
     @classmethod
     def of(
-        cls,
-        best: Tensor,
-        index: Tensor,
-        greatest: Tensor,
-        inside: Tensor,
-        sums: Tensor,
-        *,
-        start: int,
-        bits: float | Tensor,
+        cls, best: Tensor, index: Tensor, greatest: Tensor, sums: Tensor, *, start: int, bits: float | Tensor
     ) -> _Met:
         """Of the keys of a chunk.
 
@@ -454,12 +449,11 @@ class _Met:
             best: The greatest score, uncapped.
             index: Its place among them.
             greatest: The greatest score.
-            inside: The scores in the span; overwritten.
-            sums: `_sum2` of all scores.
+            sums: Of `_powers2` of all scores.
             start: Position of the first of them.
             bits: What a score is multiplied by, `[layers, 1, 1, 1]` or one for all.
         """
-        return cls(best, index + start, _log2(sums, greatest, bits), _logsumexp2(inside, bits))
+        return cls(best, index + start, _log2(sums, greatest, bits))
 
     def with_more(self, other: _Met) -> _Met:
         """Of these and of others; of equal scores the lowest position."""
@@ -468,7 +462,6 @@ class _Met:
             torch.where(better, other.best, self.best),
             torch.where(better, other.argmax, self.argmax),
             torch.logaddexp2(self.logsumexp, other.logsumexp),
-            torch.logaddexp2(self.span_logsumexp, other.span_logsumexp),
         )
 
 
@@ -501,29 +494,46 @@ def _of_layers(factors: Sequence[float | Tensor], device: torch.device) -> float
     return torch.stack([torch.as_tensor(one, device=device) for one in factors]).view(-1, 1, 1, 1)
 
 
-def _logsumexp2(scores: Tensor, bits: float | Tensor) -> Tensor:
-    """log2 of the sum of `exp2(bits * score)` over the last dimension; overwrites scores."""
-    if not scores.shape[-1]:
-        return scores.sum(-1).log2_()
-    top = scores.amax(-1)
-    return _log2(_sum2(scores, top, bits[..., None] if isinstance(bits, Tensor) else bits), top, bits)
-
-
-def _sum2(scores: Tensor, top: Tensor, bits: float | Tensor) -> Tensor:
-    """The sum of `exp2(bits * (score - top))` over the last dimension; overwrites scores."""
-    top = top.clamp(min=NO_SCORE)  # where nothing is seen the sum is 0, not NaN
-    return scores.sub_(top[..., None]).mul_(bits).exp2_().sum(-1)
+def _powers2(scores: Tensor, top: Tensor, bits: float | Tensor) -> Tensor:
+    """`exp2(bits * (score - top))`, of each row's `top`; overwrites scores."""
+    top = top.clamp(min=NO_SCORE)  # where nothing is seen all are 0, not NaN
+    return scores.sub_(top[..., None]).mul_(bits).exp2_()
 
 
 def _log2(sums: Tensor, top: Tensor, bits: float | Tensor) -> Tensor:
-    """log2 of the sum of `exp2(bits * score)`, of a `_sum2`."""
+    """log2 of the sum of `exp2(bits * score)`, of the sums of `_powers2`."""
     return sums.log2_() + top.clamp(min=NO_SCORE) * bits
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Scores of keys that follow each other as those of all."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=-1)
+
+
+def _inside_sums(inside: Tensor, is_top: Tensor | None, bits: float | Tensor) -> tuple[Tensor, Tensor | None]:
+    """log2 sums of the span's scores, and, of the last rows, of those that are among the greatest; overwrites them.
+
+    Args:
+        inside: The scores, `[layers, kv_heads, group, rows, keys of the span]`.
+        is_top: Whether they are among their row's greatest, of as many rows as it is asked of. Where any is, the
+            greatest of the span is.
+        bits: What a score is multiplied by, `[layers, 1, 1, 1]` or one for all.
+    """
+    top = inside.amax(-1) if inside.shape[-1] else inside.sum(-1).fill_(float("-inf"))
+    powers = _powers2(inside, top, bits[..., None] if isinstance(bits, Tensor) else bits)
+    sums = _log2(powers.sum(-1), top, bits)
+    if is_top is None:
+        return sums, None
+    rows = is_top.shape[-2]
+    return sums, _log2(powers[..., -rows:, :].mul_(is_top).sum(-1), top[..., -rows:], bits)
 
 
 def _unseen(
     start: int, keys: int, position: Tensor, first_position: int, sliding_window: int | None
-) -> list[tuple[slice, Tensor]]:
-    """Which keys a row does not see, `[rows, keys]` at the edges alone: all rows see the rest."""
+) -> list[tuple[slice, Tensor, Tensor]]:
+    """Which keys a row does not see, at the edges alone: all rows see the rest. Of a score's bits those that are kept,
+    and those that are set, `[rows, keys]` each.
+    """
     found = []
     key, rows = torch.arange(start, start + keys, device=position.device), len(position)
     future = max(0, first_position + 1 - start)
@@ -533,13 +543,17 @@ def _unseen(
         past = min(keys, first_position + rows - sliding_window - start)
         if past > 0:
             found.append((slice(past), key[:past] <= position[:, None] - sliding_window))
-    return found
+    is_hidden = [(edge, hidden.to(torch.int32)) for edge, hidden in found]
+    return [(edge, hidden - 1, hidden * MINUS_INFINITY) for edge, hidden in is_hidden]
 
 
-def _hide(scores: Tensor, unseen: Sequence[tuple[slice, Tensor]]) -> None:
-    """Write -inf, in place, over the keys that a row does not see."""
-    for edge, hidden in unseen:
-        scores[..., edge].masked_fill_(hidden, float("-inf"))
+def _hide(scores: Tensor, unseen: Sequence[tuple[slice, Tensor, Tensor]]) -> None:
+    """Write -inf, in place, over the keys that a row does not see.
+
+    Bit by bit: torch's masked_fill is not vectorised on CPU, 40 µs where these take 10.
+    """
+    for edge, kept, filled in unseen:
+        scores.view(torch.int32)[..., edge].bitwise_and_(kept).bitwise_or_(filled)
 
 
 def _greatest(scores: Tensor) -> tuple[Tensor, Tensor]:

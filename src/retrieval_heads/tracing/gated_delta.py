@@ -97,11 +97,11 @@ def score_rows_gated_delta(
         total += magnitudes.sum(-1)
         own = slice(max(span[0] - start, 0), max(span[1] - start, 0))
         inside += magnitudes[..., own].sum(-1)
-        if top_keys is not None:
-            top_keys.add(magnitudes[topless:], own, is_span_met=start <= span[0])
-            in_span.append(magnitudes[topless:, ..., own].clone())
         # Chunks come from high positions to low: of equal weights the one met last lies lowest.
         best, index = magnitudes.max(-1)
+        if top_keys is not None:
+            in_span.append(magnitudes[topless:, ..., own].clone())
+            top_keys.add(magnitudes[topless:], best[topless:], in_span[-1], is_span_met=start <= span[0])
         argmax_magnitude = torch.where(best >= farthest, index + start, argmax_magnitude)
         farthest = torch.maximum(best, farthest)
         if start + weights.shape[-1] > first_position + 1:  # a weight of 0 is no weight where the row does not see

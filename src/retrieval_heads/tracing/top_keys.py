@@ -12,63 +12,80 @@ import numpy
 import torch
 from torch import Tensor
 
-GROUP = 8
-"""Keys whose greatest score stands for them: as many groups as there are above a score, so many keys at least are."""
-
 
 class TopKeys:
     """The n greatest scores of rows, as far as the span's keys could be among them.
 
-    Of most rows and heads they could not: n groups have a key above the span's best, and to count these takes one pass,
-    where choosing takes twenty. So the span's keys should come first.
+    Of most rows and heads they could not: n keys are above the span's best, and to count these takes one pass, where
+    choosing takes twenty. So the span's keys should come first.
 
     Args:
         count: n.
         shape: Of the rows: all dimensions of scores but the last.
         device: Theirs.
         dtype: Theirs.
+        is_in_pieces: Whether a row's keys are met in several pieces.
     """
 
-    def __init__(self, count: int, shape: torch.Size, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self._count = count
+    def __init__(
+        self,
+        count: int,
+        shape: torch.Size,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        is_in_pieces: bool = True,
+    ) -> None:
+        self._count, self._is_in_pieces = count, is_in_pieces
         self._greatest = torch.full((*shape, count), -math.inf, device=device, dtype=dtype)
-        self._least = self._greatest[..., -1].clone()
+        self._least = torch.full(shape, -math.inf, device=device, dtype=dtype)
         """Not above the nth greatest score; it once the last keys were met, or above all of the span's."""
-        self._best = self._least.clone()
+        self._of_span = self._least.clone()
+        """The greatest of the span's."""
+        self._above = torch.empty(0, dtype=dtype)
+        """Memory that was written before: the system's new pages take as long as the comparison."""
 
-    def add(self, scores: Tensor, inside: slice, *, is_span_met: bool, at: int | slice = slice(None)) -> None:
+    def add(
+        self, scores: Tensor, best: Tensor, inside: Tensor, *, is_span_met: bool, at: int | slice = slice(None)
+    ) -> None:
         """Meet more keys.
 
         Args:
             scores: `[*shape, keys]`, -inf where a row does not see; they are only read.
-            inside: Which of them are the span's.
+            best: The greatest of them, `[*shape]`.
+            inside: Those of them that are the span's, `[*shape, keys of it]`.
             is_span_met: Whether no later ones are.
             at: Of which rows they are, along the first dimension.
         """
-        keys = scores.shape[-1]
         if scores.is_cuda:  # to choose rows there would be to wait for it
             self._greatest[at] = torch.cat([self._greatest[at], scores], dim=-1).topk(self._count).values
             self._least[at] = self._greatest[at][..., -1]
             return
-        # Keys that lie far apart: of neighbours the maximum takes torch ten times as long.
-        groups = scores.unflatten(-1, (GROUP, -1)).amax(-2) if keys % GROUP == 0 else scores
-        least, best, own = self._least[at], self._best[at], scores[..., inside]
-        if own.shape[-1]:
-            torch.maximum(best, own.amax(-1), out=best)
-        matters = groups.amax(-1) > least
+        least, of_span = self._least[at], self._of_span[at]
+        if inside.shape[-1]:
+            torch.maximum(of_span, inside.amax(-1), out=of_span)
+        # In numpy: torch takes seven times as long to choose the greatest, and to each small step.
+        nth, greatest = least.numpy(), self._greatest[at].numpy()
+        matters = best.numpy() > nth
         if is_span_met:
-            passed = torch.gt(groups, best[..., None], out=torch.empty_like(groups)).sum(-1) >= self._count
-            least.masked_fill_(passed, math.inf)
+            if self._above.shape != scores.shape:
+                self._above = torch.empty(scores.shape, dtype=scores.dtype)
+            passed = torch.gt(scores, of_span[..., None], out=self._above).sum(-1).numpy() >= self._count
+            nth[passed] = math.inf
             matters &= ~passed
-        where = matters.numpy().nonzero()
+        where = matters.nonzero()
         if not len(where[0]):
             return
-        # In numpy: torch takes seven times as long to choose the greatest, and three times to pick rows.
-        greatest, nth = self._greatest[at].numpy(), least.numpy()
-        met = numpy.concatenate([greatest[where], scores.numpy()[where]], axis=-1)
-        met.partition(keys, axis=-1)
-        greatest[where] = met[:, keys:]
-        nth[where] = numpy.maximum(nth[where], met[:, keys])
+        met = scores.numpy()[where]
+        if self._is_in_pieces:
+            met = numpy.concatenate([greatest[where], met], axis=-1)
+        place = met.shape[-1] - self._count
+        if place < 0:
+            return  # fewer keys than places
+        met.partition(place, axis=-1)
+        nth[where] = numpy.maximum(nth[where], met[:, place])
+        if self._is_in_pieces:
+            greatest[where] = met[:, place:]
 
     def among(self, inside: Tensor) -> Tensor:
         """Which of the span's scores, `[*shape, keys of it that were met]`, are among the top of their row."""

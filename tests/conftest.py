@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+import installed  # noqa: F401
 from forks import Server
 
 pytest_plugins = ["pytester"]

@@ -258,6 +258,8 @@ def _load(modules: Iterable[str]) -> None:
     """Import what others need; pytest's plugins by pytest, which rewrites their assertions."""
     import pytest
 
+    import installed  # noqa: F401
+
     path = list(sys.path)
     with tempfile.TemporaryDirectory() as folder:
         here = Path.cwd()

@@ -104,14 +104,18 @@ def _case(template: str, how: str, expected: str = "refused") -> Case:
     return Case("cli", arguments, files, expected, seconds=seconds, note=template[:100])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("part", range(2))
+_HALVES = [0, pytest.param(1, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("part", _HALVES)
 def test_one_that_does_not_end_is_ended(check: Check, part: int) -> None:
     for template in _ENDLESS[part::2]:
         check(_case(template, "config"))
 
 
-def test_one_that_multiplies_is_ended(check: Check) -> None:
-    for number, template in enumerate(_HUGE):
+@pytest.mark.parametrize("part", _HALVES)
+def test_one_that_multiplies_is_ended(check: Check, part: int) -> None:
+    for number, template in enumerate(_HUGE[part::2]):
         check(_case(template, ("config", "file", "flag")[number % 3]))
 
 

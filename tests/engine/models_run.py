@@ -1,6 +1,6 @@
 """Replays on tiny models of random weights, each of another architecture; a file of what the probe found for each.
 
-usage: python models_run.py OUT FOLDER
+usage: python models_run.py OUT FOLDER NAME...
 """
 
 from __future__ import annotations
@@ -234,6 +234,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 INT8 = "Llama in 8 bits"
 """The first model with its projections quantised, as compressed-tensors has it."""
 TWO_RANKS = ("gated delta on two ranks", "Llama on two ranks")
+CONFIGS = "configs"
+"""Asks for what `models --check` says of configs alone, in the place of a model's name."""
+MORE = (
+    "Qwen2 (biases)",
+    "Qwen3 (q/k norm)",
+    "Mistral (windows)",
+    "Gemma 3 (q/k norm, mixed windows)",
+    "Phi-3 (fused qkv)",
+    "Apertus (xIELU)",
+    "Mixtral (experts)",
+)
+"""Models that `make test-long` has: what is new in them stands before attention or behind it, or in another of them."""
 SHARED = "Attention that shares its output projection with 1 more (a shared or looped layer)"
 UNSCORED: dict[str, tuple[Tiny, tuple[str, ...]]] = {
     "Jamba (Mamba, attention in some layers)": (
@@ -372,15 +384,17 @@ def main(out: str, folder: str, *names: str) -> None:
     from nnsight.modeling.vllm import VLLM
 
     look_at_models_here()
-    found: dict[str, Any] = {"checked": {} if names else checked(Path(folder))}
+    found: dict[str, Any] = {}
+    if CONFIGS in names:
+        found["checked"] = checked(Path(folder))
     models = MODELS | MODELS_IN_BFLOAT16 | {name: variant(*how) for name, how in VARIANTS.items()}
     models[INT8] = replace(variant("Llama", {"dtype": "bfloat16"}), is_int8=True)
-    for name in names or [name for name in models if name not in TWO_RANKS]:
+    for name in [name for name in models if name in names]:
         try:
             found[name] = run(models[name], Path(folder) / models[name].folder)
             if not models[name].is_variant:
                 found[name]["checked"] = checked_layers(models[name], Path(folder))
-            if name in STEPPED and not names:
+            if name in STEPPED:
                 found[name]["told"] = told(Path(folder) / models[name].architecture)
         except Exception as error:
             traceback.print_exc()

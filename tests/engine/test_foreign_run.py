@@ -70,6 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return made
 
 
+@pytest.mark.long
 def test_copies_of_one_process_find_what_new_processes_do(run: Callable[..., Path]) -> None:
     """Session and engine; the answers of a copied pair of workers are compared in `test_run.py`."""
     copied, real = run(is_real=False), run(is_real=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from models_run import (
+    CONFIGS,
     GATED_DELTA,
     INT8,
     MASKED,
     MODELS,
     MODELS_IN_BFLOAT16,
+    MORE,
     NEEDLE_SPAN,
     NO_STEP,
     PROMPT_TOKENS,
@@ -27,6 +30,7 @@ from models_run import (
     TEXT_IDS,
     TWO_RANKS,
     UNSCORED,
+    VARIANTS,
     tokens,
 )
 from models_table import table
@@ -65,10 +69,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
+class Runs:
+    """What the probe found, by model; those of `make test` run in one process, and those of `make test-long`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._found: dict[bool, dict[str, Any]] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if (is_more := name in MORE) not in self._found:
+            every = (CONFIGS, *ALL, *VARIANTS, INT8)
+            names = [each for each in every if (each in MORE) == is_more and each not in TWO_RANKS]
+            self._found[is_more] = run_models(self._folder / f"found-{is_more}.pt", self._folder, *names)
+        return self._found[is_more][name]
+
+
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> dict[str, Any]:
-    """What the probe found, by model."""
-    return run_models(folder / "found.pt", folder)
+def runs(folder: Path) -> Runs:
+    return Runs(folder)
+
+
+def marked(models: Iterable[str]) -> list[Any]:
+    """Parameters, those of `make test-long` with its mark."""
+    return [pytest.param(name, marks=[pytest.mark.long] if name in MORE else []) for name in models]
 
 
 @cache
@@ -77,7 +100,7 @@ def reference_of(folder: Path, model: str) -> Reference:
     return attention_rows(str(folder / MODELS[model].architecture), [*ids, *ids[slice(*NEEDLE_SPAN)][:-1]], 0)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", marked(MODELS))
 def test_every_clear_argmax_position_equals_the_references(runs: Any, folder: Path, model: str) -> None:
     found = runs[model]
     assert found["error"] is None
@@ -90,7 +113,7 @@ def test_every_clear_argmax_position_equals_the_references(runs: Any, folder: Pa
     assert (is_equal | ~is_clear).all(), f"{int((~is_equal & is_clear).sum())} positions differ"
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", marked(MODELS))
 def test_weights_are_close_for_every_head(runs: Any, folder: Path, model: str) -> None:
     assert runs[model]["error"] is None
     needle = tokens()[slice(*NEEDLE_SPAN)]
@@ -105,7 +128,7 @@ def test_weights_are_close_for_every_head(runs: Any, folder: Path, model: str) -
     assert (ours < high + 1e-4).all()
 
 
-@pytest.mark.parametrize("model", [name for name, model in MODELS.items() if model.is_maskable])
+@pytest.mark.parametrize("model", marked(name for name, model in MODELS.items() if model.is_maskable))
 def test_what_heads_write_is_the_references(runs: Any, folder: Path, model: str) -> None:
     found, needle = runs[model], tokens()[slice(*NEEDLE_SPAN)]
     path = str(folder / MODELS[model].architecture)
@@ -124,7 +147,7 @@ def test_what_heads_write_through_a_quantised_projection_is_nearly_the_floats(ru
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0.1 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", marked(MODELS))
 def test_weights_on_single_keys_are_those_of_the_reference(runs: Any, folder: Path, model: str) -> None:
     query, text = (runs[model]["weighed"][name] for name in ("query", "text"))
     weights = reference_of(folder, model).rows(QUESTION_SPAN[0], PROMPT_TOKENS)
@@ -136,20 +159,20 @@ def test_weights_on_single_keys_are_those_of_the_reference(runs: Any, folder: Pa
         torch.testing.assert_close(scores, expected, rtol=0, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", marked(MODELS))
 def test_a_replays_prefix_comes_from_the_cache_where_there_is_one(runs: Any, model: str) -> None:
     found = runs[model]
     assert found["cached_tokens"] == (QUESTION_SPAN[0] // 32 * 32 if found["has_prefix_cache"] else 0)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", marked(MODELS))
 def test_the_layers_are_known(runs: Any, model: str) -> None:
     layers = runs[model]["layers"]
     assert [layer["number"] for layer in layers] == [0, 1, 2, 3]
     assert tuple(layer["sliding_window"] for layer in layers) == MODELS[model].windows
 
 
-@pytest.mark.parametrize("model", [*MODELS, *MODELS_IN_BFLOAT16])
+@pytest.mark.parametrize("model", marked(ALL))
 def test_check_says_beforehand_what_the_engine_finds(runs: Any, model: str) -> None:
     assert runs[model]["error"] is None
     assert runs[model]["checked"] == runs[model]["layers"]
@@ -166,7 +189,7 @@ def test_heads_whose_output_is_padded_are_scored_and_not_masked(runs: Any, model
     assert found["masked"] == "the heads of layer 0 cannot be masked: it has no output projection"
 
 
-@pytest.mark.parametrize("model", MASKABLE)
+@pytest.mark.parametrize("model", marked(MASKABLE))
 def test_masked_heads_are_those_of_the_reference(runs: Any, folder: Path, model: str) -> None:
     found, folder = runs[model], folder / ALL[model].architecture
     assert found["masked"] is None
@@ -179,7 +202,7 @@ def test_masked_heads_are_those_of_the_reference(runs: Any, folder: Path, model:
     assert model in MODELS or effect > 0.2
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", marked(MODELS))
 def test_streaming_heads_are_those_of_the_reference_with_its_band(runs: Any, folder: Path, model: str) -> None:
     path, apart, effects = str(folder / MODELS[model].architecture), [], []
     for mask, told in zip(STREAMED, runs[model]["streamed"], strict=True):
@@ -199,7 +222,7 @@ def test_streaming_heads_are_those_of_the_reference_with_its_band(runs: Any, fol
     assert sum(effect > 0.1 for effect in effects) == (3 if "Mistral" in model else 4)
 
 
-@pytest.mark.parametrize("model", MASKABLE)
+@pytest.mark.parametrize("model", marked(MASKABLE))
 def test_heads_that_no_query_makes_see_all_alike_are_not_masked_uniformly(runs: Any, model: str) -> None:
     refusal = "the mode uniform cannot mask heads of layer 0: no query makes them see all alike"
     assert runs[model]["uniform"] == (refusal if model == GATED_DELTA else None)
@@ -290,7 +313,7 @@ def gated_delta(runs: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def gated_delta_weights(folder: Path) -> dict[int, torch.Tensor]:
+def gated_delta_weights(gated_delta: dict[str, Any], folder: Path) -> dict[int, torch.Tensor]:
     """Those of transformers' own recurrence in float32, `[heads, rows, keys]`, by layer."""
     ids = tokens()
     path = str(folder / MODELS_IN_BFLOAT16[GATED_DELTA].architecture)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker gets the import path that xdist itself was imported on.
     sys.path += os.environ["PYTHONPATH"].split(os.pathsep)
 """
+
+TWO_WORKERS = ["-n", "2"]
+ON_WORKERS_IF_LONG = pytest.mark.parametrize(
+    "workers", [pytest.param([], id="plain"), pytest.param(TWO_WORKERS, id="xdist", marks=pytest.mark.long)]
+)
+"""In place of the fixture `workers`, where tests beside it show that workers do what one process does."""
+
+
+def on_workers(cases: Sequence[Any]) -> list[Any]:
+    """Each case without workers; with two the first, and the others where tests marked `long` are run."""
+    made = []
+    for number, case in enumerate(cases):
+        values = case if isinstance(case, tuple) else (case,)
+        made += [
+            pytest.param(*values, []),
+            pytest.param(*values, TWO_WORKERS, marks=pytest.mark.long if number else ()),
+        ]
+    return made
+
 
 NEEDLE = {"needle": FERRY, "question": "When does the ferry to Oslo leave?"}
 ENDPOINT = "stand_in_endpoint:ToyEndpoint"

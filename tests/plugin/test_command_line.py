@@ -9,13 +9,12 @@ from project import Project
 
 
 def call(project: Project, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", f"from retrieval_heads.cli import {program}; {program}()", *arguments],
-        cwd=project.path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", f"from retrieval_heads.cli import {program}; {program}()", *arguments]
+    out, err = project.path / "out", project.path / "err"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen(command, cwd=project.path, stdout=stdout, stderr=stderr)
+        process.wait(300)
+    return subprocess.CompletedProcess(command, process.returncode, out.read_text(), err.read_text())
 
 
 def test_niah_asks_and_draws_as_pytest_does(project: Project) -> None:

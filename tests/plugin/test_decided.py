@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from project import Project
+from project import ON_WORKERS_IF_LONG, Project
 
 SIXTY = {"context_lengths": [128, 160, 192, 224, 256], "document_depths": [0, 20, 40, 60, 80, 100], "seeds": [0, 1]}
 FP8 = {"kv_cache_dtype": "fp8"}
@@ -33,6 +33,7 @@ def told(project: Project) -> dict[str, Any]:
     return next(one for one in found["comparisons"] if one["setting"] == "fp8-kv")
 
 
+@ON_WORKERS_IF_LONG
 def test_a_setting_is_asked_no_more_once_its_gate_is_certain(project: Project, workers: list[str]) -> None:
     result = project.run(*decided(project), *workers, "--rh-report")
     assert result.ret == 1

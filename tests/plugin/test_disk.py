@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from project import Project
+from project import Project, on_workers
 from test_failures import no_traceback
 
 from retrieval_heads.runs.record import read_records
@@ -67,7 +67,10 @@ def test_damage_is_mended_under_xdist_too(project: Project) -> None:
     assert len(project.records()) == 6
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "engine.log", "gates.json", "run.json", "results.jsonl", "heads.json"])
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    on_workers(["config.yaml", "engine.log", "gates.json", "run.json", "results.jsonl", "heads.json"]),
+)
 def test_a_folder_where_a_file_should_be_is_told_before_anything_is_loaded(
     project: Project, name: str, workers: list[str]
 ) -> None:
@@ -189,7 +192,7 @@ RunFolder.write_config = and_a_folder
     one_sentence(result, "engine.log: cannot be written (Is a directory)")
 
 
-@pytest.mark.parametrize("is_for_good", [False, True], ids=["at first", "for good"])
+@pytest.mark.parametrize(("is_for_good", "workers"), on_workers([False, True]))
 def test_a_library_that_a_full_disk_keeps_from_loading_is_no_traceback(
     project: Project, monkeypatch: pytest.MonkeyPatch, workers: list[str], is_for_good: bool
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from project import Project, finished, is_gone, until
+from project import ON_WORKERS_IF_LONG, Project, finished, is_gone, until
 
 from retrieval_heads.runs.record import Record, read_records
 
@@ -135,7 +135,14 @@ class TestStart:
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         assert sum("the last words of the engine" in line for line in result.outlines) == 1
 
-    @pytest.mark.parametrize("mode", ["load", "loadfile", "loadscope", "each", "worksteal"])
+    @pytest.mark.parametrize(
+        "mode",
+        [
+            "load",
+            "each",
+            *(pytest.param(mode, marks=pytest.mark.long) for mode in ("loadfile", "loadscope", "worksteal")),
+        ],
+    )
     def test_however_xdist_shares_out(self, project: Project, mode: str) -> None:
         project.suite()
         project.pytester.makepyfile(OWN)
@@ -164,6 +171,7 @@ class TestStart:
         assert "no baseline was saved" in project.run("--rh-save-baseline", "main").stdout.str()
         assert not list(project.path.rglob("main.jsonl"))
 
+    @ON_WORKERS_IF_LONG
     def test_answers_of_the_run_that_is_resumed_stay(self, project: Project, workers: list[str]) -> None:
         project.suite()
         project.run("-k", "depth_50")
@@ -354,6 +362,7 @@ class TestInterrupts:
         printed = (slow.path / "printed").read_text()
         assert "to go on with the run: the same command with --rh-resume" in printed
 
+    @ON_WORKERS_IF_LONG
     def test_ctrl_c_while_the_engine_starts(self, slow: Project, workers: list[str]) -> None:
         slow.behave(start_seconds=3600)
         process = slow.popen(*workers)

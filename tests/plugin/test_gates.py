@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project
+from project import ON_WORKERS_IF_LONG, Project, on_workers
 
 from retrieval_heads.gates import BASELINE_SCHEMA, load_baseline
 
@@ -190,6 +190,7 @@ class TestBaseline:
         before = project.path / "suites/niah/baselines/main.jsonl"
         assert compared(before, project.latest, inconclusive="warn") == 1
 
+    @ON_WORKERS_IF_LONG
     def test_a_fall_that_noise_can_explain_is_inconclusive(self, project: Project, workers: list[str]) -> None:
         """Six of 30 cells lost and three gained: beyond 5 %, and McNemar's p is 0.25."""
         lengths = list(range(100, 1100, 100))
@@ -242,16 +243,18 @@ class TestBaseline:
         assert "WARN model differs: toy in the baseline, other now" in gate_lines(result)
 
     @pytest.mark.parametrize(
-        ("content", "told"),
-        [
-            (None, "there is neither * nor *suites/niah/baselines/old.jsonl"),
-            ("", "the baseline is empty"),
-            (
-                '{"schema": "retrieval-heads-baseline/9", "cells": 1}\n',
-                "baseline of schema 'retrieval-heads-baseline/9'",
-            ),
-            (f'{{"schema": "{BASELINE_SCHEMA}", "cells": 2}}\n', "the baseline holds no cell"),
-        ],
+        ("content", "told", "workers"),
+        on_workers(
+            [
+                (None, "there is neither * nor *suites/niah/baselines/old.jsonl"),
+                ("", "the baseline is empty"),
+                (
+                    '{"schema": "retrieval-heads-baseline/9", "cells": 1}\n',
+                    "baseline of schema 'retrieval-heads-baseline/9'",
+                ),
+                (f'{{"schema": "{BASELINE_SCHEMA}", "cells": 2}}\n', "the baseline holds no cell"),
+            ]
+        ),
     )
     def test_an_unusable_baseline_stops_the_run_before_it_starts(
         self, project: Project, workers: list[str], content: str | None, told: str

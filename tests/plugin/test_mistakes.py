@@ -7,7 +7,7 @@ import os
 import sys
 
 import pytest
-from project import Project
+from project import Project, on_workers
 
 OWN = "def test_mine():\n    pass\n\ndef test_asks(rh_engine):\n    rh_engine.ask('anything')\n"
 NOWHERE = "http://127.0.0.1:9"
@@ -30,19 +30,21 @@ _needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reaso
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
-    [
-        (
-            "model.model=SmolLM2-135M",
-            "'SmolLM2-135M' is *the hub cannot be reached*did you mean 'SmolLM2-135M-Instruct'[?]",
-        ),
-        ("model.model=./nowhere", "no folder './nowhere'; expected a folder, *"),
-        (
-            "model.max_model_length=512",
-            "model.max_model_length: there is no such engine argument in vLLM; did you mean 'max_model_len'[?]",
-        ),
-        ("model.chat_template=none.jinja", "model.chat_template: 'none.jinja' cannot be read (no such file)"),
-    ],
+    ("setting", "said", "workers"),
+    on_workers(
+        [
+            (
+                "model.model=SmolLM2-135M",
+                "'SmolLM2-135M' is *the hub cannot be reached*did you mean 'SmolLM2-135M-Instruct'[?]",
+            ),
+            ("model.model=./nowhere", "no folder './nowhere'; expected a folder, *"),
+            (
+                "model.max_model_length=512",
+                "model.max_model_length: there is no such engine argument in vLLM; did you mean 'max_model_len'[?]",
+            ),
+            ("model.chat_template=none.jinja", "model.chat_template: 'none.jinja' cannot be read (no such file)"),
+        ]
+    ),
 )
 def test_a_model_that_is_nowhere_is_told_before_anything_is_loaded(
     real: Project, setting: str, said: str, workers: list[str]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from project import Project
+from project import ON_WORKERS_IF_LONG, Project
 
 ASKED = {
     "needles": None,
@@ -13,6 +13,7 @@ ASKED = {
 }
 
 
+@ON_WORKERS_IF_LONG
 def test_pairs_are_asked_judged_compared_and_shown(project: Project, workers: list[str]) -> None:
     project.suite(**ASKED)
     project.behave(needles=[], answer="Nora")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from project import Project
+from project import ON_WORKERS_IF_LONG, Project
 
 MEAN = "mean(rouge1_recall_novel) >= 0.8"
 GATE = f"suites/niah/tale.yaml::gate[{MEAN}]"
@@ -79,6 +79,7 @@ def test_an_errored_cell_and_a_broken_gate_select_the_whole_suite(project: Proje
     assert GATE.replace(MEAN, "mean(pass_rate) >= 0.9") in last_failed(project)
 
 
+@ON_WORKERS_IF_LONG
 def test_a_part_that_passes_leaves_the_broken_gate_in_the_set(project: Project, workers: list[str]) -> None:
     project.suite(gates=[MEAN])
     project.behave(wrong_lengths=[256])

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from project import Project
+from project import ON_WORKERS_IF_LONG, Project
 
 from retrieval_heads.tasks.phonebook import _whole_book
 
@@ -19,6 +19,7 @@ ASKED = {
 }
 
 
+@ON_WORKERS_IF_LONG
 def test_it_is_asked_judged_and_shown(project: Project, workers: list[str]) -> None:
     gates = ["mean over entries(exact) >= 0.1", "max over depth(pass_rate) >= 0.2"]
     project.suite("book", **{**ASKED, "gates": gates})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from project import Project
+from project import ON_WORKERS_IF_LONG, Project
 
 ASKED = {
     "haystack": None,
@@ -15,6 +15,7 @@ ASKED = {
 }
 
 
+@ON_WORKERS_IF_LONG
 def test_they_are_asked_judged_and_shown(project: Project, workers: list[str]) -> None:
     gates = ["mean over program(exact) >= 0.01", "max over steps(pass_rate) >= 0.1"]
     project.suite("code", **{**ASKED, "gates": gates})

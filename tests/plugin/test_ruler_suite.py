@@ -54,7 +54,13 @@ def test_every_task_is_asked_judged_and_gated(project: Project) -> None:
     again.stdout.fnmatch_lines(["*11 of 11 answers are those of the earlier run*"])
 
 
-@pytest.mark.parametrize("name", TASKS.split())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("niah_multikey_1", "vt", "cwe") else pytest.mark.long)
+        for name in TASKS.split()
+    ],
+)
 def test_a_right_answer_passes(project: Project, name: str) -> None:
     ruler(project, task={"name": "ruler", "tasks": [name]})
     project.run("--rh-verdict", "none")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project import NEEDLE, Project
+from project import NEEDLE, ON_WORKERS_IF_LONG, Project
 
 from retrieval_heads.runs.record import SCHEMA, read_records
 
@@ -130,6 +130,7 @@ def test_config_yaml_of_several_suites_has_each(project: Project) -> None:
     assert {record.suite for record in project.records()} == {"one", "two"}
 
 
+@ON_WORKERS_IF_LONG
 def test_config_yaml_of_several_suites_runs_again(project: Project, workers: list[str]) -> None:
     project.suite("one", gates=["mean(pass_rate) >= 1"])
     project.suite("two", kind="detect", sweep={"context_lengths": [128], "document_depths": [0, 50]})
@@ -315,6 +316,7 @@ def test_an_empty_output_dir_replaces_nothing(project: Project) -> None:
     assert project.starts == []
 
 
+@ON_WORKERS_IF_LONG
 def test_prompts_without_the_start_token_are_told(project: Project, workers: list[str]) -> None:
     project.suite()
     project.behave(takes_start_token=True)

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from project import Project
+from project import Project, on_workers
 
 LIMIT = ["--rh-set", "engine.silence=3"]
 REASON = "no step and no other sign of life for 3 s (engine.silence)"
@@ -26,7 +26,9 @@ def file_of_run(project: Project, name: str) -> str:
     return path.read_text()
 
 
-@pytest.mark.parametrize(("how", "where"), [("sleep", "in _stalled"), ("spin", "loop.py"), ("hold", "in _stalled")])
+@pytest.mark.parametrize(
+    ("how", "where", "workers"), on_workers([("sleep", "in _stalled"), ("spin", "loop.py"), ("hold", "in _stalled")])
+)
 def test_steps_that_do_not_go_on_end_the_engine(project: Project, workers: list[str], how: str, where: str) -> None:
     project.suite()
     project.behave(stall_after=2, stall=how)

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from project import Project, finished, is_gone, until
+from project import Project, finished, is_gone, on_workers, until
 
 from retrieval_heads.runs.record import read_records
 
@@ -26,7 +26,7 @@ def assert_in_order(project: Project, number: signal.Signals) -> None:
     assert f"ended by {number.name}" in (project.path / "printed").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("number", "workers"), on_workers([signal.SIGTERM, signal.SIGHUP]))
 def test_it_ends_as_ctrl_c_does_and_by_the_signal(slow: Project, workers: list[str], number: signal.Signals) -> None:
     process = slow.popen(*workers)
     until(lambda: finished(slow) >= 2, patience=120)

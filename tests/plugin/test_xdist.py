@@ -10,7 +10,12 @@ from project import Project
 MODES = [
     ["-n", "0"],
     ["-p", "no:xdist"],
-    *(["-n", "2", "--dist", mode] for mode in ("load", "worksteal", "loadscope", "loadfile", "loadgroup")),
+    ["-n", "2", "--dist", "load"],
+    ["-n", "2", "--dist", "loadfile"],
+    *(
+        pytest.param(["-n", "2", "--dist", mode], marks=pytest.mark.long)
+        for mode in ("worksteal", "loadscope", "loadgroup")
+    ),
 ]
 
 

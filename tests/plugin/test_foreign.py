@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from project import Project
+from project import ON_WORKERS_IF_LONG, Project
 from stand_in_engine import FERRY
 
 FOREIGN = Path(__file__).parents[1] / "foreign"
@@ -44,6 +44,7 @@ def sums(project: Project, **keys: object) -> None:
     project.suite("sums", **{**asked, **keys})
 
 
+@ON_WORKERS_IF_LONG
 def test_a_task_with_neither_depth_nor_needle(foreign: Project, workers: list[str]) -> None:
     gates = ["mean over terms(key_words) >= 0.1", "max over digits(pass_rate) >= 0.2"]
     sums(foreign, gates=gates)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from project import CONFTEST, Project
+from project import CONFTEST, ON_WORKERS_IF_LONG, Project
 
 from pytest_retrieval_heads.user_hooks import AdditionError, with_additions
 from retrieval_heads.runs.record import Record, dump_record, read_records
@@ -101,6 +101,7 @@ def test_a_record_hook_that_raises_fails_its_test_and_loses_no_record(project: P
     assert project.facts()["cells"]["pass"] == 6
 
 
+@ON_WORKERS_IF_LONG
 def test_what_is_no_json_is_one_sentence_of_its_test(project: Project, workers: list[str]) -> None:
     project.suite()
     project.pytester.makeconftest(CONFTEST + "def pytest_rh_record(record): return {'place': {'at': (1, 2)}}\n")
@@ -167,6 +168,7 @@ def test_the_verdict_is_told_once(project: Project, workers: list[str]) -> None:
     )
 
 
+@ON_WORKERS_IF_LONG
 def test_a_verdict_hook_that_raises_fails_the_run_and_loses_nothing(project: Project, workers: list[str]) -> None:
     project.suite(gates=["mean(pass_rate) >= 0.9"])
     project.pytester.makeconftest(CONFTEST + "def pytest_rh_verdict(verdict):\n    raise OSError('nobody listens')\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from project import Project
+from project import ON_WORKERS_IF_LONG, Project
 
 OWN = """
 def test_mine():
@@ -63,6 +63,7 @@ def test_neither_error_nor_skip_is_refused(bare: Project) -> None:
     result.stderr.fnmatch_lines(["ERROR: rh: rh_no_model: 'error' or 'skip' is expected in the ini file, *'ignore'"])
 
 
+@ON_WORKERS_IF_LONG
 def test_suites_that_name_a_model_run_beside_those_that_do_not(bare: Project, workers: list[str]) -> None:
     bare.suite("named", model={"model": "toy"})
     result = bare.run(*workers, config=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from project import Project
+from project import ON_WORKERS_IF_LONG, Project
 
 ALL = {"context_lengths": [128, 256], "document_depths": [0, 25, 50, 75, 100]}
 HALF = {"context_lengths": [128], "document_depths": [0, 25, 50, 75, 100]}
@@ -63,6 +63,7 @@ class TestWholeSuites:
         project.behave(needles=["The ferry to Oslo leaves at dawn.", "The key is under the mat."])
         project.run("--rh-save-baseline", "main").assert_outcomes(passed=12)
 
+    @ON_WORKERS_IF_LONG
     def test_a_suite_that_is_gone_fails_where_its_folder_was_collected(
         self, project: Project, workers: list[str]
     ) -> None:

@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.cpu
 	$(bin)/pytest suites/niah/demo.yaml suites/detect/demo.yaml --rh-config configs/smollm2.yaml --rh-report
 
-# All at once, and four sessions of the lighter part: what one waits for, another uses.
+# All at once, and four sessions of the lighter part: what one waits for, another uses. The shortest tests come last.
 test: $(VENV)/.test
 	$(MAKE) --no-print-directory --jobs 3 --keep-going lint test-engines test-others
 
@@ -27,7 +27,7 @@ test-engines:
 	  status=$$?; cat $(VENV)/engines.log; exit $$status
 
 test-others:
-	$(bin)/pytest -n 4 -m 'not long' tests/kernels tests/unit tests/plugin tests/faults tests/browser
+	$(bin)/pytest -n 4 -m 'not long' tests/kernels tests/faults tests/plugin tests/browser tests/unit
 
 test-long: $(VENV)/.test
 	$(bin)/pytest -n 2 --dist loadfile -m long tests

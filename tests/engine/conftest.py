@@ -37,7 +37,7 @@ SMALL_CACHE = {"kv_cache_memory_bytes": 512 << 20}
 """Room for 11,000 tokens in float32; of the 4 GiB that are vLLM's here where nothing is said, each page is written at
 every start, which takes 1.5 to 8 s.
 """
-PATIENCE = 550  # seconds; a run takes 5 to 40 of a processor
+PATIENCE = 1000  # seconds; a run takes 5 to 40 of a processor, and other work may have most of it
 
 
 LONGEST = (

@@ -91,12 +91,18 @@ def test_another_answer_scores_0_over_new_words(script: str) -> None:
     assert score_answer("xyzzy ж 龘", needle, question)["rouge1_recall_novel"] == 0
 
 
-@settings(max_examples=50)  # most of them are in a language of their own, whose dictionary takes long to load
-@given(ANY, ANY, ANY)
-@example("", "\U000116d0", "")  # digits of a newer Unicode than Python's own, which has no value for them
-@example("5:30 pm", "\U000116d0\U000116d0:30 pm", "")
-@example("\U000116d0\U000116d1个", "三个 1\U000116d0个", "")
-def test_every_score_is_there_and_between_0_and_1(answer: str, reference: str, question: str) -> None:
+HALVES = pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.long)])
+"""Fifty examples each: most are in a language of their own, whose dictionary takes long to load."""
+
+
+@HALVES
+@settings(max_examples=50)
+@given(answer=ANY, reference=ANY, question=ANY)
+# Digits of a newer Unicode than Python's own, which has no value for them.
+@example(answer="", reference="\U000116d0", question="")
+@example(answer="5:30 pm", reference="\U000116d0\U000116d0:30 pm", question="")
+@example(answer="\U000116d0\U000116d1个", reference="三个 1\U000116d0个", question="")
+def test_every_score_is_there_and_between_0_and_1(half: int, answer: str, reference: str, question: str) -> None:
     try:
         scores = score_answer(answer, reference, question)
     except RetrievalHeadsError:
@@ -106,9 +112,10 @@ def test_every_score_is_there_and_between_0_and_1(answer: str, reference: str, q
     assert all(0 <= score <= 1 for score in scores.values())
 
 
+@HALVES
 @settings(max_examples=50)
-@given(ANY, ANY)
-def test_a_repeated_reference_scores_1_whatever_it_is(reference: str, question: str) -> None:
+@given(reference=ANY, question=ANY)
+def test_a_repeated_reference_scores_1_whatever_it_is(half: int, reference: str, question: str) -> None:
     if set(tokens(reference)) - set(tokens(question)):
         assert set(score_answer(reference, reference, question).values()) == {1.0}
 

@@ -368,6 +368,9 @@ def _score_layers(
     if topless < rows:
         shape = torch.Size((layers, kv_heads, group, rows - topless))
         top_keys = TopKeys(stretch.top, shape, q.device, is_in_pieces=len(chunks) > 1)
+    # Memory that all layers share, as that of a chunk's keys and products: the system's new pages take as long as what
+    # is done with them.
+    queries = torch.empty(folded.shape[1:], device=q.device)
     for place, (start, stop) in enumerate(chunks):
         # Whole groups of keys: matrix products treat odd columns another way, and equal keys would not tie. No row
         # sees what is added: it lies behind the last of them.
@@ -378,8 +381,6 @@ def _score_layers(
         own = _inside(stretch.span, start)
         is_span_met = not any(_meets(later, stretch.span) for later in chunks[place + 1 :])
         found: list[list[Tensor]] = []
-        # Memory that all layers share: the system's new pages take as long as what is done with them.
-        queries = torch.empty(folded.shape[1:], device=q.device)
         keys = torch.zeros(kv_heads, width, head_size, device=q.device)
         products = torch.empty(kv_heads, group * rows, width, device=q.device)
         for layer, read in enumerate(reads):

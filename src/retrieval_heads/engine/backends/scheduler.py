@@ -116,8 +116,8 @@ class _Capped:
 
         manager.coordinator.find_longest_cache_hit = find_capped
         manager.get_computed_blocks = get_capped
-        # A metric that nobody reads here. vLLM counts it block by block in each group of layers, 4 ms for 16,384 tokens
-        # of a model with windows, while a GPU waits.
+        # A metric that nobody reads here. vLLM counts it block by block in each group of layers, milliseconds of a long
+        # request of a model with windows, while a GPU waits.
         manager.estimate_cached_tokens = lambda request: 0
 
     def schedule(self, *arguments: Any, **options: Any) -> Any:

@@ -301,9 +301,8 @@ class Engine(Backend):
             EngineError: vLLM has no such sampling parameter, refuses the request, or cannot mask a head.
         """
         assert not isinstance(prompt, PromptText), "vLLM takes token ids"
-        refuse_unknown(
-            "generation", sampling, _names(self._sampling_params), f"sampling parameter in vLLM {self.version}"
-        )
+        known = _names(self._sampling_params)
+        refuse_unknown("generation", sampling, known, f"sampling parameter in vLLM {self.version}")
         edited: dict[str, Any] = {}
         salt = None
         if mask is not None and mask.stream is not None:

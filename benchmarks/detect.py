@@ -175,7 +175,8 @@ def run(
     found = {"tokens": 0, "replayed": 0}
     began, cpu_began = time.perf_counter(), time.process_time()
     for number, request in enumerate(requests):
-        engine.add(f"{number}", request.ids, request.sampling, request.mask, is_replayed=detects)
+        rows = replace(request.rows(()), scores=scores) if detects else None
+        engine.add(f"{number}", request.ids, request.sampling, request.mask, is_replayed=detects, rows=rows)
     while engine.has_work:
         for finished in engine.step():
             assert finished.error is None, finished.error
@@ -190,7 +191,7 @@ def run(
 
 def computed(finished: Finished) -> int:
     """Tokens of a request that a forward computed: all that were not cached, but the last of the answer."""
-    return finished.prompt_tokens - finished.cached_tokens + len(finished.token_ids) - 1
+    return finished.prompt_tokens - finished.cached_tokens + max(0, len(finished.token_ids) - 1)
 
 
 def replay(engine: Engine, request: Request, finished: Finished, scores: tuple[str, ...] = ()) -> None:
@@ -205,7 +206,7 @@ def memory(engine: Engine, builder: CellBuilder, suite: Suite, tokens: int) -> f
     axes = dict(first.place.axes) | {"length": tokens, "depth": 50.0}
     cell = replace(first, place=Place(tuple(axes.items())))
     request = builder.request(suite.question, cell)
-    engine.add("long", request.ids, request.sampling, is_replayed=True)
+    engine.add("long", request.ids, request.sampling, is_replayed=True, rows=request.rows(()))
     (finished,) = until_idle(engine)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     with peak() as most:

@@ -426,6 +426,24 @@ def weighed(engine: Engine, ids: list[int]) -> dict[str, Any]:
     }
 
 
+def kept_and_replayed(engine: Engine, ids: list[int], rows: Rows) -> dict[str, Any]:
+    """An answer of the model's own that is scored as it ends, and the same replayed."""
+    engine._engine.reset_prefix_cache()
+    sampling = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True}
+    engine.add("answer", ids, sampling, is_replayed=True, rows=replace(rows, answer=()))
+    answer = finish(engine)["answer"].token_ids
+    asked, whole = replace(rows, answer=tuple(answer)), [*ids, *answer[:-1]]
+    engine.replay("kept", whole, asked, asked.first, of="answer")
+    found = finish(engine)
+    engine.replay("replayed", whole, asked, asked.first)
+    found |= finish(engine)
+    return {
+        "errors": [each.error for each in found.values()],
+        "computed": found["kept"].prompt_tokens - found["kept"].cached_tokens,
+        "scores": {name: torch.from_numpy(each.head_scores) for name, each in found.items() if not each.error},
+    }
+
+
 def run(model: Tiny, folder: Path) -> dict[str, Any]:
     build(model, folder)
     engine = Engine(str(folder), ENGINE | model.engine, traced=True)
@@ -452,6 +470,7 @@ def run(model: Tiny, folder: Path) -> dict[str, Any]:
         "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
         "names": scores_of_an_answer(engine),
         "weighed": None if is_scoreless(engine) else weighed(engine, ids),
+        "kept": None if is_scoreless(engine) else kept_and_replayed(engine, ids, rows),
         "cached_tokens": finished.cached_tokens,
         "has_prefix_cache": engine.info.more["enable_prefix_caching"],
         "layers": [asdict(layer) for layer in layers],

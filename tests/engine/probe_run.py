@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,6 +26,7 @@ from retrieval_heads.prompts.haystack import Haystack, read_text
 from retrieval_heads.prompts.prompt import BuiltPrompt, PromptBuilder
 from retrieval_heads.prompts.random_text import plain_tokens, repeated_text
 from retrieval_heads.prompts.settings import Needle, Prompt
+from retrieval_heads.tracing import kept, worker
 
 NEEDLE = Needle(
     needle="\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n",
@@ -36,6 +38,8 @@ DISTRACTORS = ((100, 120), (300, 331))
 """Two runs of the haystack's tokens, in the place of texts that are like the needle."""
 PERIOD, COPIES = 180, 3
 """Of a random text; 540 tokens, and a step has 512."""
+GREEDY = {"max_tokens": 40, "temperature": 0.0}
+SHORT = [11, 12, 13, 14]
 TRACKED = "nnsight_request_count"
 
 
@@ -76,13 +80,15 @@ def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
         replay(engine, length, prompt, answers[length])
     together = finish(engine)
     runs["batched"] = {length: together[f"{length}"] for length in prompts}
+    found_kept, told["kept"] = score_kept(engine, prompts)
+    runs["kept"] = found_kept.finished
     told["replays by step"] = staggered(engine, prompts)
     told["text"] = repeated(engine)
     told["qr"] = {length: calibrated(engine, prompt, answers[length]) for length, prompt in prompts.items()}
     found = {
         (name, length): {
             "ids": prompts[length].ids,
-            "answer": answers[length],
+            "answer": found_kept.answers[length] if name == "kept" else answers[length],
             "needle_span": prompts[length].needle_span,
             "question_span": prompts[length].question_span,
             "scores": None if finished.head_scores is None else torch.from_numpy(finished.head_scores),
@@ -102,6 +108,88 @@ def instrumented(worker: Any) -> list[str]:
     """In a worker: the modules whose calls go through nnsight."""
     modules = worker.model_runner.model.named_modules()
     return [name for name, module in modules if isinstance(module.__dict__.get("forward"), Controller)]
+
+
+@dataclass
+class Kept:
+    """Answers whose rows were kept, each asked to be replayed as it ended.
+
+    Args:
+        answers: By the prompt's length.
+        finished: The replays.
+    """
+
+    answers: dict[int, list[int]] = field(default_factory=dict)
+    finished: dict[int, Finished] = field(default_factory=dict)
+
+
+def score_kept(engine: Engine, prompts: dict[int, BuiltPrompt]) -> tuple[Kept, dict[str, Any]]:
+    """All prompts in the same steps, behind a request that ends before them, so that their rows of the batch change;
+    their answers end one after the other. Then in all ways in which rows are not there: what came of each.
+    """
+    keeper = worker.runner().kept
+    assert engine._engine.reset_prefix_cache()
+    engine.add("before", SHORT, {"max_tokens": 4, "ignore_eos": True})
+    found, told = keep(engine, prompts, "first"), {}
+    told["from the cache"] = replays(keep(engine, prompts, "again", earlier=2 * engine.info.block_size))
+    told["places"] = [places(engine)]
+    assert engine._engine.reset_prefix_cache()
+    with mock.patch.object(keeper, "_pool", kept.Pool(kept.KEPT_BYTES // 20)):
+        told["little room"] = replays(keep(engine, prompts, "small"))
+        told["places"].append(places(engine))
+    (length, prompt), *_ = prompts.items()
+    engine.add("late", prompt.ids, GREEDY, is_replayed=True, rows=rows_of(engine, prompt, ()))
+    answer = finish(engine)["late"].token_ids
+    engine.add("between", SHORT, {"max_tokens": 1})
+    finish(engine)
+    replay(engine, length, prompt, answer, of="late")
+    told["late"] = replays(Kept({}, {length: finish(engine)[f"{length}"]}))
+    assert engine._engine.reset_prefix_cache()
+    engine.add("dropped", prompt.ids, GREEDY, is_replayed=True, rows=rows_of(engine, prompt, ()))
+    for _ in range(4):
+        engine.step()
+    told["at work"] = keeper._pool.taken
+    engine.drop(["dropped"])
+    told["places"].append(places(engine))
+    return found, told
+
+
+def keep(engine: Engine, prompts: dict[int, BuiltPrompt], name: str, *, earlier: int = 0) -> Kept:
+    """Ask, and ask for replays; rows are wanted from so many tokens before the question on."""
+    for place, (length, prompt) in enumerate(prompts.items()):
+        sampling = {**GREEDY, "max_tokens": 40 - 8 * place}
+        rows = rows_of(engine, prompt, (), earlier)
+        engine.add(f"{name} {length}", prompt.ids, sampling, is_replayed=True, rows=rows)
+    found = Kept()
+    while engine.has_work:
+        for each in engine.step():
+            if each.id.startswith(name):
+                length = int(each.id.removeprefix(name))
+                found.answers[length] = each.token_ids
+                replay(engine, length, prompts[length], each.token_ids, of=each.id, earlier=earlier)
+            elif each.id != "before":
+                found.finished[int(each.id)] = each
+    return found
+
+
+def places(engine: Engine) -> int:
+    """How many rows are kept, once a step has come behind the last request."""
+    engine.add("behind", SHORT, {"max_tokens": 1})
+    finish(engine)
+    taken: int = worker.runner().kept._pool.taken
+    return taken
+
+
+def replays(found: Kept) -> dict[int, dict[str, Any]]:
+    """Of each, its scores, how many tokens were computed for it, and its error."""
+    return {
+        length: {
+            "scores": None if one.head_scores is None else torch.from_numpy(one.head_scores),
+            "computed": one.prompt_tokens - one.cached_tokens,
+            "error": one.error,
+        }
+        for length, one in found.finished.items()
+    }
 
 
 def staggered(engine: Engine, prompts: dict[int, BuiltPrompt]) -> list[int]:
@@ -168,12 +256,24 @@ def build(engine: Engine, lengths: Iterable[int]) -> Iterable[BuiltPrompt]:
         yield builder.build(haystack, frame, NEEDLE, length, depth, seed=0, boundary="sentence")
 
 
-def replay(engine: Engine, length: int, prompt: BuiltPrompt, answer: list[int], of: str | None = None) -> None:
-    needle = tuple(prompt.ids[slice(*prompt.needle_span)])
-    spans = {"needle_span": prompt.needle_span, "question_span": prompt.question_span}
+def rows_of(engine: Engine, prompt: BuiltPrompt, answer: Sequence[int], earlier: int = 0) -> Rows:
+    needle, (start, end) = tuple(prompt.ids[slice(*prompt.needle_span)]), prompt.question_span
+    spans = {"needle_span": prompt.needle_span, "question_span": (start - earlier, end)}
     wanted = {"distractor_spans": DISTRACTORS, "scores": scores_of_an_answer(engine), "positions": True}
-    rows = Rows(len(prompt.ids), tuple(answer), needle=needle, **spans, **wanted)
-    engine.replay(f"{length}", [*prompt.ids, *answer[:-1]], rows, prompt.question_span[0], of=of)
+    return Rows(len(prompt.ids), tuple(answer), needle=needle, **spans, **wanted)
+
+
+def replay(
+    engine: Engine,
+    length: int,
+    prompt: BuiltPrompt,
+    answer: list[int],
+    of: str | None = None,
+    *,
+    earlier: int = 0,
+) -> None:
+    rows = rows_of(engine, prompt, answer, earlier)
+    engine.replay(f"{length}", [*prompt.ids, *answer[:-1]], rows, rows.question_span[0], of=of)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.engine
 
 SCORES = 7
 """Before the positions of the answer's rows."""
+QUERY = 3
+"""Which of them reads the question's rows."""
 LONG = int(os.environ.get("RH_LONG", "2048"))
 """Tokens of the longest prompt, which takes several steps; `make soak` has it of 4096."""
 FIRST = "float32-block32"
@@ -44,7 +46,7 @@ EXACT = [
     case
     for engine, (dtype, _, lengths) in ENGINES.items()
     if dtype == "float32"
-    for case in cases(engine, ("cached", "cold", "batched"), lengths)
+    for case in cases(engine, ("cached", "cold", "batched", "kept"), lengths)
 ]
 
 
@@ -161,6 +163,38 @@ def test_a_replay_reads_its_prefix_from_the_cache_and_computes_every_row_it_scor
         cached = {"cached": min(first, whole), "cold": 0}.get(run)
         assert cached is None or found["cached_tokens"] == cached
         assert found["cached_tokens"] <= first
+
+
+@pytest.mark.parametrize(
+    ("engine", "length"), [case for engine in ENGINES for case in cases(engine, ENGINES[engine][2])]
+)
+def test_of_an_answer_whose_rows_were_kept_nothing_is_computed_again(probed: Any, engine: str, length: int) -> None:
+    found = probed(engine)["kept", length]
+    assert found["cached_tokens"] == found["prompt_tokens"] == len(found["ids"]) + len(found["answer"]) - 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "how", "length"),
+    [
+        case
+        for how in ("from the cache", "little room", "late")
+        for engine, (_, _, lengths) in ENGINES.items()
+        for case in cases(engine, [how], lengths[: 1 if how == "late" else None])
+    ],
+)
+def test_rows_that_were_not_kept_are_replayed(probed: Any, engine: str, how: str, length: int) -> None:
+    found, kept = probed(engine)["told"]["kept"][how][length], probed(engine)["kept", length]
+    assert found["error"] is None
+    assert found["computed"] > 0
+    exact = {"rtol": 0, "atol": 1e-4 if ENGINES[engine][0] == "float32" else 0.05}
+    for score in set(range(SCORES)) - ({QUERY} if how == "from the cache" else set()):  # of another question there
+        torch.testing.assert_close(found["scores"][score], kept["scores"][score], **exact)
+
+
+def test_places_of_kept_rows_are_given_back(probed: Any) -> None:
+    told = probed(FIRST)["told"]["kept"]
+    assert told["at work"] > 0
+    assert told["places"] == [0, 0, 0]
 
 
 def test_short_ways_round_vllm_and_nnsight_are_taken(probed: Any) -> None:

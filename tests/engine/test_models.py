@@ -165,6 +165,24 @@ def test_a_replays_prefix_comes_from_the_cache_where_there_is_one(runs: Any, mod
     assert found["cached_tokens"] == (QUESTION_SPAN[0] // 32 * 32 if found["has_prefix_cache"] else 0)
 
 
+@pytest.mark.parametrize("model", marked([*ALL, INT8]))
+def test_rows_are_kept_of_attention_without_windows_and_scored_as_a_replays(runs: Any, model: str) -> None:
+    check_kept(runs[model], is_exact=model in MODELS)
+
+
+def check_kept(found: Any, *, is_exact: bool) -> None:
+    assert found["kept"]["errors"] == [None, None]
+    is_kept = all(layer["kind"] == "attention" and layer["sliding_window"] is None for layer in found["layers"])
+    assert (found["kept"]["computed"] == 0) == is_kept
+    kept, replayed = (found["kept"]["scores"][name] for name in ("kept", "replayed"))
+    # In bfloat16 a position may be another's, where two keys are as near as its noise.
+    names = found["names"] if is_exact else ("mass", "query")
+    for name in names:
+        place = found["names"].index(name)
+        noise = {"rtol": 1e-3, "atol": 1e-4} if is_exact else {"rtol": 0, "atol": 0.05}
+        torch.testing.assert_close(kept[place], replayed[place], equal_nan=True, **noise)
+
+
 @pytest.mark.parametrize("model", marked(MODELS))
 def test_the_layers_are_known(runs: Any, model: str) -> None:
     layers = runs[model]["layers"]
@@ -397,6 +415,7 @@ def test_two_ranks_score_heads_as_one_does(runs: Any, tmp_path: Path) -> None:
     both = run_models(tmp_path / "found.pt", tmp_path, *TWO_RANKS, VLLM_CPU_OMP_THREADS_BIND="0|1")
     found, plain = (both[name] for name in TWO_RANKS)
     assert plain["error"] is None
+    check_kept(plain, is_exact=True)
     exact, write = runs["Llama"]["scores"], plain["names"].index("write")
     torch.testing.assert_close(plain["scores"][:write], exact[:write], rtol=0, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(plain["scores"][write], exact[write], rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from retrieval_heads.engine.ahead import Ahead
 from retrieval_heads.engine.answers import answer_of, measured_scores, spelled, with_texts, without_thoughts
@@ -323,11 +323,13 @@ class Loop:
         self._send(key, request, partial(self._generated, job.run, then, reusable), is_replayed=is_traced)
 
     def _send(self, key: str, request: Request, then: Then, *, is_replayed: bool = False) -> None:
-        turn: dict[str, int] = {}
+        more: dict[str, Any] = {}
         if self.engine.takes_turns:
             run = self._job(key).run
-            self.turns[key] = turn["turn"] = run.turn = max(run.turn, self.turn) + 1
-        self.engine.add(key, request.prompt, request.sampling, request.mask, is_replayed=is_replayed, **turn)
+            self.turns[key] = more["turn"] = run.turn = max(run.turn, self.turn) + 1
+        if is_replayed and self.engine.keeps_rows and request.facts.needle_span is not None:
+            more["rows"] = self._rows(request, (), 0, self._job(key).ask)
+        self.engine.add(key, request.prompt, request.sampling, request.mask, is_replayed=is_replayed, **more)
         self.in_flight[key] = then
 
     def _job(self, key: str) -> Job:

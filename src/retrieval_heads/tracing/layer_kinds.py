@@ -215,6 +215,9 @@ class LayerKind(Protocol):
     """What of `looks.NEEDS` its rows do not give, and why."""
     streams_by_kernel: bool
     """Whether on a GPU heads stream without rows × keys standing in memory."""
+    is_paged: bool
+    """Whether all that `take` and `score` read are queries and a paged cache of keys, so that rows can be scored behind
+    the step that wrote them."""
 
     def refusal(self, module: Module) -> str | None:
         """Why this module cannot be scored; `None` where it can; a module of another class is not asked."""
@@ -281,6 +284,7 @@ class _Softmax:
     has_queries = True
     lacks: Mapping[str, str] = {}
     streams_by_kernel = False
+    is_paged = False
 
     def queries(self, envoy: Envoy) -> Tensor:
         """See `LayerKind`."""
@@ -301,6 +305,7 @@ class SoftmaxAttention(_Softmax):
     name = "attention"
     how = "softmax over the paged keys; window, soft cap, sinks and ALiBi as the layer has them"
     streams_by_kernel = True
+    is_paged = True
 
     def refusal(self, module: Module) -> str | None:
         """Attention of an encoder, or over an encoder's output, sees other keys than a decoder's; and what the layer's
@@ -672,6 +677,7 @@ class GatedDelta:
     has_queries = False
     lacks: Mapping[str, str] = {"written": "a recurrence keeps no value of a token"}
     streams_by_kernel = False
+    is_paged = False
 
     def refusal(self, module: Module) -> str | None:
         """A formula for one decay a head and SiLU fits no other layer."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,9 +36,6 @@ from retrieval_heads.tracing.layer_kinds import Batch, LayerKind, Memory, Output
 from retrieval_heads.tracing.projections import unembedding_rows
 from retrieval_heads.tracing.rows import RowScores, Stretch, joined
 from retrieval_heads.tracing.worker import PROBE, Scheduled, runner
-
-if TYPE_CHECKING:
-    from nnsight.intervention.envoy import Envoy
 
 HELD_BYTES = 64 << 20
 """Of queries and outputs that wait to be scored: layers whose keys are in the cache are scored before more are held."""
@@ -237,30 +233,28 @@ class Probe:
         """Whether what the layers' heads put out is wanted."""
         return bool(self._batch.emissions)
 
-    def take_output(self, layer: int, heads: Tensor, projection: Envoy) -> None:
+    def take_output(self, layer: int, heads: Tensor, projection: Module, given: Callable[[], Tensor]) -> None:
         """Keep what a layer's heads put out, of the rows whose writing is wanted.
 
         Args:
             layer: Its index.
             heads: What its attention put out, of all tokens of the forward; this rank's heads.
-            projection: What takes it to the hidden state. What that is given, every rank's heads, is waited for at a
-                layer's first time, and ever after if a gate stands between.
+            projection: What takes it to the hidden state.
+            given: What that is given, every rank's heads or this one's: asked for at a layer's first time, and ever
+                after if a gate stands between.
         """
-        taken, module = self._taken.get(layer), projection._module
+        taken = self._taken.get(layer)
         if taken is None:
             return
         value_size = self._kinds[layer].value_size(taken.module)
         rows = heads.flatten(1).index_select(0, self._batch.emitted)
         gates = None
-        if _gated.get(module, True):
-            given = _of_rank(projection.input.flatten(1).index_select(0, self._batch.emitted), rows.shape[1])
-            if module not in _gated:
-                # Waits for the device, once in the life of an engine.
-                _gated[module] = not torch.equal(given, rows)
-            if _gated[module]:
+        if may_be_gated(projection):
+            passed = _of_rank(given().flatten(1).index_select(0, self._batch.emitted), rows.shape[1])
+            if is_gated(projection, passed, rows):
                 # What the head put out as nothing was multiplied by nothing that could be told.
-                gates = (given.float() / rows.float()).masked_fill_(rows == 0, 0.0).unflatten(1, (-1, value_size))
-        output = Output(rows.unflatten(1, (-1, value_size)), gates, module)
+                gates = (passed.float() / rows.float()).masked_fill_(rows == 0, 0.0).unflatten(1, (-1, value_size))
+        output = Output(rows.unflatten(1, (-1, value_size)), gates, projection)
         self._taken[layer] = replace(taken, output=output)
         for tensor in (output.heads, output.gates):
             self._held += 0 if tensor is None else tensor.numel() * tensor.element_size()
@@ -344,6 +338,25 @@ class Probe:
         for weighed, found in zip(self._batch.weighed, sums, strict=True):
             whole = self._replays[weighed.part][0].sums[weighed.number]
             whole[layer] = whole[layer] + found if layer in whole else found
+
+
+def may_be_gated(projection: Module) -> bool:
+    """Whether something stands between an attention and its output projection, as far as is known."""
+    return _gated.get(projection, True)
+
+
+def is_gated(projection: Module, given: Tensor, heads: Tensor) -> bool:
+    """Whether something does, by what they gave and were given; found out once in the life of an engine, since that
+    waits for the device.
+
+    Args:
+        projection: The projection.
+        given: What it was given.
+        heads: What the attention put out, of the same rows.
+    """
+    if projection not in _gated:
+        _gated[projection] = not torch.equal(given, heads)
+    return _gated[projection]
 
 
 def _of_rank(rows: Tensor, width: int) -> Tensor:

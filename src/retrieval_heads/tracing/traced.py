@@ -10,20 +10,24 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from nnsight.intervention.envoy import Envoy
 from nnsight.modeling.vllm import VLLM
+from torch import Tensor
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from retrieval_heads.errors import EngineError
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.plain import Fields
 from retrieval_heads.tracing import ablate
 from retrieval_heads.tracing.figures import scores_of
+from retrieval_heads.tracing.kept import keep_rows, score_kept
 from retrieval_heads.tracing.layer_kinds import LayerKind
 from retrieval_heads.tracing.model_layers import ModelLayers, model_layers, why_none
 from retrieval_heads.tracing.weightless import weightless
@@ -133,6 +137,8 @@ class TracedModel:
         self.scores = tuple(score.name for score in scores_of([layer.kind for layer in scored], lacking))
         self.maskable = [layer.number for layer in maskable]
         """Numbers of the layers whose heads can be masked; a mask names a layer by its place among them."""
+        self.keeps_rows = False
+        """Whether a request's rows can be kept, so that heads are scored without a replay (`kept`)."""
         streamable = [layer for layer in scored if layer.kind.group(layer.envoy._module)]
         self.groups = {layer.number: layer.kind.group(layer.envoy._module) for layer in streamable}
         """By number of a layer whose heads can stream, how many of them do so together, in order."""
@@ -143,6 +149,7 @@ class TracedModel:
                 writing = [None if "written" in layer.lacks else layer.projection for layer in scored]
                 traced = [(layer.envoy, layer.kind, each) for layer, each in zip(scored, writing, strict=True)]
                 _install(self.model, traced, lacking)
+                self.keeps_rows = self._keep_rows(traced, lacking)
             if maskable:
                 _install_mask(self.model, [(layer.envoy, layer.kind, layer.projection) for layer in maskable])
             if streamable:
@@ -156,17 +163,50 @@ class TracedModel:
         outputs: list[RequestOutput] = LLMEngine.step(self.engine)
         return outputs
 
+    def _keep_rows(self, layers: list[tuple[Envoy, LayerKind, Envoy | None]], lacking: frozenset[str]) -> bool:
+        """Have workers keep rows, where every step runs hooks and ends before the next is scheduled: until then the
+        keys of a request that has finished stand.
+        """
+        config = self.engine.vllm_config
+        is_in_order = (
+            hasattr(self.engine.engine_core, "engine_core")  # else vLLM's core is a process of its own
+            and not config.scheduler_config.async_scheduling
+            and config.parallel_config.pipeline_parallel_size == 1
+            and config.speculative_config is None
+        )
+        if not (current_platform.is_cpu() and is_in_order and all(kind.is_paged for _, kind, _ in layers)):
+            return False
+        places = [(envoy.path, kind, None if by is None else by.path) for envoy, kind, by in layers]
+        return all(self.engine.collective_rpc(keep_rows, args=(places, lacking)))
+
+    def score_kept(self, asked: Mapping[str, Rows]) -> dict[str, tuple[dict[str, Any], Any]]:
+        """Score heads on requests that the last step finished, by the rows that were kept of them.
+
+        Args:
+            asked: What is read, by the name under which a request's rows are kept.
+
+        Returns:
+            As `collect`, without those whose rows were not kept.
+        """
+        fields = {name: rows.to_json() for name, rows in asked.items()}
+        return _first(self.engine.collective_rpc(score_kept, args=(fields,)))
+
     def collect(self, finished: Sequence[str]) -> dict[str, tuple[dict[str, Any], Any]]:
         """What edits saved of requests that have just finished, by request and name, and nnsight's error or `None`.
 
         Every rank saves the same, so the first one's is taken; an error may be one rank's alone.
         """
-        found: dict[str, tuple[dict[str, Any], Any]] = {}
-        for rank in self.engine.collective_rpc("collect_edits", args=(list(finished),)):
-            for request, (saves, error) in pickle.loads(rank).items():
-                first, told = found.get(request, (saves, None))
-                found[request] = first, error if told is None else told
-        return found
+        return _first(self.engine.collective_rpc("collect_edits", args=(list(finished),)))
+
+
+def _first(ranks: Sequence[bytes]) -> dict[str, tuple[dict[str, Any], Any]]:
+    """The first rank's of what all saved, with an error that any has."""
+    found: dict[str, tuple[dict[str, Any], Any]] = {}
+    for rank in ranks:
+        for request, (saves, error) in pickle.loads(rank).items():
+            first, told = found.get(request, (saves, None))
+            found[request] = first, error if told is None else told
+    return found
 
 
 def _install(model: VLLM, layers: list[tuple[Envoy, LayerKind, Envoy | None]], lacking: frozenset[str]) -> None:
@@ -185,10 +225,16 @@ def _install(model: VLLM, layers: list[tuple[Envoy, LayerKind, Envoy | None]], l
         for layer, (envoy, kind, projection) in enumerate(layers):
             probe.take(layer, envoy._module, kind.read(envoy))
             if probe.wants_outputs and projection is not None:
-                probe.take_output(layer, envoy.output, projection)
+                probe.take_output(layer, envoy.output, projection._module, partial(_given, projection))
         if layers[-1][2] is None or not probe.wants_outputs:  # a value that was read does not come again
             layers[-1][0].output  # noqa: B018 - waits until the last layer's keys are in the cache as well
         probe.finish()
+
+
+def _given(projection: Envoy) -> Tensor:
+    """Wait inside a traced block for what a projection is given."""
+    given: Tensor = projection.input
+    return given
 
 
 def _install_mask(model: VLLM, layers: list[tuple[Envoy, LayerKind, Envoy]]) -> None:

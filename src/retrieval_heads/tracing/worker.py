@@ -8,7 +8,7 @@ nnsight 0.8.1.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,11 @@ STREAM = "rh_stream"
 
 FIRST_ROW = "first_row"
 """Under that key, the position from which on they do."""
+
+KEEP = "rh_keep"
+"""The key of the `extra_args` of a request whose rows are to be kept (`kept`): a name for them, the first row, and the
+names of the scores that they are for.
+"""
 
 _runner: Any = None
 
@@ -83,11 +88,13 @@ class Conducted:
     carried: dict[str, _Carried]
     scheduled: dict[str, list[Scheduled]]
     """By edit, what the step that runs has to do with it."""
+    kept: Any
+    """The `kept.KeptRows`, where rows are kept."""
     _conductors: dict[str, Any]
 
     def conduct(self) -> None:
         """Begin: there are none yet."""
-        self.carried, self.scheduled, self._conductors = {}, {}, {}
+        self.carried, self.scheduled, self._conductors, self.kept = {}, {}, {}, None
 
     def _update_states(self, scheduler_output: Any) -> Any:
         """Once the batch of a step is settled, find its requests of each edit, and start it where there are any."""
@@ -97,18 +104,30 @@ class Conducted:
             edit = next((one for one in (STREAM, PROBE) if one in extra_args), None)
             if edit is not None and new.req_id not in self.carried:
                 self.carried[new.req_id] = _Carried(Request(new.req_id), edit, extra_args)
+            if self.kept is not None and KEEP in extra_args:
+                self.kept.ask(new.req_id, *extra_args[KEEP])
+        if self.kept is not None:
+            self.kept.forget(scheduler_output.finished_req_ids)
+            self.kept.begin(self._batch(scheduler_output.num_scheduled_tokens))
         if not self.carried:
             return deferred
-        start, tokens = 0, scheduler_output.num_scheduled_tokens
-        # The forward's tokens follow the batch, which is condensed and reordered after the scheduler has counted.
-        for row, request in enumerate(one for one in self.input_batch.req_ids if one in tokens):
-            if (one := self.carried.get(request)) is not None and self._has_rows(one, row, tokens[request]):
-                found = Scheduled(one.extra_args, one.state, row, start, tokens[request])
+        for request, row, start, _, tokens in self._batch(scheduler_output.num_scheduled_tokens):
+            if (one := self.carried.get(request)) is not None and self._has_rows(one, row, tokens):
+                found = Scheduled(one.extra_args, one.state, row, start, tokens)
                 self.scheduled.setdefault(one.edit, []).append(found)
-            start += tokens[request]
         for edit in self.scheduled:
             self._start_conductor(edit)
         return deferred
+
+    def _batch(self, tokens: Mapping[str, int]) -> Iterator[tuple[str, int, int, int, int]]:
+        """Of each request of a step, its name, its row, where its tokens start among all of the forward, the position
+        of the first of them, and how many they are.
+        """
+        start, computed = 0, self.input_batch.num_computed_tokens_cpu
+        # The forward's tokens follow the batch, which is condensed and reordered after the scheduler has counted.
+        for row, request in enumerate(one for one in self.input_batch.req_ids if one in tokens):
+            yield request, row, start, int(computed[row]), tokens[request]
+            start += tokens[request]
 
     def _has_rows(self, one: _Carried, row: int, tokens: int) -> bool:
         """Whether a step has rows that a request's edit is about: of a context none may stream."""
@@ -135,6 +154,8 @@ class Conducted:
         try:
             return super().execute_model(*arguments, **options)  # type: ignore[misc]
         finally:
+            if self.kept is not None:
+                self.kept.end()
             conductors, self._conductors = self._conductors, {}
             scheduled, self.scheduled = self.scheduled, {}
             for edit, conductor in conductors.items():

@@ -161,6 +161,11 @@ class Backend(Protocol):
     takes_turns: bool = False
     """Whether `add` takes a `turn`: of what waits, the lowest goes first, so that no run waits for all of another's."""
 
+    keeps_rows: bool = False
+    """Whether `add` takes the `rows` that a replay will read, as far as they are known before there is an answer: then
+    it may keep what it computes of them, and compute nothing again.
+    """
+
     @property
     def usage(self) -> Usage | None:
         """What it took so far of a server that counts it."""
@@ -214,10 +219,11 @@ class Backend(Protocol):
         mask: Mask | None,
         *,
         is_replayed: bool,
+        rows: Rows | None = None,
         turn: int = 0,
     ) -> None:
-        """Queue a prompt: `mask` names the heads that have no say; `is_replayed` where `replay` will follow; `turn`
-        comes where it `takes_turns`.
+        """Queue a prompt: `mask` names the heads that have no say; `is_replayed` where `replay` will follow; `rows`
+        come where it `keeps_rows`, `turn` where it `takes_turns`.
         """
 
     def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None) -> None:

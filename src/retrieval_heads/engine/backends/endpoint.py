@@ -23,6 +23,7 @@ from retrieval_heads.engine.backends.endpoint_replies import Listed, Reply, Serv
 from retrieval_heads.engine.backends.endpoint_settings import EndpointSettings, check_model_keys, check_sampling
 from retrieval_heads.engine.usage import Usage
 from retrieval_heads.errors import EngineError
+from retrieval_heads.heads.looks import Rows
 from retrieval_heads.hub import check_model
 from retrieval_heads.plain import Fields
 from retrieval_heads.prompts.prompt import PromptText, Tokenizer
@@ -254,6 +255,7 @@ class Endpoint(Backend):
         mask: Mask | None,
         *,
         is_replayed: bool,
+        rows: Rows | None = None,
         turn: int = 0,
     ) -> None:
         """Queue a prompt."""

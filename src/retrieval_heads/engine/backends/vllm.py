@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -154,6 +155,7 @@ class Engine(Backend):
         chosen = uncompiled(arguments) if current_platform.is_cuda() and not traced else {}
         arguments = {**defaults, **chosen, **arguments}
         self.scores: tuple[str, ...] = ()
+        self.keeps_rows = False
         self.traced: Any = None
         """The `retrieval_heads.tracing.traced.TracedModel`, where there is one."""
         self._edits: list[str] | None = None
@@ -172,6 +174,10 @@ class Engine(Backend):
         """Requests added with `is_replayed` whose replay has not come."""
         self._finished: set[str] = set()
         """Requests that the last step finished."""
+        self._keeping: set[str] = set()
+        """Unfinished requests, or such, whose rows are kept."""
+        self._to_score: dict[str, _Replay] = {}
+        """Replays of such, by name: the next step scores them first."""
         self.has_moved = True
         """Whether the last step computed something, as far as can be seen."""
         self._progress: object = None
@@ -241,7 +247,7 @@ class Engine(Backend):
         traced = TracedModel(model, asked)
         self.scores = tuple(traced.scores)
         self.start_seconds["tracing"] = traced.install_seconds
-        self.traced, self._edits = traced, []
+        self.traced, self._edits, self.keeps_rows = traced, [], traced.keeps_rows
         core = getattr(traced.engine.engine_core, "engine_core", None)
         if core is not None and core.request_block_hasher is not None:  # else vLLM's core is a process of its own
             from retrieval_heads.engine.backends.scheduler import BlockHashes
@@ -265,17 +271,59 @@ class Engine(Backend):
         """
         if self.traced.refusal is not None:
             raise EngineError(self.traced.refusal)
+        asked = _Replay(ids, rows, first_row, of)
+        if of in self._keeping & self._finished:
+            self._to_score[request] = asked
+        else:
+            self._replay(request, asked)
+        self._to_replay.discard(of or "")
+
+    def _replay(self, request: str, asked: _Replay) -> None:
         from retrieval_heads.engine.backends import scheduler
         from retrieval_heads.tracing.worker import PROBE
 
-        cap = 0 if self.traced.needs_whole_context else first_row
+        cap = 0 if self.traced.needs_whole_context else asked.first_row
         # Of nnsight's edits none runs for it: the probe runs once a step, for all replays.
-        probed = {"nnsight_edits": [], PROBE: rows.to_json(), scheduler.MAX_CACHED: cap}
-        if of is not None:
-            probed[scheduler.HASHED_AS] = of
-        self._add(request, ids, {**_NO_ANSWER, "extra_args": probed}, priority=-1)
+        probed = {"nnsight_edits": [], PROBE: asked.rows.to_json(), scheduler.MAX_CACHED: cap}
+        if asked.of is not None:
+            probed[scheduler.HASHED_AS] = asked.of
+        self._add(request, asked.ids, {**_NO_ANSWER, "extra_args": probed}, priority=-1)
         self._edited.add(request)
-        self._to_replay.discard(of or "")
+
+    def _score_kept(self) -> list[Finished]:
+        """Score the replays of what the last step finished, as far as its rows were kept; the others are queued."""
+        asked, self._to_score = self._to_score, {}
+        if not asked:
+            return []
+        began = time.perf_counter()
+        found = self.traced.score_kept({str(each.of): each.rows for each in asked.values()})
+        seconds = (time.perf_counter() - began) / max(1, len(found))
+        done = []
+        for request, each in asked.items():
+            if each.of not in found:
+                try:
+                    self._replay(request, each)
+                except EngineError as refused:
+                    done.append(Finished(request, "", [], "", len(each.ids), 0, 0.0, error=str(refused)))
+                continue
+            if self._hashes is not None:
+                self._hashes.forget(str(each.of))
+            saves, error = found[str(each.of)]
+            done.append(
+                Finished(
+                    id=request,
+                    text="",
+                    token_ids=[],
+                    finish_reason="stop",
+                    prompt_tokens=len(each.ids),
+                    cached_tokens=len(each.ids),
+                    seconds=round(seconds, 4),
+                    own_seconds=round(seconds, 4),
+                    head_scores=saves.get("head_scores"),
+                    error=_worker_reason(error),
+                )
+            )
+        return done
 
     def add(
         self,
@@ -285,6 +333,7 @@ class Engine(Backend):
         mask: Mask | None = None,
         *,
         is_replayed: bool = False,
+        rows: Rows | None = None,
         turn: int = 0,
     ) -> None:
         """Queue a request.
@@ -295,6 +344,7 @@ class Engine(Backend):
             sampling: vLLM's sampling parameters.
             mask: The heads that have no say in it; for the mode `mean` its `reference` has been measured.
             is_replayed: Whether a `replay` of it will follow.
+            rows: What that will read, with no answer yet, where rows are to be kept for it (`keeps_rows`).
             turn: Of what waits, the lowest goes first.
 
         Raises:
@@ -305,6 +355,7 @@ class Engine(Backend):
         refuse_unknown("generation", sampling, known, f"sampling parameter in vLLM {self.version}")
         edited: dict[str, Any] = {}
         salt = None
+        keeps = self.keeps_rows and rows is not None and mask is None and sampling.get("n") in (None, 1)
         if mask is not None and mask.stream is not None:
             edited, salt = self._streaming(mask, mask.stream)
         elif mask is not None:
@@ -316,6 +367,11 @@ class Engine(Backend):
                 from retrieval_heads.engine.backends.scheduler import HASHED
 
                 edited[HASHED] = request
+            if keeps:
+                from retrieval_heads.tracing.worker import KEEP
+
+                assert rows is not None
+                edited[KEEP] = [request, rows.first, list(rows.scores)]
         if edited:
             sampling = {**sampling, "extra_args": {**(sampling.get("extra_args") or {}), **edited}}
         if is_replayed:
@@ -323,6 +379,9 @@ class Engine(Backend):
         self._add(request, prompt, sampling, priority=turn, salt=salt)
         if mask is not None:
             self._edited.add(request)
+        if keeps:
+            self._keeping.add(request)
+            self._finished.discard(request)  # one of that name, before
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
         """Queue a piece of a reference text: every head's output on its tokens goes into that reference's mean.
@@ -442,7 +501,9 @@ class Engine(Backend):
             self._edited -= edited
             self.traced.collect(sorted(edited))  # what the workers keep of them
         self._finished.update(requests)  # no replay of theirs will come
+        self._keeping -= set(requests)
         for request in requests:
+            self._to_score.pop(request, None)
             self._queued.pop(request, None)
             self._shares.forget(request)
         self._names = {name: request for name, request in self._names.items() if request in self._queued}
@@ -463,7 +524,7 @@ class Engine(Backend):
     @property
     def has_work(self) -> bool:
         """Whether a request is unfinished."""
-        return bool(self._engine.has_unfinished_requests())
+        return bool(self._to_score) or bool(self._engine.has_unfinished_requests())
 
     def step(self) -> list[Finished]:
         """Run the model once over whatever is scheduled; the requests that this finished.
@@ -471,6 +532,12 @@ class Engine(Backend):
         Replays of these are queued before the next step, or never.
         """
         self._forget_hashes()
+        scored = self._score_kept()
+        self._keeping -= self._finished
+        self._finished = set()
+        if scored and not self._engine.has_unfinished_requests():
+            self.has_moved = True
+            return scored
         began = time.perf_counter()
         stepped = self._engine.step() if self.traced is None else self.traced.step()
         seconds = time.perf_counter() - began
@@ -480,7 +547,7 @@ class Engine(Backend):
         collected = self.traced.collect(sorted(edited)) if edited else {}
         self._finished = set(outputs)
         own = self._look(seconds, outputs)
-        return [
+        return scored + [
             _finished(output, self._queued.pop(name, None), own.get(name), *collected.get(name, ()))
             for name, output in outputs.items()
         ]
@@ -535,6 +602,16 @@ class Engine(Backend):
             self._to_replay.discard(request)
             if self._hashes is not None:
                 self._hashes.forget(request)
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """What `Engine.replay` is asked for."""
+
+    ids: Sequence[int]
+    rows: Rows
+    first_row: int
+    of: str | None
 
 
 @contextmanager

@@ -4,10 +4,13 @@ Triton's kernel runs in its interpreter when TRITON_INTERPRET=1 is set before py
 (marker `gpu`), and not at all otherwise: `tests/kernels` runs this file again, in processes that have the variable.
 """
 
+import ctypes
 import math
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -589,6 +592,29 @@ def test_requests_together_score_as_requests_alone(
             if together.top_logsumexp is not None:
                 close_top(together.top_logsumexp[layer, own].cpu(), alone)
         start += count
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="memory of this process, read by the interpreter that tests/kernels starts")
+def test_no_triton_program_reads_behind_the_scales_of_heads() -> None:
+    """Programs of a short request beside a long one have nothing to do, and may read nothing either."""
+    stretches, seed = [Stretch(0, 20, (3, 9), 5, 10), Stretch(40, 1, (3, 9))], seeded()
+    table = torch.tensor([[0, 1, 0], [2, 3, 4]]).int()
+    caches = [torch.randn(5, 2, 16, 16, generator=seed) for _ in range(2)]
+    q = torch.randn(2, 21, 4, 16, generator=seed)
+    k_scale = torch.tensor([[0.5, 0.03], [0.25, 0.7]])
+    score = partial(attention_triton.score_layers, q, caches, table, stretches, scale=0.3)
+    found, expected = score(k_scale=before_no_memory(k_scale)), score(k_scale=k_scale)
+    assert torch.equal(found.logsumexp, expected.logsumexp)
+
+
+def before_no_memory(tensor: Any) -> Any:
+    """A copy whose last number is the last of a page, with one behind it that nobody may read: who does dies."""
+    page = mmap.PAGESIZE
+    pages = mmap.mmap(-1, 2 * page)
+    copy = torch.frombuffer(pages, dtype=tensor.dtype, count=tensor.numel(), offset=page - tensor.nbytes)
+    start = copy.data_ptr() + tensor.nbytes
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start), page, 0) == 0
+    return copy.view(tensor.shape).copy_(tensor)
 
 
 @triton_only

@@ -459,7 +459,7 @@ def _score_split(
     if k_offsets is not None:
         k += tl.multiple_of(tl.load(k_offsets + layer), ALIGNED)
     if k_scale is not None:
-        scale *= tl.load(k_scale + layer * k_scale_layer + kv_head * k_scale_head)
+        scale *= tl.load(k_scale + layer * k_scale_layer + kv_head * k_scale_head, mask=is_wanted, other=1.0)
     slope = tl.load(alibi_slopes + head, mask=real, other=0.0).to(tl.float32) if alibi_slopes is not None else 0.0
     # Without cap and ALiBi scores stay products, and `scale` joins the exponent's factor: no instruction of its own.
     to_log2 = LOG2E if CAPPED or alibi_slopes is not None else scale * LOG2E

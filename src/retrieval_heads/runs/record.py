@@ -135,16 +135,16 @@ class Insertion(BaseModel):
 
 
 class Replay(BaseModel):
-    """The forward over prompt and answer in which heads were scored."""
+    """How heads were scored on prompt and answer: in a forward over them, or as the answer ended."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     cached_tokens: int
-    """Of its tokens, those that the prefix cache gave."""
+    """Of its tokens, those that were not computed again: the prefix cache gave them, or their rows had been kept."""
     computed_tokens: int
-    """Those that were computed."""
+    """Those that were; none where heads were scored as the answer ended."""
     seconds: float
-    """From its first step to its last."""
+    """From its first step to its last, or what scoring took."""
 
 
 _OF_THE_NEEDLE = frozenset({"context_length", "document_depth", "needle", "needle_name"})

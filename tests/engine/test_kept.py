@@ -1,0 +1,161 @@
+"""Which rows are kept of requests that are computed in any order, in pieces and again; torch alone, no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import Module
+
+from retrieval_heads.tracing import kept
+from retrieval_heads.tracing.kept import KeptLayer, KeptRows
+from retrieval_heads.tracing.layer_kinds import SoftmaxAttention
+
+pytestmark = pytest.mark.engine
+
+LAYERS, HEADS, SIZE = 2, 2, 4
+
+
+class Attention(Module):
+    """Puts out ten times its queries."""
+
+    num_heads, head_size, head_size_v = HEADS, SIZE, SIZE
+
+    def forward(self, query: Tensor, key: None, value: None) -> Tensor:
+        return query * 10
+
+
+class Projection(Module):
+    """Is given what its attention put out, times a gate."""
+
+    def forward(self, heads: Tensor) -> Tensor:
+        return heads
+
+
+@pytest.fixture(autouse=True)
+def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_current_context", lambda: None)
+
+
+def keeper(places: int = 10_000) -> KeptRows:
+    layers = [KeptLayer(Attention(), SoftmaxAttention(), Projection()) for _ in range(LAYERS)]
+    found = KeptRows(layers, frozenset(), SimpleNamespace(dtype=torch.float32))
+    found._pool.most = places
+    return found
+
+
+def step(rows: KeptRows, batch: list[tuple[str, int, int]], *, gate: float = 1.0, version: int = 0) -> None:
+    """One forward.
+
+    Args:
+        rows: Who keeps them.
+        batch: Of each request, its name, the position of its first token and how many they are, in their order.
+        gate: What outputs are multiplied by before they are projected.
+        version: Of the numbers that are computed.
+    """
+    starts = [sum(tokens for *_, tokens in batch[:place]) for place in range(len(batch) + 1)]
+    rows.begin((name, row, starts[row], position, tokens) for row, (name, position, tokens) in enumerate(batch))
+    computed = [number(name, at, version) for name, first, tokens in batch for at in range(first, first + tokens)]
+    for place, layer in enumerate(rows._layers):
+        queries = torch.tensor(computed)[:, None].expand(-1, HEADS * SIZE) + place / 8
+        assert layer.projection is not None
+        layer.projection(layer.module(queries, None, None) * gate)
+    rows.end()
+
+
+def number(name: str, position: int, version: int) -> float:
+    return position + 128.0 * "abc".index(name) + 512 * version
+
+
+def found(rows: KeptRows, name: str, what: str = "queries", layer: int = 0) -> list[float] | None:
+    """What is kept of a request, row by row; `None` where a row is missing."""
+    one = rows._requests[name]
+    if one.is_lost:
+        return None
+    read = (
+        rows._pool.read((layer, what), torch.tensor(one.places, dtype=torch.int64)) if one.places else torch.ones(0, 1)
+    )
+    return [float(value) for value in read[:, 0]]
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> Iterator[Any]:
+    """Steps of three requests: some are left out, are computed in pieces, or begin again where a cache ends."""
+    at, steps = {"a": 0, "b": 0, "c": 0}, []
+    for _ in range(draw(st.integers(1, 12))):
+        batch = []
+        for name in draw(st.permutations(sorted(at))):
+            doing = draw(st.sampled_from(["nothing", "goes on", "goes on", "begins again", "comes from the cache"]))
+            if doing == "nothing":
+                continue
+            if doing == "begins again":
+                at[name] = draw(st.integers(0, at[name]))
+            if doing == "comes from the cache":
+                at[name] += draw(st.integers(0, 3))
+            tokens = draw(st.integers(1, 5))
+            batch.append((name, at[name], tokens))
+            at[name] += tokens
+        if batch:
+            steps.append(batch)
+    return steps
+
+
+@given(histories(), st.integers(0, 9), st.sampled_from([10, 10_000]))
+def test_each_row_is_kept_as_it_was_computed_last_or_the_request_is_lost(
+    history: list[Any], first: int, places: int
+) -> None:
+    rows, known, lost = keeper(places), {name: [] for name in "abc"}, set()
+    for name in "abc":
+        rows.ask(name, name, first, ())
+    for version, batch in enumerate(history):
+        step(rows, batch, version=version)
+        for name, position, tokens in batch:
+            wanted = [at for at in range(position, position + tokens) if at >= first]
+            if wanted and wanted[0] > first + len(known[name]):
+                lost.add(name)
+            for at in wanted:
+                known[name][at - first : at - first + 1] = [number(name, at, version)]
+    for name in "abc":
+        kept_rows = found(rows, name)
+        if name in lost:
+            assert kept_rows is None
+        elif kept_rows is None:
+            assert places == 10, "there was room"
+        else:
+            assert kept_rows == known[name]
+            assert found(rows, name, layer=1) == [value + 1 / 8 for value in known[name]]
+            if known[name]:
+                assert found(rows, name, "heads") == [value * 10 for value in known[name]]
+    assert rows._pool.taken <= places
+    rows.forget("abc")
+    assert rows._pool.taken == 0
+    assert not rows._requests
+
+
+def test_what_a_gate_lets_through_is_kept_where_there_is_one() -> None:
+    plain, gated = keeper(), keeper()
+    for rows, gate in ((plain, 1.0), (gated, 0.5)):
+        rows.ask("a", "a", 0, ())
+        step(rows, [("a", 0, 3)], gate=gate)
+    assert found(gated, "a", "given") == [5 * value for value in found(gated, "a") or ()]
+    assert (0, "given") not in plain._pool._rows
+
+
+def test_what_heads_put_out_is_not_kept_for_scores_that_do_not_read_it() -> None:
+    rows = keeper()
+    rows.ask("a", "a", 0, ("copy", "mass"))
+    step(rows, [("a", 0, 3)])
+    assert set(rows._pool._rows) == {(0, "queries"), (1, "queries")}
+
+
+def test_a_request_that_nobody_asked_for_costs_nothing() -> None:
+    rows = keeper()
+    step(rows, [("a", 0, 3)])
+    assert rows._pool.taken == 0
+    assert not rows._pool._rows

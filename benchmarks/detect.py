@@ -3,7 +3,7 @@ heads cost that stream.
 
     python benchmarks/detect.py                     # the demo's ten samples, sixty of 512 tokens, and streaming heads
     python benchmarks/detect.py --only samples --rounds 9
-    python benchmarks/detect.py --memory 8000       # and the memory that one replay of 8000 tokens takes
+    python benchmarks/detect.py --memory 8000       # and the memory that scoring heads of 8000 tokens takes
     python benchmarks/detect.py --only samples --scores copy copy_reference mass query write r2
     python benchmarks/detect.py --only "streaming heads" --config configs/smollm2.yaml
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[*ROWS, STREAMING], nargs="+", default=[*ROWS, STREAMING])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scores", nargs="+", default=[], help="head scores to measure; the usual ones if left out")
-    parser.add_argument("--memory", type=int, metavar="TOKENS", help="measure one replay of this many tokens as well")
+    parser.add_argument("--memory", type=int, metavar="TOKENS", help="measure one sample of this many tokens as well")
     arguments = parser.parse_args()
     settings = read_settings(arguments.config)
     suites = {row: load_suite(arguments.suite, settings, over) for row, (over, _) in ROWS.items()}
@@ -100,7 +100,7 @@ def main() -> None:
     del facts["layers"]
     if arguments.memory:
         facts["replay_memory_mb"] = round(memory(engine, builder, suite, arguments.memory), 1)
-        name = f"one replay at {arguments.memory} tokens"
+        name = f"heads of one sample of {arguments.memory} tokens"
         lines.append(f"{name:44}{facts['replay_memory_mb']:7.0f} MB   (goal: below 200)")
     print(json.dumps(facts))
     print(f"\n{'medians':44}{'s':>10}{'ratio':>8}{'CPU s':>10}{'ratio':>8}{'tokens':>10}")
@@ -201,26 +201,19 @@ def replay(engine: Engine, request: Request, finished: Finished, scores: tuple[s
 
 
 def memory(engine: Engine, builder: CellBuilder, suite: Suite, tokens: int) -> float:
-    """MB that this process grows by at most while one sample of this length is replayed."""
+    """MB that this process grows by at most while a sample of this length is answered and its heads are scored, beyond
+    those while it is answered.
+    """
     first = suite.cells[0]
     axes = dict(first.place.axes) | {"length": tokens, "depth": 50.0}
-    cell = replace(first, place=Place(tuple(axes.items())))
-    request = builder.request(suite.question, cell)
-    engine.add("long", request.ids, request.sampling, is_replayed=True, rows=request.rows(()))
-    (finished,) = until_idle(engine)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    with peak() as most:
-        replay(engine, request, finished)
-        until_idle(engine)
-    return most[0] / 1e6
-
-
-def until_idle(engine: Engine) -> list[Finished]:
-    """What finished, once there is nothing left to do."""
-    found = []
-    while engine.has_work:
-        found += engine.step()
-    return found
+    request = builder.request(suite.question, replace(first, place=Place(tuple(axes.items()))))
+    grown = []
+    for detects in (False, False, True):  # the first has the allocator's own growth
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        with peak() as most:
+            run(engine, [request], (), detects=detects)
+        grown.append(most[0])
+    return (grown[2] - grown[1]) / 1e6
 
 
 @contextmanager

@@ -151,6 +151,10 @@ def score_kept(engine: Engine, prompts: dict[int, BuiltPrompt]) -> tuple[Kept, d
     told["at work"] = keeper._pool.taken
     engine.drop(["dropped"])
     told["places"].append(places(engine))
+    engine.add("gone", prompt.ids, GREEDY, is_replayed=True, rows=rows_of(engine, prompt, ()))
+    replay(engine, length, prompt, finish(engine)["gone"].token_ids, of="gone")
+    engine.drop([f"{length}"])
+    told["left"] = [engine.has_work, dict(engine._hashes._known)]
     return found, told
 
 

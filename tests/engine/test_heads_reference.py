@@ -195,6 +195,7 @@ def test_places_of_kept_rows_are_given_back(probed: Any) -> None:
     told = probed(FIRST)["told"]["kept"]
     assert told["at work"] > 0
     assert told["places"] == [0, 0, 0]
+    assert told["left"] == [False, {}], "a replay that nobody waits for any more leaves nothing"
 
 
 def test_short_ways_round_vllm_and_nnsight_are_taken(probed: Any) -> None:

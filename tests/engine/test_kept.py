@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Module
 
-from retrieval_heads.tracing import kept
+from retrieval_heads.heads.looks import Rows
+from retrieval_heads.tracing import kept, probe
+from retrieval_heads.tracing.figures import looks_of
 from retrieval_heads.tracing.kept import KeptLayer, KeptRows
 from retrieval_heads.tracing.layer_kinds import SoftmaxAttention
 
@@ -136,6 +140,81 @@ def test_each_row_is_kept_as_it_was_computed_last_or_the_request_is_lost(
     rows.forget("abc")
     assert rows._pool.taken == 0
     assert not rows._requests
+
+
+def rows_between(first: int, end: int, scores: tuple[str, ...] = ("mass",)) -> Rows:
+    return Rows(first + 1, (7,) * (end - first), (1, 2), (7,), (0, 0), scores=scores)
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The parts that are probed, with the places of their rows; nothing is scored."""
+    seen: list[Any] = []
+    monkeypatch.setattr(KeptRows, "_probe", lambda self, replays, places: seen.append((replays, places.tolist())))
+    monkeypatch.setattr(kept, "_context", lambda context: nullcontext())
+    return seen
+
+
+def test_rows_are_scored_where_they_stand_in_the_batch_of_the_step_that_ended_their_request(probed: list[Any]) -> None:
+    rows = keeper()
+    for name, first in (("a", 2), ("b", 4)):
+        rows.ask(name, f"the {name}", first, ())
+    step(rows, [("a", 0, 5), ("c", 0, 4), ("b", 0, 6)])
+    step(rows, [("b", 6, 1), ("a", 5, 1)])
+    asked = {"1": ("the b", rows_between(4, 7)), "2": ("the a", rows_between(3, 5)), "3": ("the b", rows_between(5, 6))}
+    assert set(rows.score(asked)) == {"1", "2", "3"}
+    ((replays, places),) = probed
+    b, a = rows._requests["b"].places, rows._requests["a"].places
+    assert places == [*b, *a[1:3], b[1]]
+    assert [(part.row, part.start, part.position, part.tokens) for _, part in replays] == [
+        (0, 0, 4, 3),
+        (1, 3, 3, 2),
+        (0, 5, 5, 1),
+    ]
+
+
+def test_rows_of_an_earlier_step_or_fewer_than_are_wanted_are_not_scored(probed: list[Any]) -> None:
+    rows = keeper()
+    for name in "abc":
+        rows.ask(name, name, 2, ("mass",))
+    step(rows, [("a", 0, 6), ("b", 0, 6), ("c", 0, 6)])
+    step(rows, [("b", 6, 1), ("c", 6, 1)])
+    asked = {
+        "gone": ("a", rows_between(2, 6)),
+        "earlier": ("b", rows_between(1, 6)),
+        "later": ("b", rows_between(2, 8)),
+        "outputs": ("b", rows_between(2, 6, ("mass", "write"))),
+        "unknown": ("d", rows_between(2, 6)),
+        "fine": ("c", rows_between(2, 7)),
+    }
+    assert rows.score(asked) == {"fine": ({}, None)}
+    assert len(probed) == 1
+
+
+def test_a_mistake_in_one_replay_is_its_own_error(probed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = keeper()
+    for name in "ab":
+        rows.ask(name, name, 2, ())
+    step(rows, [("a", 0, 6), ("b", 0, 6)])
+
+    def looks(of: Rows, scores: Any) -> Any:
+        if of.answer[0] == 8:
+            raise ZeroDivisionError("of a user's score")
+        return looks_of(of, scores)
+
+    monkeypatch.setattr(probe, "looks_of", looks)
+    bad = replace(rows_between(2, 6), answer=(8, 8, 8, 8))
+    found = rows.score({"bad": ("a", bad), "good": ("b", rows_between(2, 6))})
+    assert found == {"bad": ({}, "ZeroDivisionError: of a user's score"), "good": ({}, None)}
+
+
+def test_what_scoring_raises_is_the_error_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_context", lambda context: nullcontext())
+    rows = keeper()
+    rows.ask("a", "a", 2, ())
+    step(rows, [("a", 0, 6)])
+    monkeypatch.setattr(rows, "_probe", lambda *_: 1 / 0)
+    assert rows.score({"it": ("a", rows_between(2, 6))}) == {"it": ({}, "ZeroDivisionError: division by zero")}
 
 
 def test_what_a_gate_lets_through_is_kept_where_there_is_one() -> None:

@@ -28,7 +28,7 @@ from retrieval_heads.tracing.layer_kinds import Batch, SoftmaxAttention, Taken, 
 from retrieval_heads.tracing.probe import Probe, Replay
 from retrieval_heads.tracing.rows import RowScores
 from retrieval_heads.tracing.traced import TracedModel
-from retrieval_heads.tracing.worker import PROBE, STREAM, Conducted, Scheduled
+from retrieval_heads.tracing.worker import KEEP, PROBE, STREAM, Conducted, Scheduled
 
 pytestmark = pytest.mark.engine
 
@@ -426,7 +426,9 @@ class Runner(Conducted):
         template = SimpleNamespace(code=compile(block, "probe", "exec"), glbls={}, lcls={})
         self.nnsight_requests = SimpleNamespace(names={1: "another", 2: PROBE}, templates={1: None, 2: template})
         self.nnsight_model = SimpleNamespace(interleaver=interleaver)
-        self.input_batch = SimpleNamespace(req_ids=["plain", "a-0123abcd", "b-0123abcd"])
+        self.input_batch = SimpleNamespace(
+            req_ids=["plain", "a-0123abcd", "b-0123abcd"], num_computed_tokens_cpu=[0, 0, 0]
+        )
 
     def step(self, *new: str, **streaming: Any) -> None:
         """A forward over all of them, of which these are new; of some the `extra_args` are given."""
@@ -436,9 +438,8 @@ class Runner(Conducted):
             for name, extra_args in asked.items()
         ]
         tokens = dict.fromkeys(self.input_batch.req_ids, 4)
-        self._vllms_execute = lambda: self._update_states(
-            SimpleNamespace(scheduled_new_reqs=made, num_scheduled_tokens=tokens)
-        )
+        output = SimpleNamespace(scheduled_new_reqs=made, num_scheduled_tokens=tokens, finished_req_ids={"plain"})
+        self._vllms_execute = lambda: self._update_states(output)
         self.execute_model()
 
 
@@ -491,6 +492,20 @@ def test_streams_have_a_block_of_their_own_in_steps_that_have_rows_of_theirs() -
     runner.step()
     assert seen == [[2]]
     assert runner.collect_carried({"a", "b"}) == {"a": ({}, None), "b": ({}, None)}
+
+
+def test_rows_of_a_new_request_are_not_forgotten_with_those_of_one_of_its_name() -> None:
+    runner, told = runner_of(""), []
+    runner.kept = SimpleNamespace(
+        forget=lambda gone: told.append(("forget", set(gone))),
+        ask=lambda *asked: told.append(("ask", *asked)),
+        begin=lambda batch: told.append(("begin", *batch)),
+        end=lambda: told.append(("end",)),
+    )
+    runner.input_batch.num_computed_tokens_cpu = [0, 16, 32]
+    runner.step(plain={KEEP: ["it", 7, []]})
+    batch = [("plain", 0, 0, 0, 4), ("a-0123abcd", 1, 4, 16, 4), ("b-0123abcd", 2, 8, 32, 4)]
+    assert told == [("forget", {"plain"}), ("ask", "plain", "it", 7, []), ("begin", *batch), ("end",)]
 
 
 @pytest.mark.parametrize("block", ["raise ValueError('no room')", "import nothing_of_that_name"])

@@ -111,6 +111,7 @@ class Engine:
     usage = None
     reached: Mapping[str, int] = {}
     takes_turns = False
+    keeps_rows = False
     tokenizer = SimpleNamespace(decode=lambda ids: "")
 
     def __init__(self, clock: Clock | None = None) -> None:

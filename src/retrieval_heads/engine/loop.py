@@ -328,7 +328,7 @@ class Loop:
             run = self._job(key).run
             self.turns[key] = more["turn"] = run.turn = max(run.turn, self.turn) + 1
         if is_replayed and self.engine.keeps_rows and request.facts.needle_span is not None:
-            more["rows"] = self._rows(request, (), 0, self._job(key).ask)
+            more["rows"] = self._all_rows(request, (), 0, self._job(key).ask)
         self.engine.add(key, request.prompt, request.sampling, request.mask, is_replayed=is_replayed, **more)
         self.in_flight[key] = then
 
@@ -440,6 +440,16 @@ class Loop:
         """What a suite's scores read of a replay, with all their names. Where none reads the question's rows, or looks
         at the question, these are not computed again, nor what stands between them and the answer, thoughts among it.
         """
+        rows = self._all_rows(request, said, thoughts, asked)
+        of_answer, scores = replace(rows, question_span=(0, 0)), [head_score(name) for name in rows.scores]
+        return of_answer if all(_reads_alike(score, rows, of_answer) for score in scores) else rows
+
+    def _all_rows(
+        self, request: Request, said: Sequence[int], thoughts: int, asked: CellQuestion | FreeQuestion
+    ) -> Rows:
+        """The same with the question's rows, whoever reads them. Nothing is asked of a score's `looks`, which take an
+        answer: before there is one, `said` is empty.
+        """
         if isinstance(asked, FreeQuestion):
             cell, wanted, per_step = None, asked.aim.scores if asked.aim else (), False
         else:
@@ -453,8 +463,7 @@ class Loop:
         if cell and any(isinstance(one, OtherQuery) for score in scores for one in score.replays):
             span = self.builder.query_span(request, _words(request, cell))
             rows = rows if span is None else replace(rows, query_span=span)
-        of_answer = replace(rows, question_span=(0, 0))
-        return of_answer if all(_reads_alike(score, rows, of_answer) for score in scores) else rows
+        return rows
 
     def _with_query(self, request: Request, asked: CellQuestion | FreeQuestion, other: OtherQuery) -> Sequence[int]:
         if isinstance(asked, FreeQuestion):

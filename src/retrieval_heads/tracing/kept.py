@@ -159,10 +159,10 @@ class KeptRows:
         self._context: Any = None
         """vLLM's forward context of the last step that had such rows."""
         for number, layer in enumerate(layers):
-            layer.module.register_forward_pre_hook(partial(self._take_queries, number))
+            layer.module.register_forward_pre_hook(partial(self._take_queries, number), with_kwargs=True)
             if layer.projection is not None:
                 layer.module.register_forward_hook(partial(self._take_heads, number))
-                layer.projection.register_forward_pre_hook(partial(self._take_given, number))
+                layer.projection.register_forward_pre_hook(partial(self._take_given, number), with_kwargs=True)
 
     def ask(self, request: str, name: str, first: int, scores: Sequence[str]) -> None:
         """Keep a request's rows.
@@ -215,42 +215,49 @@ class KeptRows:
             if (one := self._requests.pop(request, None)) is not None:
                 self._lose(one)
 
-    def score(self, asked: Mapping[str, Rows]) -> dict[str, tuple[dict[str, Any], str | None]]:
+    def score(self, asked: Mapping[str, tuple[str, Rows]]) -> dict[str, tuple[dict[str, Any], str | None]]:
         """Score rows of requests that finished in the last step.
 
         Args:
-            asked: By the name that the rows were asked for.
+            asked: Of each replay, the name that its rows were asked for by, and what is read of them.
 
         Returns:
-            As `Conducted.collect_carried`, by these names; without those whose rows were not kept.
+            As `Conducted.collect_carried`, by the replays' names; without those whose rows were not kept.
         """
-        found: dict[str, tuple[Replay, Part]] = {}
+        found: dict[str, tuple[dict[str, Any], str | None]] = {}
+        replays: dict[str, tuple[Replay, Part]] = {}
         places: list[int] = []
-        for one in self._requests.values():
-            rows = asked.get(one.name)
-            if (
-                rows is None
-                or one.is_lost
-                or one.step != self._step
-                or not one.first <= rows.first <= rows.end <= one.end
-            ):
+        by_name = {one.name: one for one in self._requests.values()}
+        for replay, (name, rows) in asked.items():
+            one = by_name.get(name)
+            if one is None or not self._has(one, rows):
                 continue
-            place = Scheduled({}, {}, one.row, len(places), rows.end - rows.first)
-            replay = Replay(rows, len(self._layers), self._scores)
-            found[one.name] = replay, replay.part(place, rows.first, needs_whole_context=False)
+            try:
+                place = Scheduled({}, {}, one.row, len(places), rows.end - rows.first)
+                wanted = Replay(rows, len(self._layers), self._scores)
+                part = wanted.part(place, rows.first, needs_whole_context=False)
+            except Exception as error:  # of a score whose looks are not of these rows: of this request alone
+                found[replay] = {}, _told(error)
+                continue
+            replays[replay] = wanted, part
             places += one.places[rows.first - one.first : rows.end - one.first]
-        if not found:
-            return {}
-        error = None
+        if not replays:
+            return found
+        told = None
         try:
             with torch.inference_mode(), _context(self._context):
-                self._probe(list(found.values()), torch.tensor(places))
-        except Exception as raised:  # told of each of these requests, as an edit's is
-            error = f"{type(raised).__name__}: {raised}"
-        return {
-            name: ({key: save.arrived() for key, save in replay.saves.items()}, error)
-            for name, (replay, _) in found.items()
-        }
+                self._probe(list(replays.values()), torch.tensor(places))
+        except Exception as error:  # told of each of these, as an edit's is
+            told = _told(error)
+        for replay, (wanted, _) in replays.items():
+            found[replay] = {key: save.arrived() for key, save in wanted.saves.items()}, told
+        return found
+
+    def _has(self, one: _Request, rows: Rows) -> bool:
+        """Whether what a replay reads was kept, and the keys are still there."""
+        needs = needs_of(score for score in self._scores if is_wanted(score, rows.scores))
+        is_there = one.first <= rows.first <= rows.end <= one.end and (one.writes or "written" not in needs)
+        return is_there and not one.is_lost and one.step == self._step
 
     def _probe(self, replays: Sequence[tuple[Replay, Part]], places: Tensor) -> None:
         kinds = [layer.kind for layer in self._layers]
@@ -268,13 +275,13 @@ class KeptRows:
         self._pool.give_back(one.places)
         one.places, one.is_lost = [], True
 
-    def _take_queries(self, layer: int, module: Module, arguments: tuple[Tensor, ...]) -> None:
+    def _take_queries(self, layer: int, module: Module, *given: Any) -> None:
         if self._places is None:
             return
         if layer == 0:
             self._context = _current_context()
         rows, places = self._places
-        self._pool.write((layer, "queries"), places, arguments[0].flatten(1).index_select(0, rows))
+        self._pool.write((layer, "queries"), places, _first(*given).flatten(1).index_select(0, rows))
 
     def _take_heads(self, layer: int, module: Module, arguments: tuple[Tensor, ...], heads: Tensor) -> None:
         if self._places is None or not self._writes:
@@ -283,13 +290,13 @@ class KeptRows:
         self._heads = heads.flatten(1).index_select(0, rows)
         self._pool.write((layer, "heads"), places, self._heads)
 
-    def _take_given(self, layer: int, projection: Module, arguments: tuple[Tensor, ...]) -> None:
+    def _take_given(self, layer: int, projection: Module, *given: Any) -> None:
         if self._places is None or not self._writes or not may_be_gated(projection):
             return
         rows, places = self._places
-        given = arguments[0].flatten(1).index_select(0, rows)
-        if is_gated(projection, given, self._heads):
-            self._pool.write((layer, "given"), places, given)
+        passed = _first(*given).flatten(1).index_select(0, rows)
+        if is_gated(projection, passed, self._heads):
+            self._pool.write((layer, "given"), places, passed)
 
 
 def keep_rows(worker: Any, layers: Sequence[tuple[str, LayerKind, str | None]], lacking: frozenset[str]) -> bool:
@@ -311,16 +318,25 @@ def keep_rows(worker: Any, layers: Sequence[tuple[str, LayerKind, str | None]], 
     return True
 
 
-def score_kept(worker: Any, asked: Mapping[str, Fields]) -> bytes:
+def score_kept(worker: Any, asked: Mapping[str, tuple[str, Fields]]) -> bytes:
     """In a worker: see `KeptRows.score`; pickled.
 
     Args:
         worker: vLLM's.
-        asked: Of each name, its `Rows` as plain JSON.
+        asked: As there, `Rows` as plain JSON.
     """
     kept = worker.model_runner.kept
-    rows = {name: Rows.of_json(fields) for name, fields in asked.items()}
+    rows = {replay: (name, Rows.of_json(fields)) for replay, (name, fields) in asked.items()}
     return pickle.dumps({} if kept is None else kept.score(rows))
+
+
+def _first(arguments: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
+    """The first of what a module is called with."""
+    return next(iter((*arguments, *named.values())))
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _current_context() -> Any:

@@ -179,16 +179,16 @@ class TracedModel:
         places = [(envoy.path, kind, None if by is None else by.path) for envoy, kind, by in layers]
         return all(self.engine.collective_rpc(keep_rows, args=(places, lacking)))
 
-    def score_kept(self, asked: Mapping[str, Rows]) -> dict[str, tuple[dict[str, Any], Any]]:
+    def score_kept(self, asked: Mapping[str, tuple[str, Rows]]) -> dict[str, tuple[dict[str, Any], Any]]:
         """Score heads on requests that the last step finished, by the rows that were kept of them.
 
         Args:
-            asked: What is read, by the name under which a request's rows are kept.
+            asked: Of each replay, the name under which its request's rows are kept, and what is read of them.
 
         Returns:
-            As `collect`, without those whose rows were not kept.
+            As `collect`, by the replays' names; without those whose rows were not kept.
         """
-        fields = {name: rows.to_json() for name, rows in asked.items()}
+        fields = {replay: (name, rows.to_json()) for replay, (name, rows) in asked.items()}
         return _first(self.engine.collective_rpc(score_kept, args=(fields,)))
 
     def collect(self, finished: Sequence[str]) -> dict[str, tuple[dict[str, Any], Any]]:

@@ -99,6 +99,8 @@ class Conducted:
     def _update_states(self, scheduler_output: Any) -> Any:
         """Once the batch of a step is settled, find its requests of each edit, and start it where there are any."""
         deferred = super()._update_states(scheduler_output)  # type: ignore[misc]  # of the runner it is mixed into
+        if self.kept is not None:  # before a new request comes, which may have the name of one that has gone
+            self.kept.forget(scheduler_output.finished_req_ids)
         for new in scheduler_output.scheduled_new_reqs:
             extra_args = getattr(new.sampling_params, "extra_args", None) or {}
             edit = next((one for one in (STREAM, PROBE) if one in extra_args), None)
@@ -107,7 +109,6 @@ class Conducted:
             if self.kept is not None and KEEP in extra_args:
                 self.kept.ask(new.req_id, *extra_args[KEEP])
         if self.kept is not None:
-            self.kept.forget(scheduler_output.finished_req_ids)
             self.kept.begin(self._batch(scheduler_output.num_scheduled_tokens))
         if not self.carried:
             return deferred

@@ -296,19 +296,19 @@ class Engine(Backend):
         if not asked:
             return []
         began = time.perf_counter()
-        found = self.traced.score_kept({str(each.of): each.rows for each in asked.values()})
+        found = self.traced.score_kept({request: (str(each.of), each.rows) for request, each in asked.items()})
         seconds = (time.perf_counter() - began) / max(1, len(found))
         done = []
         for request, each in asked.items():
-            if each.of not in found:
+            if request not in found:
                 try:
                     self._replay(request, each)
-                except EngineError as refused:
+                except Exception as refused:  # of this request alone: the others go on
+                    self._forget(each.of)
                     done.append(Finished(request, "", [], "", len(each.ids), 0, 0.0, error=str(refused)))
                 continue
-            if self._hashes is not None:
-                self._hashes.forget(str(each.of))
-            saves, error = found[str(each.of)]
+            self._forget(each.of)
+            saves, error = found[request]
             done.append(
                 Finished(
                     id=request,
@@ -503,7 +503,8 @@ class Engine(Backend):
         self._finished.update(requests)  # no replay of theirs will come
         self._keeping -= set(requests)
         for request in requests:
-            self._to_score.pop(request, None)
+            if (asked := self._to_score.pop(request, None)) is not None:
+                self._forget(asked.of)
             self._queued.pop(request, None)
             self._shares.forget(request)
         self._names = {name: request for name, request in self._names.items() if request in self._queued}
@@ -600,8 +601,12 @@ class Engine(Backend):
         """Of prompts that were answered and not replayed: the answer was an error, or vLLM refused the replay."""
         for request in self._to_replay & self._finished:
             self._to_replay.discard(request)
-            if self._hashes is not None:
-                self._hashes.forget(request)
+            self._forget(request)
+
+    def _forget(self, request: str | None) -> None:
+        """The hashes of its prompt, which no replay will ask for."""
+        if self._hashes is not None and request is not None:
+            self._hashes.forget(request)
 
 
 @dataclass(frozen=True)

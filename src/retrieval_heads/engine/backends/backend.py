@@ -113,7 +113,7 @@ class Finished:
         token_ids: Its ids, the end-of-sequence token included when it was produced; none where they are not known.
         finish_reason: `stop` or `length`.
         prompt_tokens: Tokens of the prompt by its own count; 0 where it does not count them.
-        cached_tokens: How many of those the prefix cache gave.
+        cached_tokens: How many of those were not computed: the prefix cache gave them, or a replay needed none.
         seconds: From the first step that worked on it to its last token.
         own_seconds: What it took of these steps itself, the requests beside it left out; `None` where that is not seen.
         head_scores: A replay's, `[figures, layers with heads, heads]`: those of `Backend.scores` that its rows want, in

@@ -99,7 +99,7 @@ def main() -> None:
     facts |= engine.info.to_json()
     del facts["layers"]
     if arguments.memory:
-        facts["replay_memory_mb"] = round(memory(engine, builder, suite, arguments.memory), 1)
+        facts["heads_memory_mb"] = round(memory(engine, builder, suite, arguments.memory), 1)
         name = f"heads of one sample of {arguments.memory} tokens"
         lines.append(f"{name:44}{facts['replay_memory_mb']:7.0f} MB   (goal: below 200)")
     print(json.dumps(facts))

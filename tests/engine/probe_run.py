@@ -26,7 +26,7 @@ from retrieval_heads.prompts.haystack import Haystack, read_text
 from retrieval_heads.prompts.prompt import BuiltPrompt, PromptBuilder
 from retrieval_heads.prompts.random_text import plain_tokens, repeated_text
 from retrieval_heads.prompts.settings import Needle, Prompt
-from retrieval_heads.tracing import kept, worker
+from retrieval_heads.tracing import kept_rows, worker
 
 NEEDLE = Needle(
     needle="\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n",
@@ -127,15 +127,21 @@ def score_kept(engine: Engine, prompts: dict[int, BuiltPrompt]) -> tuple[Kept, d
     """All prompts in the same steps, behind a request that ends before them, so that their rows of the batch change;
     their answers end one after the other. Then in all ways in which rows are not there: what came of each.
     """
-    keeper = worker.runner().kept
+    keeper = worker.runner().kept_rows
     assert engine._engine.reset_prefix_cache()
     engine.add("before", SHORT, {"max_tokens": 4, "ignore_eos": True})
-    found, told = keep(engine, prompts, "first"), {}
+    with mock.patch.object(engine, "_replay", wraps=engine._replay) as queued:
+        found = keep(engine, prompts, "first")
+    told: dict[str, Any] = {"queued": queued.call_count}
     told["from the cache"] = replays(keep(engine, prompts, "again", earlier=2 * engine.info.block_size))
     told["places"] = [places(engine)]
     assert engine._engine.reset_prefix_cache()
-    with mock.patch.object(keeper, "_pool", kept.Pool(kept.KEPT_BYTES // 20)):
+    with mock.patch.object(keeper, "_pool", kept_rows.Pool(kept_rows.KEPT_BYTES // 20)):
         told["little room"] = replays(keep(engine, prompts, "small"))
+        assert engine._engine.reset_prefix_cache()
+        refusing = [RuntimeError("no room for it"), *[mock.DEFAULT] * len(prompts)]
+        with mock.patch.object(engine._kept, "_queue", wraps=engine._replay, side_effect=refusing):
+            told["refused"] = [one.error for one in keep(engine, prompts, "refused").finished.values()]
         told["places"].append(places(engine))
     (length, prompt), *_ = prompts.items()
     engine.add("late", prompt.ids, GREEDY, is_replayed=True, rows=rows_of(engine, prompt, ()))
@@ -148,7 +154,7 @@ def score_kept(engine: Engine, prompts: dict[int, BuiltPrompt]) -> tuple[Kept, d
     engine.add("dropped", prompt.ids, GREEDY, is_replayed=True, rows=rows_of(engine, prompt, ()))
     for _ in range(4):
         engine.step()
-    told["at work"] = keeper._pool.taken
+    told["at work"] = taken(keeper._pool)
     engine.drop(["dropped"])
     told["places"].append(places(engine))
     engine.add("gone", prompt.ids, GREEDY, is_replayed=True, rows=rows_of(engine, prompt, ()))
@@ -180,8 +186,11 @@ def places(engine: Engine) -> int:
     """How many rows are kept, once a step has come behind the last request."""
     engine.add("behind", SHORT, {"max_tokens": 1})
     finish(engine)
-    taken: int = worker.runner().kept._pool.taken
-    return taken
+    return taken(worker.runner().kept_rows._pool)
+
+
+def taken(pool: kept_rows.Pool) -> int:
+    return pool._size - len(pool._free)
 
 
 def replays(found: Kept) -> dict[int, dict[str, Any]]:

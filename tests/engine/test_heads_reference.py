@@ -170,6 +170,7 @@ def test_a_replay_reads_its_prefix_from_the_cache_and_computes_every_row_it_scor
 )
 def test_of_an_answer_whose_rows_were_kept_nothing_is_computed_again(probed: Any, engine: str, length: int) -> None:
     found = probed(engine)["kept", length]
+    assert probed(engine)["told"]["kept"]["queued"] == 0
     assert found["cached_tokens"] == found["prompt_tokens"] == len(found["ids"]) + len(found["answer"]) - 1
 
 
@@ -189,6 +190,10 @@ def test_rows_that_were_not_kept_are_replayed(probed: Any, engine: str, how: str
     exact = {"rtol": 0, "atol": 1e-4 if ENGINES[engine][0] == "float32" else 0.05}
     for score in set(range(SCORES)) - ({QUERY} if how == "from the cache" else set()):  # of another question there
         torch.testing.assert_close(found["scores"][score], kept["scores"][score], **exact)
+
+
+def test_a_replay_that_cannot_be_queued_is_its_own_error(probed: Any) -> None:
+    assert probed(FIRST)["told"]["kept"]["refused"] == ["no room for it", None]
 
 
 def test_places_of_kept_rows_are_given_back(probed: Any) -> None:

@@ -496,7 +496,7 @@ def test_streams_have_a_block_of_their_own_in_steps_that_have_rows_of_theirs() -
 
 def test_rows_of_a_new_request_are_not_forgotten_with_those_of_one_of_its_name() -> None:
     runner, told = runner_of(""), []
-    runner.kept = SimpleNamespace(
+    runner.kept_rows = SimpleNamespace(
         forget=lambda gone: told.append(("forget", set(gone))),
         ask=lambda *asked: told.append(("ask", *asked)),
         begin=lambda batch: told.append(("begin", *batch)),

@@ -455,6 +455,35 @@ def test_the_questions_rows_are_computed_again_where_a_score_looks_from_them(
     assert engine.first_rows == {"replay 0": first}
 
 
+class Keeping(Replaying):
+    """Is told the rows that will be read."""
+
+    keeps_rows = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[str, Rows | None] = {}
+
+    def add(self, request: str, ids: Sequence[int], *more: Any, rows: Rows | None = None, **options: Any) -> None:
+        self.told[request] = rows
+        self.waiting.append((request, ids))
+
+
+def test_an_engine_that_keeps_rows_is_told_what_a_replay_will_read_at_most(asking: Asking) -> None:
+    engine = Keeping()
+    asking.client.submit(replace(DETECTION, scores=("copy", "mass")), cells([0]))
+    asking.client.submit(PLAIN, cells([1]))
+    results = asking.results(engine, Detecting(), "01")
+    assert all(isinstance(result, Answered) for result in results.values())
+    told = engine.told["0"]
+    assert told is not None
+    assert (told.first, told.answer, told.scores) == (40, (), ("copy", "mass")), (
+        "the question's rows, whoever reads them"
+    )
+    assert engine.first_rows == {"replay 0": 49}, "which are the answer's alone in the end"
+    assert engine.told["1"] is None
+
+
 class Calibrating(Replaying):
     """Has `qr`, of needles of two tokens; what its replays of other questions come to can be an error."""
 

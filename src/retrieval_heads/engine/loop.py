@@ -447,8 +447,8 @@ class Loop:
     def _all_rows(
         self, request: Request, said: Sequence[int], thoughts: int, asked: CellQuestion | FreeQuestion
     ) -> Rows:
-        """The same with the question's rows, whoever reads them. Nothing is asked of a score's `looks`, which take an
-        answer: before there is one, `said` is empty.
+        """What scores may read of a sample, the question's rows included. Nothing is asked of their `looks`, which take
+        an answer: before there is one, `said` is empty.
         """
         if isinstance(asked, FreeQuestion):
             cell, wanted, per_step = None, asked.aim.scores if asked.aim else (), False

@@ -16,7 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import IO
+from typing import IO, Any
 
 from retrieval_heads.engine.answers import scores_of
 from retrieval_heads.engine.backends.backend import Backend, Finished, find
@@ -153,15 +153,21 @@ def _stages(trial: Trial) -> Iterator[str]:
     yield f"started: {info.engine}, {info.device}, {info.dtype}"
     prompt = random.Random(0).choices(range(8, trial.vocabulary // 2), k=_PROMPT_TOKENS)
     sampling = {"max_tokens": _ANSWER_TOKENS, "temperature": 0.0, "ignore_eos": True, "detokenize": False}
-    engine.add("answer", prompt, sampling, None, is_replayed=trial.traced)
+    needle = tuple(prompt[slice(*_NEEDLE)])
+    rows = Rows(len(prompt), (), _NEEDLE, needle, _QUESTION, distractor_spans=(_DISTRACTOR,))
+    kept: dict[str, Any] = {"rows": rows} if trial.traced and engine.keeps_rows else {}
+    engine.add("answer", prompt, sampling, None, is_replayed=trial.traced, **kept)
     said = _finished(engine).token_ids
     yield f"{len(said)} tokens generated after a prompt of {len(prompt)}"
     if not trial.traced:
         return
-    needle = tuple(prompt[slice(*_NEEDLE)])
-    rows = Rows(len(prompt), tuple(said), _NEEDLE, needle, _QUESTION, distractor_spans=(_DISTRACTOR,))
+    rows = replace(rows, answer=tuple(said))
     engine.replay("replay", [*prompt, *said[:-1]], rows, rows.first, of="answer")
-    yield _scored(engine, _finished(engine), rows)
+    scored = _scored(engine, _finished(engine), rows)
+    if kept:  # a stored answer is replayed all the same
+        engine.replay("replay again", [*prompt, *said[:-1]], rows, rows.first, of=None)
+        _scored(engine, _finished(engine), rows)
+    yield scored
     maskable = info.maskable_layers or ()
     if not maskable:
         yield "no head can be masked, so none was"

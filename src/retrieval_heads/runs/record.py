@@ -144,7 +144,7 @@ class Replay(BaseModel):
     computed_tokens: int
     """Those that were; none where heads were scored as the answer ended."""
     seconds: float
-    """From its first step to its last, or what scoring took."""
+    """From its first step to its last; of scoring without a replay its share, by rows times keys."""
 
 
 _OF_THE_NEEDLE = frozenset({"context_length", "document_depth", "needle", "needle_name"})

@@ -1,8 +1,9 @@
-"""The probe: scores query rows of replayed requests against the keys of their whole contexts, inside the forward.
+"""The probe: scores query rows of requests against the keys of their whole contexts.
 
 A replay says in its `extra_args` which rows to score. In a step that holds replays one nnsight edit runs for all of
 them (`worker.Conducted` starts it): at every attention layer it takes their queries on the way in, and once the layers'
 keys are in the cache it scores all rows of all replays together, on the device. `figures` says what becomes of them.
+Rows that were kept while answers were written it scores behind a step (`kept_rows`).
 """
 
 from __future__ import annotations

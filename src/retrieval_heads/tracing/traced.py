@@ -27,7 +27,7 @@ from retrieval_heads.heads.looks import Rows
 from retrieval_heads.plain import Fields
 from retrieval_heads.tracing import ablate
 from retrieval_heads.tracing.figures import scores_of
-from retrieval_heads.tracing.kept import keep_rows, score_kept
+from retrieval_heads.tracing.kept_rows import keep_rows, score_kept
 from retrieval_heads.tracing.layer_kinds import LayerKind
 from retrieval_heads.tracing.model_layers import ModelLayers, model_layers, why_none
 from retrieval_heads.tracing.weightless import weightless
@@ -138,7 +138,7 @@ class TracedModel:
         self.maskable = [layer.number for layer in maskable]
         """Numbers of the layers whose heads can be masked; a mask names a layer by its place among them."""
         self.keeps_rows = False
-        """Whether a request's rows can be kept, so that heads are scored without a replay (`kept`)."""
+        """Whether a request's rows can be kept, so that heads are scored without a replay (`kept_rows`)."""
         streamable = [layer for layer in scored if layer.kind.group(layer.envoy._module)]
         self.groups = {layer.number: layer.kind.group(layer.envoy._module) for layer in streamable}
         """By number of a layer whose heads can stream, how many of them do so together, in order."""

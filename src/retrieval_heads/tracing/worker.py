@@ -32,8 +32,8 @@ FIRST_ROW = "first_row"
 """Under that key, the position from which on they do."""
 
 KEEP = "rh_keep"
-"""The key of the `extra_args` of a request whose rows are to be kept (`kept`): a name for them, the first row, and the
-names of the scores that they are for.
+"""The key of the `extra_args` of a request whose rows are to be kept (`kept_rows`): a name for them, the first row, and
+the names of the scores that they are for.
 """
 
 _runner: Any = None
@@ -88,28 +88,28 @@ class Conducted:
     carried: dict[str, _Carried]
     scheduled: dict[str, list[Scheduled]]
     """By edit, what the step that runs has to do with it."""
-    kept: Any
-    """The `kept.KeptRows`, where rows are kept."""
+    kept_rows: Any
+    """The `kept_rows.KeptRows`, where rows are kept."""
     _conductors: dict[str, Any]
 
     def conduct(self) -> None:
         """Begin: there are none yet."""
-        self.carried, self.scheduled, self._conductors, self.kept = {}, {}, {}, None
+        self.carried, self.scheduled, self._conductors, self.kept_rows = {}, {}, {}, None
 
     def _update_states(self, scheduler_output: Any) -> Any:
         """Once the batch of a step is settled, find its requests of each edit, and start it where there are any."""
         deferred = super()._update_states(scheduler_output)  # type: ignore[misc]  # of the runner it is mixed into
-        if self.kept is not None:  # before a new request comes, which may have the name of one that has gone
-            self.kept.forget(scheduler_output.finished_req_ids)
+        if self.kept_rows is not None:  # before a new request comes, which may have the name of one that has gone
+            self.kept_rows.forget(scheduler_output.finished_req_ids)
         for new in scheduler_output.scheduled_new_reqs:
             extra_args = getattr(new.sampling_params, "extra_args", None) or {}
             edit = next((one for one in (STREAM, PROBE) if one in extra_args), None)
             if edit is not None and new.req_id not in self.carried:
                 self.carried[new.req_id] = _Carried(Request(new.req_id), edit, extra_args)
-            if self.kept is not None and KEEP in extra_args:
-                self.kept.ask(new.req_id, *extra_args[KEEP])
-        if self.kept is not None:
-            self.kept.begin(self._batch(scheduler_output.num_scheduled_tokens))
+            if self.kept_rows is not None and KEEP in extra_args:
+                self.kept_rows.ask(new.req_id, *extra_args[KEEP])
+        if self.kept_rows is not None:
+            self.kept_rows.begin(self._batch(scheduler_output.num_scheduled_tokens))
         if not self.carried:
             return deferred
         for request, row, start, _, tokens in self._batch(scheduler_output.num_scheduled_tokens):
@@ -155,12 +155,12 @@ class Conducted:
         try:
             return super().execute_model(*arguments, **options)  # type: ignore[misc]
         finally:
-            if self.kept is not None:
-                self.kept.end()
+            if self.kept_rows is not None:
+                self.kept_rows.end()
             conductors, self._conductors = self._conductors, {}
             scheduled, self.scheduled = self.scheduled, {}
             for edit, conductor in conductors.items():
-                error = None if conductor.exception is None else _told(conductor.exception)
+                error = None if conductor.exception is None else failure(conductor.exception)
                 if conductor.alive:
                     error = f"{conductor.pending} was not reached: layers ran in another order than they stand in"
                     conductor.worker.throw(GreenletExit)
@@ -182,7 +182,8 @@ class Conducted:
         return found
 
 
-def _told(error: BaseException) -> str:
+def failure(error: BaseException) -> str:
+    """What an error is told as."""
     return f"{type(error).__name__}: {error}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -49,3 +50,11 @@ def raised_reason(text: str) -> str:
     while stacks and lines and lines[0].startswith(" "):  # the calls; what was raised begins at the margin
         del lines[0]
     return " ".join(" ".join(lines).split())
+
+
+def worker_reason(error: Any) -> str | None:
+    """What nnsight or the probe caught in the worker; `None` where they caught nothing."""
+    if error is None:
+        return None
+    text = error.get("message") or str(error) if isinstance(error, dict) else str(error)
+    return raised_reason(text) or "the probe failed"

@@ -12,15 +12,15 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from retrieval_heads.engine.backends.arguments import check_arguments, check_sampling, refuse_unknown
 from retrieval_heads.engine.backends.backend import Backend, Capabilities, Finished, Info, Prompt
+from retrieval_heads.engine.backends.kept_replays import KeptReplays, Replay
 from retrieval_heads.engine.backends.kv_cache import kv_bytes_per_token, untouched
-from retrieval_heads.engine.backends.reasons import plain_reason, raised_reason
+from retrieval_heads.engine.backends.reasons import plain_reason, worker_reason
 from retrieval_heads.engine.backends.shares import Shares
 from retrieval_heads.engine.backends.versions import SUPPORTED, check_versions, refuse_unsupported
 from retrieval_heads.engine.phase import enter
@@ -174,10 +174,8 @@ class Engine(Backend):
         """Requests added with `is_replayed` whose replay has not come."""
         self._finished: set[str] = set()
         """Requests that the last step finished."""
-        self._keeping: set[str] = set()
-        """Unfinished requests, or such, whose rows are kept."""
-        self._to_score: dict[str, _Replay] = {}
-        """Replays of such, by name: the next step scores them first."""
+        self._kept: KeptReplays | None = None
+        """Where rows are kept."""
         self.has_moved = True
         """Whether the last step computed something, as far as can be seen."""
         self._progress: object = None
@@ -248,6 +246,8 @@ class Engine(Backend):
         self.scores = tuple(traced.scores)
         self.start_seconds["tracing"] = traced.install_seconds
         self.traced, self._edits, self.keeps_rows = traced, [], traced.keeps_rows
+        if traced.keeps_rows:
+            self._kept = KeptReplays(traced.score_kept, self._replay, self._forget)
         core = getattr(traced.engine.engine_core, "engine_core", None)
         if core is not None and core.request_block_hasher is not None:  # else vLLM's core is a process of its own
             from retrieval_heads.engine.backends.scheduler import BlockHashes
@@ -256,7 +256,8 @@ class Engine(Backend):
         return traced.engine
 
     def replay(self, request: str, ids: Sequence[int], rows: Rows, first_row: int, *, of: str | None = None) -> None:
-        """Queue a replay, ahead of everything that waits: one forward over a prompt and its answer, probed.
+        """Queue a replay, ahead of everything that waits: one forward over a prompt and its answer, probed. Where the
+        rows of an answer that the last step finished were kept, the next step scores them, and computes nothing.
 
         Args:
             request: Its name.
@@ -267,18 +268,17 @@ class Engine(Backend):
             of: The request that it repeats, if that was added with `is_replayed`.
 
         Raises:
-            EngineError: vLLM refuses the request, or no head of the model can be scored.
+            EngineError: vLLM refuses the request, or no head of the model can be scored. Where rows are kept a refusal
+                comes as the replay's `Finished.error`.
         """
         if self.traced.refusal is not None:
             raise EngineError(self.traced.refusal)
-        asked = _Replay(ids, rows, first_row, of)
-        if of in self._keeping & self._finished:
-            self._to_score[request] = asked
-        else:
+        asked = Replay(ids, rows, first_row, of)
+        if self._kept is None or not self._kept.take(request, asked):
             self._replay(request, asked)
         self._to_replay.discard(of or "")
 
-    def _replay(self, request: str, asked: _Replay) -> None:
+    def _replay(self, request: str, asked: Replay) -> None:
         from retrieval_heads.engine.backends import scheduler
         from retrieval_heads.tracing.worker import PROBE
 
@@ -289,41 +289,6 @@ class Engine(Backend):
             probed[scheduler.HASHED_AS] = asked.of
         self._add(request, asked.ids, {**_NO_ANSWER, "extra_args": probed}, priority=-1)
         self._edited.add(request)
-
-    def _score_kept(self) -> list[Finished]:
-        """Score the replays of what the last step finished, as far as its rows were kept; the others are queued."""
-        asked, self._to_score = self._to_score, {}
-        if not asked:
-            return []
-        began = time.perf_counter()
-        found = self.traced.score_kept({request: (str(each.of), each.rows) for request, each in asked.items()})
-        seconds = (time.perf_counter() - began) / max(1, len(found))
-        done = []
-        for request, each in asked.items():
-            if request not in found:
-                try:
-                    self._replay(request, each)
-                except Exception as refused:  # of this request alone: the others go on
-                    self._forget(each.of)
-                    done.append(Finished(request, "", [], "", len(each.ids), 0, 0.0, error=str(refused)))
-                continue
-            self._forget(each.of)
-            saves, error = found[request]
-            done.append(
-                Finished(
-                    id=request,
-                    text="",
-                    token_ids=[],
-                    finish_reason="stop",
-                    prompt_tokens=len(each.ids),
-                    cached_tokens=len(each.ids),
-                    seconds=round(seconds, 4),
-                    own_seconds=round(seconds, 4),
-                    head_scores=saves.get("head_scores"),
-                    error=_worker_reason(error),
-                )
-            )
-        return done
 
     def add(
         self,
@@ -355,7 +320,7 @@ class Engine(Backend):
         refuse_unknown("generation", sampling, known, f"sampling parameter in vLLM {self.version}")
         edited: dict[str, Any] = {}
         salt = None
-        keeps = self.keeps_rows and rows is not None and mask is None and sampling.get("n") in (None, 1)
+        kept = None if self._kept is None or mask is not None or sampling.get("n") not in (None, 1) else rows
         if mask is not None and mask.stream is not None:
             edited, salt = self._streaming(mask, mask.stream)
         elif mask is not None:
@@ -367,11 +332,10 @@ class Engine(Backend):
                 from retrieval_heads.engine.backends.scheduler import HASHED
 
                 edited[HASHED] = request
-            if keeps:
+            if kept is not None:
                 from retrieval_heads.tracing.worker import KEEP
 
-                assert rows is not None
-                edited[KEEP] = [request, rows.first, list(rows.scores)]
+                edited[KEEP] = [request, kept.first, list(kept.scores)]
         if edited:
             sampling = {**sampling, "extra_args": {**(sampling.get("extra_args") or {}), **edited}}
         if is_replayed:
@@ -379,9 +343,8 @@ class Engine(Backend):
         self._add(request, prompt, sampling, priority=turn, salt=salt)
         if mask is not None:
             self._edited.add(request)
-        if keeps:
-            self._keeping.add(request)
-            self._finished.discard(request)  # one of that name, before
+        if self._kept is not None and kept is not None:
+            self._kept.keep(request)
 
     def measure(self, request: str, ids: Sequence[int], reference: str) -> None:
         """Queue a piece of a reference text: every head's output on its tokens goes into that reference's mean.
@@ -501,10 +464,9 @@ class Engine(Backend):
             self._edited -= edited
             self.traced.collect(sorted(edited))  # what the workers keep of them
         self._finished.update(requests)  # no replay of theirs will come
-        self._keeping -= set(requests)
+        if self._kept is not None:
+            self._kept.drop(requests)
         for request in requests:
-            if (asked := self._to_score.pop(request, None)) is not None:
-                self._forget(asked.of)
             self._queued.pop(request, None)
             self._shares.forget(request)
         self._names = {name: request for name, request in self._names.items() if request in self._queued}
@@ -525,19 +487,19 @@ class Engine(Backend):
     @property
     def has_work(self) -> bool:
         """Whether a request is unfinished."""
-        return bool(self._to_score) or bool(self._engine.has_unfinished_requests())
+        is_to_score = self._kept is not None and self._kept.are_waiting
+        return is_to_score or bool(self._engine.has_unfinished_requests())
 
     def step(self) -> list[Finished]:
-        """Run the model once over whatever is scheduled; the requests that this finished.
+        """Score what replays read of rows that were kept, then run the model once over whatever is scheduled; the
+        requests that this finished.
 
         Replays of these are queued before the next step, or never.
         """
         self._forget_hashes()
-        scored = self._score_kept()
-        self._keeping -= self._finished
-        self._finished = set()
+        scored = [] if self._kept is None else self._kept.finish()
         if scored and not self._engine.has_unfinished_requests():
-            self.has_moved = True
+            self.has_moved, self._finished = True, set()
             return scored
         began = time.perf_counter()
         stepped = self._engine.step() if self.traced is None else self.traced.step()
@@ -547,6 +509,8 @@ class Engine(Backend):
         self._edited -= edited
         collected = self.traced.collect(sorted(edited)) if edited else {}
         self._finished = set(outputs)
+        if self._kept is not None:
+            self._kept.end(outputs)
         own = self._look(seconds, outputs)
         return scored + [
             _finished(output, self._queued.pop(name, None), own.get(name), *collected.get(name, ()))
@@ -603,20 +567,10 @@ class Engine(Backend):
             self._to_replay.discard(request)
             self._forget(request)
 
-    def _forget(self, request: str | None) -> None:
+    def _forget(self, request: str) -> None:
         """The hashes of its prompt, which no replay will ask for."""
-        if self._hashes is not None and request is not None:
+        if self._hashes is not None:
             self._hashes.forget(request)
-
-
-@dataclass(frozen=True)
-class _Replay:
-    """What `Engine.replay` is asked for."""
-
-    ids: Sequence[int]
-    rows: Rows
-    first_row: int
-    of: str | None
 
 
 @contextmanager
@@ -719,7 +673,7 @@ def _read(output: Any, queued: float | None, own: float | None, saves: Fields | 
         own_seconds=None if own is None else round(own, 4),
         head_scores=(saves or {}).get("head_scores"),
         prompt_logprob=_mean_logprob(output.prompt_token_ids, output.prompt_logprobs),
-        error=_worker_reason(error),
+        error=worker_reason(error),
     )
 
 
@@ -729,14 +683,6 @@ def _mean_logprob(ids: Sequence[int], logprobs: Sequence[Any] | None) -> float |
         return None
     known = [each[token].logprob for token, each in zip(ids, logprobs, strict=True) if each is not None]
     return sum(known) / len(known) if known else None
-
-
-def _worker_reason(error: Any) -> str | None:
-    """What nnsight or the probe caught in the worker; `None` where they caught nothing."""
-    if error is None:
-        return None
-    text = error.get("message") or str(error) if isinstance(error, dict) else str(error)
-    return raised_reason(text) or "the probe failed"
 
 
 def _supported_version() -> str:

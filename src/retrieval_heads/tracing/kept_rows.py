@@ -30,10 +30,12 @@ from retrieval_heads.tracing.figures import scores_of
 from retrieval_heads.tracing.layer_kinds import LayerKind, Part
 from retrieval_heads.tracing.probe import Probe, Replay, is_gated, may_be_gated
 from retrieval_heads.tracing.projections import unembedding_rows
-from retrieval_heads.tracing.worker import Scheduled
+from retrieval_heads.tracing.worker import Scheduled, failure
 
 KEPT_BYTES = 256 << 20
-"""Of rows, at most: of a request that finds no place, none are kept, and it is replayed."""
+"""Of queries and outputs, at most: of a request that finds no place, none are kept, and it is replayed. Where a gate
+stands behind attention, what it lets through takes half as much again.
+"""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,6 @@ class Pool:
         self._free: list[int] = []
         self._rows: dict[object, Tensor] = {}
 
-    @property
-    def taken(self) -> int:
-        """Places with a row."""
-        return self._size - len(self._free)
-
     def take(self, count: int) -> list[int] | None:
         """Places for so many rows; `None` where there are too few."""
         missing = count - len(self._free)
@@ -146,7 +143,7 @@ class KeptRows:
         self._requests: dict[str, _Request] = {}
         """By vLLM's names."""
         numbers = sum(
-            layer.kind.heads(layer.module) * (layer.module.head_size + 2 * layer.kind.value_size(layer.module))
+            layer.kind.heads(layer.module) * (layer.module.head_size + layer.kind.value_size(layer.module))
             for layer in layers
         )
         self._pool = Pool(numbers * runner.dtype.itemsize)
@@ -237,7 +234,7 @@ class KeptRows:
                 wanted = Replay(rows, len(self._layers), self._scores)
                 part = wanted.part(place, rows.first, needs_whole_context=False)
             except Exception as error:  # of a score whose looks are not of these rows: of this request alone
-                found[replay] = {}, _told(error)
+                found[replay] = {}, failure(error)
                 continue
             replays[replay] = wanted, part
             places += one.places[rows.first - one.first : rows.end - one.first]
@@ -248,7 +245,7 @@ class KeptRows:
             with torch.inference_mode(), _context(self._context):
                 self._probe(list(replays.values()), torch.tensor(places))
         except Exception as error:  # told of each of these, as an edit's is
-            told = _told(error)
+            told = failure(error)
         for replay, (wanted, _) in replays.items():
             found[replay] = {key: save.arrived() for key, save in wanted.saves.items()}, told
         return found
@@ -314,7 +311,7 @@ def keep_rows(worker: Any, layers: Sequence[tuple[str, LayerKind, str | None]], 
         return False  # keys are let go of while a request is at work
     modules = {envoy.path: envoy._module for envoy in runner.nnsight_model.modules()}
     found = [KeptLayer(modules[path], kind, projection and modules[projection]) for path, kind, projection in layers]
-    runner.kept = KeptRows(found, lacking, runner)
+    runner.kept_rows = KeptRows(found, lacking, runner)
     return True
 
 
@@ -325,7 +322,7 @@ def score_kept(worker: Any, asked: Mapping[str, tuple[str, Fields]]) -> bytes:
         worker: vLLM's.
         asked: As there, `Rows` as plain JSON.
     """
-    kept = worker.model_runner.kept
+    kept = worker.model_runner.kept_rows
     rows = {replay: (name, Rows.of_json(fields)) for replay, (name, fields) in asked.items()}
     return pickle.dumps({} if kept is None else kept.score(rows))
 
@@ -333,10 +330,6 @@ def score_kept(worker: Any, asked: Mapping[str, tuple[str, Fields]]) -> bytes:
 def _first(arguments: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
     """The first of what a module is called with."""
     return next(iter((*arguments, *named.values())))
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _current_context() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,9 +15,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from retrieval_heads.heads.looks import Rows
-from retrieval_heads.tracing import kept, probe
+from retrieval_heads.tracing import kept_rows, probe
 from retrieval_heads.tracing.figures import looks_of
-from retrieval_heads.tracing.kept import KeptLayer, KeptRows
+from retrieval_heads.tracing.kept_rows import KeptLayer, KeptRows
 from retrieval_heads.tracing.layer_kinds import SoftmaxAttention
 
 pytestmark = pytest.mark.engine
@@ -44,7 +43,7 @@ class Projection(Module):
 
 @pytest.fixture(autouse=True)
 def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "_current_context", lambda: None)
+    monkeypatch.setattr(kept_rows, "_current_context", lambda: None)
 
 
 def keeper(places: int = 10_000) -> KeptRows:
@@ -88,8 +87,12 @@ def found(rows: KeptRows, name: str, what: str = "queries", layer: int = 0) -> l
     return [float(value) for value in read[:, 0]]
 
 
+def taken(rows: KeptRows) -> int:
+    return rows._pool._size - len(rows._pool._free)
+
+
 @st.composite
-def histories(draw: st.DrawFn) -> Iterator[Any]:
+def histories(draw: st.DrawFn) -> list[Any]:
     """Steps of three requests: some are left out, are computed in pieces, or begin again where a cache ends."""
     at, steps = {"a": 0, "b": 0, "c": 0}, []
     for _ in range(draw(st.integers(1, 12))):
@@ -126,19 +129,19 @@ def test_each_row_is_kept_as_it_was_computed_last_or_the_request_is_lost(
             for at in wanted:
                 known[name][at - first : at - first + 1] = [number(name, at, version)]
     for name in "abc":
-        kept_rows = found(rows, name)
+        of_name = found(rows, name)
         if name in lost:
-            assert kept_rows is None
-        elif kept_rows is None:
+            assert of_name is None
+        elif of_name is None:
             assert places == 10, "there was room"
         else:
-            assert kept_rows == known[name]
+            assert of_name == known[name]
             assert found(rows, name, layer=1) == [value + 1 / 8 for value in known[name]]
             if known[name]:
                 assert found(rows, name, "heads") == [value * 10 for value in known[name]]
-    assert rows._pool.taken <= places
+    assert taken(rows) <= places
     rows.forget("abc")
-    assert rows._pool.taken == 0
+    assert taken(rows) == 0
     assert not rows._requests
 
 
@@ -151,7 +154,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The parts that are probed, with the places of their rows; nothing is scored."""
     seen: list[Any] = []
     monkeypatch.setattr(KeptRows, "_probe", lambda self, replays, places: seen.append((replays, places.tolist())))
-    monkeypatch.setattr(kept, "_context", lambda context: nullcontext())
+    monkeypatch.setattr(kept_rows, "_context", lambda context: nullcontext())
     return seen
 
 
@@ -209,7 +212,7 @@ def test_a_mistake_in_one_replay_is_its_own_error(probed: list[Any], monkeypatch
 
 
 def test_what_scoring_raises_is_the_error_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "_context", lambda context: nullcontext())
+    monkeypatch.setattr(kept_rows, "_context", lambda context: nullcontext())
     rows = keeper()
     rows.ask("a", "a", 2, ())
     step(rows, [("a", 0, 6)])
@@ -236,5 +239,5 @@ def test_what_heads_put_out_is_not_kept_for_scores_that_do_not_read_it() -> None
 def test_a_request_that_nobody_asked_for_costs_nothing() -> None:
     rows = keeper()
     step(rows, [("a", 0, 3)])
-    assert rows._pool.taken == 0
+    assert taken(rows) == 0
     assert not rows._pool._rows

@@ -27,6 +27,7 @@ from retrieval_heads.engine.backends.vllm import Engine
 from retrieval_heads.errors import EngineError
 from retrieval_heads.heads.looks import Rows
 from retrieval_heads.runs.mask import STREAM, Mask, Stream
+from retrieval_heads.tracing import traced
 from retrieval_heads.tracing.gated_delta import causal_conv, effective_weights, recurrence
 from retrieval_heads.tracing.layer_kinds import conv_weight, into_latent_space, projected
 
@@ -446,6 +447,7 @@ def kept_and_replayed(engine: Engine, ids: list[int], rows: Rows) -> dict[str, A
 
 def run(model: Tiny, folder: Path) -> dict[str, Any]:
     build(model, folder)
+    traced.KEPT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # of which the exact models are
     engine = Engine(str(folder), ENGINE | model.engine, traced=True)
     ids = tokens()
     needle = ids[slice(*NEEDLE_SPAN)]

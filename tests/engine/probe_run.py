@@ -26,7 +26,7 @@ from retrieval_heads.prompts.haystack import Haystack, read_text
 from retrieval_heads.prompts.prompt import BuiltPrompt, PromptBuilder
 from retrieval_heads.prompts.random_text import plain_tokens, repeated_text
 from retrieval_heads.prompts.settings import Needle, Prompt
-from retrieval_heads.tracing import kept_rows, worker
+from retrieval_heads.tracing import kept_rows, traced, worker
 
 NEEDLE = Needle(
     needle="\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n",
@@ -44,6 +44,7 @@ TRACKED = "nnsight_request_count"
 
 
 def main(out: str, dtype: str, block_size: str, *lengths: str) -> None:
+    traced.KEPT_DTYPES = (*traced.KEPT_DTYPES, torch.float32)  # where figures can be held against the reference's
     engine = Engine(
         locate_model("SmolLM2-135M-Instruct"),
         {

@@ -132,8 +132,11 @@ def test_scores_lie_in_their_ranges_and_a_sample_says_how_it_was_traced(detect_r
         written = [value for row in record.heads["write"] for value in row]
         assert min(written) < 0 < max(written)
         assert record.replay is not None
-        assert record.replay.computed_tokens == 0, "its rows were kept"
-        assert record.replay.cached_tokens == record.context_length + len(record.token_ids) - 1
+        assert record.question_span is not None
+        assert record.replay.cached_tokens <= record.question_span[0]
+        replayed = record.replay.cached_tokens + record.replay.computed_tokens
+        assert replayed == record.context_length + len(record.token_ids) - 1
+    assert any(record.replay and record.replay.cached_tokens for record in records)
 
 
 @pytest.mark.parametrize("suite", ["fresh", "again"])

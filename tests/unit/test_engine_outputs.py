@@ -21,7 +21,7 @@ def engine(*outputs: SimpleNamespace) -> Engine:
     made = Engine.__new__(Engine)
     made.traced, made._edited, made._queued, made._finished = None, set(), {}, set()
     made._hashes, made._to_replay, made._progress = None, set(), None
-    made._scheduled, made._names = {}, {}
+    made._scheduled, made._names, made._kept = {}, {}, None
     made._engine = SimpleNamespace(step=lambda: list(outputs), engine_core=None)
     return made
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import torch
 from nnsight.intervention.envoy import Envoy
 from nnsight.modeling.vllm import VLLM
 from torch import Tensor
@@ -36,6 +37,10 @@ from retrieval_heads.tracing.worker import PROBE, STREAM, worker_class
 GRAPHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """A step of so many requests has a graph, any other is filled up to the next of them. vLLM captures 51 sizes, each in
 0.08 s; what a filled-up step waits for are the weights, as one that is not.
+"""
+KEPT_DTYPES = (torch.bfloat16, torch.float16)
+"""Of models whose rows are kept. In float32 a replay gives the same bits whatever stands beside it in its steps, and so
+the same files when a run is measured again; an answer's own steps do not, nor does either in these.
 """
 _SIZES = {"cudagraph_capture_sizes", "max_cudagraph_capture_size"}
 
@@ -174,7 +179,8 @@ class TracedModel:
             and config.parallel_config.pipeline_parallel_size == 1
             and config.speculative_config is None
         )
-        if not (current_platform.is_cpu() and is_in_order and all(kind.is_paged for _, kind, _ in layers)):
+        is_noisy = config.model_config.dtype in KEPT_DTYPES
+        if not (current_platform.is_cpu() and is_noisy and is_in_order and all(kind.is_paged for _, kind, _ in layers)):
             return False
         places = [(envoy.path, kind, None if by is None else by.path) for envoy, kind, by in layers]
         return all(self.engine.collective_rpc(keep_rows, args=(places, lacking)))

@@ -139,6 +139,23 @@ def test_scores_lie_in_their_ranges_and_a_sample_says_how_it_was_traced(detect_r
     assert any(record.replay and record.replay.cached_tokens for record in records)
 
 
+def test_in_bfloat16_heads_are_scored_as_answers_end_and_nothing_is_computed_again(tmp_path: Path) -> None:
+    sweep = {"context_lengths": [448], "document_depths": {"min": 0, "max": 100, "intervals": 4}}
+    write_yaml(tmp_path / "heads.yaml", {**DETECTED_SUITE, "sweep": sweep})
+    write_yaml(tmp_path / "config.yaml", {"model": {**DETECTED_CONFIG["model"], "dtype": "bfloat16"}})
+    run = finished(["heads.yaml", "--rh-config", "config.yaml"], tmp_path)
+    assert run.exit_status == 0, run.output
+    for record in run.records.values():
+        assert record.heads is not None
+        assert record.replay is not None
+        assert record.replay.computed_tokens == 0
+        assert record.replay.cached_tokens == record.context_length + len(record.token_ids) - 1
+        assert record.engine_seconds is not None
+        assert record.engine_seconds > record.replay.seconds > 0
+    steps = np.load(run.folder / "steps.npz")
+    assert len(steps.files) > 0
+
+
 @pytest.mark.parametrize("suite", ["fresh", "again"])
 def test_the_steps_of_answers_come_to_their_scores(detect_run: Outcome, stored_run: Outcome, suite: str) -> None:
     records = list(detect_run.records.values()) if suite == "fresh" else of_suite(stored_run, "again")

@@ -287,13 +287,15 @@ class KillLoop:
     def _alive(self) -> list[tuple[int, str]]:
         """Processes of this loop's sessions, however far from them by now, with their command lines."""
         found = []
-        mark = f"{MARK}={self._mark}".encode()
+        mark, here = f"{MARK}={self._mark}".encode(), self.folder.resolve()
         own = {os.getpid(), *([self._forks.process] if self._forks else [])}
         for process in Path("/proc").iterdir():
             if not process.name.isdigit() or int(process.name) in own:
                 continue
             try:
-                if mark not in (process / "environ").read_bytes().split(b"\0"):
+                # A copy shows the environment with which its server was started, and is in the session's folder.
+                is_marked = mark in (process / "environ").read_bytes().split(b"\0")
+                if not is_marked and (process / "cwd").readlink() != here:
                     continue
                 if (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
                     continue
@@ -315,7 +317,7 @@ class KillLoop:
         if self._engine == "stand-in" and (self.folder / "served").exists():
             served = {line.partition("\t")[2].partition("::")[2] for line in self._served()}
             if again := served & self._seen.keys():
-                raise Lost(f"{len(again)} cells asked again: {sorted(again)[:3]}")
+                raise Lost(f"{len(again)} cells asked again: {sorted(again)[:3]}\n{self._printed()}")
         self._seen = answers
         folders = list(self._temporary.glob("rh-*"))
         if len(folders) > (1 if was_killed else 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -482,6 +483,17 @@ def test_an_engine_that_keeps_rows_is_told_what_a_replay_will_read_at_most(askin
     )
     assert engine.first_rows == {"replay 0": 49}, "which are the answer's alone in the end"
     assert engine.told["1"] is None
+
+
+def test_jobs_of_a_run_that_goes_on_wait_until_its_earlier_answers_are_known(asking: Asking) -> None:
+    asking._server.awaits_begin = True
+    asking.client.submit(PLAIN, cells(range(3)))  # as a worker does, which may come before whoever begins
+    with pytest.raises(queue.Empty):
+        asking._server.waiting.get(block=False)
+    asking.client.begin()
+    assert [asking._server.waiting.get(block=False).rpartition(" ")[2] for _ in range(3)] == ["0", "1", "2"]
+    asking.client.submit(PLAIN, cells([3]))
+    assert asking._server.waiting.get(block=False).endswith("3")
 
 
 class Calibrating(Replaying):

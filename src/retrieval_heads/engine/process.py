@@ -40,7 +40,7 @@ def main() -> None:
     if hello.offline:  # else each library asks for each file, again and again
         os.environ["HF_HUB_OFFLINE"] = "1"
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    server = Server(hello.key)
+    server = Server(hello.key, awaits_begin=hello.is_resumed)
     server.listen(hello.socket)
     backend = resolve(hello.backend) if hello.backend else find(DEFAULT_BACKEND)
     try:

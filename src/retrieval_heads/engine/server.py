@@ -52,6 +52,10 @@ class Server:
     """
 
     key: str
+    awaits_begin: bool = False
+    """Whether a run's jobs wait until it has begun, and its earlier answers are known: a worker of xdist may submit
+    cells before the session's first process begins.
+    """
     runs: dict[str, Run] = field(default_factory=dict)
     """By their names."""
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -186,8 +190,11 @@ class Server:
         with self.changed:
             if self.is_retired:
                 return {"error": "it takes no more runs", "is_fatal": True}
-            run.who = str(message.get("who") or f"run {run.name}")
+            is_first, run.who = not run.who, str(message.get("who") or f"run {run.name}")
             self.begun += 1
+            if self.awaits_begin and is_first:
+                for job in run.jobs.values():
+                    self.waiting.put(job.name, run.name)
         return {}
 
     def _end(self, run: Run) -> None:
@@ -276,7 +283,8 @@ class Server:
     def _take_in(self, run: Run, key: str, payload: str, ask: FreeQuestion | CellQuestion) -> Job:
         job = run.jobs[key] = Job(run, key, payload, ask)
         self.jobs[job.name] = job
-        self.waiting.put(job.name, run.name)
+        if run.who or not self.awaits_begin:
+            self.waiting.put(job.name, run.name)
         return job
 
     def _wait(self, job: Job) -> Result | None:

@@ -103,8 +103,7 @@ class Pool:
             size = min(self.most, max(self._size + missing, 2 * self._size))
             self._free += range(self._size, size)
             self._size = size
-        taken, self._free = self._free[:count], self._free[count:]
-        return taken
+        return [self._free.pop() for _ in range(count)]
 
     def give_back(self, places: Iterable[int]) -> None:
         """These are wanted no more."""

@@ -112,8 +112,8 @@ class Conducted:
             self.kept_rows.begin(self._batch(scheduler_output.num_scheduled_tokens))
         if not self.carried:
             return deferred
-        for request, row, start, _, tokens in self._batch(scheduler_output.num_scheduled_tokens):
-            if (one := self.carried.get(request)) is not None and self._has_rows(one, row, tokens):
+        for request, row, start, position, tokens in self._batch(scheduler_output.num_scheduled_tokens):
+            if (one := self.carried.get(request)) is not None and _has_rows(one, position + tokens):
                 found = Scheduled(one.extra_args, one.state, row, start, tokens)
                 self.scheduled.setdefault(one.edit, []).append(found)
         for edit in self.scheduled:
@@ -129,13 +129,6 @@ class Conducted:
         for row, request in enumerate(one for one in self.input_batch.req_ids if one in tokens):
             yield request, row, start, int(computed[row]), tokens[request]
             start += tokens[request]
-
-    def _has_rows(self, one: _Carried, row: int, tokens: int) -> bool:
-        """Whether a step has rows that a request's edit is about: of a context none may stream."""
-        if one.edit != STREAM:
-            return True
-        first: int = one.extra_args[STREAM][FIRST_ROW]
-        return int(self.input_batch.num_computed_tokens_cpu[row]) + tokens > first
 
     def _start_conductor(self, edit: str) -> None:
         requests, interleaver = self.nnsight_requests, self.nnsight_model.interleaver
@@ -180,6 +173,13 @@ class Conducted:
                 saves = {} if scored is None else {name: save.arrived() for name, save in scored.saves.items()}
                 found[one.name.key(finished)[0]] = saves, one.state.get("error")
         return found
+
+
+def _has_rows(one: _Carried, end: int) -> bool:
+    """Whether a step that ends behind so many of a request's tokens has rows that its edit is about: of a context none
+    may stream.
+    """
+    return one.edit != STREAM or end > int(one.extra_args[STREAM][FIRST_ROW])
 
 
 def failure(error: BaseException) -> str:

@@ -155,7 +155,6 @@ class Engine(Backend):
         chosen = uncompiled(arguments) if current_platform.is_cuda() and not traced else {}
         arguments = {**defaults, **chosen, **arguments}
         self.scores: tuple[str, ...] = ()
-        self.keeps_rows = False
         self.traced: Any = None
         """The `retrieval_heads.tracing.traced.TracedModel`, where there is one."""
         self._edits: list[str] | None = None
